@@ -1,0 +1,48 @@
+"""Attention in vision and language, in JAX: launch a config, reproduce an ablation table, load a checkpoint.
+
+Names are looked up when they are first used, so that `import attention_jax` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attention_jax.analysis.attention_maps import attention_maps
+    from attention_jax.errors import UserError
+    from attention_jax.load import Run, load_checkpoint, load_run
+    from attention_jax.models import create_model, list_models
+    from attention_jax.models.summary import summary
+
+__version__ = "0.1.0"
+_HOME = {
+    "UserError": "attention_jax.errors",
+    "attention_maps": "attention_jax.analysis.attention_maps",
+    "create_model": "attention_jax.models",
+    "list_models": "attention_jax.models",
+    "load_checkpoint": "attention_jax.load",
+    "load_run": "attention_jax.load",
+    "Run": "attention_jax.load",
+    "summary": "attention_jax.models.summary",
+}
+__all__ = [  # noqa: RUF022  grouped by use
+    "create_model",
+    "list_models",
+    "summary",
+    "load_checkpoint",
+    "load_run",
+    "Run",
+    "attention_maps",
+    "UserError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'attention_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the module of the same name must not stand in for the function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,71 @@
+"""What a user brings, by name: a built-in name, a dotted path, or `path/to/file.py:Name`."""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from attention_jax.errors import UserError, suggestion
+
+
+@functools.cache
+def _module_of_file(path: Path) -> ModuleType:
+    # The name depends on the path alone, so that an object keeps its identity (and its compiled programs) in one process.
+    name = f"{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: this file does not run: {type(error).__name__}: {error}.") from error
+    return module
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """The module made by running a Python file once per process. Raises UserError when it is missing or does not run."""
+    resolved = Path(path).expanduser().resolve()
+    if not resolved.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    return _module_of_file(resolved)
+
+
+def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> Any:
+    """The object that `spec` names.
+
+    Args:
+        spec: a name in `builtin`, `package.module:Name`, `package.module.Name`, `path/to/file.py:Name`, or the object itself.
+        builtin: the names that need no path.
+        kind: what is being looked for, in the words of the error ("gate", "data source").
+
+    Raises:
+        UserError: nothing of that name; says what would be accepted.
+    """
+    if not isinstance(spec, str):
+        return spec
+    if spec in builtin:
+        return builtin[spec]
+    where, _, name = spec.rpartition(":") if ":" in spec else spec.rpartition(".")
+    if where.endswith(".py"):
+        module = load_file(where)
+    elif where:
+        try:
+            module = importlib.import_module(where)
+        except ImportError as error:
+            raise UserError(f"{kind} {spec!r}: the module {where!r} cannot be imported ({error}).") from error
+    else:
+        raise UserError(
+            f"unknown {kind} {spec!r}{suggestion(spec, builtin)}: give one of {', '.join(sorted(builtin))}, "
+            "a dotted path, or path/to/file.py:Name."
+        )
+    if not hasattr(module, name):
+        raise UserError(f"{kind} {spec!r}: {where} has no {name!r}{suggestion(name, vars(module))}.")
+    return getattr(module, name)
