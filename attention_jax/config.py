@@ -1,0 +1,309 @@
+"""Configs are data: fields, checks, durations, overrides, versions.
+
+A config file defines `get_config()` (or `get_config(arg)`) that returns an `ml_collections.ConfigDict` in which every
+field below is present. Sections marked open take any key; whoever reads them checks them (`create_model` its fields).
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from attention_jax.errors import UserError, suggestion
+from attention_jax.plugins import load_file, load_object
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What one field accepts: types, a further condition, and the words of the error."""
+
+    types: type | tuple[type, ...]
+    accepts: str
+    ok: Callable[[Any], bool] = lambda value: True
+
+    def error(self, value: Any) -> str | None:
+        """None, or what would be right."""
+        types = self.types if isinstance(self.types, tuple) else (self.types,)
+        is_type = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        return None if is_type and self.ok(value) else self.accepts
+
+
+def _choice(*names: str) -> Field:
+    return Field(str, "one of " + ", ".join(map(repr, names)), lambda value: value in names)
+
+
+def _positive(unit: str) -> Field:
+    return Field(int, f"a whole number of {unit} from 1", lambda value: value >= 1)
+
+
+def _not_negative(what: str) -> Field:
+    return Field((int, float), f"{what}, 0 or more", lambda value: value >= 0)
+
+
+_NAME = Field(str, "a name")
+_FLAG = Field(bool, "True or False")
+_SHARE = Field((int, float), "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+_STEP = Field(int, "a step, 0 or more", lambda value: value >= 0)
+_DURATION = Field((int, float), "a positive number", lambda value: value > 0)
+_DURATION_OR_0 = _not_negative("a number")
+_UNITS = ("steps", "epochs", "examples")
+_OPEN = object()
+
+
+def _duration(name: str, field: Field = _DURATION) -> dict[tuple[str, ...], Field]:
+    return {tuple(f"{name}_{unit}" for unit in _UNITS): field}
+
+
+def _is_rules(value: Any) -> bool:
+    return all(isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) for rule in value)
+
+
+# A key is a name, or the names of which exactly one must be present (a duration in any one unit).
+FIELDS: dict[Any, Any] = {
+    "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
+    "task": _choice("classification"),
+    "seed": Field(int, "a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31),
+    "batch_size": _positive("examples"),
+    "accumulation": _positive("micro-batches"),
+    **_duration("total"),
+    "model": _OPEN,
+    "batch_norm": {
+        "granularity": Field(
+            (str, int),
+            "'all', 'per_replica', or a whole number of examples",
+            lambda value: value in ("all", "per_replica") if isinstance(value, str) else value >= 1,
+        ),
+    },
+    "data": {
+        "source": _NAME,
+        "args": _OPEN,
+        "train_split": _NAME,
+        "eval_split": _NAME,
+        "crop_padding": Field(int, "a number of pixels, 0 or more", lambda value: value >= 0),
+        "flip": _FLAG,
+        "mean": Field((tuple, list), "a tuple of numbers, one a channel", lambda value: len(value) > 0),
+        "std": Field((tuple, list), "a tuple of positive numbers, one a channel", lambda v: v and all(s > 0 for s in v)),
+        "image_shape": Field(
+            (tuple, list, type(None)),
+            "(height, width, channels), or None for the data's own",
+            lambda v: v is None or len(v) == 3,
+        ),
+        "threads": _positive("threads"),
+    },
+    "optimizer": {
+        "name": _choice("sgd", "adamw"),
+        "momentum": _SHARE,
+        "nesterov": _FLAG,
+        "weight_decay": _not_negative("a factor"),
+        "decay_rules": Field((tuple, list), "a tuple of (path regex, True or False)", _is_rules),
+    },
+    "schedule": {
+        "name": _choice("constant", "step", "cosine"),
+        "learning_rate": _not_negative("a rate"),
+        **_duration("warmup", _DURATION_OR_0),
+        "boundaries": Field((tuple, list), "a tuple of shares of the run", lambda value: all(0 < share < 1 for share in value)),
+        "factor": _not_negative("a factor"),
+    },
+    "loss": {"label_smoothing": _SHARE},
+    "ema": {"decay": _SHARE, "warmup": _FLAG},
+    "evaluation": {**_duration("every"), "batch_size": _positive("examples")},
+    "checkpoint": {**_duration("every"), "keep_last": _positive("checkpoints"), "keep_best": _positive("checkpoints")},
+    "logging": {**_duration("every"), "tensorboard": _FLAG},
+    "parallel": {
+        "mode": _choice("jit", "pmap"),
+        "data": Field(int, "a whole number of devices, or -1 for all of them", lambda value: value == -1 or value >= 1),
+    },
+    "profile": {"first_step": _STEP, "num_steps": _STEP},
+}
+
+# What may differ between a workdir's config and the one given on a rerun: nothing that changes the numbers.
+MAY_DIFFER = (
+    "parallel",
+    "logging",
+    "profile",
+    "data.threads",
+    "data.args.data_dir",
+    "checkpoint.keep_last",
+    "checkpoint.keep_best",
+)
+
+
+def load_config(spec: str) -> ConfigDict:
+    """`path/to/file.py` or `path/to/file.py:arg` -> the checked result of its `get_config`."""
+    path, _, arg = spec.partition(":")
+    module = load_file(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path}: a config file defines get_config(), this one does not.")
+    takes_arg = bool(inspect.signature(module.get_config).parameters)
+    if arg and not takes_arg:
+        raise UserError(f"{path}: get_config() takes no argument, so {arg!r} has no meaning.")
+    config = module.get_config(arg) if arg else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() returned {type(config).__name__}; return an ml_collections.ConfigDict.")
+    config = upgrade(config)
+    check(config)
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a.b": value}`; sequences come as tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = _as_tuple(value)
+    return flat
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _fields(section: Mapping[Any, Any] = FIELDS, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(alternative dotted names, Field or _OPEN) of every field."""
+    for key, field in section.items():
+        names = key if isinstance(key, tuple) else (key,)
+        if isinstance(field, dict):
+            yield from _fields(field, f"{prefix}{key}.")
+        else:
+            yield tuple(prefix + name for name in names), field
+
+
+def _known_names() -> dict[str, Any]:
+    return {name: field for names, field in _fields() for name in names}
+
+
+def _open_sections() -> tuple[str, ...]:
+    return tuple(name for name, field in _known_names().items() if field is _OPEN)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError that names the first field that is unknown, missing or of a wrong value."""
+    flat, known = flatten(config), _known_names()
+    for name in flat:
+        if name not in known and not name.startswith(tuple(f"{section}." for section in _open_sections())):
+            raise UserError(f"unknown config field {name!r}{suggestion(name, known)}.")
+    for names, field in _fields():
+        if field is _OPEN:
+            continue
+        present = [name for name in names if name in flat]
+        if len(present) != 1:
+            wanted = " or ".join(names)
+            raise UserError(f"config: give exactly one of {wanted}; this config has {' and '.join(present) or 'none'}.")
+        expected = field.error(flat[present[0]])
+        if expected:
+            raise UserError(f"config.{present[0]}={flat[present[0]]!r} is not right: give {expected}.")
+    if "name" not in config.get("model", {}):
+        raise UserError("config.model.name is missing: give the name of a model, as attention_jax.list_models() lists them.")
+    if config.batch_size % config.accumulation:
+        raise UserError(
+            f"config.accumulation={config.accumulation} does not divide batch_size={config.batch_size}: give one that does."
+        )
+
+
+def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """A copy with dotted fields replaced and checked. A duration given in another unit replaces the old one."""
+    plain = config.copy_and_resolve_references().to_dict()
+    siblings = {name: names for names, _ in _fields() for name in names}
+    for dotted, value in changes.items():
+        is_open = dotted.startswith(tuple(f"{section}." for section in _open_sections()))
+        if dotted not in siblings and not is_open:
+            raise UserError(f"unknown config field {dotted!r}{suggestion(dotted, siblings)}.")
+        *parents, last = dotted.split(".")
+        section = plain
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        for sibling in siblings.get(dotted, ()):
+            section.pop(sibling.rpartition(".")[2], None)
+        section[last] = value
+    changed = ConfigDict(plain)
+    check(changed)
+    return changed
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The Python value that a command-line text stands for, a bare word being a string."""
+    field = _known_names().get(name)
+    if isinstance(field, Field) and field.types is str:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def duration_steps(section: Mapping[str, Any], name: str, steps_per_epoch: int, batch_size: int) -> int:
+    """The duration `name` of a section in steps, from whichever unit it is given in; at least one step unless it is 0."""
+    in_steps = {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / batch_size}
+    for unit, factor in in_steps.items():
+        value = section.get(f"{name}_{unit}")
+        if value is not None:
+            return max(1, round(value * factor)) if value else 0
+    raise KeyError(name)
+
+
+def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], ConfigDict], ...]) -> ConfigDict:
+    """The config after its recipe pieces, each a function ConfigDict -> ConfigDict or the name of one."""
+    from attention_jax import recipes
+
+    for piece in pieces:
+        config = load_object(piece, vars(recipes), "recipe piece")(config)
+    check(config)
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON, with which `from_json` is loss-free up to tuple against list."""
+    return json.dumps(config.to_dict(), indent=1, default=list)
+
+
+def from_json(text: str) -> ConfigDict:
+    """A saved config, brought up to date."""
+    return upgrade(ConfigDict(_tuples(json.loads(text))))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# One function for each old version: ConfigDict of that version -> ConfigDict of the next.
+UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {}
+
+
+def upgrade(config: ConfigDict) -> ConfigDict:
+    """A config of any earlier version as one of this version."""
+    version = config.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise UserError(f"config.version={version!r} is not right: this installation reads versions 1 to {VERSION}.")
+    for old in range(version, VERSION):
+        config = UPGRADES[old](config)
+    return config
+
+
+def difference(saved: ConfigDict, given: ConfigDict) -> list[str]:
+    """Lines "field: saved … , given …" of the fields that differ and must not on a rerun."""
+    old, new = flatten(saved), flatten(given)
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if any(name == field or name.startswith(f"{field}.") for field in MAY_DIFFER):
+            continue
+        if old.get(name, "nothing") != new.get(name, "nothing"):
+            lines.append(f"{name}: saved {old.get(name, 'nothing')!r}, given {new.get(name, 'nothing')!r}")
+    return lines
+
+
+def save_json(path: Path, config: ConfigDict) -> None:
+    """Writes a config so that a reader sees all of it or nothing."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(to_json(config))
+    partial.replace(path)

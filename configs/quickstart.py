@@ -1,0 +1,80 @@
+"""ResNet-20 on the UCI digits, the network behind the first table.
+
+Launch:    ./launch.sh train --config=configs/quickstart.py --workdir=runs/digits
+Hardware:  two CPU cores, about 20 seconds.
+Expected:  see experiments/results/quickstart.md (row "residual").
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """He et al.'s CIFAR recipe, shortened, with every field that the library reads."""
+    config = ConfigDict()
+    config.version = 1  # of the config's fields
+    config.task = "classification"
+    config.seed = 0  # of initialisation, data order and augmentation
+    config.batch_size = 32  # examples, over all devices
+    config.accumulation = 1  # micro-batches that make up a batch
+    config.total_epochs = 16.0  # or total_steps, total_examples; so for every duration
+
+    config.model = ConfigDict()  # open: any field of the network may be set
+    config.model.name = "resnet20"
+
+    config.batch_norm = ConfigDict()
+    config.batch_norm.granularity = "all"  # "all" | "per_replica" | a number of examples that share statistics
+
+    config.data = ConfigDict()
+    config.data.source = "digits"  # a built-in name, a dotted path, or path/to/file.py:make
+    config.data.args = ConfigDict()  # open: keyword arguments of the source
+    config.data.train_split = "train"
+    config.data.eval_split = "test"
+    config.data.crop_padding = 1  # pixels a side before a random crop, 0 for none
+    config.data.flip = False  # digits are not symmetric
+    config.data.mean = (0.3,)  # a channel, in units of the full range
+    config.data.std = (0.38,)
+    config.data.image_shape = None  # (height, width, channels); None takes the data's
+    config.data.threads = 2  # that load batches ahead of the step
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd" | "adamw"
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4  # L2 for sgd, decoupled for adamw
+    config.optimizer.decay_rules = (("(bias|scale)$", False), (".*", True))  # (path regex, decay it); first match wins
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "step"  # "constant" | "step" | "cosine"
+    config.schedule.learning_rate = 0.05  # peak, for the whole batch
+    config.schedule.warmup_epochs = 1.0  # linear, from 0
+    config.schedule.boundaries = (0.5, 0.75)  # of "step", as shares of the run
+    config.schedule.factor = 0.1  # of "step", at each boundary
+
+    config.loss = ConfigDict()
+    config.loss.label_smoothing = 0.0  # share spread evenly over all classes
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.0  # of weights and batch statistics a step; 0 for no average
+    config.ema.warmup = True  # decay at step t is at most (1+t)/(10+t)
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every_epochs = 2.0
+    config.evaluation.batch_size = 200  # examples, over all devices
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 4.0
+    config.checkpoint.keep_last = 1
+    config.checkpoint.keep_best = 1  # by the headline metric, accuracy
+
+    config.logging = ConfigDict()
+    config.logging.every_steps = 37
+    config.logging.tensorboard = True
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"  # "jit" | "pmap": one program over all devices, or one a replica
+    config.parallel.data = -1  # devices on the data axis, -1 for all
+
+    config.profile = ConfigDict()
+    config.profile.first_step = 0  # a trace of num_steps steps goes to profile/ in the workdir
+    config.profile.num_steps = 0
+    return config
