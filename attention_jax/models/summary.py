@@ -1,0 +1,84 @@
+"""Parameter and multiply-add counts of a network, module by module."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from attention_jax import tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Trainable parameters and multiply-adds (conv + linear + matmul, padding counted, as the papers print FLOPs)."""
+
+    params: int
+    macs: int
+    modules: dict[str, tuple[int, int]]  # path -> (params, macs), in order of first use
+
+    def __str__(self) -> str:
+        width = max(map(len, [*self.modules, "total"]))
+        rows = [*self.modules.items(), ("total", (self.params, self.macs))]
+        head = f"{'module':<{width}}  {'params':>13}  {'MACs':>16}"
+        return "\n".join([head, *(f"{name:<{width}}  {params:>13,}  {macs:>16,}" for name, (params, macs) in rows)])
+
+
+def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Summary:
+    """Counts a network without running it.
+
+    Args:
+        model: a Linen module.
+        shape: of its input, batch first, or a tuple of shapes when it takes several; float32 unless a
+            `jax.ShapeDtypeStruct` is given. Multiply-adds are those of the whole batch: give batch 1 to compare with papers.
+        depth: how many levels of the module path a row of the table has.
+        **kwargs: passed to the call (`train=True`).
+    """
+    shapes = shape if isinstance(shape[0], (tuple, jax.ShapeDtypeStruct)) else (shape,)
+    inputs = [s if isinstance(s, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    variables = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)
+    variables = {name: variables[name] for name in variables if name in ("params", "batch_stats")}
+    mutable = ["batch_stats"] if kwargs.get("train") else False
+    jaxpr = jax.make_jaxpr(lambda v, *x: model.apply(v, *x, mutable=mutable, **kwargs))(variables, *inputs)
+
+    macs: dict[str, int] = defaultdict(int)
+    _count(jaxpr.jaxpr, "", 1, macs)
+    root = type(model).__name__
+
+    def module_of(path: str) -> str:
+        parts = path.split("/")
+        return "/".join((parts[1:] if parts[0] == root else parts)[:depth])
+
+    modules: dict[str, list[int]] = {}
+    for path, count in macs.items():
+        modules.setdefault(module_of(path), [0, 0])[1] += count
+    for path, leaf in tree.flatten(variables["params"]).items():
+        modules.setdefault("/".join(path.split("/")[:-1][:depth]), [0, 0])[0] += leaf.size
+    table = {name: (p, m) for name, (p, m) in modules.items()}
+    return Summary(sum(p for p, _ in table.values()), sum(m for _, m in table.values()), table)
+
+
+def _count(jaxpr: core.Jaxpr, stack: str, times: int, macs: dict[str, int]) -> None:
+    """Adds each product's multiply-adds to the module whose scope it was traced in."""
+    for equation in jaxpr.eqns:
+        here = "/".join(filter(None, [stack, str(equation.source_info.name_stack)]))
+        name, params = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
+            macs[here] += times * equation.outvars[0].aval.size * math.prod(kernel) // out_features
+        elif name == "dot_general":
+            (contract, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            macs[here] += times * equation.outvars[0].aval.size * math.prod(left[i] for i in contract)
+        else:
+            repeat = params["length"] if name == "scan" else 1
+            for value in jax.tree.leaves(
+                list(params.values()), is_leaf=lambda v: isinstance(v, (core.Jaxpr, core.ClosedJaxpr))
+            ):
+                if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
+                    _count(getattr(value, "jaxpr", value), here, times * repeat, macs)

@@ -1,0 +1,1 @@
+"""Building blocks; they import flax and the ground floor only."""

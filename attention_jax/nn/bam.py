@@ -1,0 +1,104 @@
+"""The bottleneck attention module."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attention_jax.nn.conv import Conv
+from attention_jax.nn.norm import BatchNorm
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info(message)
+
+
+def fitting_dilation(dilation: int, height: int, width: int) -> int:
+    """The largest dilation up to `dilation` whose 3x3 kernel still has off-centre taps inside most of an [H, W] map.
+
+    At a dilation of the map's side or more every tap but the centre one falls on padding and the spatial branch sees
+    one position; half the side keeps at least one neighbour in view from every position.
+    """
+    return max(1, min(dilation, min(height, width) // 2))
+
+
+class BAM(nn.Module):
+    """BAM (Park et al. 2018, Section 3): F' = F + F · M(F), M(F) = sigmoid(channel map + spatial map).
+
+    Attributes:
+        reduction: r; both branches work on C // r channels (16 in the paper).
+        dilation: of the two 3x3 convolutions of the spatial branch (4 in the paper); reduced, and said so in the log,
+            where a small map would leave only the centre tap.
+        combine: "sum" is the paper's; "product" is the released code's; "max" is a row of the paper's ablation.
+        batch_norm: "paper" normalises the end of each branch (equations 3 and 5), "code" every hidden layer and not the
+            end. Both have ReLU after hidden layers and a bias in every layer, as the released code counts them.
+        channel, spatial: whether the branch is there.
+        norm: makes the normalisation layer; a network passes its own.
+    """
+
+    reduction: int = 16
+    dilation: int = 4
+    combine: str = "sum"
+    batch_norm: str = "paper"
+    channel: bool = True
+    spatial: bool = True
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C].
+
+        Sows into "attention": `channel` [B, C] and `spatial` [B, H, W], each branch's own map after a sigmoid, the map
+        `map` M(F) [B, H, W, C], and the features `input` F and `output` F' [B, H, W, C].
+        """
+        branches = {}
+        if self.channel:
+            branches["channel"] = self._channel_branch(x)[:, None, None, :]
+        if self.spatial:
+            branches["spatial"] = self._spatial_branch(x)
+        combine = {"sum": jnp.add, "product": jnp.multiply, "max": jnp.maximum}[self.combine]
+        attention = nn.sigmoid(functools.reduce(combine, branches.values()))
+        output = x * (1 + attention)
+
+        if self.is_mutable_collection("attention"):
+            for name, branch in branches.items():
+                self.sow("attention", name, nn.sigmoid(branch[:, 0, 0] if name == "channel" else branch[..., 0]))
+            self.sow("attention", "map", jnp.broadcast_to(attention, x.shape))
+            self.sow("attention", "input", x)
+            self.sow("attention", "output", output)
+        return output
+
+    def _hidden(self, x: jax.Array, name: str) -> jax.Array:
+        if self.batch_norm == "code":
+            x = self.norm(name=name)(x)
+        return nn.relu(x)
+
+    def _end(self, x: jax.Array, name: str) -> jax.Array:
+        return self.norm(name=name)(x) if self.batch_norm == "paper" else x
+
+    def _channel_branch(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, C]: global average pooling and one hidden layer."""
+        channels = x.shape[-1]
+        hidden = nn.Dense(channels // self.reduction, name="channel_reduce")(x.mean((1, 2)))
+        hidden = self._hidden(hidden, "channel_reduce_norm")
+        return self._end(nn.Dense(channels, name="channel_expand")(hidden), "channel_norm")
+
+    def _spatial_branch(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, 1]: 1x1, two dilated 3x3, 1x1."""
+        _, h, w, c = x.shape
+        dilation = fitting_dilation(self.dilation, h, w)
+        if dilation != self.dilation:
+            path = "/".join(self.path) or "BAM"
+            _say_once(f"{path}: dilation {self.dilation} does not fit a {h}x{w} map; using {dilation}")
+        conv = functools.partial(Conv, c // self.reduction, use_bias=True)
+        hidden = self._hidden(conv((1, 1), name="spatial_reduce")(x), "spatial_reduce_norm")
+        for i in (1, 2):
+            hidden = conv((3, 3), kernel_dilation=dilation, name=f"spatial_conv{i}")(hidden)
+            hidden = self._hidden(hidden, f"spatial_conv{i}_norm")
+        return self._end(Conv(1, (1, 1), use_bias=True, name="spatial_map")(hidden), "spatial_norm")

@@ -1,0 +1,55 @@
+"""Batch normalisation whose statistics are a stated choice."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last.
+
+    Unlike `nn.BatchNorm` it says over how many examples it normalises, takes the variance in two passes (the one-pass
+    form errs by 0.38 at mean 1,000 in float32), and keeps the running variance of Flax (biased) or PyTorch (unbiased).
+
+    Attributes:
+        use_running_average: normalise with the stored statistics (evaluation).
+        group_size: examples that share statistics; None means the whole batch that the module sees. Under `jit` that is
+            the global batch, under `shard_map` the replica's part of it. Consecutive examples form a group.
+        momentum: share of the old running statistics kept at a step (PyTorch's momentum 0.1 is 0.9 here).
+        epsilon: added to the variance.
+        running_var: "biased" as Flax and TensorFlow keep it, "unbiased" as PyTorch does.
+        scale_init: initial value of the scale; zeros for a residual branch that starts as the identity.
+    """
+
+    use_running_average: bool = False
+    group_size: int | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    running_var: str = "biased"
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., C] -> [B, ..., C] (Ioffe & Szegedy 2015, Algorithm 1)."""
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if self.use_running_average or self.is_initializing():
+            return (x - running_mean.value) * (scale * jax.lax.rsqrt(running_variance.value + self.epsilon)) + bias
+
+        size = self.group_size or x.shape[0]
+        grouped = x.reshape(x.shape[0] // size, size, -1, channels)
+        mean = grouped.mean((1, 2), keepdims=True)
+        variance = jnp.square(grouped - mean).mean((1, 2), keepdims=True)
+        normalised = (grouped - mean) * (scale * jax.lax.rsqrt(variance + self.epsilon)) + bias
+
+        count = grouped.shape[1] * grouped.shape[2]
+        correction = count / max(count - 1, 1) if self.running_var == "unbiased" else 1.0
+        keep = self.momentum
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean((0, 1, 2))
+        running_variance.value = keep * running_variance.value + (1 - keep) * correction * variance.mean((0, 1, 2))
+        return normalised.reshape(x.shape)
