@@ -1,0 +1,45 @@
+"""Image transforms on numpy arrays."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def pad_and_crop(padding: int) -> Transform:
+    """Zero-pads `padding` pixels on each side and crops the old size at a random place (He et al. 2016, Section 4.2)."""
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        h, w, _ = image.shape
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        top, left = rng.integers(0, 2 * padding + 1, 2)
+        return padded[top : top + h, left : left + w]
+
+    return apply
+
+
+def flip() -> Transform:
+    """Mirrors left and right with probability 1/2."""
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return image[:, ::-1] if rng.random() < 0.5 else image
+
+    return apply
+
+
+def chain(transforms: Sequence[Transform]) -> Transform:
+    """Transforms one after another, drawing from one generator."""
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        for transform in transforms:
+            image = transform(image, rng)
+        return image
+
+    return apply
+
+
+def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """uint8 [..., C] -> float32 [..., C]: (x / 255 - mean) / std, with mean and std in units of the full range."""
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    return images * (1 / (255 * std)) - mean / std

@@ -1,0 +1,116 @@
+"""Which examples make up which batch, and the threads that load them.
+
+The order is a pure function of (seed, epoch, batch) and a random transform of (seed, epoch, example), so that a resumed
+run, another number of worker threads or another number of processes gives the same batches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from attention_jax.data.sources import Source
+from attention_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An epoch's batches: a fresh permutation each epoch, cut into full batches; the rest sits that epoch out."""
+
+    num_examples: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self):
+        if self.batch_size > self.num_examples:
+            raise UserError(
+                f"batch_size={self.batch_size} is more than the {self.num_examples} training examples: "
+                "give at most one batch an epoch."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_examples // self.batch_size
+
+    def position(self, step: int) -> tuple[int, int]:
+        """(epoch, batch) that comes after `step` steps."""
+        return divmod(step, self.steps_per_epoch)
+
+    def indices(self, epoch: int, batch: int) -> np.ndarray:
+        """Indices [batch_size] of one global batch."""
+        order = _permutation(self.num_examples, self.seed, epoch)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((0, seed, epoch)).permutation(length)
+
+
+def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one example's random transforms in one epoch."""
+    # The leading 1 keeps this stream apart from the permutation's: seed sequences ignore trailing zeros.
+    return np.random.default_rng((1, seed, epoch, index))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Loads this process's rows of each batch.
+
+    Attributes:
+        source: random access to examples.
+        batch_size: examples in a global batch; process i of P loads rows [i·B/P, (i+1)·B/P).
+        seed: of the order and the transforms.
+        transform: `(example, rng or None) -> {field: array}`; rng is None in evaluation.
+        collate: stacked fields -> batch.
+        threads: that load batches ahead of the training step.
+        process: (index, count).
+    """
+
+    source: Source
+    batch_size: int
+    seed: int
+    transform: Callable[[dict[str, Any], np.random.Generator | None], dict[str, Any]]
+    collate: Callable[[Batch], Batch]
+    threads: int = 2
+    process: tuple[int, int] = (0, 1)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return Plan(len(self.source), self.batch_size, self.seed)
+
+    def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Batches of the steps after `first_step`, up to and with `num_steps`, loaded ahead in threads."""
+        import grain
+
+        steps = grain.MapDataset.range(first_step, num_steps).map(self.training_batch)
+        yield from steps.to_iter_dataset(grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads))
+
+    def training_batch(self, step: int) -> Batch:
+        """This process's rows of the batch that follows `step` steps."""
+        epoch, batch = self.plan.position(int(step))
+        indices = self._rows(self.plan.indices(epoch, batch))
+        examples = [self.transform(self.source[int(i)], example_generator(self.seed, epoch, int(i))) for i in indices]
+        return self.collate({**_stack(examples), "weight": np.ones(len(indices), np.float32)})
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Every example once, in order. The last batch is padded with copies of weight 0."""
+        for start in range(0, len(self.source), self.batch_size):
+            indices = np.arange(start, start + self.batch_size)
+            weight = (indices < len(self.source)).astype(np.float32)
+            indices = np.minimum(indices, len(self.source) - 1)
+            examples = [self.transform(self.source[int(i)], None) for i in self._rows(indices)]
+            yield self.collate({**_stack(examples), "weight": self._rows(weight)})
+
+    def _rows(self, values: np.ndarray) -> np.ndarray:
+        index, count = self.process
+        share = self.batch_size // count
+        return values[index * share : (index + 1) * share]
+
+
+def _stack(examples: list[dict[str, Any]]) -> Batch:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
