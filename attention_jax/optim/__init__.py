@@ -1,0 +1,1 @@
+"""What the recipe pieces switch on: schedules, optimizers, weight averages, losses."""
