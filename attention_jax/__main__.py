@@ -1,0 +1,8 @@
+"""`python -m attention_jax`."""
+
+import sys
+
+from attention_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Attention as an output."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attention_jax import tree
+
+
+def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) -> dict[str, jax.Array]:
+    """What the attention modules of a network saw and made, as `{module path/name: array}`.
+
+    BAM gives `channel` [B, C], `spatial` [B, H, W], the map `map` M(F) [B, H, W, C] and the features `input` F and
+    `output` F'; squeeze-and-excitation its `scale` [B, C]; a module of your own whatever it sows into the collection
+    "attention". Empty for a network without attention.
+
+    Args:
+        inputs: what `model.apply` takes, e.g. normalised images [B, H, W, C].
+    """
+
+    @jax.jit
+    def apply(variables: dict[str, Any], *inputs: Any) -> dict[str, Any]:
+        _, sown = model.apply(variables, *inputs, mutable=["attention"])
+        # `sow` collects a tuple of one array for each call of the module.
+        return jax.tree.map(lambda calls: calls[-1], sown.get("attention", {}), is_leaf=lambda x: isinstance(x, tuple))
+
+    return tree.flatten(apply(variables, *map(jnp.asarray, inputs)))

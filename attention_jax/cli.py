@@ -1,0 +1,172 @@
+"""The library's verbs: python -m attention_jax train | evaluate | table | summary.
+
+Exit code 0: done, or stopped by a signal after saving. 1: rows of a table failed. 2: something that the user can mend,
+said in one sentence.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from attention_jax.errors import UserError, suggestion
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else list(argv))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("attention_jax").setLevel(logging.INFO)
+    try:
+        if overrides and options.verb not in ("train", "evaluate"):
+            raise UserError(f"--{next(iter(overrides))}: only train and evaluate take --config.key=value.")
+        return options.run(options, overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.key=value` and `--config.key value` out of a command line."""
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        if word.startswith("--config."):
+            name, has_value, value = word[2:].partition("=")
+            overrides[name] = value if has_value else next(words, "")
+        else:
+            rest.append(word)
+    return rest, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, with the nearest known option."""
+
+    def error(self, message: str) -> None:
+        options = [option for action in self._actions for option in action.option_strings]
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0]
+        near = suggestion(unknown, options) if message.startswith("unrecognized") else ""
+        print(f"error: {self.prog}: {message}{near}.", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="attention_jax", description="Attention in vision and language: train, evaluate, tabulate.")
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    sub = verb("train", _train, "Train a config; the same command resumes. Any field: --config.key=value.")
+    sub.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="defines get_config()")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="for checkpoints and logs")
+
+    sub = verb("evaluate", _evaluate, "Evaluate the newest checkpoint of a run on its evaluation split.")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
+    sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
+
+    sub = verb("table", _table, "Run the rows of a table file and write the table; the same command resumes.")
+    sub.add_argument("file", metavar="FILE.py", help="title, source, base, rows, scales")
+    sub.add_argument("--scale", help="one of the file's scales; default its first")
+    sub.add_argument("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
+    sub.add_argument("--seeds", type=int, metavar="N", help="seeds a row; default the scale's")
+    sub.add_argument("--workdir", metavar="DIR", help="default runs/<file>[-<scale>]")
+    sub.add_argument("--output", metavar="DIR", help="for the table, chart and pictures; default the workdir")
+    sub.add_argument("--dry-run", action="store_true", help="show what would run")
+
+    sub = verb("summary", _summary, "Parameters and multiply-adds of a network.")
+    sub.add_argument("model", help="a name; a pattern such as 'bam_*' lists the names that match")
+    sub.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
+    sub.add_argument("--channels", type=int, default=3)
+    sub.add_argument("--depth", type=int, default=1, help="levels of the module path in a row")
+    return parser
+
+
+def _start() -> None:
+    """Before the first use of JAX: repairs the compilation cache and joins the other processes."""
+    from attention_jax import compile_cache, parallel
+
+    compile_cache.repair()
+    parallel.start()
+
+
+def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from attention_jax import config as configs
+
+    config = _overridden(configs.load_config(options.config), overrides)
+    _start()
+    from attention_jax import parallel
+    from attention_jax.train import report
+    from attention_jax.train.loop import train
+    from attention_jax.train.program import build
+
+    program = build(config)
+    say = print if parallel.is_main() else (lambda *_: None)
+    say(report.describe(program, overrides))
+    with report.progress_bar(program.durations.total, active=parallel.is_main()) as progress:
+        result = train(config, options.workdir, program, progress)
+    say(report.outcome(options.workdir, result))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _start()
+    from attention_jax import config as configs
+    from attention_jax.load import load_run
+    from attention_jax.train.evaluate import evaluate
+    from attention_jax.train.program import build
+
+    run = load_run(options.workdir, options.weights)
+    config = _overridden(run.config, overrides)
+    program = build(configs.override(config, {"parallel.mode": "jit"}) if config.parallel.mode == "pmap" else config)
+    scores, _ = evaluate(program, run.variables, config)
+    print(json.dumps({"workdir": str(options.workdir), "step": run.step, "weights": run.weights, **scores}))
+    return 0
+
+
+def _overridden(config: Any, overrides: dict[str, str]) -> Any:
+    from attention_jax import config as configs
+
+    changes = {name.removeprefix("config."): text for name, text in overrides.items()}
+    return configs.override(config, {name: configs.parse_value(name, text) for name, text in changes.items()})
+
+
+def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _start()
+    from attention_jax.tables.runner import run_table
+
+    return run_table(
+        options.file,
+        scale=options.scale,
+        rows=options.rows.split(",") if options.rows else None,
+        seeds=options.seeds,
+        workdir=options.workdir,
+        output=options.output,
+        dry_run=options.dry_run,
+    )
+
+
+def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator
+    from attention_jax.models import create_model, list_models
+    from attention_jax.models.summary import summary
+
+    if any(character in options.model for character in "*?["):
+        print("\n".join(list_models(options.model)))
+        return 0
+    shape = (1, options.image_size, options.image_size, options.channels)
+    print(summary(create_model(options.model), shape, options.depth))
+    return 0

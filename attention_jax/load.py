@@ -1,0 +1,103 @@
+"""Checkpoints in a notebook: one call, any machine."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from attention_jax import config as configs
+from attention_jax.errors import UserError
+from attention_jax.tasks import get_task
+from attention_jax.train import checkpoint, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    Attributes:
+        path: of the checkpoint that was read.
+        step: optimizer steps it has had.
+        config: it was made with.
+        model, variables: `model.apply(variables, inputs)`.
+        weights: which of the saved weights `variables` are, "ema" or "params".
+        assets: {file name: bytes} that came with it.
+        metrics: the log's lines up to `step`, each {"step": ..., name: value}.
+    """
+
+    path: Path
+    step: int
+    config: ConfigDict
+    model: nn.Module
+    variables: dict[str, Any]
+    weights: str
+    assets: dict[str, bytes]
+    metrics: list[dict[str, Any]]
+
+    @functools.cached_property
+    def _predictor(self) -> Any:
+        apply = jax.jit(lambda variables, *inputs: self.model.apply(variables, *inputs))
+        return get_task(self.config.task).predictor(self.config, self.assets, functools.partial(apply, self.variables))
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes."""
+        return self._predictor.labels
+
+    def preprocess(self, inputs: Any) -> np.ndarray:
+        """Raw inputs (uint8 images [N, H, W, C]) -> what `model.apply` takes, as evaluation does it."""
+        return self._predictor.preprocess(inputs)
+
+    def predict(self, inputs: Any) -> Any:
+        """Predictions for raw inputs: for images `.labels`, `.classes` [N] and `.probabilities` [N, K]."""
+        return self._predictor.predict(inputs)
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""
+        steps, values = metrics.curve(self.metrics, name)
+        if not steps:
+            known = sorted({key for line in self.metrics for key in line} - {"step"})
+            raise UserError(f"{self.path}: {name!r} was not logged; the log has {', '.join(known) or 'no lines'}.")
+        return steps, values
+
+
+def load_run(path: str | Path, weights: str | None = None) -> Run:
+    """Everything about a run: network, weights, config, assets, metrics, and `predict`.
+
+    Args:
+        path: a workdir (its newest good checkpoint), or the folder of one step.
+        weights: "ema" or "params"; None takes the average where there is one.
+
+    Raises:
+        UserError: nothing there, or no such weights.
+    """
+    state, about, folder = checkpoint.read_newest(path)
+    config = configs.from_json(about["config"])
+    has_ema = state.get("ema") is not None
+    weights = weights or ("ema" if has_ema else "params")
+    if weights not in ("ema", "params") or (weights == "ema" and not has_ema):
+        raise UserError(f"weights={weights!r}: {folder} has {'ema and params' if has_ema else 'params only'}.")
+    variables = state["ema"] if weights == "ema" else {name: state.get(name) or {} for name in ("params", "batch_stats")}
+    workdir = folder.parent.parent
+    lines = [line for line in metrics.read(workdir / metrics.METRICS) if line["step"] <= about["step"]]
+    return Run(
+        path=folder,
+        step=about["step"],
+        config=config,
+        model=get_task(config.task).model(config),
+        variables=variables,
+        weights=weights,
+        assets=about["assets"],
+        metrics=lines,
+    )
+
+
+def load_checkpoint(path: str | Path, weights: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """(model, variables) of a workdir or step folder, ready for `model.apply(variables, inputs)`; see `load_run`."""
+    run = load_run(path, weights)
+    return run.model, run.variables

@@ -1,0 +1,267 @@
+"""Checkpoints: saved atomically in the background, verified when read, the newest good one found.
+
+A checkpoint is a folder `checkpoints/<step>` with the state's arrays and `about`: config, log sums of the unfinished
+logging interval, assets, package versions, and a checksum of every array. A restore that raises and one that returns other
+numbers than were saved are treated alike: the folder is moved aside and the one before is used.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from attention_jax import parallel, tree
+from attention_jax.errors import UserError, one_sentence
+from attention_jax.train.state import State
+
+log = logging.getLogger(__name__)
+FOLDER, ASIDE = "checkpoints", "checkpoints_damaged"
+PACKAGES = ("attention_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Damaged(Exception):
+    """A checkpoint does not hold what was saved."""
+
+
+@jax.jit  # an array at a time: programs of a few shapes serve every state, where one for a whole state takes seconds to compile
+def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(uint32 checksum, whether every element is finite).
+
+    The checksum is the sum of (2i+1)·bits of element i modulo 2^32: integer sums do not depend on how an array is
+    divided over devices, and an odd factor keeps any single flipped bit visible.
+    """
+    finite = jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, jnp.floating) else jnp.bool_(True)
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+    index, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32), finite
+
+
+def fingerprint(state: Any) -> tuple[dict[str, int], bool]:
+    """({path: checksum} of every array of a tree, whether all of them are finite), computed where the arrays are."""
+    found = jax.device_get({path: _fingerprint(leaf) for path, leaf in tree.flatten(state).items()})
+    return {path: int(checksum) for path, (checksum, _) in found.items()}, all(finite for _, finite in found.values())
+
+
+def _pack(about: dict[str, Any]) -> dict[str, str]:
+    text = json.dumps(about)
+    return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _unpack(packed: Mapping[str, str]) -> dict[str, Any]:
+    if hashlib.sha256(packed["text"].encode()).hexdigest() != packed["sha256"]:
+        raise Damaged("its description differs from its checksum")
+    return json.loads(packed["text"])
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepBest:
+    """Orbax preservation policy: the n checkpoints of the highest score in the log."""
+
+    n: int
+    score: Callable[[int], float | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which of `checkpoints` to keep; of equal scores the earliest."""
+        scored = [(-score, info.step) for info in checkpoints if (score := self.score(info.step)) is not None]
+        best = {step for _, step in sorted(scored)[: self.n]}
+        return [info.step in best for info in checkpoints]
+
+
+def _orbax() -> Any:
+    """Orbax, imported when first needed (it takes seconds) and quiet about what this file reports in one sentence."""
+    import orbax.checkpoint
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return orbax.checkpoint
+
+
+class Checkpoints:
+    """The checkpoints of a workdir.
+
+    Args:
+        workdir: of the run; the folder `checkpoints` is made in it.
+        keep_last, keep_best: how many newest and how many best to keep.
+        score: step -> headline metric that was logged there, higher is better; None where it was not evaluated.
+    """
+
+    def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+        ocp = _orbax()
+        self._ocp, self._folder = ocp, workdir / FOLDER
+        keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), KeepBest(keep_best, score)])
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
+        """Saves the state as its own step, in the background; a step that is already there is left as it is.
+
+        Raises:
+            UserError: the save before this one failed (disk full), or the state is not finite.
+        """
+        self.wait()
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        checksums, finite = fingerprint(state)
+        if not finite:
+            raise UserError(
+                f"the state after step {step} is not finite: nothing was saved; lower the learning rate or clip gradients."
+            )
+        packed = _pack(
+            {
+                **about,
+                "step": step,
+                "checksums": checksums,
+                "packages": packages(),
+                "assets": {name: base64.b64encode(data).decode() for name, data in assets.items()},
+            }
+        )
+        save = self._ocp.args
+        try:
+            self._manager.save(step, args=save.Composite(state=save.PyTreeSave(state), about=save.JsonSave(packed)), force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk. Raises UserError when it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self.wait()
+        self._manager.close()
+
+    def restore(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest checkpoint that is whole and its `about`; None when there is none.
+
+        Damaged ones are moved to `checkpoints_damaged` with a warning.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore_step(step, abstract_state)
+            except Exception as error:  # whatever a damaged file makes the readers raise
+                log.warning("checkpoint %d is damaged (%s); it is moved to %s/", step, one_sentence(error), ASIDE)
+                self._move_aside(step)
+        return None
+
+    def _restore_step(self, step: int, abstract_state: State) -> tuple[State, dict[str, Any]]:
+        args = self._ocp.args
+        restore_args = self._ocp.checkpoint_utils.construct_restore_args(abstract_state)
+        restored = self._manager.restore(
+            step, args=args.Composite(state=args.PyTreeRestore(abstract_state, restore_args), about=args.JsonRestore())
+        )
+        about = _unpack(restored.about)
+        _verify(restored.state, about)
+        return restored.state, about
+
+    def _move_aside(self, step: int) -> None:
+        if parallel.is_main():
+            aside = self._folder.parent / ASIDE
+            aside.mkdir(exist_ok=True)
+            target = next(aside / f"{step}-{i}" for i in range(10**6) if not (aside / f"{step}-{i}").exists())
+            shutil.move(self._folder / str(step), target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoint moved")
+        self._manager.reload()
+
+    def _failed(self, error: Exception) -> UserError:
+        text = str(error)
+        full = "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text
+        what = "no space is left on the device" if full else one_sentence(error)
+        return UserError(
+            f"{self._folder}: a checkpoint could not be written ({what}): the last good one is kept; "
+            f"{'free some space' if full else 'mend this'} and start the same command again."
+        )
+
+
+def _verify(state: Any, about: Mapping[str, Any]) -> None:
+    saved, (found, _) = about["checksums"], fingerprint(state)
+    wrong = [path for path in saved if found.get(path) != saved[path]]
+    if wrong or found.keys() != saved.keys():
+        raise Damaged(f"{', '.join(wrong[:3]) or 'its list of arrays'} differs from what was saved")
+
+
+def steps(workdir: Path) -> list[int]:
+    """Steps of the complete checkpoints of a workdir, ascending."""
+    folder = workdir / FOLDER
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Arrays and `about` of a checkpoint on any machine, whatever devices wrote it.
+
+    Args:
+        path: a workdir (its newest good checkpoint is taken), its `checkpoints` folder, or one step's folder.
+
+    Returns:
+        The state as nested dicts of numpy arrays, `about`, and the step's folder.
+
+    Raises:
+        UserError: there is no checkpoint, or none that is whole; says what was found there.
+    """
+    path = Path(path).expanduser().resolve()
+    if (path / "about").is_dir():
+        candidates = [path]
+    else:
+        workdir = path.parent if path.name == FOLDER else path
+        candidates = [workdir / FOLDER / str(step) for step in reversed(steps(workdir))]
+    if not candidates:
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) if path.is_dir() else "nothing"
+        raise UserError(
+            f"{path}: no checkpoint here (found: {found or 'an empty folder'}); give a run's workdir or a step's folder."
+        )
+    problems = []
+    for folder in candidates:
+        try:
+            return *_read_folder(folder), folder
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            log.warning("%s is damaged (%s)", folder, one_sentence(error))
+            problems.append(folder.name)
+    raise UserError(f"{path}: no checkpoint here is whole (damaged: {', '.join(problems)}).")
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    ocp = _orbax()
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        about = _unpack(reader.restore(folder / "about"))
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+        shapes = reader.metadata(folder / "state").item_metadata.tree
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        state = reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=restore_args))
+    _verify(state, about)
+    about["assets"] = {name: base64.b64decode(text) for name, text in about["assets"].items()}
+    return state, about

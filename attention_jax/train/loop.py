@@ -1,0 +1,281 @@
+"""The training loop, for every task."""
+
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from attention_jax import config as configs
+from attention_jax import parallel
+from attention_jax.errors import UserError
+from attention_jax.train import workdir
+from attention_jax.train.checkpoint import Checkpoints
+from attention_jax.train.evaluate import Interrupted, evaluate
+from attention_jax.train.metrics import Log
+from attention_jax.train.program import Program, build
+
+EVALUATION = "evaluation.npz"
+_LAST = ("grad_norm", "learning_rate")  # metrics that are no sums: the interval's last value is logged
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended: the step reached, and whether it was stopped by a signal before the end."""
+
+    step: int
+    stopped: bool
+
+
+@dataclasses.dataclass
+class Sums:
+    """Weighted sums of the training metrics since the last log line."""
+
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Adds one step's metrics, reading them from the device."""
+        for name, value in metrics.items():
+            self.values[name] = float(value) + (0.0 if name in _LAST else self.values.get(name, 0.0))
+
+    def take(self) -> dict[str, float]:
+        """Means over the interval (gradient norm and learning rate: of its last step), and starts anew."""
+        values, self.values = self.values, {}
+        weight = values.pop("weight")
+        return {f"train/{name}": value if name in _LAST else value / weight for name, value in values.items()}
+
+
+class StopSignal:
+    """Turns the first SIGTERM or Ctrl-C into a request to save and stop; the second acts at once."""
+
+    def __init__(self):
+        self.asked = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator["StopSignal"]:
+        # With several processes JAX's own preemption service catches SIGTERM and brings all to one step.
+        if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._ask) for number in signals}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        for again in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(again, signal.SIG_DFL)
+
+
+def train(
+    config: ConfigDict,
+    path: str | Path,
+    program: Program | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Result:
+    """Trains to the end of the config, resuming whatever the workdir holds.
+
+    The same call after any interruption ends with bitwise the same state and log as an uninterrupted one (same machine,
+    same number of threads).
+
+    Args:
+        config: checked; its seed may differ from the program's.
+        path: the workdir; made when missing.
+        program: of this config but for the seed, to use what is already compiled.
+        progress: called with the number of steps done.
+
+    Raises:
+        UserError: a workdir of another config, a full disk, a loss that is not finite.
+    """
+    program = program or build(config)
+    config = with_seed(program.config, config.seed)
+    task, every, seed = program.task, program.durations, np.uint32(config.seed)
+
+    with workdir.claimed(path, config) as folder, StopSignal().installed() as stop_signal, _disk_errors(folder):
+        log = Log(folder, config.logging.tensorboard, active=parallel.is_main())
+        checkpoints = Checkpoints(folder, config.checkpoint.keep_last, config.checkpoint.keep_best, log.score)
+        restored = checkpoints.restore(program.abstract_state)
+        state, about = restored or (program.init(seed), {"sums": {}})
+        step, sums = int(state.step), Sums(about["sums"])
+        log.start(step)
+        clock = _Clock(log, config.batch_size)
+        assets = task.assets(config)
+
+        def read(step: int, metrics: dict[str, jax.Array]) -> None:
+            """Takes in the metrics of a finished step, which waits for that step alone."""
+            sums.add(metrics)
+            if not all(map(math.isfinite, sums.values.values())):
+                checkpoints.wait()
+                raise UserError(
+                    f"{folder}: loss or gradient of step {step} is not finite; training stopped and the checkpoints before "
+                    "it are kept: lower schedule.learning_rate or lengthen the warm-up, in a new workdir."
+                )
+            if step % every.log_every == 0:
+                log.write(step, {"epoch": step / every.steps_per_epoch, **sums.take()})
+                clock.lap(step)
+
+        def evaluate_and_log() -> None:
+            values = {}
+            for weights in program.weights:
+                scores, outputs = evaluate(program, state.variables(weights), config, lambda: stop_signal.asked)
+                prefix = "eval" if weights == "params" else f"eval_{weights}"
+                values.update({f"{prefix}/{name}": value for name, value in scores.items()})
+            if parallel.is_main():
+                _save_outputs(folder / EVALUATION, step, outputs)
+            log.write(step, {**values, "headline": scores[task.HEADLINE]})
+
+        def save() -> None:
+            log.flush()
+            with clock.measured("save", step):
+                checkpoints.save(state, {"config": configs.to_json(config), "sums": sums.values}, assets)
+
+        # A run that was stopped during an evaluation does it first.
+        if step and _due(step, every.evaluate_every, every.total) and log.score(step) is None:
+            evaluate_and_log()
+            log.flush()
+
+        loader = task.loader(config, config.data.train_split, parallel.process(), training=True)
+        unread, stopped = None, False
+        with (
+            contextlib.closing(parallel.prefetch(loader.training(step, every.total), program.mesh)) as batches,
+            _Profiler(folder, config.profile.first_step, config.profile.num_steps) as profiler,
+        ):
+            for batch in batches:
+                with clock.first_step():
+                    state, metrics = program.train_step(state, batch, seed)
+                step += 1
+                profiler.after(step)
+                if unread is not None:
+                    read(step - 1, unread)
+                unread = metrics
+
+                stopped = parallel.stop_agreed(step, stop_signal.asked)
+                evaluation_due = _due(step, every.evaluate_every, every.total)
+                save_due = stopped or _due(step, every.checkpoint_every, every.total)
+                if evaluation_due or save_due:
+                    read(step, unread)
+                    unread = None
+                if evaluation_due and not stopped:
+                    with clock.measured("evaluation", step), contextlib.suppress(Interrupted):
+                        evaluate_and_log()
+                    stopped = stop_signal.asked
+                if save_due or stopped:
+                    save()
+                progress(step)
+                if stopped:
+                    break
+        checkpoints.close()
+        log.close()
+    return Result(step, stopped)
+
+
+def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """A copy of a config with another seed."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.seed = int(seed)
+    return config
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step % every == 0 or step == total
+
+
+def _save_outputs(path: Path, step: int, outputs: dict[str, np.ndarray]) -> None:
+    """The per-example outputs of the newest evaluation; a reader sees all of a file or the one before."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, step=step, **outputs)
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Says in one sentence that the workdir's disk is full or has become read-only."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(
+            f"{folder}: the log could not be written ({os.strerror(error.errno)}): the last good checkpoint is kept; "
+            "mend this and start the same command again."
+        ) from error
+
+
+class _Clock:
+    """Wall-clock figures for `timing.jsonl`."""
+
+    def __init__(self, log: Log, batch_size: int):
+        self._log, self._batch_size = log, batch_size
+        self._at: float | None = None
+        self._step = 0
+        self._first = True
+
+    @contextlib.contextmanager
+    def first_step(self) -> Iterator[None]:
+        """Measures the dispatch of the first step of a call, which is where it compiles."""
+        if not self._first:
+            yield
+            return
+        self._first = False
+        begin = time.perf_counter()
+        yield
+        self._at = time.perf_counter()
+        self._log.time({"event": "first step dispatched", "seconds": self._at - begin, "threads": parallel.threads()})
+
+    @contextlib.contextmanager
+    def measured(self, event: str, step: int) -> Iterator[None]:
+        """Measures a pause of training, which then does not count into the examples a second."""
+        begin = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begin
+        if self._at is not None:
+            self._at += seconds
+        self._log.time({"event": event, "step": step, "seconds": seconds})
+
+    def lap(self, step: int) -> None:
+        """Examples a second since the lap before."""
+        now = time.perf_counter()
+        if self._at is not None and self._step:
+            rate = (step - self._step) * self._batch_size / max(now - self._at, 1e-9)
+            self._log.time({"event": "training", "step": step, "examples_per_second": rate})
+        self._at, self._step = now, step
+
+
+class _Profiler:
+    """A trace of the steps in the profiling window, written to `profile/`."""
+
+    def __init__(self, folder: Path, first_step: int, num_steps: int):
+        self._folder, self._first, self._last = folder / "profile", first_step, first_step + num_steps
+        self._running = False
+
+    def __enter__(self) -> "_Profiler":
+        return self
+
+    def after(self, step: int) -> None:
+        """Called when `step` steps have been dispatched."""
+        if not self._running and self._first <= step < self._last:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        elif self._running and step >= self._last:
+            self.__exit__()
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

@@ -1,0 +1,57 @@
+"""What a run says on the terminal."""
+
+import contextlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+
+from attention_jax import parallel
+from attention_jax.models.summary import summary
+from attention_jax.train import metrics
+from attention_jax.train.checkpoint import packages
+from attention_jax.train.loop import Result
+from attention_jax.train.program import Program
+
+
+def describe(program: Program, overrides: Mapping[str, str]) -> str:
+    """Versions, devices, mesh, batch-norm granularity, counts, durations, overrides: what decides the numbers of a run."""
+    config, durations, devices = program.config, program.durations, program.mesh.devices
+    counts = summary(program.model, program.task.example_inputs(config))
+    versions = ", ".join(f"{name} {version}" for name, version in packages().items())
+    mesh = " x ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
+    rows = {
+        "versions": f"python {platform.python_version()}, {versions}",
+        "devices": f"{jax.process_count()} process(es) x {jax.local_device_count()} {devices.flat[0].device_kind}, "
+        f"{parallel.threads()} threads a process",
+        "mesh": f"{mesh}, mode {config.parallel.mode}; all of the state is replicated",
+        "batch norm": f"granularity {config.batch_norm.granularity}",
+        "network": f"{config.model.name}: {counts.params:,} parameters, {counts.macs:,} multiply-adds an example",
+        "length": f"{durations.total} steps = {durations.total / durations.steps_per_epoch:g} epochs of "
+        f"{durations.steps_per_epoch} batches of {config.batch_size}, seed {config.seed}",
+        "overrides": ", ".join(f"{name.removeprefix('config.')}={value}" for name, value in overrides.items()) or "none",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, active: bool, label: str = "training") -> Iterator[Callable[[int], None]]:
+    """A bar with the time left; yields a function that takes the steps done."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="step", disable=not active, file=sys.stderr, mininterval=0.5) as bar:
+        yield lambda step: bar.update(step - bar.n)
+
+
+def outcome(workdir: str, result: Result) -> str:
+    """The last sentence of a training command."""
+    if result.stopped:
+        return f"stopped after step {result.step} and saved; the same command goes on from there."
+    lines = list(metrics.read(Path(workdir).expanduser() / metrics.METRICS))
+    last = next(line for line in reversed(lines) if "headline" in line)
+    scores = {name: round(value, 6) for name, value in last.items() if "/" in name}
+    return f"done after step {result.step}: {json.dumps(scores)}"
