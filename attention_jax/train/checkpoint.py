@@ -7,11 +7,13 @@ numbers than were saved are treated alike: the folder is moved aside and the one
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,12 +96,21 @@ class KeepBest:
         return [info.step in best for info in checkpoints]
 
 
+@functools.cache
 def _orbax() -> Any:
     """Orbax, imported when first needed (it takes seconds) and quiet about what this file reports in one sentence."""
     import orbax.checkpoint
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # When one file of a save or restore fails, Orbax closes its event loop before the other files have answered.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            others(unraisable)
+
+    sys.unraisablehook = hook
     return orbax.checkpoint
 
 
