@@ -95,6 +95,9 @@ FIELDS: dict[Any, Any] = {
             "(height, width, channels), or None for the data's own",
             lambda v: v is None or len(v) == 3,
         ),
+        "num_examples": Field(
+            (int, type(None)), "a whole number of training examples, or None for the data's own", lambda v: v is None or v >= 1
+        ),
         "threads": _positive("threads"),
     },
     "optimizer": {

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.data.mean = (0.3,)  # a channel, in units of the full range
     config.data.std = (0.38,)
     config.data.image_shape = None  # (height, width, channels); None takes the data's
+    config.data.num_examples = None  # of the training split; None takes the data's
     config.data.threads = 2  # that load batches ahead of the step
 
     config.optimizer = ConfigDict()

@@ -10,10 +10,10 @@ from attention_jax import config as configs
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "quickstart.py"
 
-# ResNet-8 on the digits, 36 steps; every piece of the state in use: momentum, batch statistics, their average.
+# Two blocks on the digits, 36 steps; every piece of the state in use: momentum, batch statistics, their average.
 FIELDS = {
-    "model.stage_sizes": (1, 1, 1),
-    "model.widths": (4, 8, 16),
+    "model.stage_sizes": (1, 1),
+    "model.widths": (4, 8),
     "total_steps": 36,
     "batch_size": 32,
     "schedule.name": "cosine",

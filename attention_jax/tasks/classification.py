@@ -26,20 +26,18 @@ def _source(config: ConfigDict, split: str) -> Source:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """`model.num_classes` and `data.image_shape` from the training data where the config leaves them out or None."""
-    source = _source(config, config.data.train_split)
+    """`data.num_examples`, `data.image_shape` and `model.num_classes`, read off the training data where they are None.
+
+    A config that states all three is resolved without its data, so that its step can be compiled where they are not.
+    """
     config = config.copy_and_resolve_references()
-    shape = tuple(source[0]["image"].shape)
+    found = (config.data.num_examples, config.data.image_shape, config.model.get("num_classes"))
+    if None in found:
+        source = _source(config, config.data.train_split)
+        own = (len(source), tuple(source[0]["image"].shape), int(source.num_classes))
+        found = tuple(theirs if ours is None else ours for ours, theirs in zip(found, own, strict=True))
     with config.unlocked():
-        if config.model.get("num_classes") is None:
-            config.model.num_classes = int(source.num_classes)
-        if config.data.image_shape is None:
-            config.data.image_shape = shape
-    if config.model.num_classes < source.num_classes:
-        raise UserError(
-            f"model.num_classes={config.model.num_classes} is fewer than the {source.num_classes} classes of "
-            f"data.source={config.data.source}: leave it out to take the data's."
-        )
+        config.data.num_examples, config.data.image_shape, config.model.num_classes = found
     channels = config.data.image_shape[-1]
     for field in ("mean", "std"):
         if len(config.data[field]) != channels:
@@ -82,8 +80,19 @@ def loader(config: ConfigDict, split: str, process: tuple[int, int], training: b
     def collate(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**batch, "image": preprocess(config, batch["image"])}
 
+    source = _source(config, split)
+    if source.num_classes > config.model.num_classes:
+        raise UserError(
+            f"model.num_classes={config.model.num_classes} is fewer than the {source.num_classes} classes of "
+            f"data.source={config.data.source}: give None to take the data's."
+        )
+    if training and len(source) != config.data.num_examples:
+        raise UserError(
+            f"data.num_examples={config.data.num_examples} but split {split!r} of data.source={config.data.source} has "
+            f"{len(source)}: give None to take the data's."
+        )
     return Loader(
-        source=_source(config, split),
+        source=source,
         batch_size=config.batch_size if training else config.evaluation.batch_size,
         seed=config.seed,
         transform=transform,

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from attention_jax import config as configs
 from attention_jax import parallel
+from attention_jax.data.loader import Plan
 from attention_jax.errors import UserError
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
@@ -69,8 +70,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     parallel.check_batch("batch_size", config.batch_size, mesh, config.accumulation)
     parallel.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
 
-    loader = task.loader(config, config.data.train_split, (0, 1), training=True)
-    durations = resolve_durations(config, loader.plan.steps_per_epoch)
+    durations = resolve_durations(config, Plan(config.data.num_examples, config.batch_size, config.seed).steps_per_epoch)
     schedule = make_schedule(
         config.schedule.name,
         config.schedule.learning_rate,

@@ -80,7 +80,7 @@ def make_train_step(
         if average is not None:
             new = {"params": params, "batch_stats": batch_stats}
             average = ema.update(average, new, config.ema.decay, state.step, config.ema.warmup)
-        metrics = {**sums, "grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics = {**sums, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
         return State(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return train_step

@@ -1,0 +1,84 @@
+"""ResNet-20 on CIFAR-10 as in He et al. 2016 (arXiv 1512.03385, Section 4.2).
+
+Launch:    ./launch.sh train --config=configs/cifar10.py --workdir=runs/cifar10 --config.data.args.data_dir=DIR
+           DIR holds CIFAR-10 as TensorFlow Datasets prepares it with file_format="array_record".
+Variants:  configs/cifar10.py:resnet56, configs/cifar10.py:bam_resnet20, … (any CIFAR network of list_models()).
+Hardware:  one accelerator.
+Expected:  8.75 % test error for ResNet-20, 6.97 % for ResNet-56 (Table 6, published). Status: not run.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(model: str = "resnet20") -> ConfigDict:
+    """The paper's recipe: 64,000 steps of 128 images, learning rate divided by 10 at 32,000 and 48,000."""
+    config = ConfigDict()
+    config.version = 1  # of the config's fields
+    config.task = "classification"
+    config.seed = 0  # of initialisation, data order and augmentation
+    config.batch_size = 128  # examples, over all devices
+    config.accumulation = 1  # micro-batches that make up a batch
+    config.total_steps = 64_000  # or total_epochs, total_examples; so for every duration
+
+    config.model = ConfigDict()  # open: any field of the network may be set
+    config.model.name = model
+    config.model.num_classes = 10
+
+    config.batch_norm = ConfigDict()
+    config.batch_norm.granularity = "all"  # "all" | "per_replica" | a number of examples; the paper: 64, on two GPUs
+
+    config.data = ConfigDict()
+    config.data.source = "tfds"  # a built-in name, a dotted path, or path/to/file.py:make
+    config.data.args = ConfigDict({"name": "cifar10", "data_dir": None})  # None is ~/tensorflow_datasets
+    config.data.train_split = "train"  # the paper's curves hold out 5,000: "train[:45000]"
+    config.data.eval_split = "test"
+    config.data.crop_padding = 4  # pixels a side before a random crop, 0 for none
+    config.data.flip = True  # left-right, with probability 1/2
+    config.data.mean = (0.4914, 0.4822, 0.4465)  # a channel, in units of the full range
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.data.image_shape = (32, 32, 3)  # (height, width, channels); None takes the data's
+    config.data.num_examples = 50_000  # of the training split; None takes the data's
+    config.data.threads = 2  # that load batches ahead of the step
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd" | "adamw"
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 1e-4  # L2 for sgd, decoupled for adamw
+    config.optimizer.decay_rules = ((".*", True),)  # (path regex, decay it); first match wins
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "step"  # "constant" | "step" | "cosine"
+    config.schedule.learning_rate = 0.1  # peak, for the whole batch
+    config.schedule.warmup_steps = 0  # linear, from 0
+    config.schedule.boundaries = (0.5, 0.75)  # of "step", as shares of the run
+    config.schedule.factor = 0.1  # of "step", at each boundary
+
+    config.loss = ConfigDict()
+    config.loss.label_smoothing = 0.0  # share spread evenly over all classes
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.0  # of weights and batch statistics a step; 0 for no average
+    config.ema.warmup = True  # decay at step t is at most (1+t)/(10+t)
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every_epochs = 5.0
+    config.evaluation.batch_size = 400  # examples, over all devices
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 5.0
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 1  # by the headline metric, accuracy
+
+    config.logging = ConfigDict()
+    config.logging.every_steps = 100
+    config.logging.tensorboard = True
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"  # "jit" | "pmap": one program over all devices, or one a replica
+    config.parallel.data = -1  # devices on the data axis, -1 for all
+
+    config.profile = ConfigDict()
+    config.profile.first_step = 0  # a trace of num_steps steps goes to profile/ in the workdir
+    config.profile.num_steps = 0
+    return config

@@ -1,0 +1,121 @@
+"""Laws over devices; `test_parallel.py` runs this file in a process of its own with eight forced CPU devices."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from attention_jax import parallel, tree
+from attention_jax.errors import UserError
+from attention_jax.train import checkpoint
+from attention_jax.train.loop import train
+from attention_jax.train.program import build
+from tests.small import small_config
+
+STEPS = 3
+
+
+def three_steps(**fields):
+    """(state as numpy, metrics of each step) after three steps of a program."""
+    program = build(small_config(**fields))
+    loader = program.task.loader(program.config, "train", (0, 1), training=True)
+    state, seen = program.init(0), []
+    for batch in parallel.prefetch(loader.training(0, STEPS), program.mesh):
+        state, metrics = program.train_step(state, batch, np.uint32(0))
+        seen.append(jax.device_get(metrics))
+    return tree.flatten(jax.device_get(state)), seen
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return three_steps(parallel__data=1)
+
+
+@pytest.fixture(scope="module")
+def groups_of_four():
+    """One device whose batch norm sees what each of eight devices sees of a batch of 32."""
+    return three_steps(parallel__data=1, batch_norm__granularity=4)
+
+
+def assert_close(a, b, collections=("params", "batch_stats", "ema", "opt_state")):
+    for path, array in a[0].items():
+        if path.startswith(collections):
+            np.testing.assert_allclose(array, b[0][path], rtol=2e-4, atol=2e-5, err_msg=path)
+    for ours, theirs in zip(a[1], b[1], strict=True):
+        for name in ours:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-4, err_msg=name)
+
+
+def test_there_are_eight():
+    assert jax.device_count() == 8
+
+
+def test_eight_devices_are_one_device(one_device):
+    assert_close(three_steps(parallel__data=8), one_device)
+
+
+def test_per_replica_statistics_are_groups_of_a_replicas_examples(groups_of_four, one_device):
+    per_replica = three_steps(batch_norm__granularity="per_replica")
+    assert_close(per_replica, groups_of_four)
+    with pytest.raises(AssertionError):  # and differ from statistics over the whole batch
+        assert_close(per_replica, one_device)
+
+
+def test_pmap_is_jit_with_per_replica_statistics(groups_of_four):
+    assert_close(three_steps(parallel__mode="pmap", batch_norm__granularity="per_replica"), groups_of_four)
+
+
+def test_pmap_takes_smaller_groups():
+    by_two = three_steps(parallel__data=1, batch_norm__granularity=2)
+    assert_close(three_steps(parallel__mode="pmap", batch_norm__granularity=2), by_two)
+
+
+def test_accumulation_over_devices_is_one_batch():
+    # With statistics of single examples it does not matter which examples share a micro-batch.
+    one = three_steps(parallel__data=1, batch_norm__granularity=1)
+    for mode in ("jit", "pmap"):
+        two_times_eight = three_steps(parallel__mode=mode, batch_norm__granularity=1, accumulation=2)
+        assert_close(two_times_eight, one, collections=("params", "opt_state"))
+
+
+def test_contradictions_are_refused():
+    with pytest.raises(UserError, match="contradicts parallel.mode='pmap'"):
+        build(small_config(parallel__mode="pmap"))
+    with pytest.raises(UserError, match="does not divide the 4 examples"):
+        build(small_config(batch_norm__granularity=3))
+    with pytest.raises(UserError, match="only 8 devices"):
+        build(small_config(parallel__data=16))
+    with pytest.raises(UserError, match=r"evaluation.batch_size=100 cannot be divided by 8 devices: 96 could"):
+        build(small_config(evaluation__batch_size=100))
+
+
+def test_resumed_is_uninterrupted_bitwise_on_eight_devices(tmp_path):
+    config = small_config()
+    program = build(config)
+    train(config, tmp_path / "alone", program)
+
+    def stop_at_step_9(step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(config, tmp_path / "stopped", program, stop_at_step_9).stopped
+    assert checkpoint.steps(tmp_path / "stopped")[-1] in (9, 10)
+    assert not train(config, tmp_path / "stopped", program).stopped
+    alone, stopped = (checkpoint.read_newest(tmp_path / name)[0] for name in ("alone", "stopped"))
+    for path, array in tree.flatten(alone).items():
+        assert array.tobytes() == tree.flatten(stopped)[path].tobytes(), path
+    assert (tmp_path / "alone" / "metrics.jsonl").read_bytes() == (tmp_path / "stopped" / "metrics.jsonl").read_bytes()
+
+
+def test_step_is_compiled_once_and_its_state_donated():
+    program = build(small_config())
+    loader = program.task.loader(program.config, "train", (0, 1), training=True)
+    state = program.init(0)
+    for seed in (0, 1):  # another seed runs through the same program
+        for batch in parallel.prefetch(loader.training(0, 2), program.mesh):
+            before = state
+            state, _ = program.train_step(state, batch, np.uint32(seed))
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    assert program.train_step._cache_size() == 1

@@ -1,0 +1,122 @@
+"""Many devices ≡ one, many processes ≡ one, and every config's step for other platforms."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attention_jax as aj
+from attention_jax import config as configs
+from attention_jax import tree
+from attention_jax.train import checkpoint
+from attention_jax.train.program import build
+from tests.conftest import child_environment
+from tests.small import ROOT, as_options
+
+EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
+FOUR = {"JAX_NUM_CPU_DEVICES": "4"}
+
+
+def test_laws_on_eight_devices(run_python):
+    done = run_python("-m", "pytest", "-q", "tests/eight_devices.py", env=EIGHT, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_checkpoint_of_eight_devices_opens_on_one(run_cli, tmp_path):
+    assert jax.device_count() == 1
+    done = run_cli("train", *as_options(total_steps=12), f"--workdir={tmp_path}", env=EIGHT)
+    assert done.returncode == 0, done.stderr
+    run = aj.load_run(tmp_path)
+    logged = run.metrics[-1]["eval_ema/accuracy"]
+    assert run.weights == "ema" and run.step == 12
+    evaluated = run_cli("evaluate", f"--workdir={tmp_path}")
+    assert json.loads(evaluated.stdout.splitlines()[-1])["accuracy"] == pytest.approx(logged, abs=0.004)
+
+
+def local(*arguments, processes=2, devices=2) -> list[str]:
+    return [str(ROOT / "launch.sh"), "local", f"--processes={processes}", f"--devices={devices}", "--", *map(str, arguments)]
+
+
+ENVIRONMENT = {"ATTENTION_JAX_PYTHON": sys.executable}
+
+
+@pytest.fixture(scope="module")
+def four_devices_of_one_process(run_cli, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    done = run_cli("train", *as_options(), f"--workdir={workdir}", env=FOUR)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_two_processes_are_one(four_devices_of_one_process, tmp_path):
+    command = local("train", *as_options(), f"--workdir={tmp_path}/run")
+    done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 process(es) x 2" in done.stdout
+    same_numbers(four_devices_of_one_process, tmp_path / "run")
+
+
+def test_sigterm_brings_two_processes_to_one_step_and_one_process_goes_on(four_devices_of_one_process, run_cli, tmp_path):
+    workdir = tmp_path / "run"
+    command = local("train", *as_options(total_steps=4000), f"--workdir={workdir}")
+    with subprocess.Popen(
+        command, env=child_environment(ENVIRONMENT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while len(checkpoint.steps(workdir)) < 1 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "stopped after step" in said
+    assert checkpoint.read_newest(workdir)[1]["step"] == checkpoint.steps(workdir)[-1]
+
+
+def same_numbers(one, other) -> None:
+    lines, others = ([json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (one, other))
+    assert [line.keys() for line in lines] == [line.keys() for line in others]
+    for line, theirs in zip(lines, others, strict=True):
+        for name, value in line.items():
+            # Evaluation counts right answers of 599, of which a rounding difference may turn one or two.
+            slack = {"abs": 0.004} if "accuracy" in name or name == "headline" else {"rel": 2e-3}
+            assert theirs[name] == pytest.approx(value, **slack), (line["step"], name)
+    arrays, theirs = (tree.flatten(checkpoint.read_newest(path)[0]["params"]) for path in (one, other))
+    for path, array in arrays.items():
+        np.testing.assert_allclose(array, theirs[path], rtol=5e-3, atol=5e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_configs_step_lowers_for_accelerators(path, platform):
+    program = build(configs.load_config(str(path)))
+    config = program.config
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch_size, *config.data.image_shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+        "weight": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
+    }
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    lowered = program.train_step.trace(program.abstract_state, batch, seed).lower(lowering_platforms=(platform,))
+    assert "stablehlo.convolution" in lowered.as_text()
+
+
+def test_batches_are_divided_by_rows_and_in_one_order():
+    from attention_jax.tasks import classification
+    from tests.small import small_config
+
+    config = classification.resolve(small_config())
+    whole = classification.loader(config, "train", (0, 1), training=True)
+    halves = [classification.loader(config, "train", (i, 2), training=True) for i in range(2)]
+    for step, batch in zip(range(30, 50), whole.training(30, 50), strict=True):  # over the end of an epoch
+        parts = [half.training_batch(step) for half in halves]
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(rows, np.concatenate([part[name] for part in parts]))
+    for batch, *parts in zip(whole.evaluation(), *(half.evaluation() for half in halves), strict=True):
+        np.testing.assert_array_equal(batch["weight"], np.concatenate([part["weight"] for part in parts]))
