@@ -81,7 +81,7 @@ def test_accumulation_over_devices_is_one_batch():
 
 
 def test_contradictions_are_refused():
-    with pytest.raises(UserError, match="contradicts parallel.mode='pmap'"):
+    with pytest.raises(UserError, match=r"contradicts parallel\.mode='pmap'"):
         build(small_config(parallel__mode="pmap"))
     with pytest.raises(UserError, match="does not divide the 4 examples"):
         build(small_config(batch_norm__granularity=3))

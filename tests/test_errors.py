@@ -61,7 +61,11 @@ def test_config_file_that_does_not_run(capsys, tmp_path):
 def test_data_that_cannot_be_read(capsys, tmp_path):
     start = ("train", f"--config={CONFIG}", f"--workdir={tmp_path}/run")
     said = sentence(
-        capsys, *start, "--config.data.source=tfds", "--config.data.args.name=cifar10", f"--config.data.args.data_dir={tmp_path}"
+        capsys,
+        *start,
+        "--config.data.source=tfds",
+        "--config.data.args.name=cifar10",
+        f"--config.data.args.data_dir={tmp_path}",
     )
     assert "'cifar10' split 'train' cannot be read" in said and "data.args.data_dir" in said
     assert "there is no split 'trian'" in sentence(capsys, *start, "--config.data.train_split=trian")
