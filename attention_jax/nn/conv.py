@@ -1,12 +1,40 @@
 """Convolutions as the papers and PyTorch count them, and squeeze-and-excitation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 # He et al. 2015 as in fb.resnet.torch: standard deviation sqrt(2 / (k·k·output channels)).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, as one matrix product where the output has at most 2x2 positions.
+
+    Networks for small images end in such maps, on which XLA's CPU convolution takes 5 times as long (3x3, 64 channels,
+    batch 32 on 2x2: 2.2 ms for the gradient against 0.4 ms). The numbers agree up to rounding.
+    """
+    (top, bottom), (left, right) = padding
+    dilation = options.get("rhs_dilation") or (1, 1)
+    kh, kw, features, out = kernel.shape
+    h, w = (
+        (size + sum(pad) - d * (k - 1) - 1) // stride + 1
+        for size, pad, d, k, stride in zip(x.shape[1:3], padding, dilation, (kh, kw), window_strides, strict=True)
+    )
+    if h > 2 or w > 2 or options.get("feature_group_count", 1) > 1:
+        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+    padded = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    rows, columns = (
+        [slice(i * d, i * d + stride * (size - 1) + 1, stride) for i in range(k)]
+        for k, d, stride, size in zip((kh, kw), dilation, window_strides, (h, w), strict=True)
+    )
+    patches = jnp.concatenate([padded[:, row, column] for row in rows for column in columns], -1)
+    return patches @ kernel.reshape(kh * kw * features, out)
 
 
 class Conv(nn.Conv):
@@ -17,6 +45,7 @@ class Conv(nn.Conv):
 
     use_bias: bool = False
     kernel_init: Callable = he_fan_out
+    conv_general_dilated_cls: Callable = lambda: convolve
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H/s, W/s, features]."""
