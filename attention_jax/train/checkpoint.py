@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from attention_jax import parallel, tree
+from attention_jax import __version__, parallel, tree
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.train.state import State
 
 log = logging.getLogger(__name__)
 FOLDER, ASIDE = "checkpoints", "checkpoints_damaged"
-PACKAGES = ("attention_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Damaged(Exception):
@@ -73,7 +73,7 @@ def _unpack(packed: Mapping[str, str]) -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
-    found = {}
+    found = {"attention_jax": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

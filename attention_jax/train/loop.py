@@ -101,6 +101,7 @@ def train(
     Raises:
         UserError: a workdir of another config, a full disk, a loss that is not finite.
     """
+    begin = time.perf_counter()
     program = program or build(config)
     config = with_seed(program.config, config.seed)
     task, every, seed = program.task, program.durations, np.uint32(config.seed)
@@ -179,6 +180,7 @@ def train(
                 if stopped:
                     break
         checkpoints.close()
+        log.time({"event": "call", "step": step, "seconds": time.perf_counter() - begin})
         log.close()
     return Result(step, stopped)
 
