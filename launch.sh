@@ -1,0 +1,174 @@
+#!/usr/bin/env bash
+# The front door: makes the environment once, then runs a command in it. Without arguments it lists the commands.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)"
+VENV="$ROOT/.venv"
+STAMP="$VENV/launch.stamp" # what is installed; "incomplete" while an installation runs; its presence says whose .venv it is
+
+help() {
+  cat <<'TEXT'
+usage: ./launch.sh COMMAND [ARGUMENTS]
+
+  quickstart [--workdir=DIR]                  the first table, on the embedded digits
+  train --config=FILE --workdir=DIR           train a config; the same command resumes; any field: --config.key=value
+  evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
+  table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
+  summary MODEL                               parameters and multiply-adds of a network
+  local --processes P --devices D -- VERB ... train, evaluate or table on P processes with D CPU devices each
+  notebook                                    JupyterLab in experiments/notebooks
+  python [ARGUMENTS]                          the environment's Python
+  test [--peers] [PYTEST ARGUMENTS]           lint and test; --peers also compares with other libraries
+  setup [EXTRA ...]                           only make the environment; extras such as cuda, tpu, gcs stay from then on
+
+Every command but help first makes .venv beside this file (once, some minutes). Instead of that,
+  ATTENTION_JAX_PYTHON=/path/to/python  takes this interpreter as it is;
+  ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.
+Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/attention_jax/xla.
+TEXT
+}
+
+say() { echo "launch.sh: $*" >&2; }
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Sets PYTHON to an interpreter that has the package and the named extras, installing what is missing.
+environment() {
+  PYTHON="${ATTENTION_JAX_PYTHON:-}"
+  if [[ -n "$PYTHON" ]]; then
+    command -v "$PYTHON" >/dev/null || fail "ATTENTION_JAX_PYTHON=$PYTHON: this is no program that can be run."
+    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+  else
+    PYTHON="$VENV/bin/python"
+    local extras="$* ${ATTENTION_JAX_EXTRAS:-}"
+    installed "$extras" || locked_install "$extras"
+  fi
+  local cache="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/attention_jax/xla"
+  if [[ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]] && mkdir -p "$cache" 2>/dev/null; then
+    export JAX_COMPILATION_CACHE_DIR="$cache"
+  fi
+  export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
+}
+
+# One word a line, sorted, once each.
+words() { printf '%s\n' "$*" | tr -s ' ,' '\n\n' | sed '/^$/d' | sort -u; }
+# What an installation is made from, besides the extras. An editable install holds the checkout's path.
+source_state() { echo "$ROOT $(cat "$ROOT/pyproject.toml" "$ROOT/.ci/constraints.txt" | cksum)"; }
+installed_extras() { if [[ -f "$STAMP" ]]; then sed -n '2,$p' "$STAMP"; fi; }
+
+installed() {
+  [[ -x "$VENV/bin/python" && -f "$STAMP" ]] || return 1
+  [[ "$(head -n 1 "$STAMP")" == "$(source_state)" ]] || return 1
+  [[ "$(words "$1" "$(installed_extras)")" == "$(installed_extras)" ]]
+}
+
+# One launch at a time; the others wait and then find it done.
+locked_install() {
+  (
+    if command -v flock >/dev/null; then # macOS has none
+      exec 9<>"$ROOT/pyproject.toml"
+      flock -n 9 || { say "waiting for another launch.sh that is installing" && flock 9; }
+    fi
+    installed "$1" || install "$1"
+  )
+}
+
+install() {
+  [[ -f "$STAMP" || ! -e "$VENV" ]] || fail "$VENV was not made by launch.sh: move it away, or use it with ATTENTION_JAX_PYTHON=$VENV/bin/python."
+  local before extras known extra
+  extras="$(words "$1" "$(installed_extras)")"
+  known="$(sed -n '/^\[project.optional-dependencies\]/,/^$/s/^\([a-z]*\) = \[.*/\1/p' "$ROOT/pyproject.toml")"
+  for extra in $extras; do
+    grep -qx "$extra" <<<"$known" || fail "there is no extra '$extra': give some of $(paste -sd ' ' - <<<"$known")."
+  done
+
+  before="$(head -n 1 "$STAMP" 2>/dev/null || true)"
+  mkdir -p "$VENV"
+  { echo incomplete && installed_extras; } >"$STAMP.new"
+  mv "$STAMP.new" "$STAMP"
+  if [[ "$before" != "$ROOT "* || ! -x "$VENV/bin/python" ]]; then # none yet, cut off, or moved: from the beginning
+    make_venv
+  fi
+  say "installing attention_jax${extras:+ with $(paste -sd ' ' - <<<"$extras")} (once; later starts skip this)"
+  local quiet=()
+  [[ -t 2 ]] || quiet=(--quiet)
+  (
+    cd "$ROOT"
+    local target=".${extras:+[$(paste -sd , - <<<"$extras")]}"
+    if command -v uv >/dev/null; then
+      uv pip install ${quiet[@]+"${quiet[@]}"} --python "$PYTHON" -c .ci/constraints.txt -e "$target"
+    else
+      "$PYTHON" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --no-input -c .ci/constraints.txt -e "$target"
+    fi
+  ) >&2 || fail "the installation into $VENV failed, as said above: mend that and start the same command again."
+  { source_state && words "$extras"; } >"$STAMP.new"
+  mv "$STAMP.new" "$STAMP"
+}
+
+make_venv() {
+  local python
+  python="$(find_python)" || fail "Python 3.11 or newer with its venv module was not found in PATH: install it (Debian: python3-venv), or name one with ATTENTION_JAX_PYTHON."
+  say "making $VENV with $("$python" --version)"
+  find "$VENV" -mindepth 1 -maxdepth 1 ! -name "$(basename "$STAMP")" -exec rm -rf {} +
+  if command -v uv >/dev/null; then
+    uv venv --quiet --allow-existing --python "$python" "$VENV" >&2
+  else
+    "$python" -m venv "$VENV" >&2
+  fi || fail "$python could not make $VENV, as said above."
+}
+
+# Runs each candidate: a version manager's stand-in may exist and fail.
+find_python() {
+  local name need="ensurepip, venv"
+  if command -v uv >/dev/null; then need="venv"; fi
+  for name in python3.13 python3.12 python3.11 python3 python; do
+    if "$name" -c "import sys, $need; sys.exit(sys.version_info < (3, 11))" >/dev/null 2>&1; then
+      command -v "$name"
+      return
+    fi
+  done
+  return 1
+}
+
+command="${1:-help}"
+[[ $# -eq 0 ]] || shift
+case "$command" in
+  help | -h | --help) help ;;
+  setup) environment "$@" ;;
+  quickstart)
+    environment
+    exec "$PYTHON" -m attention_jax table "$ROOT/experiments/quickstart.py" "$@"
+    ;;
+  train | evaluate | table | summary)
+    environment
+    exec "$PYTHON" -m attention_jax "$command" "$@"
+    ;;
+  local)
+    environment
+    exec "$PYTHON" -m attention_jax.local "$@"
+    ;;
+  notebook)
+    environment notebook
+    exec "$PYTHON" -m jupyterlab "$@" "$ROOT/experiments/notebooks"
+    ;;
+  python)
+    environment
+    exec "$PYTHON" "$@"
+    ;;
+  test)
+    if [[ "${1:-}" == --peers ]]; then
+      shift
+      environment dev peers
+    else
+      environment dev
+      set -- -m "not peers" "$@"
+    fi
+    cd "$ROOT"
+    "$PYTHON" -m ruff check .
+    "$PYTHON" -m ruff format --check .
+    exec "$PYTHON" -m pytest "$@"
+    ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, table, summary, local, notebook, python, test, setup." ;;
+esac
