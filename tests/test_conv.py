@@ -10,8 +10,8 @@ from attention_jax.nn.conv import Conv, convolve
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (4, 4), (2, 4), (5, 3)])
-@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (1, 2, 1), (7, 2, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 4), (4, 3)])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2)])
 def test_outputs_and_gradients_are_those_of_xlas_convolution(size, kernel, stride, dilation):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, *size, 4)), jnp.float32)
@@ -22,8 +22,8 @@ def test_outputs_and_gradients_are_those_of_xlas_convolution(size, kernel, strid
     def loss(function):
         return lambda x, w: jnp.square(function(x, w, (stride, stride), pad, **options)).sum()
 
-    ours = jax.jit(jax.value_and_grad(loss(convolve), (0, 1)))(x, w)
-    theirs = jax.jit(jax.value_and_grad(loss(jax.lax.conv_general_dilated), (0, 1)))(x, w)
+    both = [jax.value_and_grad(loss(function), (0, 1)) for function in (convolve, jax.lax.conv_general_dilated)]
+    ours, theirs = jax.jit(lambda x, w: [function(x, w) for function in both])(x, w)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
