@@ -85,26 +85,31 @@ class Loader:
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Batches of the steps after `first_step`, up to and with `num_steps`, loaded ahead in threads."""
-        import grain
+        return self._ahead(first_step, num_steps, self.training_batch)
 
-        steps = grain.MapDataset.range(first_step, num_steps).map(self.training_batch)
-        yield from steps.to_iter_dataset(grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads))
+    def evaluation(self) -> Iterator[Batch]:
+        """Every example once, in order, loaded ahead in threads. The last batch is padded with copies of weight 0."""
+        return self._ahead(0, -(-len(self.source) // self.batch_size), self.evaluation_batch)
 
     def training_batch(self, step: int) -> Batch:
         """This process's rows of the batch that follows `step` steps."""
-        epoch, batch = self.plan.position(int(step))
+        epoch, batch = self.plan.position(step)
         indices = self._rows(self.plan.indices(epoch, batch))
         examples = [self.transform(self.source[int(i)], example_generator(self.seed, epoch, int(i))) for i in indices]
         return self.collate({**_stack(examples), "weight": np.ones(len(indices), np.float32)})
 
-    def evaluation(self) -> Iterator[Batch]:
-        """Every example once, in order. The last batch is padded with copies of weight 0."""
-        for start in range(0, len(self.source), self.batch_size):
-            indices = np.arange(start, start + self.batch_size)
-            weight = (indices < len(self.source)).astype(np.float32)
-            indices = np.minimum(indices, len(self.source) - 1)
-            examples = [self.transform(self.source[int(i)], None) for i in self._rows(indices)]
-            yield self.collate({**_stack(examples), "weight": self._rows(weight)})
+    def evaluation_batch(self, number: int) -> Batch:
+        """This process's rows of one evaluation batch."""
+        indices = self._rows(np.arange(number * self.batch_size, (number + 1) * self.batch_size))
+        inside = indices < len(self.source)
+        examples = [self.transform(self.source[int(i)], None) for i in np.where(inside, indices, len(self.source) - 1)]
+        return self.collate({**_stack(examples), "weight": inside.astype(np.float32)})
+
+    def _ahead(self, first: int, end: int, load: Callable[[int], Batch]) -> Iterator[Batch]:
+        import grain
+
+        batches = grain.MapDataset.range(first, end).map(lambda number: load(int(number)))
+        yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads))
 
     def _rows(self, values: np.ndarray) -> np.ndarray:
         index, count = self.process

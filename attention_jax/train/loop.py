@@ -45,7 +45,7 @@ class Sums:
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Adds one step's metrics, reading them from the device."""
-        for name, value in metrics.items():
+        for name, value in jax.device_get(metrics).items():
             self.values[name] = float(value) + (0.0 if name in _LAST else self.values.get(name, 0.0))
 
     def take(self) -> dict[str, float]:
