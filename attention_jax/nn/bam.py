@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention_jax.errors import UserError
 from attention_jax.nn.conv import Conv
 from attention_jax.nn.norm import BatchNorm
 
 log = logging.getLogger(__name__)
+_COMBINE = {"sum": jnp.add, "product": jnp.multiply, "max": jnp.maximum}
 
 
 @functools.cache
@@ -57,13 +59,13 @@ class BAM(nn.Module):
         Sows into "attention": `channel` [B, C] and `spatial` [B, H, W], each branch's own map after a sigmoid, the map
         `map` M(F) [B, H, W, C], and the features `input` F and `output` F' [B, H, W, C].
         """
+        self._check(x.shape[-1])
         branches = {}
         if self.channel:
             branches["channel"] = self._channel_branch(x)[:, None, None, :]
         if self.spatial:
             branches["spatial"] = self._spatial_branch(x)
-        combine = {"sum": jnp.add, "product": jnp.multiply, "max": jnp.maximum}[self.combine]
-        attention = nn.sigmoid(functools.reduce(combine, branches.values()))
+        attention = nn.sigmoid(functools.reduce(_COMBINE[self.combine], branches.values()))
         output = x * (1 + attention)
 
         if self.is_mutable_collection("attention"):
@@ -73,6 +75,17 @@ class BAM(nn.Module):
             self.sow("attention", "input", x)
             self.sow("attention", "output", output)
         return output
+
+    def _check(self, channels: int) -> None:
+        for field, accepted in (("combine", tuple(_COMBINE)), ("batch_norm", ("paper", "code"))):
+            if getattr(self, field) not in accepted:
+                raise UserError(f"BAM.{field}={getattr(self, field)!r} is not one of {', '.join(map(repr, accepted))}.")
+        if not (self.channel or self.spatial):
+            raise UserError("BAM.channel and BAM.spatial are both False: keep one of the branches.")
+        if not 1 <= self.reduction <= channels:
+            raise UserError(f"BAM.reduction={self.reduction} leaves nothing of {channels} channels: give 1 to {channels}.")
+        if self.dilation < 1:
+            raise UserError(f"BAM.dilation={self.dilation} is not right: give 1 or more.")
 
     def _hidden(self, x: jax.Array, name: str) -> jax.Array:
         if self.batch_norm == "code":

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention_jax.errors import UserError
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last.
@@ -42,6 +44,10 @@ class BatchNorm(nn.Module):
             return (x - running_mean.value) * (scale * jax.lax.rsqrt(running_variance.value + self.epsilon)) + bias
 
         size = self.group_size or x.shape[0]
+        if x.shape[0] % size:
+            raise UserError(
+                f"batch norm over groups of {size} examples: a batch of {x.shape[0]} has no whole number of groups."
+            )
         grouped = x.reshape(x.shape[0] // size, size, -1, channels)
         mean = grouped.mean((1, 2), keepdims=True)
         variance = jnp.square(grouped - mean).mean((1, 2), keepdims=True)

@@ -1,0 +1,47 @@
+"""Writes tests/fixtures/parity_*.npz from PyTorch: `python -m tests.peers.freeze [CASE ...]` in the repository's root.
+
+Needs torch, torchvision and timm (the extra `peers`); nothing of attention_jax is imported, so that a fixture cannot
+be made to agree with it.
+"""
+
+import sys
+
+import numpy as np
+
+from tests import parity
+from tests.peers import torch_nets
+
+NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6
+FAINTEST = 1e-3  # gradient of a weight as a share of the network's largest; less, and a mistake there would not show
+
+
+def faint(results: parity.Results) -> list[str]:
+    """Weights whose gradient hardly differs from zero, as behind a ReLU that is off for every example."""
+    found = []
+    for kind in ("gradients", "train_gradients"):
+        size = {path: np.abs(value).max() for path, value in results[kind].items()}
+        found += [path for path in size if not path.endswith("bias") and size[path] < FAINTEST * max(size.values())]
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Freezes the named cases, or all."""
+    parity.FIXTURES.mkdir(exist_ok=True)
+    for name, case in parity.CASES.items():
+        if not names or name in names:
+            results, nearest = torch_nets.run(case, biased=name == parity.BIASED)
+            print(f"{name}: a kink is {nearest:.1e} away")
+            if nearest < NEAREST:
+                raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")
+            if faint(results):
+                raise SystemExit(f"{name}: {faint(results)} hardly matter; give the case another seed.")
+            parity.save(name, results)
+    for name, training in parity.TRAININGS.items():
+        if not names or name in names:
+            parity.save(name, torch_nets.train(training))
+    if not names or "imagenet" in names:
+        parity.save("imagenet", {"logits": {name: torch_nets.imagenet_logits(name) for name in parity.IMAGENET}})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,57 @@
+"""Our networks against PyTorch, live: the same equations written twice, and torchvision's and timm's own networks."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the extra 'peers' is not installed")
+
+from tests import parity
+from tests.peers import torch_nets
+from tests.test_parity import drawn, our_imagenet_logits, our_training, ours
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.mark.parametrize("name", parity.CASES)
+def test_network(name: str) -> None:
+    """Ours ≡ PyTorch, and PyTorch ≡ the fixture."""
+    theirs, _ = torch_nets.run(parity.CASES[name], biased=name == parity.BIASED)
+    parity.check(theirs, parity.load(name), tighter=20)
+    theirs.pop("biased_statistics", None)
+    parity.check(ours(parity.CASES[name]), theirs)
+
+
+@pytest.mark.parametrize("name", parity.TRAININGS)
+def test_optimizer_and_average(name: str) -> None:
+    """Ours ≡ `torch.optim.SGD`, and that ≡ the fixture."""
+    theirs = torch_nets.train(parity.TRAININGS[name])
+    parity.check(theirs, parity.load(name), tighter=20)
+    parity.check(our_training(parity.TRAININGS[name]), theirs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "seresnet18", "seresnet50"])
+def test_published_network(name: str) -> None:
+    """The logits of torchvision's ResNets and timm's SE-ResNets with random weights and statistics."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    theirs = torch_nets.imagenet_logits(name)
+    if name in parity.IMAGENET:
+        assert parity.difference(theirs, parity.load("imagenet")["logits"][name]) < parity.LOGITS / 20
+    assert parity.difference(our_imagenet_logits(name), theirs) < parity.LOGITS
+
+
+def test_every_weight_is_carried_across() -> None:
+    """The table between the names is one to one, and covers a whole network of each kind."""
+    from attention_jax import create_model, tree
+
+    for name in ("resnet50", "seresnet50"):
+        pytest.importorskip("timm")
+        state = torch_nets.imagenet(name).state_dict()
+        theirs = {
+            torch_nets.our_path(key, value): torch_nets.to_ours(torch_nets.our_path(key, value), value.numpy()).shape
+            for key, value in state.items()
+            if not key.endswith("num_batches_tracked")
+        }
+        variables = drawn(create_model(name), np.zeros((1, *parity.IMAGENET_IMAGE, 3), np.float32), 0)
+        shapes = {path: leaf.shape for part in variables.values() for path, leaf in tree.flatten(part).items()}
+        assert theirs == shapes

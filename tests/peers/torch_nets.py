@@ -1,0 +1,343 @@
+"""The same equations in PyTorch, written from the papers, and the table that carries weights across.
+
+Layers are named as torchvision names them, so that one table also reads torchvision's and timm's own networks.
+"""
+
+import contextlib
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests import parity
+
+# PyTorch module name -> path in our tree.
+NAMES = (
+    (r"^conv1$", "stem_conv"),
+    (r"^bn1$", "stem_norm"),
+    (r"^fc$", "head"),
+    (r"^layer(\d)\.(\d+)\.conv(\d)$", r"stage\1_block\2/conv\3"),
+    (r"^layer(\d)\.(\d+)\.bn(\d)$", r"stage\1_block\2/norm\3"),
+    (r"^layer(\d)\.(\d+)\.downsample\.0$", r"stage\1_block\2/shortcut_conv"),
+    (r"^layer(\d)\.(\d+)\.downsample\.1$", r"stage\1_block\2/shortcut_norm"),
+    (r"^layer(\d)\.(\d+)\.se\.fc1$", r"stage\1_block\2/gate/reduce"),
+    (r"^layer(\d)\.(\d+)\.se\.fc2$", r"stage\1_block\2/gate/expand"),
+    (r"^bam(\d)\.channel\.(reduce|expand)$", r"stage\1_gate/channel_\2"),
+    (r"^bam(\d)\.channel\.reduce_bn$", r"stage\1_gate/channel_reduce_norm"),
+    (r"^bam(\d)\.channel\.bn$", r"stage\1_gate/channel_norm"),
+    (r"^bam(\d)\.spatial\.(reduce|conv1|conv2|map)$", r"stage\1_gate/spatial_\2"),
+    (r"^bam(\d)\.spatial\.(reduce|conv1|conv2)_bn$", r"stage\1_gate/spatial_\2_norm"),
+    (r"^bam(\d)\.spatial\.bn$", r"stage\1_gate/spatial_norm"),
+)
+STATISTICS = {"running_mean": "mean", "running_var": "var"}
+
+
+def our_path(name: str, tensor: torch.Tensor) -> str:
+    """The path of a state-dict entry; blocks count from 0 there and from 1 here."""
+    module, _, leaf = name.rpartition(".")
+    for pattern, path in NAMES:
+        if re.match(pattern, module):
+            path = re.sub(r"_block(\d+)", lambda match: f"_block{int(match[1]) + 1}", re.sub(pattern, path, module))
+            break
+    else:
+        raise KeyError(f"nothing of ours is called {name}")
+    if leaf == "weight":
+        leaf = "scale" if tensor.ndim == 1 else "kernel"
+    return f"{path}/{STATISTICS.get(leaf, leaf)}"
+
+
+def to_ours(path: str, array: np.ndarray) -> np.ndarray:
+    """OIHW -> HWIO, [out, in] -> [in, out]; a 1x1 convolution on pooled features is a matrix here."""
+    if array.ndim == 4 and path.endswith(("gate/reduce/kernel", "gate/expand/kernel")):
+        array = array[:, :, 0, 0]
+    return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
+
+
+def from_ours(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `to_ours` for a tensor of `shape`."""
+    return array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim))).reshape(shape)
+
+
+def fill(net: nn.Module, seed: int) -> nn.Module:
+    """Gives every weight and running statistic of `net` the value that `parity.draw` has for its path."""
+    state = {}
+    for name, tensor in net.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            path = our_path(name, tensor)
+            value = parity.draw(seed, path, to_ours(path, np.empty(tensor.shape)).shape)
+            state[name] = torch.from_numpy(np.ascontiguousarray(from_ours(value, tensor.shape))).to(tensor.dtype)
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    return net
+
+
+class Squeeze(nn.Module):
+    """x · sigmoid(W2 relu(W1 mean(x)))."""
+
+    def __init__(self, channels: int, reduction: int = 16, divisor: int = 1, use_bias: bool = True):
+        super().__init__()
+        hidden = channels // reduction
+        if divisor > 1:  # the multiple of `divisor` nearest to it, at least one
+            hidden = max(divisor, divisor * ((hidden + divisor // 2) // divisor))
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=use_bias)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=use_bias)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.fc2(self.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)))))
+
+
+class Bottleneck(nn.Module):
+    """F + F · sigmoid(A), where A combines a channel and a spatial branch."""
+
+    def __init__(
+        self,
+        channels: int,
+        dilation: int,
+        reduction: int,
+        combine: str = "sum",
+        batch_norm: str = "paper",
+        channel: bool = True,
+        spatial: bool = True,
+    ):
+        super().__init__()
+        self.combine = combine
+        self.margin = float("inf")  # of the maximum, between its two candidates
+        hidden = channels // reduction
+        code = batch_norm == "code"
+
+        if channel:
+            layers = [("reduce", nn.Linear(channels, hidden))]
+            layers += [("reduce_bn", nn.BatchNorm1d(hidden))] if code else []
+            layers += [("relu", nn.ReLU()), ("expand", nn.Linear(hidden, channels))]
+            layers += [] if code else [("bn", nn.BatchNorm1d(channels))]
+            self.channel = nn.Sequential(OrderedDict(layers))
+        if spatial:
+            layers = [("reduce", nn.Conv2d(channels, hidden, 1))]
+            layers += [("reduce_bn", nn.BatchNorm2d(hidden))] if code else []
+            layers += [("reduce_relu", nn.ReLU())]
+            for name in ("conv1", "conv2"):
+                layers += [(name, nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation))]
+                layers += [(f"{name}_bn", nn.BatchNorm2d(hidden))] if code else []
+                layers += [(f"{name}_relu", nn.ReLU())]
+            layers += [("map", nn.Conv2d(hidden, 1, 1))]
+            layers += [] if code else [("bn", nn.BatchNorm2d(1))]
+            self.spatial = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        of_channels = of_places = None
+        if hasattr(self, "channel"):
+            of_channels = self.channel(x.mean(dim=(2, 3)))[:, :, None, None].expand_as(x)
+        if hasattr(self, "spatial"):
+            of_places = self.spatial(x).expand_as(x)
+        if of_channels is None or of_places is None:
+            both = of_places if of_channels is None else of_channels
+        elif self.combine == "sum":
+            both = of_channels + of_places
+        elif self.combine == "product":
+            both = of_channels * of_places
+        else:
+            both = torch.where(of_channels > of_places, of_channels, of_places)
+            self.margin = min(self.margin, (of_channels - of_places).abs().min().item())
+        return x + x * torch.sigmoid(both)
+
+
+class Residual(nn.Module):
+    """relu(gate(body(x)) + shortcut(x)), or without the shortcut."""
+
+    def __init__(self, inputs: int, width: int, stride: int, fields: Mapping[str, Any]):
+        super().__init__()
+        if fields["block"] == "basic":
+            self.outputs = width
+            body = [(width, 3, stride), (width, 3, 1)]
+        else:
+            self.outputs = 4 * width
+            early = fields.get("stride_at", "3x3") == "1x1"
+            body = [(width, 1, stride if early else 1), (width, 3, 1 if early else stride), (4 * width, 1, 1)]
+        self.depth = len(body)
+        previous = inputs
+        for i, (features, kernel, step) in enumerate(body, 1):
+            setattr(self, f"conv{i}", nn.Conv2d(previous, features, kernel, step, kernel // 2, bias=False))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(features))
+            setattr(self, f"relu{i}", nn.ReLU())
+            previous = features
+        if fields.get("gate") == "se":
+            self.se = Squeeze(self.outputs, **fields["gate_args"])
+        self.stride = stride
+        self.residual = fields.get("residual", True)
+        self.changes = stride != 1 or inputs != self.outputs
+        self.pads = fields.get("shortcut", "B") == "A"
+        if self.residual and self.changes and not self.pads:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, self.outputs, 1, stride, bias=False), nn.BatchNorm2d(self.outputs)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for i in range(1, self.depth):
+            y = getattr(self, f"relu{i}")(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y)))
+        y = getattr(self, f"bn{self.depth}")(getattr(self, f"conv{self.depth}")(y))
+        if hasattr(self, "se"):
+            y = self.se(y)
+        if self.residual:
+            if not self.changes:
+                y = y + x
+            elif self.pads:
+                kept = x[:, :, :: self.stride, :: self.stride]
+                y = y + torch.cat([kept, kept.new_zeros(len(x), self.outputs - x.shape[1], *kept.shape[2:])], dim=1)
+            else:
+                y = y + self.downsample(x)
+        return getattr(self, f"relu{self.depth}")(y)
+
+
+class Network(nn.Module):
+    """Stem, stages with a BAM between them, global average, classifier."""
+
+    def __init__(self, fields: Mapping[str, Any], dilations: tuple[int, ...]):
+        super().__init__()
+        widths, blocks = fields["widths"], fields["stage_sizes"]
+        if fields["stem"] == "imagenet":
+            channels = 64
+            self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+            self.pool = nn.MaxPool2d(3, 2, 1)
+        else:
+            channels = widths[0]
+            self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+            self.pool = nn.Identity()
+        self.bn1, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
+        self.stages = len(widths)
+        for stage in range(1, self.stages + 1):
+            made = []
+            for i in range(blocks[stage - 1]):
+                made.append(Residual(channels, widths[stage - 1], 2 if stage > 1 and i == 0 else 1, fields))
+                channels = made[-1].outputs
+            setattr(self, f"layer{stage}", nn.Sequential(*made))
+            if fields.get("gate") == "bam" and stage < self.stages:
+                args = dict(fields["gate_args"])
+                args["dilation"] = dilations[stage - 1] if dilations else 1
+                setattr(self, f"bam{stage}", Bottleneck(channels, **args))
+        self.fc = nn.Linear(channels, fields["num_classes"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+            if hasattr(self, f"bam{stage}"):
+                x = getattr(self, f"bam{stage}")(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def nchw(images: np.ndarray) -> torch.Tensor:
+    """[B, H, W, C] -> float64 [B, C, H, W]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).double()
+
+
+@contextlib.contextmanager
+def _watched(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Collects the inputs of every module of `kinds`."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        module.register_forward_hook(lambda _, args, __, name=name: seen.setdefault(name, []).append(args[0].detach()))
+        for name, module in net.named_modules()
+        if isinstance(module, kinds)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run(case: parity.Case, biased: bool = False) -> tuple[parity.Results, float]:
+    """What `parity.check` compares, in float64, and how near any ReLU or maximum came to its kink.
+
+    With `biased` the result has also the running variances kept by n rather than n - 1, from the inputs of each layer.
+    """
+    net = fill(Network(case.network, case.dilations).double(), case.seed)
+    images = nchw(parity.images(case.seed, *case.image))
+    labels = torch.from_numpy(parity.labels(case.seed)).long()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    results: parity.Results = {}
+    nearest = float("inf")
+    for prefix in ("", "train_"):
+        net.train(prefix == "train_")
+        net.zero_grad()
+        with _watched(net, (nn.ReLU,)) as into_relu, _watched(net, (nn.BatchNorm1d, nn.BatchNorm2d)) as into_norm:
+            logits = net(images)
+        nearest = min([nearest, *(x.abs().min().item() for inputs in into_relu.values() for x in inputs)])
+        F.cross_entropy(logits, labels, reduction="sum", label_smoothing=case.label_smoothing).backward()
+        results[f"{prefix}logits"] = {"": logits.detach().numpy()}
+        gradients = {}
+        for name, parameter in net.named_parameters():
+            path = our_path(name, parameter)
+            gradients[path] = parity.compress(path, to_ours(path, parameter.grad.numpy()))
+        results[f"{prefix}gradients"] = gradients
+    nearest = min([nearest, *(module.margin for module in net.modules() if isinstance(module, Bottleneck))])
+    results["statistics"] = {
+        our_path(name, tensor): tensor.numpy() for name, tensor in net.state_dict().items() if "running" in name
+    }
+    if biased:
+        results["biased_statistics"] = {}
+        for name, (x,) in into_norm.items():
+            old = before[f"{name}.running_var"]
+            new = x.transpose(0, 1).reshape(x.shape[1], -1).var(dim=1, correction=0)
+            results["biased_statistics"][our_path(f"{name}.running_var", old)] = (0.9 * old + 0.1 * new).numpy()
+    return results, nearest
+
+
+def learning_rate(training: parity.Training, step: int) -> float:
+    """A linear warm-up that reaches the peak with its last step, then a step at half-way or a cosine to zero."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    if training.schedule == "step":
+        return training.learning_rate * 0.1 ** sum(step >= share * training.steps for share in training.boundaries)
+    done = (step - training.warmup_steps) / (training.steps - training.warmup_steps)
+    return training.learning_rate * 0.5 * (1 + np.cos(np.pi * done))
+
+
+def train(training: parity.Training) -> parity.Results:
+    """{"params" | "average": {path: [steps, *shape]}} from `torch.optim.SGD` and w̄ <- d·w̄ + (1 - d)·w."""
+    params = {
+        path: nn.Parameter(torch.from_numpy(parity.draw(0, path, shape)).double()) for path, shape in training.shapes.items()
+    }
+    average = {path: value.detach().clone() for path, value in params.items()}
+    groups = [
+        {"params": [value], "weight_decay": training.weight_decay if path in training.decayed else 0.0}
+        for path, value in params.items()
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=training.momentum, nesterov=training.nesterov)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(training, step))
+    results: parity.Results = {"params": {path: [] for path in params}, "average": {path: [] for path in params}}
+    for step in range(training.steps):
+        for path, value in params.items():
+            value.grad = torch.from_numpy(parity.gradient(path, value.shape, step)).double()
+        optimizer.step()
+        schedule.step()
+        decay = min(training.ema_decay, (1 + step) / (10 + step)) if training.ema_warmup else training.ema_decay
+        for path, value in params.items():
+            average[path] = decay * average[path] + (1 - decay) * value.detach()
+            results["params"][path].append(value.detach().numpy().copy())
+            results["average"][path].append(average[path].numpy().copy())
+    return {kind: {path: np.stack(value) for path, value in values.items()} for kind, values in results.items()}
+
+
+def imagenet(name: str) -> nn.Module:
+    """torchvision's network of that name, or timm's where torchvision has none, in evaluation mode."""
+    import timm
+    import torchvision
+
+    make = getattr(torchvision.models, name, None)
+    net = make(weights=None) if make else timm.create_model(name, pretrained=False)
+    return net.eval()
+
+
+def imagenet_logits(name: str) -> np.ndarray:
+    """[2, 1000] of a published network filled by `parity.draw`, in float64."""
+    net = fill(imagenet(name).double(), 0)
+    with torch.no_grad():
+        return net(nchw(parity.images(0, *parity.IMAGENET_IMAGE, batch=2))).numpy()
