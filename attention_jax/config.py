@@ -8,6 +8,8 @@ import ast
 import dataclasses
 import inspect
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,18 +53,30 @@ _NAME = Field(str, "a name")
 _FLAG = Field(bool, "True or False")
 _SHARE = Field((int, float), "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 _STEP = Field(int, "a step, 0 or more", lambda value: value >= 0)
-_DURATION = Field((int, float), "a positive number", lambda value: value > 0)
-_DURATION_OR_0 = _not_negative("a number")
+_DURATION = Field((int, float), "a positive number", lambda value: 0 < value < math.inf)
+_DURATION_OR_0 = Field((int, float), "a number, 0 or more", lambda value: 0 <= value < math.inf)
 _UNITS = ("steps", "epochs", "examples")
-_OPEN = object()
+_OPEN = object()  # a section that takes any key
 
 
 def _duration(name: str, field: Field = _DURATION) -> dict[tuple[str, ...], Field]:
     return {tuple(f"{name}_{unit}" for unit in _UNITS): field}
 
 
+def _numbers(low: float, high: float = math.inf) -> Callable[[Any], bool]:
+    """Whether a sequence holds numbers between low and high, both excluded."""
+    return lambda value: all(isinstance(number, (int, float)) and low < number < high for number in value)
+
+
+def _is_shape(value: Any) -> bool:
+    return value is None or (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value))
+
+
 def _is_rules(value: Any) -> bool:
-    return all(isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) for rule in value)
+    try:
+        return all(len(rule) == 2 and isinstance(rule[1], bool) and re.compile(rule[0]) for rule in value)
+    except (re.error, TypeError):
+        return False
 
 
 # A key is a name, or the names of which exactly one must be present (a duration in any one unit).
@@ -88,8 +102,8 @@ FIELDS: dict[Any, Any] = {
         "eval_split": _NAME,
         "crop_padding": Field(int, "a number of pixels, 0 or more", lambda value: value >= 0),
         "flip": _FLAG,
-        "mean": Field((tuple, list), "a tuple of numbers, one a channel", lambda value: len(value) > 0),
-        "std": Field((tuple, list), "a tuple of positive numbers, one a channel", lambda v: v and all(s > 0 for s in v)),
+        "mean": Field((tuple, list), "a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
+        "std": Field((tuple, list), "a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
         "image_shape": Field(
             (tuple, list, type(None)),
             "(height, width, channels), or None for the data's own",
@@ -111,7 +125,7 @@ FIELDS: dict[Any, Any] = {
         "name": _choice("constant", "step", "cosine"),
         "learning_rate": _not_negative("a rate"),
         **_duration("warmup", _DURATION_OR_0),
-        "boundaries": Field((tuple, list), "a tuple of shares of the run", lambda value: all(0 < share < 1 for share in value)),
+        "boundaries": Field((tuple, list), "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
         "factor": _not_negative("a factor"),
     },
     "loss": {"label_smoothing": _SHARE},
@@ -196,6 +210,12 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"unknown config field {name!r}{suggestion(name, known)}.")
     for names, field in _fields():
         if field is _OPEN:
+            *parents, last = names[0].split(".")
+            section = config
+            for parent in parents:
+                section = section[parent]
+            if not isinstance(section.get(last), ConfigDict):
+                raise UserError(f"config.{names[0]} is a section of fields: give it as a ConfigDict.")
             continue
         present = [name for name in names if name in flat]
         if len(present) != 1:
@@ -224,6 +244,8 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
         section = plain
         for parent in parents:
             section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise UserError(f"unknown config field {dotted!r}: {parent!r} has no fields of its own.")
         for sibling in siblings.get(dotted, ()):
             section.pop(sibling.rpartition(".")[2], None)
         section[last] = value
@@ -257,8 +279,14 @@ def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], 
     """The config after its recipe pieces, each a function ConfigDict -> ConfigDict or the name of one."""
     from attention_jax import recipes
 
+    own = {name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")}
     for piece in pieces:
-        config = load_object(piece, vars(recipes), "recipe piece")(config)
+        function = load_object(piece, own, "recipe piece")
+        config = function(config) if callable(function) else None
+        if not isinstance(config, ConfigDict):
+            raise UserError(
+                f"recipe piece {piece!r} gave {type(config).__name__}: a piece is a function ConfigDict -> ConfigDict."
+            )
     check(config)
     return config
 

@@ -14,15 +14,15 @@ def get_config(model: str = "resnet20") -> ConfigDict:
     """The paper's recipe: 64,000 steps of 128 images, learning rate divided by 10 at 32,000 and 48,000."""
     config = ConfigDict()
     config.version = 1  # of the config's fields
-    config.task = "classification"
+    config.task = "classification"  # what to train: tasks are listed in attention_jax/tasks
     config.seed = 0  # of initialisation, data order and augmentation
     config.batch_size = 128  # examples, over all devices
     config.accumulation = 1  # micro-batches that make up a batch
     config.total_steps = 64_000  # or total_epochs, total_examples; so for every duration
 
     config.model = ConfigDict()  # open: any field of the network may be set
-    config.model.name = model
-    config.model.num_classes = 10
+    config.model.name = model  # as attention_jax.list_models() lists them
+    config.model.num_classes = 10  # K; None takes the data's
 
     config.batch_norm = ConfigDict()
     config.batch_norm.granularity = "all"  # "all" | "per_replica" | a number of examples; the paper: 64, on two GPUs
@@ -31,19 +31,19 @@ def get_config(model: str = "resnet20") -> ConfigDict:
     config.data.source = "tfds"  # a built-in name, a dotted path, or path/to/file.py:make
     config.data.args = ConfigDict({"name": "cifar10", "data_dir": None})  # None is ~/tensorflow_datasets
     config.data.train_split = "train"  # the paper's curves hold out 5,000: "train[:45000]"
-    config.data.eval_split = "test"
+    config.data.eval_split = "test"  # every example of it is evaluated
     config.data.crop_padding = 4  # pixels a side before a random crop, 0 for none
     config.data.flip = True  # left-right, with probability 1/2
     config.data.mean = (0.4914, 0.4822, 0.4465)  # a channel, in units of the full range
-    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.data.std = (0.2470, 0.2435, 0.2616)  # likewise
     config.data.image_shape = (32, 32, 3)  # (height, width, channels); None takes the data's
     config.data.num_examples = 50_000  # of the training split; None takes the data's
     config.data.threads = 2  # that load batches ahead of the step
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # "sgd" | "adamw"
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = False
+    config.optimizer.momentum = 0.9  # share of the old velocity kept; first-moment decay of adamw
+    config.optimizer.nesterov = False  # of sgd
     config.optimizer.weight_decay = 1e-4  # L2 for sgd, decoupled for adamw
     config.optimizer.decay_rules = ((".*", True),)  # (path regex, decay it); first match wins
 
@@ -62,17 +62,17 @@ def get_config(model: str = "resnet20") -> ConfigDict:
     config.ema.warmup = True  # decay at step t is at most (1+t)/(10+t)
 
     config.evaluation = ConfigDict()
-    config.evaluation.every_epochs = 5.0
+    config.evaluation.every_epochs = 5.0  # and at the end
     config.evaluation.batch_size = 400  # examples, over all devices
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 5.0
-    config.checkpoint.keep_last = 2
+    config.checkpoint.every_epochs = 5.0  # and at the end
+    config.checkpoint.keep_last = 2  # newest checkpoints kept
     config.checkpoint.keep_best = 1  # by the headline metric, accuracy
 
     config.logging = ConfigDict()
-    config.logging.every_steps = 100
-    config.logging.tensorboard = True
+    config.logging.every_steps = 100  # a line of training metrics
+    config.logging.tensorboard = True  # mirror the log as TensorBoard events
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" | "pmap": one program over all devices, or one a replica

@@ -1,4 +1,4 @@
-"""ResNet-20 on the UCI digits, the network behind the first table.
+"""ResNet-32 at half width on the UCI digits, the network behind the first table.
 
 Launch:    ./launch.sh train --config=configs/quickstart.py --workdir=runs/digits
 Hardware:  two CPU cores, about 20 seconds.
@@ -12,14 +12,15 @@ def get_config() -> ConfigDict:
     """He et al.'s CIFAR recipe, shortened, with every field that the library reads."""
     config = ConfigDict()
     config.version = 1  # of the config's fields
-    config.task = "classification"
+    config.task = "classification"  # what to train: tasks are listed in attention_jax/tasks
     config.seed = 0  # of initialisation, data order and augmentation
     config.batch_size = 32  # examples, over all devices
     config.accumulation = 1  # micro-batches that make up a batch
-    config.total_epochs = 16.0  # or total_steps, total_examples; so for every duration
+    config.total_epochs = 22.0  # or total_steps, total_examples; so for every duration
 
     config.model = ConfigDict()  # open: any field of the network may be set
-    config.model.name = "resnet20"
+    config.model.name = "resnet32"  # as attention_jax.list_models() lists them
+    config.model.widths = (8, 16, 32)  # half of the paper's
 
     config.batch_norm = ConfigDict()
     config.batch_norm.granularity = "all"  # "all" | "per_replica" | a number of examples that share statistics
@@ -27,20 +28,20 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "digits"  # a built-in name, a dotted path, or path/to/file.py:make
     config.data.args = ConfigDict()  # open: keyword arguments of the source
-    config.data.train_split = "train"
-    config.data.eval_split = "test"
+    config.data.train_split = "train"  # as the source spells its splits
+    config.data.eval_split = "test"  # every example of it is evaluated
     config.data.crop_padding = 1  # pixels a side before a random crop, 0 for none
     config.data.flip = False  # digits are not symmetric
     config.data.mean = (0.3,)  # a channel, in units of the full range
-    config.data.std = (0.38,)
+    config.data.std = (0.38,)  # likewise
     config.data.image_shape = None  # (height, width, channels); None takes the data's
     config.data.num_examples = None  # of the training split; None takes the data's
     config.data.threads = 2  # that load batches ahead of the step
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # "sgd" | "adamw"
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
+    config.optimizer.momentum = 0.9  # share of the old velocity kept; first-moment decay of adamw
+    config.optimizer.nesterov = True  # of sgd
     config.optimizer.weight_decay = 5e-4  # L2 for sgd, decoupled for adamw
     config.optimizer.decay_rules = (("(bias|scale)$", False), (".*", True))  # (path regex, decay it); first match wins
 
@@ -59,17 +60,17 @@ def get_config() -> ConfigDict:
     config.ema.warmup = True  # decay at step t is at most (1+t)/(10+t)
 
     config.evaluation = ConfigDict()
-    config.evaluation.every_epochs = 2.0
+    config.evaluation.every_epochs = 2.0  # and at the end
     config.evaluation.batch_size = 200  # examples, over all devices
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 4.0
-    config.checkpoint.keep_last = 1
+    config.checkpoint.every_epochs = 4.0  # and at the end
+    config.checkpoint.keep_last = 1  # newest checkpoints kept
     config.checkpoint.keep_best = 1  # by the headline metric, accuracy
 
     config.logging = ConfigDict()
-    config.logging.every_steps = 37
-    config.logging.tensorboard = True
+    config.logging.every_steps = 37  # a line of training metrics
+    config.logging.tensorboard = True  # mirror the log as TensorBoard events
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" | "pmap": one program over all devices, or one a replica

@@ -169,7 +169,7 @@ def test_overriding_leaves_the_input_as_it_was():
         ("parallel.data", 0, "-1 for all of them"),
         ("accumulation", 5, "accumulation=5 does not divide batch_size=32"),
         ("shedule.name", "cosine", "unknown config field 'shedule.name' (did you mean 'schedule.name'?)"),
-        ("model", "resnet20", "model.name is missing"),
+        ("model", "resnet20", "config.model is a section of fields"),
         ("version", 99, "version=99"),
     ],
 )

@@ -15,8 +15,9 @@ def pad_and_crop(padding: int) -> Transform:
         down, right = rng.integers(-padding, padding + 1, 2)
         # Only the part that stays in view is copied; `np.pad` takes ten times as long for a small image.
         crop = np.zeros_like(image)
-        rows, columns = slice(max(0, down), min(h, h + down)), slice(max(0, right), min(w, w + right))
-        crop[max(0, -down) : min(h, h - down), max(0, -right) : min(w, w - right)] = image[rows, columns]
+        part = image[max(0, down) : max(0, h + down), max(0, right) : max(0, w + right)]
+        top, left = max(0, -down), max(0, -right)
+        crop[top : top + part.shape[0], left : left + part.shape[1]] = part
         return crop
 
     return apply

@@ -58,7 +58,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
         modules.setdefault(module_of(path), [0, 0])[1] += count
     for path, leaf in tree.flatten(variables["params"]).items():
         modules.setdefault("/".join(path.split("/")[:-1][:depth]), [0, 0])[0] += leaf.size
-    table = {name: (p, m) for name, (p, m) in modules.items()}
+    table = {name: (p, m) for name, (p, m) in modules.items() if p or m}
     return Summary(sum(p for p, _ in table.values()), sum(m for _, m in table.values()), table)
 
 
@@ -67,6 +67,7 @@ def _count(jaxpr: core.Jaxpr, stack: str, times: int, macs: dict[str, int]) -> N
     for equation in jaxpr.eqns:
         here = "/".join(filter(None, [stack, str(equation.source_info.name_stack)]))
         name, params = equation.primitive.name, equation.params
+        macs[here] += 0  # a module without products keeps its place in the table
         if name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out_features = kernel[params["dimension_numbers"].rhs_spec[0]]

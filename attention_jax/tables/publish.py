@@ -1,0 +1,115 @@
+"""Writes a table's files: Markdown, CSV, chart, learning curves, and a picture of attention."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attention_jax.analysis import plots
+from attention_jax.errors import UserError
+from attention_jax.load import load_run
+from attention_jax.tables import render
+from attention_jax.tables.render import Heading, Line
+from attention_jax.tables.results import Order, RowPlan, read_row
+from attention_jax.tasks import get_task
+
+_PICTURED = 5  # images in the picture of attention
+
+
+def make_folders(*folders: Path) -> None:
+    """Raises UserError when one cannot be made or written to."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be made ({os.strerror(error.errno)}): give another --workdir or --output."
+            ) from error
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{folder} cannot be written to: give another --workdir or --output.")
+
+
+def publish(order: Order, plans: Sequence[RowPlan], machine: str, pictures: bool) -> str:
+    """Writes the table's files, as far as its rows ran, and returns what to print: the table and where the files are."""
+    table = order.table
+    heading = Heading(table.title, table.source, table.notes, order.scale, order.seeds, order.command, machine)
+    lines = render.estimate([read_row(plan) for plan in plans])
+    stem = table.edition(order.scale)
+    said = [render.text(lines, heading), "", "written:"]
+
+    def write(name: str, content: bytes) -> None:
+        _write(order.output / name, content)
+        said.append(f"  {order.output / name}")
+
+    write(f"{stem}.md", render.markdown(lines, heading).encode())
+    write(f"{stem}.csv", render.comma_separated(lines).encode())
+    if pictures:
+        for name, draw in {
+            f"{stem}.png": lambda: _chart(table.title, lines),
+            f"{stem}_curves.png": lambda: _curves(table.title, lines),
+            f"{stem}_attention.png": lambda: _attention(table.attention_of, lines),
+        }.items():
+            try:
+                figure = draw()
+            except UserError as error:  # a picture that cannot be made does not cost the table
+                said.append(f"  no {name}: {error}")
+                continue
+            if figure is not None:
+                write(name, _png(figure))
+    return "\n".join(said)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A reader sees all of a file, or the one before. Raises UserError when the disk is full or refuses."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({os.strerror(error.errno)}): mend this and start the same command again."
+        ) from error
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _chart(title: str, lines: Sequence[Line]) -> Any:
+    bars = [
+        plots.Bar(line.result.label, line.result.correct.mean(1), line.accuracy.value, line.accuracy.low, line.accuracy.high)
+        for line in lines
+        if line.accuracy
+    ]
+    return plots.row_chart(bars, title) if bars else None
+
+
+def _curves(title: str, lines: Sequence[Line]) -> Any:
+    done = {
+        line.result.label: [run.lines() for run in line.result.plan.runs if run.correct is not None]
+        for line in lines
+        if line.accuracy
+    }
+    return plots.learning_curves(done, title) if done else None
+
+
+def _attention(label: str | None, lines: Sequence[Line]) -> Any:
+    """The first test images of different classes, through the first seed of a row that is done."""
+    line = next((line for line in lines if line.result.label == label and line.accuracy), None)
+    if line is None:
+        return None
+    run = load_run(next(run.path for run in line.result.plan.runs if run.correct is not None))
+    config = run.config
+    source = get_task(config.task).loader(config, config.data.eval_split, (0, 1), training=False).source
+    chosen: dict[int, np.ndarray] = {}
+    for i in range(len(source)):
+        chosen.setdefault(int(source[i]["label"]), source[i]["image"])
+        if len(chosen) == min(_PICTURED, source.num_classes):
+            break
+    classes = sorted(chosen)
+    return plots.attention_picture(run, np.stack([chosen[c] for c in classes]), [run.labels[c] for c in classes])

@@ -1,0 +1,199 @@
+"""What the workdirs of a table hold: a plan of its runs, which of them are done, and the numbers they left."""
+
+import contextlib
+import dataclasses
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from attention_jax import config as configs
+from attention_jax.errors import UserError, one_sentence
+from attention_jax.models.summary import summary
+from attention_jax.tables.table import Row, Table
+from attention_jax.tasks import get_task
+from attention_jax.train import checkpoint, metrics, workdir
+from attention_jax.train.loop import EVALUATION, with_seed
+from attention_jax.train.program import Durations, resolve_durations
+
+FAILURE = "failure.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a call of `run_table` asks for.
+
+    Attributes:
+        scale: the name of one of the table's scales.
+        seeds: how many a row.
+        folder: holds `row/seed` for each run.
+        output: folder of the table, charts and pictures.
+        selected: labels of the rows to run.
+        command: makes the same table again.
+    """
+
+    table: Table
+    scale: str
+    seeds: int
+    folder: Path
+    output: Path
+    selected: frozenset[str]
+    command: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedRun:
+    """One ordinary run: its workdir is all there is to know about it."""
+
+    seed: int
+    path: Path
+    total_steps: int
+
+    @property
+    def step(self) -> int:
+        """Of the newest checkpoint; 0 without one."""
+        return max(checkpoint.steps(self.path), default=0)
+
+    @property
+    def correct(self) -> np.ndarray | None:
+        """[N] whether each test example was right after the last step; None when the run is not finished."""
+        if self.step != self.total_steps:
+            return None
+        try:
+            with np.load(self.path / EVALUATION) as outputs:
+                return outputs["correct"].astype(float) if int(outputs["step"]) == self.total_steps else None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or cut short
+            return None
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last attempt ended, in one line."""
+        path = self.path / FAILURE
+        return path.read_text().partition("\n")[0] if path.exists() else None
+
+    def difference(self, config: ConfigDict) -> list[str]:
+        """How the config that the workdir was made with differs from this one."""
+        saved = workdir.read_config(self.path)
+        return configs.difference(saved, with_seed(config, self.seed)) if saved is not None else []
+
+    def seconds(self) -> float | None:
+        """Wall-clock time of all calls that the run took; None when it was never measured."""
+        calls = [line["seconds"] for line in metrics.read(self.path / metrics.TIMING) if line.get("event") == "call"]
+        return sum(calls) if calls else None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log."""
+        return list(metrics.read(self.path / metrics.METRICS))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowPlan:
+    """A row with its config resolved against the data and its runs; `broken` says why that failed, if it did."""
+
+    row: Row
+    config: ConfigDict
+    changes: dict[str, Any]
+    durations: Durations | None
+    params: int | None
+    macs: int | None
+    runs: tuple[SeedRun, ...]
+    broken: Exception | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RowResult:
+    """What a row's finished runs came to.
+
+    Attributes:
+        correct: [seeds that are finished, N]; None when none is.
+        seconds: wall-clock time of a run, mean over seeds.
+        failure: one line for each seed that failed.
+    """
+
+    plan: RowPlan
+    correct: np.ndarray | None
+    seconds: float | None
+    failures: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return self.plan.row.label
+
+    @property
+    def status(self) -> str:
+        """ "done", "failed", "not run", or "partial" when some seeds are missing."""
+        done = 0 if self.correct is None else len(self.correct)
+        if done == len(self.plan.runs):
+            return "done"
+        return "partial" if done else ("failed" if self.failures else "not run")
+
+
+def plan(order: Order) -> list[RowPlan]:
+    """Every row's steps, counts and workdirs, found without compiling anything."""
+    return [_plan_row(order, row) for row in order.table.rows]
+
+
+def _plan_row(order: Order, row: Row) -> RowPlan:
+    config, base = order.table.config(row, order.scale), configs.load_config(str(order.table.base))
+    before, after = configs.flatten(base), configs.flatten(config)
+    changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
+    durations = params = macs = broken = None
+    try:
+        task = get_task(config.task)
+        config = task.resolve(config)
+        loader = task.loader(config, config.data.train_split, (0, 1), training=True)
+        durations = resolve_durations(config, loader.plan.steps_per_epoch)
+        counts = summary(task.model(config), task.example_inputs(config))
+        params, macs = counts.params, counts.macs
+    except Exception as error:  # recorded when the row's turn comes, so that the others go on
+        broken = error
+    total = durations.total if durations else 0
+    runs = tuple(SeedRun(seed, order.folder / row.slug / str(seed), total) for seed in range(order.seeds))
+    return RowPlan(row, config, changes, durations, params, macs, runs, broken)
+
+
+def read_row(plan: RowPlan) -> RowResult:
+    """The numbers that the finished runs of a row left; runs of another config do not count."""
+    correct, seconds, failures = [], [], []
+    for run in plan.runs:
+        outputs = None if plan.broken or run.difference(plan.config) else run.correct
+        if outputs is not None:
+            correct.append(outputs)
+            seconds.append(run.seconds())
+        elif run.failure:
+            failures.append(f"seed {run.seed}: {run.failure}")
+    known = [value for value in seconds if value is not None]
+    return RowResult(plan, np.stack(correct) if correct else None, float(np.mean(known)) if known else None, tuple(failures))
+
+
+def same_examples(a: RowPlan, b: RowPlan) -> bool:
+    """Whether two rows are evaluated on the same test examples, so that they can be compared example by example."""
+
+    def data(plan: RowPlan) -> tuple[Any, ...]:
+        fields = plan.config.data
+        return fields.source, fields.eval_split, tuple(sorted(configs.flatten(fields.args).items()))
+
+    return data(a) == data(b)
+
+
+def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
+    """Raises UserError with the difference when a workdir of these rows was made by another config."""
+    for plan in plans:
+        for run in plan.runs:
+            lines = [] if plan.broken else run.difference(plan.config)
+            if lines:
+                raise UserError(
+                    f"row {plan.row.label!r}, seed {run.seed}: {run.path} belongs to another config ({'; '.join(lines)}): "
+                    "give another --workdir, or the table file as it was."
+                )
+
+
+def record_failure(run: SeedRun, error: BaseException, traceback: str) -> None:
+    """Writes `failure.txt`: one line that says why, then the traceback."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_sentence(error)}"
+    with contextlib.suppress(OSError):  # what made the run fail may make this fail
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / FAILURE).write_text(f"{' '.join(reason.split())}\n\n{traceback}")

@@ -1,0 +1,252 @@
+"""Runs a table: rows one after another, the seeds of a row through one compiled step, each an ordinary run.
+
+Everything is resumable because nothing is kept here: a run's workdir says whether it is finished, and the table, the
+charts and the curves are made from the workdirs alone.
+"""
+
+import contextlib
+import dataclasses
+import platform
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from attention_jax import parallel
+from attention_jax.errors import UserError, one_sentence
+from attention_jax.tables import publish, results
+from attention_jax.tables.results import FAILURE, Order, RowPlan, SeedRun
+from attention_jax.tables.table import Table, load_table
+from attention_jax.train.checkpoint import packages
+from attention_jax.train.loop import StopSignal, train, with_seed
+from attention_jax.train.program import Program, build
+
+
+def run_table(
+    file: str | Path,
+    scale: str | None = None,
+    rows: Sequence[str] | None = None,
+    seeds: int | None = None,
+    workdir: str | Path | None = None,
+    output: str | Path | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Runs what is missing of a table and writes it; the same call goes on where the last one ended.
+
+    Args:
+        file: the table file, see `load_table`.
+        scale: one of its scales, by default the first.
+        rows: labels or shell-style patterns of the rows to run; the others are shown as they are.
+        seeds: how many seeds a row, by default the scale's.
+        workdir: holds `row/seed` for each run; by default `runs/<file's stem>`, with `-<scale>` after the first scale.
+        output: folder of the table, charts and pictures, by default the workdir.
+        dry_run: only shows what would run.
+
+    Returns:
+        0 when every selected run is done or a signal ended the call, 1 when some failed.
+
+    Raises:
+        UserError: a table file, label, scale or number that is not right, or a workdir of another config.
+    """
+    table = load_table(file)
+    scale = table.scale(scale)
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds={seeds} is not right: give a whole number from 1.")
+    folder = Path(workdir or Path("runs") / table.edition(scale)).expanduser()
+    order = Order(
+        table=table,
+        scale=scale,
+        seeds=seeds or table.scales[scale].seeds,
+        folder=folder,
+        output=Path(output).expanduser() if output else folder,
+        selected=frozenset(table.select(rows)),
+        command=_command(table, scale, rows, seeds),
+    )
+    say = print if parallel.is_main() else (lambda *_: None)
+    plans = results.plan(order)
+    if dry_run:
+        say("\n".join(_describe_runs(order, plans)))
+        return 0
+    results.refuse_other_configs([plan for plan in plans if plan.row.label in order.selected])
+    say(_describe_start(order, plans))
+    publish.make_folders(order.folder, order.output)
+
+    begin = time.perf_counter()
+    stopped, failed = _run_rows(order, plans)
+    trained = time.perf_counter()
+    if parallel.is_main():
+        say("", publish.publish(order, plans, machine(), pictures=True), sep="\n")
+    say(f"{trained - begin:.0f} s of training, {time.perf_counter() - trained:.0f} s for the table and its pictures.")
+    if stopped:
+        say("stopped by a signal; what is done is saved, and the same command goes on from there.")
+    elif failed:
+        say(f"{failed} runs failed, see {FAILURE} in their workdirs; the same command tries them again.")
+    elif table.next_commands:
+        say(
+            "\nnext:",
+            *(f"  # {why}\n  {command.replace('{workdir}', str(folder))}" for why, command in table.next_commands),
+            sep="\n",
+        )
+    return 1 if failed and not stopped else 0
+
+
+def _run_rows(order: Order, plans: Sequence[RowPlan]) -> tuple[bool, int]:
+    """(whether a signal ended it, how many runs failed)."""
+    failed = 0
+    chosen = [plan for plan in plans if plan.row.label in order.selected]
+    with StopSignal().installed() as signal, _Progress(chosen) as progress:
+        for plan in chosen:
+            program, missing = None, _missing(plan)
+            for run in missing:
+                if signal.asked:
+                    return True, failed
+                progress.begin(plan.row.label, run)
+                if parallel.is_main():
+                    (run.path / FAILURE).unlink(missing_ok=True)
+                begin = time.perf_counter()
+                try:
+                    if plan.broken:
+                        raise plan.broken
+                    program = program or build(plan.config)
+                    stopped = _train(program, run, progress.step)
+                except Exception as error:  # recorded, so that the others go on
+                    failed += 1
+                    progress.skip(run)
+                    if parallel.is_main():
+                        results.record_failure(run, error, traceback.format_exc())
+                    progress.say(f"{plan.row.label}, seed {run.seed}: failed: {one_sentence(error)}")
+                    continue
+                if stopped:
+                    return True, failed
+                progress.say(f"{plan.row.label}, seed {run.seed}: {_score(run)} in {time.perf_counter() - begin:.1f} s")
+            del program  # before the next one compiles: a row's programs are its largest part of memory
+            if missing and parallel.is_main():
+                publish.publish(order, plans, machine(), pictures=False)
+    return signal.asked, failed
+
+
+def _missing(plan: RowPlan) -> list[SeedRun]:
+    """Runs of a row that are not finished."""
+    return [run for run in plan.runs if plan.broken or run.correct is None]
+
+
+def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> bool:
+    """Trains one seed to its end; returns whether a signal stopped it."""
+    result = train(with_seed(program.config, run.seed), run.path, program, progress)
+    if not result.stopped and parallel.is_main() and run.correct is None:
+        raise UserError(
+            f"{run.path}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
+        )
+    return result.stopped
+
+
+def _score(run: SeedRun) -> str:
+    correct = run.correct if parallel.is_main() else None
+    return "done" if correct is None else f"{100 * correct.mean():.2f} %"
+
+
+class _Progress(contextlib.AbstractContextManager):
+    """One bar over all steps of the selected runs, with the time left."""
+
+    def __init__(self, plans: Sequence[RowPlan]):
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        runs = [run for plan in plans for run in plan.runs]
+        self._bar = tqdm(
+            total=sum(run.total_steps for run in runs),
+            initial=sum(min(run.step, run.total_steps) for run in runs),
+            unit="step",
+            disable=not parallel.is_main(),
+            file=sys.stderr,
+            smoothing=0.02,  # the time left comes from many steps: compiling and evaluating come in lumps
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            dynamic_ncols=True,
+        )
+        self._redirect = logging_redirect_tqdm(tqdm_class=tqdm)
+        self._at = 0
+
+    def __enter__(self) -> "_Progress":
+        self._redirect.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._redirect.__exit__(*exception)
+        self._bar.close()
+
+    def begin(self, label: str, run: SeedRun) -> None:
+        """Names the run that the next steps belong to."""
+        self._at = run.step
+        self._bar.set_description(f"{label}, seed {run.seed}")
+
+    def step(self, step: int) -> None:
+        """`step` steps of the run are done."""
+        self._bar.update(step - self._at)
+        self._at = step
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(text)
+
+    def skip(self, run: SeedRun) -> None:
+        """The rest of the run will not be done."""
+        self._bar.total -= run.total_steps - self._at
+        self._bar.refresh()
+
+
+def machine() -> str:
+    """Versions, devices and threads."""
+    versions = packages()
+    named = ", ".join(f"{name} {versions[name]}" for name in ("attention_jax", "jax", "jaxlib", "flax", "optax"))
+    devices = f"{jax.process_count()} process(es) x {jax.local_device_count()} {jax.devices()[0].device_kind}"
+    return f"Python {platform.python_version()}, {named}; {devices}, {parallel.threads()} CPU threads a process."
+
+
+def _command(table: Table, scale: str, rows: Sequence[str] | None, seeds: int | None) -> str:
+    """The command that makes this table again, from this folder."""
+    with contextlib.suppress(ValueError):
+        table = dataclasses.replace(table, path=table.path.resolve().relative_to(Path.cwd()))
+    options = [] if scale == table.scale(None) else [f"--scale={scale}"]
+    options += [f"--rows={','.join(rows)}"] if rows else []
+    options += [f"--seeds={seeds}"] if seeds else []
+    return shlex.join(["./launch.sh", "table", str(table.path), *options])
+
+
+def _describe_start(order: Order, plans: Sequence[RowPlan]) -> str:
+    chosen = [plan for plan in plans if plan.row.label in order.selected]
+    missing = [run for plan in chosen for run in _missing(plan)]
+    steps = sum(run.total_steps - min(run.step, run.total_steps) for run in missing)
+    runs = sum(len(plan.runs) for plan in chosen)
+    return (
+        f"{order.table.title}\n"
+        f"scale {order.scale}: {len(chosen)} of {len(plans)} rows x {order.seeds} seeds = {runs} runs, "
+        f"{runs - len(missing)} of them done; {steps:,} steps to go, in {order.folder}\n{machine()}"
+    )
+
+
+def _describe_runs(order: Order, plans: Sequence[RowPlan]) -> Iterator[str]:
+    """A dry run: every row and seed with its workdir, status, changed fields and length."""
+    yield f"{order.table.title}: scale {order.scale}, {len(plans)} rows x {order.seeds} seeds (dry run)"
+    for plan in plans:
+        changes = ", ".join(f"{name}={value!r}" for name, value in plan.changes.items())
+        length = f"{plan.durations.total} steps of {plan.config.batch_size} examples" if plan.durations else "length unknown"
+        yield f"\n{plan.row.label}: {length}; {changes or 'the base config as it is'}"
+        for run in plan.runs:
+            yield f"  seed {run.seed}: {_status(order, plan, run)}: {run.path}"
+
+
+def _status(order: Order, plan: RowPlan, run: SeedRun) -> str:
+    if plan.broken:
+        return f"would fail ({one_sentence(plan.broken)})"
+    if lines := run.difference(plan.config):
+        return f"belongs to another config ({'; '.join(lines)})"
+    if run.correct is not None:
+        return "done"
+    if plan.row.label not in order.selected:
+        return "not selected"
+    return f"would run from step {run.step}" if run.step else "would run"

@@ -1,0 +1,215 @@
+"""Table files: a title, rows and scales as plain data, read and checked."""
+
+import dataclasses
+import fnmatch
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from attention_jax import config as configs
+from attention_jax.errors import UserError, suggestion
+from attention_jax.plugins import load_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        label: its name, unique in the table.
+        pieces: recipe pieces put on the base one after another: functions ConfigDict -> ConfigDict or names in `recipes`.
+        overrides: {dotted config field: value}, put on last.
+        against: label of another row that this one is compared with, besides the row before it.
+        published: {column: cell} from the paper, shown in columns of their own.
+    """
+
+    label: str
+    pieces: tuple[str | Callable[[ConfigDict], ConfigDict], ...] = ()
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    against: str | None = None
+    published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        """The name of its folder: "residual + BAM" is residual-bam."""
+        return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large an edition of the table is: seeds a row, and {dotted field: value} put on the base before a row's pieces."""
+
+    seeds: int
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a table file says.
+
+    Attributes:
+        path: the file, as it was given.
+        title: one line.
+        source: the papers and data it comes from.
+        base: config file that every row starts from; in the table file its path is relative to that file's folder.
+        rows: in the order they are shown; a row is compared with the one before it.
+        scales: {name: Scale}; the first is the default.
+        notes: shown under the table.
+        attention_of: label of the row whose attention is pictured.
+        next_commands: (why, command) pairs printed at the end; `{workdir}` in a command is the table's workdir.
+    """
+
+    path: Path
+    title: str
+    source: str
+    base: Path
+    rows: tuple[Row, ...]
+    scales: Mapping[str, Scale]
+    notes: str = ""
+    attention_of: str | None = None
+    next_commands: tuple[tuple[str, str], ...] = ()
+
+    def scale(self, name: str | None) -> str:
+        """The name of a scale, by default the first. Raises UserError for an unknown one."""
+        if name is not None and name not in self.scales:
+            raise UserError(f"--scale={name}: {self.path} has {', '.join(self.scales)}{suggestion(name, self.scales)}.")
+        return name or next(iter(self.scales))
+
+    def edition(self, scale: str) -> str:
+        """What files and the workdir of a scale are called: the file's stem, for scales after the first with their name."""
+        return self.path.stem if scale == next(iter(self.scales)) else f"{self.path.stem}-{scale}"
+
+    def select(self, patterns: Sequence[str] | None) -> set[str]:
+        """Labels of the rows that any of the labels or shell-style patterns names; None names all."""
+        labels = [row.label for row in self.rows]
+        if patterns is None:
+            return set(labels)
+        chosen = set()
+        for pattern in (pattern.strip() for pattern in patterns):
+            found = [label for label in labels if label == pattern or fnmatch.fnmatchcase(label, pattern)]
+            if not found:
+                known = ", ".join(map(repr, labels))
+                raise UserError(f"--rows: no row is called {pattern!r}{suggestion(pattern, labels)}: {self.path} has {known}.")
+            chosen.update(found)
+        return chosen
+
+    def config(self, row: Row, scale: str) -> ConfigDict:
+        """Base, the scale's overrides, the row's pieces, the row's overrides. Raises UserError that names the row."""
+        try:
+            config = configs.override(configs.load_config(str(self.base)), self.scales[scale].overrides)
+            return configs.override(configs.apply_pieces(config, row.pieces), row.overrides)
+        except UserError as error:
+            raise UserError(f"{self.path}: row {row.label!r} at scale {scale!r}: {error}") from error
+
+
+def load_table(path: str | Path) -> Table:
+    """The checked content of a table file.
+
+    Raises:
+        UserError: the file is missing or does not run, or a name, key, label or value in it is not right.
+    """
+    path = Path(path)
+    given = {name: value for name, value in vars(load_file(path)).items() if _is_data(name, value)}
+    known = {field.name: field for field in dataclasses.fields(Table) if field.name != "path"}
+    for name in given:
+        if name not in known:
+            raise UserError(
+                f"{path}: a table file has no {name!r}{suggestion(name, known)}: it has {', '.join(known)}; "
+                "start a name of your own with an underscore."
+            )
+    for name, field in known.items():
+        if name not in given and field.default is dataclasses.MISSING:
+            raise UserError(f"{path}: {name!r} is missing: a table file gives title, source, base, rows and scales.")
+    for name in ("title", "source", "base", "notes"):
+        _expect(path, name, given.get(name, ""), str, "a text")
+
+    rows = tuple(_make(path, f"rows[{i}]", Row, row) for i, row in enumerate(_listed(path, "rows", given["rows"])))
+    _expect(path, "scales", given["scales"], dict, "a dict of name: {'seeds': ..., 'overrides': {...}}")
+    scales = {name: _make(path, f"scales[{name!r}]", Scale, scale) for name, scale in given["scales"].items()}
+    table = Table(
+        **{
+            **given,
+            "path": path,
+            "base": path.parent / given["base"],
+            "rows": rows,
+            "scales": scales,
+            "next_commands": tuple(_listed(path, "next_commands", given.get("next_commands", ()))),
+        }
+    )
+    _check(table)
+    return table
+
+
+def _is_data(name: str, value: Any) -> bool:
+    """Whether a module-level name is one of the table's: helpers, imports and constants in capitals are the file's own."""
+    return not (name.startswith("_") or name.isupper() or callable(value) or isinstance(value, types.ModuleType))
+
+
+def _expect(path: Path, where: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        raise UserError(f"{path}: {where}={value!r} is not right: give {words}.")
+
+
+def _listed(path: Path, where: str, value: Any) -> Sequence[Any]:
+    _expect(path, where, value, (list, tuple), "a list")
+    return value
+
+
+def _make(path: Path, where: str, kind: type, values: Any) -> Any:
+    """A Row or Scale from its dict."""
+    keys = {field.name: field for field in dataclasses.fields(kind)}
+    _expect(path, where, values, dict, f"a dict with {', '.join(keys)}")
+    where = f"row {values['label']!r}" if "label" in values else where
+    for key in values:
+        if key not in keys:
+            raise UserError(f"{path}: {where} has no {key!r}{suggestion(key, keys)}: it has {', '.join(keys)}.")
+    for key, field in keys.items():
+        if key not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}: {where} has no {key!r}, which must be given.")
+    if kind is Row:
+        _expect(path, f"{where}: label", values["label"], str, "a text")
+        pieces = values.get("pieces", ())
+        _expect(path, f"{where}: pieces", pieces, (list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma")
+        values = {**values, "pieces": tuple(pieces)}
+        _expect(path, f"{where}: published", values.get("published", {}), dict, "a dict of column: cell")
+    else:
+        _expect(path, f"{where}: seeds", values["seeds"], int, "a whole number from 1")
+        if values["seeds"] < 1:
+            raise UserError(f"{path}: {where}: seeds={values['seeds']} is not right: give a whole number from 1.")
+    _expect(path, f"{where}: overrides", values.get("overrides", {}), dict, "a dict of dotted config fields")
+    return kind(**values)
+
+
+def _check(table: Table) -> None:
+    """What holds between the parts of a table."""
+    labels = [row.label for row in table.rows]
+    if not labels or not table.scales:
+        raise UserError(f"{table.path}: give at least one row and one scale.")
+    slugs: dict[str, str] = {}
+    for row in table.rows:
+        if not row.slug or "," in row.label:
+            raise UserError(f"{table.path}: the label {row.label!r} is not right: give letters or digits, without a comma.")
+        if row.slug in slugs:
+            raise UserError(
+                f"{table.path}: the labels {slugs[row.slug]!r} and {row.label!r} share the folder {row.slug!r}: "
+                "a label is given once and differs in letters or digits."
+            )
+        slugs[row.slug] = row.label
+    for where, label in [
+        *((f"row {row.label!r}: against", row.against) for row in table.rows),
+        ("attention_of", table.attention_of),
+    ]:
+        if label is not None and label not in labels:
+            raise UserError(
+                f"{table.path}: {where}={label!r} is no row{suggestion(str(label), labels)}: give a label of this table."
+            )
+    for row in table.rows:
+        if row.against == row.label:
+            raise UserError(f"{table.path}: row {row.label!r} is compared with itself: give another label as against.")
+    for pair in table.next_commands:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise UserError(f"{table.path}: next_commands has {pair!r}: give pairs (why, command).")
