@@ -31,7 +31,7 @@ _LAST = ("grad_norm", "learning_rate")  # metrics that are no sums: the interval
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a call of `train` ended: the step reached, and whether it was stopped by a signal before the end."""
+    """How a call of `train` ended: the step reached, and whether a signal had asked it to stop."""
 
     step: int
     stopped: bool
@@ -137,15 +137,17 @@ def train(
                 values.update({f"{prefix}/{name}": value for name, value in scores.items()})
             if parallel.is_main():
                 _save_outputs(folder / EVALUATION, step, outputs)
-            log.write(step, {**values, "headline": scores[task.HEADLINE]})
+            if log.score(step) is None:
+                log.write(step, {**values, "headline": scores[task.HEADLINE]})
 
         def save() -> None:
             log.flush()
             with clock.measured("save", step):
                 checkpoints.save(state, {"config": configs.to_json(config), "sums": sums.values}, assets)
 
-        # A run that was stopped during an evaluation does it first.
-        if step and _due(step, every.evaluate_every, every.total) and log.score(step) is None:
+        # A run that was stopped during an evaluation, or has lost its outputs, does it first.
+        missing = log.score(step) is None or not (folder / EVALUATION).exists()
+        if step and missing and _due(step, every.evaluate_every, every.total):
             evaluate_and_log()
             log.flush()
 
@@ -182,7 +184,7 @@ def train(
         checkpoints.close()
         log.time({"event": "call", "step": step, "seconds": time.perf_counter() - begin})
         log.close()
-    return Result(step, stopped)
+    return Result(step, stopped or stop_signal.asked)
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
