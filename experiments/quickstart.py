@@ -1,7 +1,7 @@
 """The first table: what shortcuts, two attention modules and a better recipe do for a narrow ResNet-32 on the UCI digits.
 
 Run:       ./launch.sh quickstart
-Hardware:  two CPU cores, about five minutes.
+Hardware:  two CPU cores, less than five minutes.
 Expected:  experiments/results/quickstart.md
 
 Chosen by a pilot: at 20 layers some plain networks still train and others do not, so that three seeds could not show what
