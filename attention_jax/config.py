@@ -107,7 +107,7 @@ FIELDS: dict[Any, Any] = {
         "image_shape": Field(
             (tuple, list, type(None)),
             "(height, width, channels), or None for the data's own",
-            lambda v: v is None or len(v) == 3,
+            _is_shape,
         ),
         "num_examples": Field(
             (int, type(None)), "a whole number of training examples, or None for the data's own", lambda v: v is None or v >= 1
