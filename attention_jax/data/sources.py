@@ -64,7 +64,7 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
         name: of the data set, e.g. "cifar10".
         data_dir: the folder that holds it; `gs://` addresses need the extra `gcs`.
     """
-    import tensorflow_datasets as tensorflow_datasets
+    import tensorflow_datasets
 
     if str(data_dir).startswith("gs://"):
         require("gcsfs", "gcs", f"data.args.data_dir={data_dir}")
