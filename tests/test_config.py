@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import re
 import shlex
 
@@ -166,6 +167,15 @@ def test_overriding_leaves_the_input_as_it_was():
         ("ema.decay", 1.0, "up to, but not including, 1"),
         ("optimizer.name", "sdg", "one of 'sgd', 'rmsprop', 'adamw'"),
         ("optimizer.nesterov", 1, "True or False"),
+        ("optimizer.decay", "L2", "one of 'l2', 'decoupled'"),
+        ("optimizer.rmsprop", "tf", "one of 'tensorflow', 'keras', 'torch'"),
+        ("optimizer.eps", 0, "give a positive number"),
+        ("optimizer.clip_norm", -1, "give a norm, 0 or more"),
+        ("schedule.final_share", 1.5, "a number from 0 to 1"),
+        ("mix.probability", -0.1, "a number from 0 to 1"),
+        ("mix.mixup_alpha", -1.0, "a parameter of Beta, 0 or more"),
+        ("loss.smoothing_over", "all", "one of 'uniform', 'others'"),
+        ("precision", "float16", "one of 'float32', 'bfloat16'"),
         ("optimizer.decay_rules", ("bias",), "a tuple of (path regex, True or False)"),
         ("batch_norm.granularity", "some", "'all', 'per_replica', or a whole number"),
         ("batch_norm.granularity", 0, "'all', 'per_replica', or a whole number"),
@@ -244,6 +254,24 @@ def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
     configs.check(new)
     assert new.version == 3 and new.batch_size == 64 and new.optimizer.momentum == now.optimizer.momentum == 0.9
     assert configs.from_json(configs.to_json(new)) == new
+
+
+def test_version_1_means_what_it_did():
+    """The committed run's config, and AdamW, whose first-moment decay version 1 called momentum."""
+    saved = json.loads((ROOT / "tests" / "fixtures" / "tiny_run" / "config.json").read_text())
+    assert saved["version"] == 1
+    config = configs.from_json(json.dumps(saved))
+    configs.check(config)
+    kept = configs.flatten(config)
+    for name, value in configs.flatten(saved).items():
+        assert kept[name] == (configs.VERSION if name == "version" else value), name
+    assert (config.precision, config.optimizer.decay, config.optimizer.clip_norm) == ("float32", "l2", 0)
+    assert (config.schedule.final_share, config.mix.mixup_alpha, config.mix.cutmix_alpha) == (0, 0, 0)
+
+    saved["optimizer"].update(name="adamw", momentum=0.8)
+    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.8
+    saved["optimizer"].update(name="sgd")
+    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.9
 
 
 @pytest.mark.parametrize("version", [0, -1, configs.VERSION + 1, "1", None])
