@@ -259,6 +259,7 @@ RECIPES = {
             "linear",
             optimizer="rmsprop",
             options=dict(rmsprop="tensorflow", b2=0.9, eps=1e-3),
+            shape=dict(warmup_start=0.02, final_share=0.3),
             learning_rate=0.1,
             weight_decay=0.01,
         ),
