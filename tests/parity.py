@@ -254,7 +254,7 @@ _SGD = dict(nesterov=True, clip_norm=2.0)  # three of the four gradients are lar
 RECIPES = {
     "recipe_sgd": Recipe(dataclasses.replace(_CASE, seed=3), Training("cosine", options=_SGD, weight_decay=0.01)),
     "recipe_rmsprop": Recipe(
-        _CASE,
+        dataclasses.replace(_CASE, seed=3),
         Training(
             "linear",
             optimizer="rmsprop",

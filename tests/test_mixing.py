@@ -14,6 +14,8 @@ from tests.small import small_config
 
 B, H, W = 6, 12, 10
 KEYS = 400
+# A program that runs once is not worth optimising.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -26,7 +28,8 @@ def many(count: int = KEYS, **options: float) -> dict[str, np.ndarray]:
     """The batch mixed with `count` keys: arrays with one more axis in front."""
     options = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5, **options}
     keys = jax.random.split(jax.random.key(0), count)
-    return jax.device_get(jax.jit(jax.vmap(lambda key: mix(key, batch(), **options)))(keys))
+    mixed = jax.jit(jax.vmap(lambda key: mix(key, batch(), **options)), compiler_options=QUICK)
+    return jax.device_get(mixed(keys))
 
 
 def test_mixup_is_the_convex_combination_that_its_targets_say():
@@ -142,18 +145,22 @@ def test_accuracy_of_a_mixed_example_is_about_the_larger_share():
 
 
 def test_accumulation_mixes_the_whole_batch():
-    """With statistics of single examples two micro-batches are one batch, mixed as one; another step mixes otherwise."""
-    found = []
-    for parts in (1, 2):
-        fields = dict(batch_norm__granularity=1, accumulation=parts, parallel__data=1)
-        program = build(small_config(mix__mixup_alpha=0.8, mix__cutmix_alpha=1.0, **fields))
+    """With statistics of single examples two micro-batches are one batch, mixed as one; without mixing they are another."""
+
+    def two_steps(parts: int, probability: float) -> tuple:
+        mixing = dict(mix__mixup_alpha=0.8, mix__cutmix_alpha=1.0, mix__probability=probability)
+        program = build(small_config(batch_norm__granularity=1, accumulation=parts, parallel__data=1, **mixing))
         loader = program.task.loader(program.config, "train", (0, 1), training=True)
+        step = jax.jit(program.train_step, compiler_options=QUICK)
         state, losses = program.init(0), []
         for _ in range(2):
-            state, metrics = program.train_step(state, loader.training_batch(0), np.uint32(0))
+            state, metrics = step(state, loader.training_batch(0), np.uint32(0))
             losses.append(float(metrics["loss"]))
-        found.append((tree.flatten(state.params), losses))
-        assert program.train_step._cache_size() == 1
-    for path, value in found[0][0].items():
-        np.testing.assert_allclose(value, found[1][0][path], rtol=2e-4, atol=2e-5, err_msg=path)
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+        assert step._cache_size() == 1, "another step runs through the same program"
+        return tree.flatten(state.params), losses
+
+    (one, losses), (two, same), (_, unmixed) = two_steps(1, 1.0), two_steps(2, 1.0), two_steps(1, 0.0)
+    for path, value in one.items():
+        np.testing.assert_allclose(value, two[path], rtol=2e-4, atol=2e-5, err_msg=path)
+    np.testing.assert_allclose(losses, same, rtol=1e-5)
+    assert (np.abs(np.subtract(losses, unmixed)) > 1e-3).all()
