@@ -44,7 +44,7 @@ def get_config(model: str = "resnet20") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # "sgd" | "rmsprop" | "adamw"; each reads the fields below that name it
     config.optimizer.momentum = 0.9  # of sgd, rmsprop: share of the old velocity kept
-    config.optimizer.nesterov = False  # of sgd, rmsprop
+    config.optimizer.nesterov = False  # of sgd
     config.optimizer.rate_in_velocity = False  # of sgd: v = m·v + lr·g as in Keras and Caffe; False: w = w - lr·v
     config.optimizer.rmsprop = "tensorflow"  # of rmsprop: "tensorflow" | "keras" | "torch", see optim/optimizers.py
     config.optimizer.b1 = 0.9  # of adamw: share of the old first moment kept
