@@ -61,14 +61,13 @@ class Conv(nn.Conv):
 
 def average_pool(x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C]: 2x2 means; at an odd side the last mean is of what is there (timm's)."""
-    pad = [(0, 0), *((0, side % 2) for side in x.shape[1:3]), (0, 0)]
+    _, h, w, _ = x.shape
 
     def summed(y: jax.Array) -> jax.Array:
-        return jax.lax.reduce_window(y, jnp.zeros((), y.dtype), jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), pad)
+        y = jnp.pad(y, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+        return y.reshape(len(y), -(-h // 2), 2, -(-w // 2), 2, y.shape[-1]).sum((2, 4))
 
-    if not (x.shape[1] % 2 or x.shape[2] % 2):
-        return summed(x) * jnp.asarray(0.25, x.dtype)
-    return summed(x) / summed(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+    return summed(x) / (summed(jnp.ones((1, h, w, 1), x.dtype)) if h % 2 or w % 2 else 4)
 
 
 class StochasticDepth(nn.Module):

@@ -12,6 +12,16 @@ from attention_jax.nn.conv import Conv
 from attention_jax.nn.norm import BatchNorm
 
 
+def maximum(x: jax.Array, axis: int) -> jax.Array:
+    """The largest value along an axis; ties go to the first.
+
+    The gradient of `jnp.max` looks for entries equal to the maximum, and is not a number where XLA's CPU compiler rounds
+    the two computations of an entry differently and finds none, as it did in CBAM; this one looks at the index.
+    """
+    first = jnp.argmax(x, axis, keepdims=True) == jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
+    return jnp.where(first, x, jnp.zeros((), x.dtype)).sum(axis)
+
+
 class CBAM(nn.Module):
     """Convolutional block attention (Woo et al. 2018, Section 3): a channel gate, then a spatial gate.
 
@@ -37,12 +47,12 @@ class CBAM(nn.Module):
             raise UserError(f"CBAM.reduction={self.reduction} leaves nothing of {channels} channels: give 1 to {channels}.")
         reduce = nn.Dense(channels // self.reduction, dtype=self.dtype, name="reduce")
         expand = nn.Dense(channels, dtype=self.dtype, name="expand")
-        squeezed = [expand(nn.relu(reduce(x.mean((1, 2))))), expand(nn.relu(reduce(x.max((1, 2)))))]
+        squeezed = [expand(nn.relu(reduce(x.mean((1, 2))))), expand(nn.relu(reduce(maximum(x.reshape(len(x), -1, channels), 1))))]
         channel = nn.sigmoid(sum(squeezed))
         self.sow("attention", "channel", channel)
         x = x * channel[:, None, None, :]
 
-        pooled = jnp.stack([x.max(-1), x.mean(-1)], -1)
+        pooled = jnp.stack([maximum(x, -1), x.mean(-1)], -1)
         spatial = Conv(1, (self.kernel_size,) * 2, dtype=self.dtype, name="spatial_conv")(pooled)
         start = nn.initializers.zeros if self.zero_gamma else nn.initializers.ones
         spatial = nn.sigmoid(self.norm(scale_init=start, name="spatial_norm")(spatial))
