@@ -170,16 +170,22 @@ class ResNet(nn.Module):
             raise UserError(f"model.widths: {self.widths} needs one width for each of the {stages} stages.")
         for field in ("drop_path_rate", "dropout_rate"):
             if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"model.{field}={getattr(self, field)} is not right: give a rate from 0 up to, not including, 1.")
+                raise UserError(
+                    f"model.{field}={getattr(self, field)} is not right: give a rate from 0 up to, not including, 1."
+                )
         if self.cardinality < 1 or self.width_per_group < 1:
             raise UserError(
                 f"model.cardinality={self.cardinality}, width_per_group={self.width_per_group}: give whole numbers from 1."
             )
         if self.block == "basic" and (self.cardinality, self.width_per_group) != (1, 64):
-            raise UserError("model.cardinality and width_per_group are of bottlenecks: give model.block='bottleneck' with them.")
+            raise UserError(
+                "model.cardinality and width_per_group are of bottlenecks: give model.block='bottleneck' with them."
+            )
         narrow = [width for width in self.widths if width * self.width_per_group < 64]
         if narrow:
-            raise UserError(f"model.width_per_group={self.width_per_group} leaves a stage of {narrow[0]} filters none: give more.")
+            raise UserError(
+                f"model.width_per_group={self.width_per_group} leaves a stage of {narrow[0]} filters none: give more."
+            )
         if any(not 1 <= stage <= stages for stage in self.gate_stages or ()):
             raise UserError(f"model.gate_stages={self.gate_stages} is not right: the stages are 1 to {stages}.")
         if self.zero_gamma and self.norm == "none":

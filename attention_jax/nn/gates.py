@@ -47,7 +47,10 @@ class CBAM(nn.Module):
             raise UserError(f"CBAM.reduction={self.reduction} leaves nothing of {channels} channels: give 1 to {channels}.")
         reduce = nn.Dense(channels // self.reduction, dtype=self.dtype, name="reduce")
         expand = nn.Dense(channels, dtype=self.dtype, name="expand")
-        squeezed = [expand(nn.relu(reduce(x.mean((1, 2))))), expand(nn.relu(reduce(maximum(x.reshape(len(x), -1, channels), 1))))]
+        squeezed = [
+            expand(nn.relu(reduce(x.mean((1, 2))))),
+            expand(nn.relu(reduce(maximum(x.reshape(len(x), -1, channels), 1)))),
+        ]
         channel = nn.sigmoid(sum(squeezed))
         self.sow("attention", "channel", channel)
         x = x * channel[:, None, None, :]

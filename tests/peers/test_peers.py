@@ -29,7 +29,9 @@ def test_optimizer_and_average(name: str) -> None:
     parity.check(our_training(parity.TRAININGS[name]), theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "seresnet18", "seresnet50", "resnext50_32x4d", "resnet18d", "resnet50d", "resnetrs50"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "seresnet18", "seresnet50", "resnext50_32x4d", "resnet18d", "resnet50d", "resnetrs50"]
+)
 def test_published_network(name: str) -> None:
     """The logits of torchvision's and timm's networks with random weights and statistics."""
     pytest.importorskip("torchvision")
@@ -48,9 +50,7 @@ def test_every_weight_is_carried_across() -> None:
         pytest.importorskip("timm")
         net = torch_nets.imagenet(name)
         state = net.state_dict()
-        theirs = {
-            path: torch_nets.to_ours(path, state[key].numpy()).shape for key, path in torch_nets.our_paths(net).items()
-        }
+        theirs = {path: torch_nets.to_ours(path, state[key].numpy()).shape for key, path in torch_nets.our_paths(net).items()}
         variables = drawn(create_model(name), np.zeros((1, *parity.IMAGENET_IMAGE, 3), np.float32), 0)
         shapes = {path: leaf.shape for part in variables.values() for path, leaf in tree.flatten(part).items()}
         assert theirs == shapes

@@ -427,9 +427,7 @@ def run(case: parity.Case, biased: bool = False) -> tuple[parity.Results, float]
             gradients[path] = parity.compress(path, to_ours(path, parameter.grad.numpy()))
         results[f"{prefix}gradients"] = gradients
     nearest = min([nearest, *(module.margin for module in net.modules() if isinstance(module, Bottleneck))])
-    results["statistics"] = {
-        paths[name]: tensor.numpy() for name, tensor in net.state_dict().items() if "running" in name
-    }
+    results["statistics"] = {paths[name]: tensor.numpy() for name, tensor in net.state_dict().items() if "running" in name}
     if biased:
         results["biased_statistics"] = {}
         for name, (x,) in into_norm.items():
