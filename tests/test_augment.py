@@ -154,7 +154,10 @@ def test_contrast_blends_with_the_area(size, target, factor):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     blend = target + np.float32(factor) * (image.astype(np.float32) - target)
     ours = OPS["contrast_area"](Image.fromarray(image), factor)
-    np.testing.assert_array_equal(ours, np.clip(blend, 0, 255).astype(np.uint8))
+    # A compiler that fuses the product and the sum may land on the other side of a whole number; a target that is off by one
+    # changes more than half of the values.
+    difference = np.abs(np.asarray(ours).astype(int) - np.clip(blend, 0, 255).astype(np.uint8))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.2
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) on uint8 images, in three published forms.
 
 `OPS` holds the operations on Pillow images, `magnitudes` says what each of them does at magnitude M, and `rand_augment` draws
-N of them for an image. The three sets differ in more than their names; each is what its authors ran:
+N of them for an image. The three sets differ in more than their names:
 
-- `"paper"`: the 14 operations of Section 3 with AutoAugment's ranges (Cubuk et al. 2018, Table 6) as full magnitude (M = 10)
-  and translation as a share of the side. As the authors say of their runs, more magnitude is not always more change:
-  posterize keeps 4 + 0.4·M bits, solarize starts at 25.6·M and the enhance operations have no effect at M = 5;
-  `increasing=True` turns those round.
+- `"paper"`: the 14 operations of Section 3 with AutoAugment's ranges (Cubuk et al. 2018, Table 6) as M from 0 to 10, and on
+  above. In these, more magnitude is not always more change (the authors: tensorflow/tpu, issue 614): posterize keeps
+  4 + 0.4·M bits, solarize starts at 25.6·M, and the enhance operations have no effect at M = 5; `increasing=True` turns
+  those round. Ours are translation as a share of the side, timm's 0.045·M, and the filling: the paper gives neither.
 - `"tf1"`: tensorflow/tpu's EfficientNet code, which ResNet-RS trained with: 16 operations, `TF1_QUIRKS`.
 - `"timm"`: timm's `rand-m9-mstd0.5-inc1` (ConvNeXt, Swin, DeiT) is `rand_augment(2, 9, "timm", magnitude_std=0.5)`:
   15 operations, each drawn one applied with probability 1/2, M clipped at 10, bilinear or bicubic at random.
@@ -38,6 +38,10 @@ RESAMPLE = {
     "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
 
+_NO_COLOR = "RandAugment's 'color' needs an image of three channels: leave it out of names= for one channel."
+
+# Not copied: TensorFlow's grey and smoothed images differ from Pillow's by a rounding step, and its shear, which counts from
+# the first pixel's centre instead of its corner, by half of `value` in position.
 TF1_QUIRKS = {
     "solarize_wraps": "the threshold is taken modulo 256, so that M = 10 and 20 invert the whole image",
     "shift_clamped": "keeping 0 bits keeps the top one: the kernel shifts a byte by at most 7",
@@ -135,7 +139,7 @@ def solarize_add(image: Image.Image, value: int, fill: Fill = GREY, resample: in
 def color(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
     """grey image + value · (image − grey image)."""
     if image.mode == "L":
-        raise UserError("RandAugment's 'color' needs an image of three channels: leave it out of names= for one channel.")
+        raise UserError(_NO_COLOR)
     return ImageEnhance.Color(image).enhance(value) if value != 1 else image
 
 
@@ -267,6 +271,7 @@ def _tf1(quirks: Collection[str]) -> dict[str, Level]:
     return {
         **_PLAIN,
         "invert": _none,
+        # 0.4·M bits: above M = 20 TensorFlow's shift is negative, which is undefined; here nothing changes from 8 bits on.
         "posterize": _whole(4, lowest=int("shift_clamped" in quirks)),
         "solarize": (lambda m, sign=1: int(m / 10 * 256) % 256) if "solarize_wraps" in quirks else _whole(256),
         "solarize_add": _whole(110),
@@ -375,7 +380,7 @@ def rand_augment(
             raise UserError(f"RandAugment needs a uint8 image [H, W, 3] or [H, W, 1], not {image.dtype} {list(image.shape)}.")
         grey = image.shape[2] == 1
         if grey and "color" in drawn:
-            raise UserError("RandAugment's 'color' needs an image of three channels: leave it out of names= for one channel.")
+            raise UserError(_NO_COLOR)
         picture = start = None
         # One draw of the same size for every layer, whatever it draws: operation, probability, sign, filter, place.
         for which, chance, sign, kind, down, right in rng.random((num_layers, 6)).tolist():
