@@ -6,7 +6,7 @@ N of them for an image. The three sets differ in more than their names:
 - `"paper"`: the 14 operations of Section 3 with AutoAugment's ranges (Cubuk et al. 2018, Table 6) as M from 0 to 10, and on
   above. In these, more magnitude is not always more change (the authors: tensorflow/tpu, issue 614): posterize keeps
   4 + 0.4·M bits, solarize starts at 25.6·M, and the enhance operations have no effect at M = 5; `increasing=True` turns
-  those round. Ours are translation as a share of the side, timm's 0.045·M, and the filling: the paper gives neither.
+  those round. Ours are the filling, and translation by timm's 0.045·M of the side: AutoAugment's pixels empty a small image.
 - `"tf1"`: tensorflow/tpu's EfficientNet code, which ResNet-RS trained with: 16 operations, `TF1_QUIRKS`.
 - `"timm"`: timm's `rand-m9-mstd0.5-inc1` (ConvNeXt, Swin, DeiT) is `rand_augment(2, 9, "timm", magnitude_std=0.5)`:
   15 operations, each drawn one applied with probability 1/2, M clipped at 10, bilinear or bicubic at random.
