@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from attention_jax.errors import UserError, suggestion
 from attention_jax.plugins import load_file, load_object
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ def _not_negative(what: str) -> Field:
 
 _NAME = Field(str, "a name")
 _FLAG = Field(bool, "True or False")
+_PROBABILITY = Field((int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1)
 _SHARE = Field((int, float), "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 _STEP = Field(int, "a step, 0 or more", lambda value: value >= 0)
 _DURATION = Field((int, float), "a positive number", lambda value: 0 < value < math.inf)
@@ -87,6 +88,7 @@ FIELDS: dict[Any, Any] = {
     "batch_size": _positive("examples"),
     "accumulation": _positive("micro-batches"),
     **_duration("total"),
+    "precision": _choice("float32", "bfloat16"),
     "model": _OPEN,
     "batch_norm": {
         "granularity": Field(
@@ -115,20 +117,36 @@ FIELDS: dict[Any, Any] = {
         "threads": _positive("threads"),
     },
     "optimizer": {
-        "name": _choice("sgd", "adamw"),
+        "name": _choice("sgd", "rmsprop", "adamw"),
         "momentum": _SHARE,
         "nesterov": _FLAG,
+        "rate_in_velocity": _FLAG,
+        "rmsprop": _choice("tensorflow", "keras", "torch"),
+        "b1": _SHARE,
+        "b2": _SHARE,
+        "eps": Field((int, float), "a positive number", lambda value: 0 < value < math.inf),
+        "clip_norm": _not_negative("a norm"),
         "weight_decay": _not_negative("a factor"),
+        "decay": _choice("l2", "decoupled"),
         "decay_rules": Field((tuple, list), "a tuple of (path regex, True or False)", _is_rules),
     },
     "schedule": {
-        "name": _choice("constant", "step", "cosine"),
+        "name": _choice("constant", "step", "cosine", "linear", "noam"),
         "learning_rate": _not_negative("a rate"),
         **_duration("warmup", _DURATION_OR_0),
+        "warmup_start": _not_negative("a rate"),
+        "final_share": _PROBABILITY,
         "boundaries": Field((tuple, list), "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
         "factor": _not_negative("a factor"),
+        "d_model": _positive("channels"),
     },
-    "loss": {"label_smoothing": _SHARE},
+    "loss": {"label_smoothing": _SHARE, "smoothing_over": _choice("uniform", "others")},
+    "mix": {
+        "mixup_alpha": _not_negative("a parameter of Beta"),
+        "cutmix_alpha": _not_negative("a parameter of Beta"),
+        "probability": _PROBABILITY,
+        "switch_probability": _PROBABILITY,
+    },
     "ema": {"decay": _SHARE, "warmup": _FLAG},
     "evaluation": {**_duration("every"), "batch_size": _positive("examples")},
     "checkpoint": {**_duration("every"), "keep_last": _positive("checkpoints"), "keep_best": _positive("checkpoints")},
@@ -307,8 +325,36 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+# What the library did before the field of version 2 existed.
+_BEFORE_2: dict[str, Any] = {
+    "precision": "float32",
+    "optimizer": {
+        "rate_in_velocity": False,
+        "rmsprop": "tensorflow",
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "clip_norm": 0.0,
+        "decay": "l2",
+    },
+    "schedule": {"warmup_start": 0.0, "final_share": 0.0, "d_model": 512},
+    "loss": {"smoothing_over": "uniform"},
+    "mix": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5},
+}
+
+
+def _upgrade_1(config: ConfigDict) -> ConfigDict:
+    """Version 2 has more fields; AdamW's first-moment decay was called momentum."""
+    plain = config.copy_and_resolve_references().to_dict()
+    for name, default in _BEFORE_2.items():
+        plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
+    if plain["optimizer"].get("name") == "adamw":
+        plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
+    return ConfigDict({**plain, "version": 2})
+
+
 # One function for each old version: ConfigDict of that version -> ConfigDict of the next.
-UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {}
+UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {1: _upgrade_1}
 
 
 def upgrade(config: ConfigDict) -> ConfigDict:

@@ -152,7 +152,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray, floor: float = 0.0) -> floa
 
 
 # {"logits" | "train_logits": {"": [B, K]}, "gradients" | "train_gradients" | "statistics": {path: array}}; gradients are
-# compressed.
+# compressed. Of a training run: "params" | "average" | "changes" | "average_changes": {path: array}, "loss" | …: {"": [steps]}.
 Results = dict[str, dict[str, np.ndarray]]
 
 
@@ -161,7 +161,7 @@ def check(ours: Results, theirs: Results, tighter: float = 1.0) -> None:
     wrong = []
     for kind, reference in theirs.items():
         assert sorted(ours[kind]) == sorted(reference), f"{kind}: different parameters"
-        gradients = kind.endswith("gradients")
+        gradients = kind.endswith(("gradients", "changes"))
         accepted = (GRADIENTS if gradients else STATISTICS if "statistics" in kind else LOGITS) / tighter
         for path, value in reference.items():
             floor = 0.0
@@ -211,11 +211,16 @@ def _unpack(vector: np.ndarray, lines: Iterable[str]) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A few optimizer steps on two tiny layers with gradients drawn by name."""
+    """A few optimizer steps on two tiny layers with gradients drawn by name.
+
+    `options` are keyword arguments of `make_optimizer`, `shape` of `make_schedule`.
+    """
 
     schedule: str
-    nesterov: bool
-    ema_warmup: bool
+    ema_warmup: bool = True
+    optimizer: str = "sgd"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shape: Mapping[str, float] = dataclasses.field(default_factory=dict)
     steps: int = 6
     learning_rate: float = 0.1
     warmup_steps: int = 2
@@ -225,15 +230,63 @@ class Training:
     ema_decay: float = 0.6  # reached at step 13 with the warm-up, at once without
 
     shapes: ClassVar = {"dense/bias": (4,), "dense/kernel": (3, 4), "norm/bias": (4,), "norm/scale": (4,)}
-    decayed: ClassVar = ("dense/kernel",)
+
+    @staticmethod
+    def decays(path: str) -> bool:
+        """Whether weight decay pulls on the parameter at `path`."""
+        return path.endswith("kernel")
 
 
+# The gradients of a step have norms from 4.08 to 5.81: a largest norm of 4.5 clips three of the six.
 TRAININGS = {
-    "sgd": Training(schedule="step", nesterov=False, ema_warmup=False),
-    "sgd_nesterov": Training(schedule="cosine", nesterov=True, ema_warmup=True),
+    "sgd": Training("step", ema_warmup=False),
+    "sgd_nesterov": Training("cosine", options=dict(nesterov=True)),
+    "sgd_clipped": Training("linear", options=dict(clip_norm=4.5), shape=dict(final_share=0.25)),
+    "sgd_decoupled": Training("cosine", options=dict(decay="decoupled", nesterov=True), shape=dict(warmup_start=0.02)),
+    "sgd_rate_in_velocity": Training("step", options=dict(rate_in_velocity=True)),
+    "rmsprop_tensorflow": Training("cosine", optimizer="rmsprop", options=dict(rmsprop="tensorflow", b2=0.8, eps=0.01)),
+    "rmsprop_keras": Training("cosine", optimizer="rmsprop", options=dict(rmsprop="keras", b2=0.8, eps=0.01)),
+    "rmsprop_torch": Training("cosine", optimizer="rmsprop", options=dict(rmsprop="torch", b2=0.8, eps=0.01)),
+    "adamw": Training("cosine", optimizer="adamw", options=dict(b1=0.8, b2=0.95, eps=0.01)),
 }
 
 
 def gradient(path: str, shape: tuple[int, ...], step: int) -> np.ndarray:
     """The gradient of one parameter at one step."""
     return _random(step, f"gradient of {path}").standard_normal(shape).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The first `steps` steps of a training run of a tiny network: loss, gradient, clipping, optimizer, averages."""
+
+    case: Case
+    training: Training
+    steps: int = 4
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of one step."""
+        seed = 100 * (self.case.seed + 1) + step
+        return images(seed, *self.case.image), labels(seed)
+
+
+_CASE = Case(dict(shortcut="B"), label_smoothing=0.1)
+_SGD = dict(nesterov=True, clip_norm=2.0)  # three of the four gradients are larger
+RECIPES = {
+    "recipe_sgd": Recipe(dataclasses.replace(_CASE, seed=3), Training("cosine", options=_SGD, weight_decay=0.01)),
+    "recipe_rmsprop": Recipe(
+        _CASE,
+        Training(
+            "linear",
+            optimizer="rmsprop",
+            options=dict(rmsprop="tensorflow", b2=0.9, eps=1e-3),
+            learning_rate=0.1,
+            weight_decay=0.01,
+        ),
+    ),
+    # Adam divides a gradient by its own size, and its rounding error too: a large eps keeps float32 comparable.
+    "recipe_adamw": Recipe(
+        _CASE,
+        Training("cosine", optimizer="adamw", options=dict(b1=0.9, b2=0.99, eps=0.1), ema_warmup=False, learning_rate=0.02),
+    ),
+}

@@ -142,15 +142,17 @@ def test_evaluate_of_the_committed_run(capsys):
 
 
 def test_config_of_an_old_version(monkeypatch):
-    def to_2(config):
+    next_version = configs.VERSION + 1
+
+    def to_next(config):
         plain = config.to_dict()
         plain["model"]["norm_running_var"] = "unbiased"
-        return ConfigDict({**plain, "version": 2})
+        return ConfigDict({**plain, "version": next_version})
 
-    monkeypatch.setattr(configs, "VERSION", 2)
-    monkeypatch.setattr(configs, "UPGRADES", {1: to_2})
+    monkeypatch.setattr(configs, "VERSION", next_version)
+    monkeypatch.setattr(configs, "UPGRADES", {**configs.UPGRADES, configs.VERSION - 1: to_next})
     run = aj.load_run(RUN)
-    assert run.config.version == 2 and run.model.norm_running_var == "unbiased"
+    assert run.config.version == next_version and run.model.norm_running_var == "unbiased"
 
 
 def test_config_of_a_version_to_come(monkeypatch):

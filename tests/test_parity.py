@@ -19,7 +19,11 @@ from attention_jax.optim import ema
 from attention_jax.optim.losses import cross_entropy
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
+from attention_jax.train.program import build
 from tests import parity
+from tests.small import small_config
+
+DECAY_RULES = (("(bias|scale)$", False), (".*", True))
 
 # Each network is compiled for one call: compiling is what takes the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -68,15 +72,10 @@ def ours(case: parity.Case, running_var: str = "unbiased") -> parity.Results:
 def our_training(training: parity.Training) -> parity.Results:
     """What `torch_nets.train` gives, from our optimizer, schedule and average."""
     schedule = make_schedule(
-        training.schedule, training.learning_rate, training.steps, training.warmup_steps, training.boundaries
+        training.schedule, training.learning_rate, training.steps, training.warmup_steps, training.boundaries, **training.shape
     )
     optimizer = make_optimizer(
-        "sgd",
-        schedule,
-        training.weight_decay,
-        (("(bias|scale)$", False), (".*", True)),
-        momentum=training.momentum,
-        nesterov=training.nesterov,
+        training.optimizer, schedule, training.weight_decay, DECAY_RULES, training.momentum, **training.options
     )
 
     @jax.jit
@@ -96,6 +95,53 @@ def our_training(training: parity.Training) -> parity.Results:
         kind: {path: np.stack([values[i][path] for values in seen]) for path in training.shapes}
         for i, kind in enumerate(("params", "average"))
     }
+
+
+def our_recipe(recipe: parity.Recipe) -> parity.Results:
+    """What `torch_training.follow` gives, from the train step of a config."""
+    case, training = recipe.case, recipe.training
+    fields = {
+        "batch_size": parity.BATCH,
+        "total_steps": training.steps,
+        "data.image_shape": (*case.image, 3),
+        "data.num_examples": 10 * parity.BATCH,
+        "data.mean": (0.5,) * 3,
+        "data.std": (0.5,) * 3,
+        "optimizer.name": training.optimizer,
+        "optimizer.momentum": training.momentum,
+        "optimizer.nesterov": False,
+        "optimizer.weight_decay": training.weight_decay,
+        "optimizer.decay_rules": DECAY_RULES,
+        "schedule.name": training.schedule,
+        "schedule.learning_rate": training.learning_rate,
+        "schedule.warmup_steps": training.warmup_steps,
+        "loss.label_smoothing": case.label_smoothing,
+        "ema.decay": training.ema_decay,
+        "ema.warmup": training.ema_warmup,
+        "parallel.data": 1,
+        **{f"optimizer.{name}": value for name, value in training.options.items()},
+        **{f"schedule.{name}": value for name, value in training.shape.items()},
+        **{f"model.{name}": value for name, value in case.network.items()},
+        "model.norm_running_var": "unbiased",
+    }
+    program = build(small_config(**fields))
+    train_step = jax.jit(program.train_step, compiler_options=QUICK)
+    before = drawn(program.model, recipe.batch(0)[0], case.seed)
+    state = program.init(0).replace(**jax.tree.map(jnp.copy, before), ema=jax.tree.map(jnp.copy, before))
+    seen = []
+    for step in range(recipe.steps):
+        images, labels = recipe.batch(step)
+        batch = {"image": images, "label": labels, "weight": np.ones(parity.BATCH, np.float32)}
+        state, metrics = train_step(state, batch, np.uint32(0))
+        seen.append({**metrics, "loss": metrics["loss"] / metrics["weight"]})
+
+    def changes(after: dict[str, Any]) -> dict[str, np.ndarray]:
+        differences = jax.tree.map(lambda new, old: np.float64(new) - np.float64(old), after, before)
+        flat = {path: value for part in differences.values() for path, value in tree.flatten(part).items()}
+        return {path: parity.compress(path, value) for path, value in flat.items()}
+
+    results = {kind: {"": np.array([step[kind] for step in seen])} for kind in ("loss", "grad_norm", "learning_rate")}
+    return {**results, "changes": changes(state.variables()), "average_changes": changes(state.variables("ema"))}
 
 
 def our_imagenet_logits(name: str) -> np.ndarray:
@@ -128,8 +174,14 @@ def test_biased_running_variance_equals_its_formula() -> None:
 
 @pytest.mark.parametrize("name", parity.TRAININGS)
 def test_optimizer_and_average_equal_frozen_pytorch(name: str) -> None:
-    """SGD with momentum, masked L2 decay, warm-up and schedule, and the average of the weights, step by step."""
+    """Momentum, masked decay, clipping, warm-up and schedule, and the average of the weights, step by step."""
     parity.check(our_training(parity.TRAININGS[name]), parity.load(name))
+
+
+@pytest.mark.parametrize("name", parity.RECIPES)
+def test_whole_recipe_equals_frozen_pytorch(name: str) -> None:
+    """The train step of a config: smoothed loss, clipping, decay, momentum, schedule, averages of weights and statistics."""
+    parity.check(our_recipe(parity.RECIPES[name]), parity.load(name))
 
 
 @pytest.mark.parametrize("name", parity.IMAGENET)

@@ -5,11 +5,31 @@ import jax.numpy as jnp
 import optax
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """[B, K], [B] -> [B]: softmax cross entropy in nats.
+def target_distribution(labels: jax.Array, classes: int, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:
+    """[B] -> [B, K], rows that sum to 1: one-hot, or smoothed by e in one of two published ways.
 
-    With smoothing e the target is (1-e)·onehot + e/K, so that the true class gets 1 - e + e/K (Szegedy et al. 2016,
-    Section 7; TensorFlow, PyTorch and timm agree).
+    Args:
+        labels: the true classes.
+        classes: K.
+        label_smoothing: e.
+        over: "uniform" spreads e over all classes, so that the true one gets 1 - e + e/K (Szegedy et al. 2016, Section 7;
+            TensorFlow, PyTorch, timm); "others" over the K - 1 others, the true one gets 1 - e (tensor2tensor; He et al.
+            2019, Section 5.2). "others" with e is "uniform" with e·K/(K-1).
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    onehot = jax.nn.one_hot(labels, classes)
+    if over == "others" and label_smoothing:
+        return jnp.where(onehot > 0, 1.0 - label_smoothing, label_smoothing / (classes - 1))
+    return optax.smooth_labels(onehot, label_smoothing)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:
+    """[B, K], [B] -> [B]: softmax cross entropy in nats, in float32 whatever the logits are; see `target_distribution`.
+
+    Nothing is subtracted: tensor2tensor's loss is smaller by the targets' entropy, a constant.
+    """
+    return soft_cross_entropy(logits, target_distribution(labels, logits.shape[-1], label_smoothing, over))
+
+
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[B, K], [B, K] -> [B]: cross entropy in nats with target distributions, in float32."""
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from attention_jax import tree
+
+# What TensorFlow and PyTorch mean by RMSProp: (first value of the second moment, eps inside the root, rate in the velocity).
+RMSPROP = {"tensorflow": (1.0, True, True), "keras": (0.0, True, True), "torch": (0.0, False, False)}
 
 
 def make_optimizer(
@@ -14,27 +18,60 @@ def make_optimizer(
     decay_rules: tree.Rules,
     momentum: float = 0.9,
     nesterov: bool = False,
+    decay: str = "l2",
+    rate_in_velocity: bool = False,
+    rmsprop: str = "tensorflow",
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """SGD with momentum and L2 decay, or AdamW.
+    """SGD with momentum, RMSProp with momentum, or AdamW.
+
+    The order of a step: the gradient of the mean loss over the whole batch (after accumulation and over all devices) is
+    clipped; L2 decay joins it; then come second moment, momentum and rate; decoupled decay comes last.
 
     Args:
-        name: "sgd": decay joins the gradient before the momentum, v = m·v + g + wd·w, w = w - lr·v, as in PyTorch;
-            "adamw": decoupled decay, b2 0.999.
+        name: "sgd": v = m·v + g, w = w - lr·v, as PyTorch and TensorFlow's MomentumOptimizer have it;
+            "rmsprop": s = b2·s + (1-b2)·g², v = m·v + lr·g / sqrt(s + eps), w = w - v (Hinton 2012, as Inception and
+            EfficientNet used TensorFlow's);
+            "adamw": Loshchilov & Hutter 2019, decay always decoupled.
         schedule: step -> learning rate.
-        weight_decay: 0 switches it off.
+        weight_decay: wd; 0 switches it off.
         decay_rules: (path regex, whether to decay); a parameter that no rule matches is an error.
-        momentum: of SGD, first-moment decay of AdamW.
-        nesterov: of SGD.
+        momentum: m of SGD and RMSProp.
+        nesterov: of SGD and RMSProp: g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
+        decay: of SGD and RMSProp: "l2" adds wd·w to the gradient, the gradient of wd/2·|w|²; "decoupled" subtracts
+            lr·wd·w from the weight, so that the schedule scales it as in PyTorch's AdamW.
+        rate_in_velocity: of SGD: v = m·v + lr·g, w = w - v, as in Caffe and Keras. The same at a constant rate; after the
+            rate falls, the velocity still carries the old one (Goyal et al. 2017, equations 9 and 10).
+        rmsprop: "tensorflow": s starts at 1, eps inside the root; "keras": s starts at 0, eps inside; "torch": s starts at
+            0, eps outside the root, and the rate multiplies v, not g.
+        b1: first-moment decay of AdamW.
+        b2: second-moment decay of AdamW (0.999) and RMSProp (0.9 in Inception and EfficientNet).
+        eps: of AdamW (1e-8, outside the root) and RMSProp (1.0 in Inception-v3, 1e-3 in EfficientNet).
+        clip_norm: largest global norm of the gradient, decay not counted (Pascanu et al. 2013); 0 for no limit.
     """
 
     def mask(params: Any) -> Any:
         return tree.select(decay_rules, params, "optimizer.decay_rules")
 
-    if name == "sgd":
-        parts = [optax.sgd(schedule, momentum, nesterov)]
-        if weight_decay:
-            parts.insert(0, optax.add_decayed_weights(weight_decay, mask))
-        return optax.chain(*parts)
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name == "adamw":
-        return optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=mask)
-    raise ValueError(f"unknown optimizer {name!r}")
+        adamw = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+        return optax.chain(*clip, adamw) if clip else adamw
+
+    parts = []
+    if name == "rmsprop":
+        start, eps_in_root, rate_in_velocity = RMSPROP[rmsprop]
+        parts.append(optax.scale_by_rms(b2, eps, start, eps_in_root))
+    elif name != "sgd":
+        raise ValueError(f"unknown optimizer {name!r}")
+    velocity = optax.trace(momentum, nesterov, accumulator_dtype=jnp.float32)
+    rate = optax.scale_by_learning_rate(schedule)
+    parts += [rate, velocity] if rate_in_velocity else [velocity, rate]
+    if not weight_decay:
+        return optax.chain(*clip, optax.chain(*parts))
+    if decay == "l2":
+        return optax.chain(*clip, optax.add_decayed_weights(weight_decay, mask), optax.chain(*parts))
+    return optax.chain(*clip, *parts, optax.add_decayed_weights(lambda step: -weight_decay * schedule(step), mask))

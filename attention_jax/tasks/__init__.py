@@ -4,6 +4,7 @@ resolve(config) -> config                     facts that only the data know (num
 model(config, norm_group_size) -> module
 example_inputs(config) -> tuple of shapes     of one example in a batch, to initialise and count
 loader(config, split, process, training) -> Loader
+mix(config, batch, rng) -> batch              the whole batch before a training step divides it: mixup, CutMix
 loss(config, model, variables, batch, rng, train) -> (weighted sums with "loss" and "weight", changed collections)
 outputs(config, model, variables, batch) -> {name: [B, ...]}   per example, what evaluation collects
 metrics(config, {name: [N, ...]}) -> {name: float}             from all outputs; "accuracy" is better when higher

@@ -16,7 +16,8 @@ from attention_jax.data.loader import Loader
 from attention_jax.data.sources import Source, open_source
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
-from attention_jax.optim.losses import cross_entropy
+from attention_jax.optim import mixing
+from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
 
 HEADLINE = "accuracy"
 
@@ -46,8 +47,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
-    """The network of a resolved config."""
+    """The network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
     fields = config.model.to_dict()
+    if config.precision == "bfloat16":
+        fields["dtype"] = jnp.bfloat16
     return create_model(fields.pop("name"), **fields, norm_group_size=norm_group_size)
 
 
@@ -102,15 +105,34 @@ def loader(config: ConfigDict, split: str, process: tuple[int, int], training: b
     )
 
 
+def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
+    """The batch after mixup and CutMix as `config.mix` says, or the batch itself when both are off."""
+    options = config.mix
+    if not (options.mixup_alpha or options.cutmix_alpha) or not options.probability:
+        return batch
+    return mixing.mix(
+        rng, dict(batch), options.mixup_alpha, options.cutmix_alpha, options.probability, options.switch_probability
+    )
+
+
 def loss(
     config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array], rng: jax.Array, train: bool
 ) -> tuple[dict[str, jax.Array], dict]:
-    """Sums over the batch of weighted loss (nats), of right answers and of weights; the new batch statistics."""
+    """Sums over the batch of weighted loss (nats), of right answers and of weights; the new batch statistics.
+
+    An answer for a mixed image is right when it is the class with the larger share.
+    """
     mutable = ["batch_stats"] if train else []
     logits, changed = model.apply(variables, batch["image"], train=train, mutable=mutable, rngs={"dropout": rng})
-    per_example = cross_entropy(logits, batch["label"], config.loss.label_smoothing)
-    right = jnp.argmax(logits, -1) == batch["label"]
-    weight = batch["weight"]
+    label, weight = batch["label"], batch["weight"]
+    targets = target_distribution(label, logits.shape[-1], config.loss.label_smoothing, config.loss.smoothing_over)
+    if "share" in batch:
+        partner, share = batch["partner"], batch["share"]
+        others = target_distribution(partner, logits.shape[-1], config.loss.label_smoothing, config.loss.smoothing_over)
+        targets = share[:, None] * targets + (1 - share[:, None]) * others
+        label = jnp.where(share >= 0.5, label, partner)
+    per_example = soft_cross_entropy(logits, targets)
+    right = jnp.argmax(logits, -1) == label
     sums = {"loss": (per_example * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}
     return sums, changed
 

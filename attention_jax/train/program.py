@@ -78,6 +78,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         durations.warmup,
         config.schedule.boundaries,
         config.schedule.factor,
+        config.schedule.warmup_start,
+        config.schedule.final_share,
+        config.schedule.d_model,
     )
     optimizer = make_optimizer(
         config.optimizer.name,
@@ -86,6 +89,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         config.optimizer.decay_rules,
         config.optimizer.momentum,
         config.optimizer.nesterov,
+        config.optimizer.decay,
+        config.optimizer.rate_in_velocity,
+        config.optimizer.rmsprop,
+        config.optimizer.b1,
+        config.optimizer.b2,
+        config.optimizer.eps,
+        config.optimizer.clip_norm,
     )
     model = task.model(config, parallel.norm_group_size(config, mesh))
     inputs = task.example_inputs(config)

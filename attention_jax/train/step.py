@@ -15,6 +15,7 @@ from attention_jax.parallel import DATA
 from attention_jax.train.state import State
 
 Metrics = dict[str, jax.Array]
+_MIXING = 2**32 - 1  # what the key of mixing is folded with; micro-batches take the numbers from 0
 
 
 def make_train_step(
@@ -28,7 +29,8 @@ def make_train_step(
     """`(state, batch, seed) -> (state, metrics)`.
 
     Randomness is `fold_in(key(seed), step)`. The metrics are sums over the batch, "weight" among them, and the two
-    scalars "grad_norm" and "learning_rate". In mode "pmap" the function is one replica's and reduces over `data`.
+    scalars "grad_norm" (before clipping) and "learning_rate". In mode "pmap" the function is one replica's and reduces
+    over `data`; what mixes examples then mixes those of one replica.
 
     Args:
         unroll: unrolls the loop over micro-batches; on CPU the gradient of a convolution inside a loop is 20 times slower.
@@ -68,6 +70,7 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if replicas_apart:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(DATA))
+        batch = task.mix(config, batch, jax.random.fold_in(rng, _MIXING))
         grads, sums, batch_stats = accumulated(state, batch, rng)
         if replicas_apart:
             grads, sums = jax.lax.psum((grads, sums), DATA)

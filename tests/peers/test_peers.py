@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("torch", reason="the extra 'peers' is not installed")
 
 from tests import parity
-from tests.peers import torch_nets
-from tests.test_parity import drawn, our_imagenet_logits, our_training, ours
+from tests.peers import torch_nets, torch_training
+from tests.test_parity import drawn, our_imagenet_logits, our_recipe, our_training, ours
 
 pytestmark = pytest.mark.peers
 
@@ -23,15 +23,27 @@ def test_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", parity.TRAININGS)
 def test_optimizer_and_average(name: str) -> None:
-    """Ours ≡ `torch.optim.SGD`, and that ≡ the fixture."""
-    theirs = torch_nets.train(parity.TRAININGS[name])
+    """Ours ≡ PyTorch's optimizer, and that ≡ the fixture."""
+    theirs = torch_training.train(parity.TRAININGS[name])
     parity.check(theirs, parity.load(name), tighter=20)
     parity.check(our_training(parity.TRAININGS[name]), theirs)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet50", "seresnet18", "seresnet50", "resnext50_32x4d", "resnet18d", "resnet50d", "resnetrs50"]
 )
+=======
+@pytest.mark.parametrize("name", parity.RECIPES)
+def test_whole_recipe(name: str) -> None:
+    """Our train step ≡ PyTorch's, and that ≡ the fixture."""
+    theirs, _ = torch_training.follow(parity.RECIPES[name])
+    parity.check(theirs, parity.load(name), tighter=20)
+    parity.check(our_recipe(parity.RECIPES[name]), theirs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "seresnet18", "seresnet50"])
+>>>>>>> wip/optim
 def test_published_network(name: str) -> None:
     """The logits of torchvision's and timm's networks with random weights and statistics."""
     pytest.importorskip("torchvision")

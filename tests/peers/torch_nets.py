@@ -437,42 +437,6 @@ def run(case: parity.Case, biased: bool = False) -> tuple[parity.Results, float]
     return results, nearest
 
 
-def learning_rate(training: parity.Training, step: int) -> float:
-    """A linear warm-up that reaches the peak with its last step, then a step at half-way or a cosine to zero."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    if training.schedule == "step":
-        return training.learning_rate * 0.1 ** sum(step >= share * training.steps for share in training.boundaries)
-    done = (step - training.warmup_steps) / (training.steps - training.warmup_steps)
-    return training.learning_rate * 0.5 * (1 + np.cos(np.pi * done))
-
-
-def train(training: parity.Training) -> parity.Results:
-    """{"params" | "average": {path: [steps, *shape]}} from `torch.optim.SGD` and w̄ <- d·w̄ + (1 - d)·w."""
-    params = {
-        path: nn.Parameter(torch.from_numpy(parity.draw(0, path, shape)).double()) for path, shape in training.shapes.items()
-    }
-    average = {path: value.detach().clone() for path, value in params.items()}
-    groups = [
-        {"params": [value], "weight_decay": training.weight_decay if path in training.decayed else 0.0}
-        for path, value in params.items()
-    ]
-    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=training.momentum, nesterov=training.nesterov)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(training, step))
-    results: parity.Results = {"params": {path: [] for path in params}, "average": {path: [] for path in params}}
-    for step in range(training.steps):
-        for path, value in params.items():
-            value.grad = torch.from_numpy(parity.gradient(path, value.shape, step)).double()
-        optimizer.step()
-        schedule.step()
-        decay = min(training.ema_decay, (1 + step) / (10 + step)) if training.ema_warmup else training.ema_decay
-        for path, value in params.items():
-            average[path] = decay * average[path] + (1 - decay) * value.detach()
-            results["params"][path].append(value.detach().numpy().copy())
-            results["average"][path].append(average[path].numpy().copy())
-    return {kind: {path: np.stack(value) for path, value in values.items()} for kind, values in results.items()}
-
-
 def imagenet(name: str) -> nn.Module:
     """torchvision's network of that name, or timm's where torchvision has none, in evaluation mode."""
     import timm

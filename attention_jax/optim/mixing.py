@@ -1,0 +1,76 @@
+"""Mixup and CutMix inside the step, on a whole batch.
+
+As timm does it in batch mode (DeiT, Swin and ConvNeXt train so): one lambda for all, and example i meets example B-1-i.
+In a shuffled batch the reversed order is as random a partner as a permutation, and on several devices it moves every
+image to one other device, where a random permutation would gather all of them everywhere.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Batch = dict[str, jax.Array]
+
+
+def mix(
+    rng: jax.Array, batch: Batch, mixup_alpha: float, cutmix_alpha: float, probability: float, switch_probability: float
+) -> Batch:
+    """{"image": [B, H, W, C], "label": [B], ...} -> the same, mixed, with "partner" [B] and "share" [B].
+
+    An example's target is share·label + (1-share)·partner. Draws once a batch whether to mix and by which of the two.
+
+    Args:
+        rng: key of this step.
+        batch: arrays of B examples; what is neither image nor label is kept.
+        mixup_alpha: lambda ~ Beta(a, a) of mixup, image·lambda + partner·(1-lambda) (Zhang et al. 2018); 0 for no mixup.
+        cutmix_alpha: lambda ~ Beta(a, a) of CutMix (Yun et al. 2019); 0 for no CutMix.
+        probability: of mixing a batch at all.
+        switch_probability: of CutMix rather than mixup where both are on.
+    """
+    images, labels = batch["image"], batch["label"]
+    b, h, w, _ = images.shape
+    of_whether, of_which, of_lambda, of_box = jax.random.split(rng, 4)
+
+    def drawn(alpha: float) -> jax.Array:
+        return jax.random.beta(of_lambda, alpha, alpha)
+
+    if mixup_alpha:
+        keep, share = everywhere(drawn(mixup_alpha), h, w)
+    if cutmix_alpha:
+        cut_keep, cut_share = outside_box(of_box, drawn(cutmix_alpha), h, w)
+        if mixup_alpha:
+            cut = jax.random.bernoulli(of_which, switch_probability)
+            keep, share = jnp.where(cut, cut_keep, keep), jnp.where(cut, cut_share, share)
+        else:
+            keep, share = cut_keep, cut_share
+    mixing = jax.random.bernoulli(of_whether, probability)
+    keep, share = jnp.where(mixing, keep, 1.0), jnp.where(mixing, share, 1.0)
+
+    keep = keep[:, :, None].astype(images.dtype)
+    return {
+        **batch,
+        "image": keep * images + (1 - keep) * images[::-1],
+        "partner": labels[::-1],
+        "share": jnp.full((b,), share),
+    }
+
+
+def everywhere(share: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
+    """Mixup: ([H, W] share of the own image at each pixel, share of the own label)."""
+    return jnp.full((h, w), share), share
+
+
+def outside_box(rng: jax.Array, share: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
+    """CutMix: ([H, W] 0 inside a box and 1 outside, exact share outside).
+
+    The box has sides sqrt(1-lambda) of the image's, its centre anywhere in the image, and is cut at the edges; the
+    labels' share is then the area really left, not lambda (Yun et al. 2019, released code; timm's `correct_lam`).
+    """
+    ratio = jnp.sqrt(1 - share)
+    inside = []
+    for key, side in zip(jax.random.split(rng), (h, w), strict=True):
+        half = jnp.floor(side * ratio).astype(jnp.int32) // 2
+        centre = jax.random.randint(key, (), 0, side)
+        place = jnp.arange(side)
+        inside.append((centre - half <= place) & (place < centre + half))
+    keep = 1.0 - (inside[0][:, None] & inside[1][None, :])
+    return keep, keep.mean()
