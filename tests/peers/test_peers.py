@@ -29,11 +29,6 @@ def test_optimizer_and_average(name: str) -> None:
     parity.check(our_training(parity.TRAININGS[name]), theirs)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "seresnet18", "seresnet50", "resnext50_32x4d", "resnet18d", "resnet50d", "resnetrs50"]
-)
-=======
 @pytest.mark.parametrize("name", parity.RECIPES)
 def test_whole_recipe(name: str) -> None:
     """Our train step ≡ PyTorch's, and that ≡ the fixture."""
@@ -42,8 +37,9 @@ def test_whole_recipe(name: str) -> None:
     parity.check(our_recipe(parity.RECIPES[name]), theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "seresnet18", "seresnet50"])
->>>>>>> wip/optim
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "seresnet18", "seresnet50", "resnext50_32x4d", "resnet18d", "resnet50d", "resnetrs50"]
+)
 def test_published_network(name: str) -> None:
     """The logits of torchvision's and timm's networks with random weights and statistics."""
     pytest.importorskip("torchvision")
