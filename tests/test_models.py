@@ -1,5 +1,6 @@
 """Laws of whole networks: shortcuts, gates from outside, names, and mistakes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 import attention_jax as aj
 from attention_jax import tree
@@ -269,6 +271,53 @@ class TestRandomBranches:
         assert scales and not any(np.any(leaf) for leaf in scales.values())
 
 
+class TestPrecision:
+    """bfloat16 is for activations and products; everything that is kept or summed stays float32."""
+
+    @pytest.mark.parametrize("gate", [None, "se", "bam", "cbam", "eca", "gc", "self_attention"])
+    def test_products_are_in_bfloat16_and_what_is_kept_in_float32(self, gate: str | None) -> None:
+        images = numbers("images", 4, 8, 8, 3)
+        args = {"eca": {}, None: {}, "self_attention": dict(reduction=2, value_reduction=2)}.get(gate, dict(reduction=2))
+        model = ResNet(**TINY, gate=gate, gate_args=args, dtype="bfloat16", dropout_rate=0.1, drop_path_rate=0.1)
+        variables = drawn(model, images)
+
+        def apply(variables: Any, images: Any) -> Any:
+            key = jax.random.key(0)
+            return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+
+        logits, changed = jax.eval_shape(apply, variables, images)
+        assert logits.dtype == jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves((changed, variables))} == {jnp.dtype("float32")}
+        products = [
+            [operand.aval.dtype.name for operand in equation.invars]
+            for equation in _equations(jax.make_jaxpr(apply)(variables, images).jaxpr)
+            if equation.primitive.name in ("conv_general_dilated", "dot_general")
+        ]
+        assert products.pop() == ["float32", "float32"]  # the classifier
+        assert products and all(dtypes == ["bfloat16", "bfloat16"] for dtypes in products)
+
+    def test_is_near_float32(self) -> None:
+        images = numbers("images", 4, 8, 8, 3)
+        variables = drawn(ResNet(**TINY), images)
+        exact, rounded = (quick(ResNet(**TINY, dtype=dtype).apply)(variables, images) for dtype in ("float32", "bfloat16"))
+        off = np.abs(np.asarray(exact) - rounded).max() / np.abs(exact).max()
+        assert 1e-5 < off < 3e-2
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those of inner functions in their places."""
+    for equation in jaxpr.eqns:
+        inner = [leaf for leaf in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
+        for one in inner:
+            yield from _equations(getattr(one, "jaxpr", one))
+        if not inner:
+            yield equation
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+
+
 class TestRegistry:
     def test_names(self) -> None:
         assert aj.list_models() == sorted(aj.list_models())
@@ -304,6 +353,7 @@ class TestMistakes:
             (dict(norm_running_var="exact"), "model.norm_running_var"),
             (dict(norm="layer"), "model.norm: 'layer' is not one of 'batch', 'group', 'none'"),
             (dict(kernel_init="xavier"), "model.kernel_init"),
+            (dict(dtype="float8"), "model.dtype: 'float8' is not one of"),
             (dict(drop_path_by="layer"), "model.drop_path_by"),
             (dict(drop_path_rate=1.0), "model.drop_path_rate=1.0"),
             (dict(dropout_rate=-0.1), "model.dropout_rate=-0.1"),

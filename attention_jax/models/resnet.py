@@ -30,6 +30,7 @@ _CHOICES = {
     "norm_running_var": ("biased", "unbiased"),
     "drop_path_by": ("block", "stage"),
     "kernel_init": tuple(_INITS),
+    "dtype": ("float32", "bfloat16"),
 }
 
 
@@ -133,7 +134,7 @@ class ResNet(nn.Module):
         kernel_init: of the convolutions: "he" (fan-out) or "fan_in" (the released ResNet-RS).
         norm_group_size: examples that share batch statistics; None is the whole batch that the module sees.
         norm_running_var: "biased" or "unbiased", see `BatchNorm`.
-        dtype: of activations and products, e.g. "bfloat16"; parameters, statistics and logits are float32.
+        dtype: of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
     """
 
     num_classes: int = 1000
