@@ -59,6 +59,12 @@ def _se(**args: Any) -> dict[str, Any]:
     return dict(gate="se", gate_at="block", gate_args=args)
 
 
+def _attention(**args: Any) -> dict[str, Any]:
+    return dict(gate="self_attention", gate_stages=(1,), gate_args=dict(reduction=4, **args))
+
+
+_RESNEXT = dict(block="bottleneck", cardinality=4, width_per_group=16)  # 8 filters: 4 groups of 2
+
 CASES = {
     "basic_a": Case(dict(shortcut="A", stage_sizes=(1, 2))),
     "basic_b": Case(dict(shortcut="B"), label_smoothing=0.1),
@@ -77,11 +83,24 @@ CASES = {
     "bam_channel": Case(_bam(spatial=False)),
     "bam_spatial": Case(_bam(channel=False), dilations=(4,)),
     "bam_small_map": Case(dict(widths=(8, 16, 32), stage_sizes=(1, 1, 1), **_bam()), image=(8, 8), dilations=(4, 2), seed=1),
+    "grouped": Case(dict(**_RESNEXT, stage_sizes=(1, 2)), seed=1),
+    "wide_v1": Case(dict(block="bottleneck", width_per_group=128, stride_at="1x1")),
+    "d": Case(dict(stem="deep", shortcut="D", block="bottleneck"), image=(38, 29), seed=7),
+    "d_basic": Case(dict(shortcut="D"), image=(15, 12)),
+    "rs": Case(dict(block="bottleneck", stem="rs", shortcut="D", **_se(reduction=4)), image=(36, 29), seed=7),
+    "attention_paper": Case(_attention(value_reduction=4)),
+    "attention_official": Case(_attention(value_reduction=2, pool=2), image=(15, 12), seed=1),
+    "attention_values": Case(_attention(value_reduction=1, project=False, use_bias=True)),
+    "cbam": Case(dict(gate="cbam", gate_at="block", gate_args=dict(reduction=2)), seed=3),
+    "eca": Case(dict(gate="eca", gate_at="block")),
+    "gc": Case(dict(gate="gc", gate_at="block", gate_stages=(2,), gate_args=dict(reduction=4))),
+    "group_norm": Case(dict(norm="group", shortcut="B")),
+    "no_norm": Case(dict(norm="none", stage_sizes=(1, 2))),
 }
 BIASED = "basic_b"  # the case whose fixture also holds the running variances as Flax and TensorFlow keep them
 
 # Whole published networks whose logits are stored: our name and the seed.
-IMAGENET = {"resnet18": 0, "seresnet18": 0}
+IMAGENET = {"resnet18": 0, "seresnet18": 0, "resnet18d": 0}
 IMAGENET_IMAGE = (64, 64)
 
 
@@ -90,7 +109,7 @@ def _random(seed: int, name: str) -> np.random.RandomState:
 
 
 def draw(seed: int, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 value of the leaf at `path`, which ends in kernel, bias, scale, mean or var.
+    """The float32 value of the leaf at `path`, which ends in kernel, bias, scale, gamma, mean or var.
 
     Nothing is at a value that hides a mistake: no scale or variance is 1, no bias or mean 0.
     """
@@ -98,7 +117,7 @@ def draw(seed: int, path: str, shape: tuple[int, ...]) -> np.ndarray:
     kind = path.rpartition("/")[2]
     if kind == "kernel":
         value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
-    elif kind in ("scale", "var"):
+    elif kind in ("scale", "var", "gamma"):
         value = random.uniform(0.5, 2.0, shape)
     elif kind in ("bias", "mean"):
         value = 0.3 * random.standard_normal(shape)
@@ -150,7 +169,7 @@ def check(ours: Results, theirs: Results, tighter: float = 1.0) -> None:
                 # A bias before batch normalisation has gradient zero; its rounding error has its kernel's scale.
                 module = path.rpartition("/")[0]
                 siblings = [reference[f"{module}/{name}"] for name in ("kernel", "scale") if f"{module}/{name}" in reference]
-                floor = max(np.abs(sibling).max() for sibling in siblings)
+                floor = max((np.abs(sibling).max() for sibling in siblings), default=0.0)
             off = difference(ours[kind][path], value, floor)
             if not off <= accepted:
                 wrong.append(f"{kind} {path}: off by {off:.1e} of the largest value, accepted {accepted:.1e}")
@@ -161,6 +180,8 @@ def save(name: str, results: Results) -> None:
     """Writes one fixture: a float32 vector and a list of `path shape` lines for each kind."""
     arrays = {}
     for kind, values in results.items():
+        if not values:  # the statistics of a network without batch norm
+            continue
         arrays[kind] = np.concatenate([np.ravel(value) for value in values.values()]).astype(np.float32)
         lines = [" ".join([path or "-", *map(str, np.shape(value))]) for path, value in values.items()]
         arrays[f"{kind}.index"] = np.frombuffer("\n".join(lines).encode(), np.uint8)

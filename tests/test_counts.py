@@ -14,6 +14,7 @@ import pytest
 
 import attention_jax as aj
 from attention_jax import tree
+from attention_jax.nn.attention import SelfAttention
 from attention_jax.nn.bam import BAM
 
 IMAGENET = (1, 224, 224, 3)
@@ -26,6 +27,30 @@ AT_224 = {
     "resnet50": (25_557_032, 4_089_184_256),
     "resnet101": (44_549_160, 7_801_405_440),
     "resnet152": (60_192_808, 11_513_626_624),
+    "resnet200": (64_673_832, 15_007_481_856),
+    "resnet18d": (11_708_744, 2_053_713_920),
+    "resnet26d": (16_014_408, 2_581_897_216),
+    "resnet34d": (21_816_904, 3_903_401_984),
+    "resnet50d": (25_576_264, 4_328_824_832),
+    "resnet101d": (44_568_392, 8_041_046_016),
+    "resnet152d": (60_212_040, 11_753_267_200),
+    "resnet200d": (64_693_064, 15_247_122_432),
+    "wide_resnet50_2": (68_883_240, 11_398_021_120),
+    # Xie et al. 2017, Table 3 (preserved complexity; 1x64d is ResNet) and Table 4 (twice the complexity).
+    "resnext50_2x40d": (25_425_000, 4_124_508_160),
+    "resnext50_4x24d": (25_292_968, 4_159_832_064),
+    "resnext50_8x14d": (25_603_016, 4_267_409_408),
+    "resnext50_32x4d": (25_028_904, 4_230_479_872),
+    "resnext101_2x40d": (44_456_296, 7_843_553_280),
+    "resnext101_4x24d": (44_363_432, 7_885_701_120),
+    "resnext101_8x14d": (45_104_328, 8_076_871_680),
+    "resnext101_32x4d": (44_177_704, 7_969_996_800),
+    "resnet101_1x100d": (85_611_336, 15_272_862_720),
+    "resnext101_2x64d": (84_198_184, 15_123_087_360),
+    "resnext101_64x4d": (83_455_272, 15_460_270_080),
+    "resnext101_32x8d": (88_791_336, 16_414_015_488),
+    "seresnext50_32x4d": (27_559_896, 4_232_994_816),
+    "seresnext101_32x4d": (48_955_416, 7_974_739_968),
     "seresnet18": (11_779_624, 1_814_161_408),
     "seresnet50": (28_088_024, 4_091_699_200),
     "seresnet101": (49_326_872, 7_806_148_608),
@@ -34,7 +59,29 @@ AT_224 = {
     "bam_resnet34.code": (21_820_663, 3_668_912_064),
     "bam_resnet50.code": (25_915_099, 4_171_331_328),
     "bam_resnet101.code": (44_907_227, 7_883_552_512),
+    "cbam_resnet18": (11_779_392, 1_815_063_764),
+    "cbam_resnet34": (21_960_468, 3_665_434_742),
+    "cbam_resnet50": (28_089_624, 4_095_573_110),
+    "cbam_resnet101": (49_330_172, 7_812_577_278),
 }
+# ResNet-RS as released, at some of its image sizes (timm's networks have the same counts).
+RS = {
+    ("resnetrs50", 160): (35_691_912, 2_278_629_376),
+    ("resnetrs101", 192): (63_618_696, 6_012_157_952),
+    ("resnetrs152", 256): (86_621_576, 15_527_886_848),
+    ("resnetrs200", 256): (93_209_992, 20_093_386_752),
+    ("resnetrs270", 256): (129_861_448, 26_950_189_056),
+    ("resnetrs350", 320): (163_956_168, 53_683_601_408),
+    ("resnetrs420", 320): (191_891_656, 63_942_344_704),
+}
+# From ResNet-200 to ResNet-RS-200 at 256 pixels: the architecture rows of Bello et al. 2021, Table 1.
+_SE = dict(gate="se", gate_at="block", gate_args=dict(reduction=4))
+RS_STEPS = [
+    ({}, (64_673_832, 19_600_982_016)),
+    (_SE, (93_153_768, 19_629_391_872)),
+    (dict(_SE, stem="deep", shortcut="D"), (93_173_000, 19_942_391_808)),
+    (dict(_SE, stem="rs", shortcut="D"), (93_209_992, 20_093_386_752)),
+]
 # The same classes with the CIFAR stem and 100 classes.
 CIFAR_100 = {
     "resnet18": (11_220_132, 555_468_800),
@@ -45,6 +92,7 @@ CIFAR_100 = {
     "bam_resnet34.code": (21_351_283, 1_161_137_664),
     "bam_resnet50.code": (24_063_319, 1_324_953_600),
     "bam_resnet101.code": (43_055_447, 2_537_107_456),
+    "cbam_resnet50": (26_237_844, 1_303_487_840),
 }
 # He et al. 2016, Section 4.2, as a closed form: option A with 10 classes, option B with 10, option A with 100.
 CIFAR_6N_2 = {
@@ -53,6 +101,17 @@ CIFAR_6N_2 = {
     "resnet44": (658_586, 661_338, 664_436),
     "resnet56": (853_018, 855_770, 858_868),
     "resnet110": (1_727_962, 1_730_714, 1_733_812),
+}
+# ResNeXt-29 with 10 and 100 classes (Xie et al. 2017, Section 5.3), as a closed form.
+RESNEXT_29 = {
+    "resnext29_1x64d": (4_914_250, 5_006_500),
+    "resnext29_2x64d": (9_130_314, 9_222_564),
+    "resnext29_4x64d": (17_562_442, 17_654_692),
+    "resnext29_8x64d": (34_426_698, 34_518_948),
+    "resnext29_16x64d": (68_155_210, 68_247_460),
+    "resnext29_1x128d": (13_775_178, 13_867_428),
+    "resnext29_1x256d": (45_431_626, 45_523_876),
+    "resnext29_32x4d": (4_775_754, 4_868_004),
 }
 # ResNet-50 with the CIFAR stem and 100 classes, released BAM classes: both branches, channel only, spatial only.
 BAM_REDUCTION = {
@@ -100,6 +159,42 @@ def test_cifar_network(name: str) -> None:
     assert params(aj.create_model(name)) == params(aj.create_model(f"{name}.plain")) == option_a
     assert params(aj.create_model(name, shortcut="B")) == option_b
     assert params(aj.create_model(name, num_classes=100)) == option_a_100
+
+
+@pytest.mark.parametrize(("name", "side"), RS)
+def test_resnet_rs(name: str, side: int) -> None:
+    assert counts(aj.create_model(name), (1, side, side, 3)) == RS[name, side]
+
+
+@pytest.mark.parametrize(("fields", "expected"), RS_STEPS)
+def test_from_resnet_200_to_resnet_rs_200(fields: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert counts(aj.create_model("resnet200", **fields), (1, 256, 256, 3)) == expected
+
+
+@pytest.mark.parametrize("name", RESNEXT_29)
+def test_resnext_29(name: str) -> None:
+    assert (params(aj.create_model(name)), params(aj.create_model(name, num_classes=100))) == RESNEXT_29[name]
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+def test_self_attention_module(channels: int) -> None:
+    """SAGAN: C²/2 + 1 in the paper, 5C²/4 + 1 in the released code, 5C²/4 + 5C/4 + 1 in the first version."""
+    shape = (1, 8, 8, channels)
+    assert params(SelfAttention(), shape) == channels**2 // 2 + 1
+    assert params(SelfAttention(value_reduction=2, pool=2), shape) == 5 * channels**2 // 4 + 1
+    first = SelfAttention(value_reduction=1, project=False, use_bias=True)
+    assert params(first, shape) == 5 * channels**2 // 4 + 5 * channels // 4 + 1
+
+
+def test_self_attention_multiply_adds() -> None:
+    """Three projections and their way back, and two products over all pairs of N places; pooling divides the keys by 4."""
+    channels, places = 64, 8 * 12
+    projections = places * channels * (channels // 8) * 4
+    assert counts(SelfAttention(), (1, 8, 12, channels))[1] == projections + 2 * places**2 * (channels // 8)
+    official = SelfAttention(value_reduction=2, pool=2)
+    projections = places * channels * (2 * channels // 8 + 2 * channels // 2)
+    pairs = places * places // 4
+    assert counts(official, (1, 8, 12, channels))[1] == projections + pairs * (channels // 8 + channels // 2)
 
 
 def test_where_a_bottleneck_strides() -> None:
@@ -156,6 +251,14 @@ def test_se_resnet50_by_reduction(reduction: int) -> None:
     for expected, use_bias in zip(SE_REDUCTION[reduction], (False, True), strict=True):
         args = dict(reduction=reduction, use_bias=use_bias)
         assert params(aj.create_model("resnet50", gate="se", gate_at="block", gate_args=args), IMAGENET) == expected
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_se_in_one_stage(stage: int) -> None:
+    """Hu et al. 2018, Table 15, which has no biases."""
+    expected = {1: 25_581_608, 2: 25_688_104, 3: 26_343_464}[stage]
+    args = dict(gate="se", gate_at="block", gate_stages=(stage,), gate_args=dict(use_bias=False))
+    assert params(aj.create_model("resnet50", **args), IMAGENET) == expected
 
 
 @pytest.mark.parametrize("name", ["resnet20", "bam_resnet20", "seresnet18"])

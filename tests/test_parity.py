@@ -36,7 +36,7 @@ def drawn(model: Any, images: np.ndarray, seed: int) -> dict[str, Any]:
     def leaf(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         return parity.draw(seed, path, shape.shape)
 
-    return {name: tree.map_with_path(leaf, dict(shapes)[name]) for name in ("params", "batch_stats")}
+    return {name: tree.map_with_path(leaf, dict(shapes)[name]) for name in ("params", "batch_stats") if name in shapes}
 
 
 def ours(case: parity.Case, running_var: str = "unbiased") -> parity.Results:
@@ -60,7 +60,7 @@ def ours(case: parity.Case, running_var: str = "unbiased") -> parity.Results:
             "train_logits": {"": train_logits},
             "gradients": tree.flatten(gradients),
             "train_gradients": tree.flatten(train_gradients),
-            "statistics": tree.flatten(changed["batch_stats"]),
+            "statistics": tree.flatten(changed.get("batch_stats", {})),
         }
 
     results = jax.device_get(everything(variables, images))

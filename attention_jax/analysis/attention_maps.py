@@ -13,8 +13,10 @@ def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) ->
     """What the attention modules of a network saw and made, as `{module path/name: array}`.
 
     BAM gives `channel` [B, C], `spatial` [B, H, W], the map `map` M(F) [B, H, W, C] and the features `input` F and
-    `output` F'; squeeze-and-excitation its `scale` [B, C]; a module of your own whatever it sows into the collection
-    "attention". Empty for a network without attention.
+    `output` F'; squeeze-and-excitation and ECA their `scale` [B, C]; CBAM `channel` [B, C] and `spatial` [B, H, W]; the
+    global context block one map `weights` [B, H, W]; self-attention `weights` [B, H, W, h, w], softmax(QKᵀ), so that
+    `weights[i, y, x]` is where image i looks from the query point (y, x); a module of your own whatever it sows into the
+    collection "attention". Empty for a network without attention.
 
     Args:
         inputs: what `model.apply` takes, e.g. normalised images [B, H, W, C].

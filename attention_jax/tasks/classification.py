@@ -50,7 +50,7 @@ def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
     """The network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
     fields = config.model.to_dict()
     if config.precision == "bfloat16":
-        fields["dtype"] = jnp.bfloat16
+        fields["dtype"] = "bfloat16"
     return create_model(fields.pop("name"), **fields, norm_group_size=norm_group_size)
 
 

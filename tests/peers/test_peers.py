@@ -37,9 +37,11 @@ def test_whole_recipe(name: str) -> None:
     parity.check(our_recipe(parity.RECIPES[name]), theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "seresnet18", "seresnet50"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "seresnet18", "seresnet50", "resnext50_32x4d", "resnet18d", "resnet50d", "resnetrs50"]
+)
 def test_published_network(name: str) -> None:
-    """The logits of torchvision's ResNets and timm's SE-ResNets with random weights and statistics."""
+    """The logits of torchvision's and timm's networks with random weights and statistics."""
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
     theirs = torch_nets.imagenet_logits(name)
@@ -52,14 +54,11 @@ def test_every_weight_is_carried_across() -> None:
     """The table between the names is one to one, and covers a whole network of each kind."""
     from attention_jax import create_model, tree
 
-    for name in ("resnet50", "seresnet50"):
+    for name in ("resnet50", "seresnet50", "resnext50_32x4d", "resnetrs50"):
         pytest.importorskip("timm")
-        state = torch_nets.imagenet(name).state_dict()
-        theirs = {
-            torch_nets.our_path(key, value): torch_nets.to_ours(torch_nets.our_path(key, value), value.numpy()).shape
-            for key, value in state.items()
-            if not key.endswith("num_batches_tracked")
-        }
+        net = torch_nets.imagenet(name)
+        state = net.state_dict()
+        theirs = {path: torch_nets.to_ours(path, state[key].numpy()).shape for key, path in torch_nets.our_paths(net).items()}
         variables = drawn(create_model(name), np.zeros((1, *parity.IMAGENET_IMAGE, 3), np.float32), 0)
         shapes = {path: leaf.shape for part in variables.values() for path, leaf in tree.flatten(part).items()}
         assert theirs == shapes

@@ -23,54 +23,84 @@ NAMES = (
     (r"^fc$", "head"),
     (r"^layer(\d)\.(\d+)\.conv(\d)$", r"stage\1_block\2/conv\3"),
     (r"^layer(\d)\.(\d+)\.bn(\d)$", r"stage\1_block\2/norm\3"),
-    (r"^layer(\d)\.(\d+)\.downsample\.0$", r"stage\1_block\2/shortcut_conv"),
-    (r"^layer(\d)\.(\d+)\.downsample\.1$", r"stage\1_block\2/shortcut_norm"),
     (r"^layer(\d)\.(\d+)\.se\.fc1$", r"stage\1_block\2/gate/reduce"),
     (r"^layer(\d)\.(\d+)\.se\.fc2$", r"stage\1_block\2/gate/expand"),
+    (r"^layer(\d)\.(\d+)\.gate\.(\w+)$", r"stage\1_block\2/gate/\3"),
     (r"^bam(\d)\.channel\.(reduce|expand)$", r"stage\1_gate/channel_\2"),
     (r"^bam(\d)\.channel\.reduce_bn$", r"stage\1_gate/channel_reduce_norm"),
     (r"^bam(\d)\.channel\.bn$", r"stage\1_gate/channel_norm"),
     (r"^bam(\d)\.spatial\.(reduce|conv1|conv2|map)$", r"stage\1_gate/spatial_\2"),
     (r"^bam(\d)\.spatial\.(reduce|conv1|conv2)_bn$", r"stage\1_gate/spatial_\2_norm"),
     (r"^bam(\d)\.spatial\.bn$", r"stage\1_gate/spatial_norm"),
+    (r"^attention(\d)\.(\w+)$", r"stage\1_gate/\2"),
+    (r"^attention(\d)$", r"stage\1_gate"),
 )
+# The stem of three 3x3, whose last normalisation timm calls bn1, and the fourth 3x3, which it calls maxpool.
+DEEP = {
+    "conv1.0": "stem_conv1",
+    "conv1.1": "stem_norm1",
+    "conv1.3": "stem_conv2",
+    "conv1.4": "stem_norm2",
+    "conv1.6": "stem_conv3",
+    "bn1": "stem_norm3",
+    "maxpool.0": "stem_conv4",
+    "maxpool.1": "stem_norm4",
+}
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
-def our_path(name: str, tensor: torch.Tensor) -> str:
-    """The path of a state-dict entry; blocks count from 0 there and from 1 here."""
+def our_paths(net: nn.Module) -> dict[str, str]:
+    """{state-dict name: our path} without the batch counters; blocks count from 0 there and from 1 here."""
+    state = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    deep = any(name.startswith("conv1.0.") for name in state)
+    return {name: _our_path(name, state, deep) for name in state}
+
+
+def _our_path(name: str, state: Mapping[str, torch.Tensor], deep: bool) -> str:
     module, _, leaf = name.rpartition(".")
-    for pattern, path in NAMES:
-        if re.match(pattern, module):
-            path = re.sub(r"_block(\d+)", lambda match: f"_block{int(match[1]) + 1}", re.sub(pattern, path, module))
-            break
+    projection = re.match(r"^layer(\d)\.(\d+)\.downsample\.\d$", module)
+    if deep and module in DEEP:
+        path = DEEP[module]
+    elif projection:  # pooling may come before it, which moves the numbers
+        weight = state.get(f"{module}.weight")
+        kind = "conv" if weight is not None and weight.ndim == 4 else "norm"
+        path = f"stage{projection[1]}_block{projection[2]}/shortcut_{kind}"
     else:
-        raise KeyError(f"nothing of ours is called {name}")
+        for pattern, replacement in NAMES:
+            if re.match(pattern, module):
+                path = re.sub(pattern, replacement, module)
+                break
+        else:
+            raise KeyError(f"nothing of ours is called {name}")
+    path = re.sub(r"_block(\d+)", lambda match: f"_block{int(match[1]) + 1}", path)
     if leaf == "weight":
-        leaf = "scale" if tensor.ndim == 1 else "kernel"
+        leaf = "scale" if state[name].ndim == 1 else "kernel"
     return f"{path}/{STATISTICS.get(leaf, leaf)}"
 
 
+_TO_OURS = {4: (2, 3, 1, 0), 3: (2, 1, 0), 2: (1, 0)}
+_FROM_OURS = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}
+
+
 def to_ours(path: str, array: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO, [out, in] -> [in, out]; a 1x1 convolution on pooled features is a matrix here."""
+    """OIHW -> HWIO, OIW -> WIO, [out, in] -> [in, out]; a 1x1 convolution on pooled features is a matrix here."""
     if array.ndim == 4 and path.endswith(("gate/reduce/kernel", "gate/expand/kernel")):
         array = array[:, :, 0, 0]
-    return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
+    return array.transpose(_TO_OURS.get(array.ndim, range(array.ndim)))
 
 
 def from_ours(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `to_ours` for a tensor of `shape`."""
-    return array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim))).reshape(shape)
+    return array.transpose(_FROM_OURS.get(array.ndim, range(array.ndim))).reshape(shape)
 
 
 def fill(net: nn.Module, seed: int) -> nn.Module:
     """Gives every weight and running statistic of `net` the value that `parity.draw` has for its path."""
-    state = {}
-    for name, tensor in net.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            path = our_path(name, tensor)
-            value = parity.draw(seed, path, to_ours(path, np.empty(tensor.shape)).shape)
-            state[name] = torch.from_numpy(np.ascontiguousarray(from_ours(value, tensor.shape))).to(tensor.dtype)
+    state, tensors = {}, net.state_dict()
+    for name, path in our_paths(net).items():
+        tensor = tensors[name]
+        value = np.asarray(parity.draw(seed, path, to_ours(path, np.empty(tensor.shape)).shape))
+        state[name] = torch.from_numpy(np.ascontiguousarray(from_ours(value, tensor.shape))).to(tensor.dtype)
     missing, unexpected = net.load_state_dict(state, strict=False)
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
     return net
@@ -147,35 +177,137 @@ class Bottleneck(nn.Module):
         return x + x * torch.sigmoid(both)
 
 
+class SelfAttention(nn.Module):
+    """x + gamma · output(softmax(QKᵀ) V), position by position."""
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int,
+        value_reduction: int,
+        project: bool = True,
+        pool: int = 1,
+        use_bias: bool = False,
+    ):
+        super().__init__()
+        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
+        self.query = nn.Conv2d(channels, channels // reduction, 1, bias=use_bias)
+        self.key = nn.Conv2d(channels, channels // reduction, 1, bias=use_bias)
+        self.value = nn.Conv2d(channels, channels // value_reduction, 1, bias=use_bias)
+        if project:
+            self.output = nn.Conv2d(channels // value_reduction, channels, 1, bias=use_bias)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.query(x).flatten(2), self.pool(self.key(x)).flatten(2), self.pool(self.value(x)).flatten(2)
+        attended = []
+        for j in range(query.shape[2]):  # beta_{j,i} of the paper
+            beta = torch.softmax((query[:, :, j : j + 1] * key).sum(dim=1), dim=1)
+            attended.append((beta[:, None] * value).sum(dim=2))
+        y = torch.stack(attended, dim=2).unflatten(2, x.shape[2:])
+        return x + self.gamma * (self.output(y) if hasattr(self, "output") else y)
+
+
+class CBAM(nn.Module):
+    """A channel gate of mean and maximum, then a spatial gate of mean and maximum."""
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        self.reduce, self.expand = nn.Linear(channels, channels // reduction), nn.Linear(channels // reduction, channels)
+        self.relu = nn.ReLU()
+        self.spatial_conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.spatial_norm = nn.BatchNorm2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, most = x.mean(dim=(2, 3)), x.amax(dim=(2, 3))
+        gate = self.expand(self.relu(self.reduce(mean))) + self.expand(self.relu(self.reduce(most)))
+        x = x * torch.sigmoid(gate)[:, :, None, None]
+        maps = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        return x * torch.sigmoid(self.spatial_norm(self.spatial_conv(maps)))
+
+
+class EfficientChannel(nn.Module):
+    """x · sigmoid(conv over channels of the means)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.conv(x.mean(dim=(2, 3))[:, None]))[:, 0, :, None, None]
+
+
+class GlobalContext(nn.Module):
+    """x + W2 relu(LN(W1 Σ_j a_j x_j))."""
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        self.mask = nn.Linear(channels, 1)
+        self.reduce, self.expand = nn.Linear(channels, channels // reduction), nn.Linear(channels // reduction, channels)
+        self.norm, self.relu = nn.LayerNorm(channels // reduction), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = x.flatten(2).transpose(1, 2)
+        context = (torch.softmax(self.mask(places), dim=1) * places).sum(dim=1)
+        return x + self.expand(self.relu(self.norm(self.reduce(context))))[:, :, None, None]
+
+
+class Shift(nn.Module):
+    """The bias of a convolution without normalisation."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.bias[:, None, None]
+
+
+def normalisation(fields: Mapping[str, Any], channels: int) -> nn.Module:
+    """The layer after a convolution; tiny networks have groups of two channels."""
+    kind = fields.get("norm", "batch")
+    if kind == "group":
+        return nn.GroupNorm(channels // 2, channels)
+    return nn.BatchNorm2d(channels) if kind == "batch" else Shift(channels)
+
+
 class Residual(nn.Module):
     """relu(gate(body(x)) + shortcut(x)), or without the shortcut."""
 
-    def __init__(self, inputs: int, width: int, stride: int, fields: Mapping[str, Any]):
+    def __init__(self, inputs: int, width: int, stride: int, stage: int, fields: Mapping[str, Any]):
         super().__init__()
         if fields["block"] == "basic":
             self.outputs = width
             body = [(width, 3, stride), (width, 3, 1)]
+            groups = 1
         else:
             self.outputs = 4 * width
             early = fields.get("stride_at", "3x3") == "1x1"
-            body = [(width, 1, stride if early else 1), (width, 3, 1 if early else stride), (4 * width, 1, 1)]
+            groups = fields.get("cardinality", 1)
+            inner = int(width * (fields.get("width_per_group", 64) / 64.0)) * groups
+            body = [(inner, 1, stride if early else 1), (inner, 3, 1 if early else stride), (4 * width, 1, 1)]
         self.depth = len(body)
         previous = inputs
         for i, (features, kernel, step) in enumerate(body, 1):
-            setattr(self, f"conv{i}", nn.Conv2d(previous, features, kernel, step, kernel // 2, bias=False))
-            setattr(self, f"bn{i}", nn.BatchNorm2d(features))
+            shared = groups if kernel == 3 else 1
+            setattr(self, f"conv{i}", nn.Conv2d(previous, features, kernel, step, kernel // 2, groups=shared, bias=False))
+            setattr(self, f"bn{i}", normalisation(fields, features))
             setattr(self, f"relu{i}", nn.ReLU())
             previous = features
         if fields.get("gate") == "se":
             self.se = Squeeze(self.outputs, **fields["gate_args"])
+        elif fields.get("gate") in BLOCK_GATES and stage in fields.get("gate_stages", (1, 2)):
+            self.gate = BLOCK_GATES[fields["gate"]](self.outputs, **fields.get("gate_args", {}))
         self.stride = stride
         self.residual = fields.get("residual", True)
         self.changes = stride != 1 or inputs != self.outputs
         self.pads = fields.get("shortcut", "B") == "A"
         if self.residual and self.changes and not self.pads:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, self.outputs, 1, stride, bias=False), nn.BatchNorm2d(self.outputs)
-            )
+            layers = [nn.Conv2d(inputs, self.outputs, 1, stride, bias=False), normalisation(fields, self.outputs)]
+            if fields.get("shortcut", "B") == "D":
+                pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+                layers = [pool, nn.Conv2d(inputs, self.outputs, 1, bias=False), normalisation(fields, self.outputs)]
+            self.downsample = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x
@@ -184,6 +316,8 @@ class Residual(nn.Module):
         y = getattr(self, f"bn{self.depth}")(getattr(self, f"conv{self.depth}")(y))
         if hasattr(self, "se"):
             y = self.se(y)
+        if hasattr(self, "gate"):
+            y = self.gate(y)
         if self.residual:
             if not self.changes:
                 y = y + x
@@ -195,6 +329,9 @@ class Residual(nn.Module):
         return getattr(self, f"relu{self.depth}")(y)
 
 
+BLOCK_GATES = {"cbam": CBAM, "eca": EfficientChannel, "gc": GlobalContext}
+
+
 class Network(nn.Module):
     """Stem, stages with a BAM between them, global average, classifier."""
 
@@ -204,31 +341,42 @@ class Network(nn.Module):
         if fields["stem"] == "imagenet":
             channels = 64
             self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
-            self.pool = nn.MaxPool2d(3, 2, 1)
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
+        elif fields["stem"] in ("deep", "rs"):
+            channels = 64
+            layers = []
+            for inputs, outputs, step in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
+                layers += [nn.Conv2d(inputs, outputs, 3, step, 1, bias=False), normalisation(fields, outputs), nn.ReLU()]
+            self.conv1 = nn.Sequential(*layers[:-2])
+            last = [nn.Conv2d(64, 64, 3, 2, 1, bias=False), normalisation(fields, 64), nn.ReLU()]
+            self.maxpool = nn.MaxPool2d(3, 2, 1) if fields["stem"] == "deep" else nn.Sequential(*last)
         else:
             channels = widths[0]
             self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
-            self.pool = nn.Identity()
-        self.bn1, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
+            self.maxpool = nn.Identity()
+        self.bn1, self.relu = normalisation(fields, channels), nn.ReLU()
         self.stages = len(widths)
         for stage in range(1, self.stages + 1):
             made = []
             for i in range(blocks[stage - 1]):
-                made.append(Residual(channels, widths[stage - 1], 2 if stage > 1 and i == 0 else 1, fields))
+                made.append(Residual(channels, widths[stage - 1], 2 if stage > 1 and i == 0 else 1, stage, fields))
                 channels = made[-1].outputs
             setattr(self, f"layer{stage}", nn.Sequential(*made))
             if fields.get("gate") == "bam" and stage < self.stages:
                 args = dict(fields["gate_args"])
                 args["dilation"] = dilations[stage - 1] if dilations else 1
                 setattr(self, f"bam{stage}", Bottleneck(channels, **args))
+            if fields.get("gate") == "self_attention" and stage in fields["gate_stages"]:
+                setattr(self, f"attention{stage}", SelfAttention(channels, **fields["gate_args"]))
         self.fc = nn.Linear(channels, fields["num_classes"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
-            if hasattr(self, f"bam{stage}"):
-                x = getattr(self, f"bam{stage}")(x)
+            for gate in ("bam", "attention"):
+                if hasattr(self, f"{gate}{stage}"):
+                    x = getattr(self, f"{gate}{stage}")(x)
         return self.fc(x.mean(dim=(2, 3)))
 
 
@@ -263,6 +411,7 @@ def run(case: parity.Case, biased: bool = False) -> tuple[parity.Results, float]
     labels = torch.from_numpy(parity.labels(case.seed)).long()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     results: parity.Results = {}
+    paths = our_paths(net)
     nearest = float("inf")
     for prefix in ("", "train_"):
         net.train(prefix == "train_")
@@ -274,19 +423,17 @@ def run(case: parity.Case, biased: bool = False) -> tuple[parity.Results, float]
         results[f"{prefix}logits"] = {"": logits.detach().numpy()}
         gradients = {}
         for name, parameter in net.named_parameters():
-            path = our_path(name, parameter)
+            path = paths[name]
             gradients[path] = parity.compress(path, to_ours(path, parameter.grad.numpy()))
         results[f"{prefix}gradients"] = gradients
     nearest = min([nearest, *(module.margin for module in net.modules() if isinstance(module, Bottleneck))])
-    results["statistics"] = {
-        our_path(name, tensor): tensor.numpy() for name, tensor in net.state_dict().items() if "running" in name
-    }
+    results["statistics"] = {paths[name]: tensor.numpy() for name, tensor in net.state_dict().items() if "running" in name}
     if biased:
         results["biased_statistics"] = {}
         for name, (x,) in into_norm.items():
             old = before[f"{name}.running_var"]
             new = x.transpose(0, 1).reshape(x.shape[1], -1).var(dim=1, correction=0)
-            results["biased_statistics"][our_path(f"{name}.running_var", old)] = (0.9 * old + 0.1 * new).numpy()
+            results["biased_statistics"][paths[f"{name}.running_var"]] = (0.9 * old + 0.1 * new).numpy()
     return results, nearest
 
 

@@ -114,8 +114,8 @@ def follow(recipe: parity.Recipe) -> tuple[parity.Results, float]:
     """Losses, gradient norms and rates of the steps, what they changed in the end, and how near a ReLU came to its kink."""
     case, training = recipe.case, recipe.training
     net = torch_nets.fill(torch_nets.Network(case.network, case.dilations).double(), case.seed).train()
-    paths = {torch_nets.our_path(name, value): value for name, value in net.named_parameters()}
-    apply = optimizer(training, paths)
+    paths = torch_nets.our_paths(net)
+    apply = optimizer(training, {paths[name]: value for name, value in net.named_parameters()})
     kept = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     before = {name: value.clone() for name, value in kept.items()}
     average = {name: value.clone() for name, value in kept.items()}
@@ -139,7 +139,7 @@ def follow(recipe: parity.Recipe) -> tuple[parity.Results, float]:
     def changes(after: Weights) -> dict[str, np.ndarray]:
         found = {}
         for name, value in after.items():
-            path = torch_nets.our_path(name, value)
+            path = paths[name]
             found[path] = parity.compress(path, torch_nets.to_ours(path, (value.detach() - before[name]).numpy()))
         return found
 
