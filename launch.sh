@@ -168,7 +168,7 @@ case "$command" in
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
-    exec "$PYTHON" -m pytest "$@"
+    exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"
     ;;
   *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, table, summary, local, notebook, python, test, setup." ;;
 esac
