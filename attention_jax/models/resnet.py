@@ -1,12 +1,11 @@
 """The ResNet family: one network whose parts are slots.
 
-He et al. 2016 (arXiv 1512.03385) with its CIFAR variant and the plain networks without shortcuts; squeeze-and-excitation
-and BAM as gates. Stage, shortcut and stride choices are named after the papers.
+He et al. 2016 (arXiv 1512.03385) with its CIFAR variant and the plain networks without shortcuts; ResNeXt (1611.05431),
+wide networks, ResNet-D (1812.01187), ResNet-RS (2103.07579), and gates such as SE, BAM or self-attention. Stage, shortcut
+and stride choices are named after the papers.
 """
 
-import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,86 +15,89 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from attention_jax.errors import UserError
-from attention_jax.models.registry import register
-from attention_jax.nn.bam import BAM
-from attention_jax.nn.conv import Conv, SqueezeExcite
-from attention_jax.nn.norm import BatchNorm
-from attention_jax.plugins import load_object
+from attention_jax.models.gate import Gate
+from attention_jax.nn.conv import Conv, StochasticDepth, average_pool, fan_in, he_fan_out
+from attention_jax.nn.norm import BatchNorm, GroupNorm, NoNorm
 
-GATES = {"se": SqueezeExcite, "bam": BAM}
-
-
-class Gate(nn.Module):
-    """A gate by name, dotted path, `file.py:Name` or class: any module [B, H, W, C] -> [B, H, W, C].
-
-    A gate with a field `norm` gets the network's normalisation; one whose `__call__` takes `train` gets that.
-    """
-
-    gate: str | Callable[..., nn.Module]
-    args: Mapping[str, Any]
-    norm: Callable[..., nn.Module]
-    train: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
-        make = load_object(self.gate, GATES, "gate")
-        args = dict(self.args)
-        if dataclasses.is_dataclass(make) and "norm" in {field.name for field in dataclasses.fields(make)}:
-            args.setdefault("norm", self.norm)
-        try:
-            module = make(**args)
-        except TypeError as error:
-            raise UserError(f"model.gate_args: {self.gate!r} does not take these arguments ({error}).") from error
-        nn.share_scope(self, module)  # the gate's parameters sit directly under the name of its place
-        takes_train = "train" in inspect.signature(type(module).__call__).parameters
-        y = module(x, train=self.train) if takes_train else module(x)
-        if y.shape != x.shape:
-            raise UserError(f"model.gate: {self.gate!r} turns {x.shape} into {y.shape}; a gate keeps the shape.")
-        return y
+_INITS = {"he": he_fan_out, "fan_in": fan_in}
+_CHOICES = {
+    "block": ("basic", "bottleneck"),
+    "stem": ("imagenet", "deep", "rs", "cifar"),
+    "stride_at": ("1x1", "3x3"),
+    "shortcut": ("A", "B", "D"),
+    "gate_at": ("block", "stage"),
+    "norm": ("batch", "group", "none"),
+    "norm_running_var": ("biased", "unbiased"),
+    "drop_path_by": ("block", "stage"),
+    "kernel_init": tuple(_INITS),
+}
 
 
 class Block(nn.Module):
-    """A residual block (He et al., Figure 5): basic (two 3x3) or bottleneck (1x1, 3x3, 1x1 with four times the width)."""
+    """A residual block (He et al., Figure 5): basic (two 3x3) or bottleneck (1x1, 3x3, 1x1 with four times the width).
+
+    Attributes:
+        kind: "basic" or "bottleneck".
+        width: filters; a bottleneck's output has four times as many.
+        stride, stride_at, shortcut, residual, zero_gamma: see `ResNet`.
+        cardinality, width_per_group: of a bottleneck's 3x3, see `ResNet`.
+        drop_rate: of the residual branch.
+        conv, norm, gate: make the layers; the gate may be None.
+        train: whether the branch may be dropped.
+    """
 
     kind: str
     width: int
-    stride: int
-    stride_at: str
-    shortcut: str
-    residual: bool
-    gate: Callable[..., nn.Module] | None
     norm: Callable[..., nn.Module]
+    stride: int = 1
+    stride_at: str = "3x3"
+    shortcut: str = "B"
+    residual: bool = True
+    cardinality: int = 1
+    width_per_group: int = 64
+    zero_gamma: bool = False
+    drop_rate: float = 0.0
+    gate: Callable[..., nn.Module] | None = None
+    conv: Callable[..., nn.Module] = Conv
+    train: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H/stride, W/stride, width or 4·width]."""
         if self.kind == "basic":
-            layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
+            layers = [(self.width, 3, self.stride, 1), (self.width, 3, 1, 1)]
         else:
+            # Xie et al.: D = floor(n · baseWidth / 64) filters in each of C groups.
+            inner = self.width * self.width_per_group // 64 * self.cardinality
             first, second = (self.stride, 1) if self.stride_at == "1x1" else (1, self.stride)
-            layers = [(self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)]
+            layers = [(inner, 1, first, 1), (inner, 3, second, self.cardinality), (4 * self.width, 1, 1, 1)]
 
         y = x
-        for i, (features, kernel, stride) in enumerate(layers, 1):
-            y = Conv(features, (kernel, kernel), stride, name=f"conv{i}")(y)
-            y = self.norm(name=f"norm{i}")(y)
+        for i, (features, kernel, stride, groups) in enumerate(layers, 1):
+            y = self.conv(features, (kernel, kernel), stride, feature_group_count=groups, name=f"conv{i}")(y)
             if i < len(layers):
-                y = nn.relu(y)
+                y = nn.relu(self.norm(name=f"norm{i}")(y))
+            else:
+                start = {"scale_init": nn.initializers.zeros} if self.zero_gamma else {}
+                y = self.norm(**start, name=f"norm{i}")(y)
         if self.gate:
             y = self.gate(name="gate")(y)
         if self.residual:
+            y = StochasticDepth(self.drop_rate, deterministic=not self.train)(y)
             y = y + self._shortcut(x, y.shape[-1])
         return nn.relu(y)
 
     def _shortcut(self, x: jax.Array, features: int) -> jax.Array:
-        """Options A and B of Section 4.1: identity where shapes agree, else zero padding or a projection."""
+        """Options A and B of He et al., Section 4.1, and ResNet-D's: identity where shapes agree, else as named."""
         if x.shape[-1] == features and self.stride == 1:
             return x
+        stride = self.stride
         if self.shortcut == "A":
-            x = x[:, :: self.stride, :: self.stride]
+            x = x[:, ::stride, ::stride]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
-        x = Conv(features, (1, 1), self.stride, name="shortcut_conv")(x)
+        if self.shortcut == "D" and stride == 2:
+            x, stride = average_pool(x), 1
+        x = self.conv(features, (1, 1), stride, name="shortcut_conv")(x)
         return self.norm(name="shortcut_norm")(x)
 
 
@@ -107,15 +109,31 @@ class ResNet(nn.Module):
         stage_sizes: blocks in each stage.
         widths: filters of each stage (a bottleneck's output has four times as many).
         block: "basic" or "bottleneck".
-        stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2) or "cifar" (3x3 stride 1).
+        stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2); "deep" (three 3x3 of 32, 32, 64 filters in place of the
+            7x7: ResNet-C and -D); "rs" (deep, and a fourth 3x3 of stride 2 in place of the max-pool, as in the released
+            ResNet-RS); "cifar" (3x3 stride 1).
         stride_at: where a bottleneck strides: "1x1" is the paper's network (v1), "3x3" torchvision's (v1.5).
-        shortcut: "A" pads with zeros, "B" projects where shapes change.
+        shortcut: "A" pads with zeros, "B" projects where shapes change, "D" pools 2x2 before the projection where the
+            block strides.
         residual: False gives the plain network without shortcuts.
-        gate: attention to put in, by name (`GATES`), dotted path, `file.py:Name` or class.
-        gate_at: "block" gates every residual branch before the addition, "stage" the output of each stage but the last.
+        cardinality: C, groups of a bottleneck's 3x3 (ResNeXt).
+        width_per_group: filters of a group in the first stage, 64 / C of them leave the width as it is; "32x4d" is
+            cardinality 32, width_per_group 4; of cardinality 1, 128 is a network twice as wide inside.
+        gate: attention to put in, by name (`gate.GATES`), dotted path, `file.py:Name` or class.
+        gate_at: "block" gates every residual branch before the addition, "stage" the output of stages.
+        gate_stages: numbers of the stages, from 1, that have it; None is all of them for "block", all but the last for
+            "stage".
         gate_args: keyword arguments of the gate.
+        norm: "batch", "group" (see `GroupNorm`), or "none", where every convolution has a bias.
+        zero_gamma: the last normalisation of each block starts with scale 0 (Goyal et al. 2017, Section 5.1).
+        drop_path_rate: stochastic depth, the largest rate at which a residual branch is dropped.
+        drop_path_by: how the rate grows: "block", linear from 0 at the first block (timm); "stage", rate·(stage + 1) / (stages
+            + 1) for every block of a stage (the released ResNet-RS).
+        dropout_rate: before the classifier.
+        kernel_init: of the convolutions: "he" (fan-out) or "fan_in" (the released ResNet-RS).
         norm_group_size: examples that share batch statistics; None is the whole batch that the module sees.
         norm_running_var: "biased" or "unbiased", see `BatchNorm`.
+        dtype: of activations and products, e.g. "bfloat16"; parameters, statistics and logits are float32.
     """
 
     num_classes: int = 1000
@@ -126,36 +144,88 @@ class ResNet(nn.Module):
     stride_at: str = "3x3"
     shortcut: str = "B"
     residual: bool = True
+    cardinality: int = 1
+    width_per_group: int = 64
     gate: str | Callable[..., nn.Module] | None = None
     gate_at: str = "stage"
+    gate_stages: tuple[int, ...] | None = None
     gate_args: Mapping[str, Any] = FrozenDict()
+    norm: str = "batch"
+    zero_gamma: bool = False
+    drop_path_rate: float = 0.0
+    drop_path_by: str = "block"
+    dropout_rate: float = 0.0
+    kernel_init: str = "he"
     norm_group_size: int | None = None
     norm_running_var: str = "biased"
+    dtype: str = "float32"
 
     def check(self) -> None:
         """Raises UserError for a field whose value is not one of those the class docstring lists."""
-        choices = {
-            "block": ("basic", "bottleneck"),
-            "stem": ("imagenet", "cifar"),
-            "stride_at": ("1x1", "3x3"),
-            "shortcut": ("A", "B"),
-            "gate_at": ("block", "stage"),
-            "norm_running_var": ("biased", "unbiased"),
-        }
-        for field, accepted in choices.items():
+        for field, accepted in _CHOICES.items():
             if getattr(self, field) not in accepted:
                 raise UserError(f"model.{field}: {getattr(self, field)!r} is not one of {', '.join(map(repr, accepted))}.")
-        if len(self.stage_sizes) != len(self.widths):
-            raise UserError(f"model.widths: {self.widths} needs one width for each of the {len(self.stage_sizes)} stages.")
+        stages = len(self.stage_sizes)
+        if stages != len(self.widths):
+            raise UserError(f"model.widths: {self.widths} needs one width for each of the {stages} stages.")
+        for field in ("drop_path_rate", "dropout_rate"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"model.{field}={getattr(self, field)} is not right: give a rate from 0 up to, not including, 1.")
+        if self.cardinality < 1 or self.width_per_group < 1:
+            raise UserError(
+                f"model.cardinality={self.cardinality}, width_per_group={self.width_per_group}: give whole numbers from 1."
+            )
+        if self.block == "basic" and (self.cardinality, self.width_per_group) != (1, 64):
+            raise UserError("model.cardinality and width_per_group are of bottlenecks: give model.block='bottleneck' with them.")
+        narrow = [width for width in self.widths if width * self.width_per_group < 64]
+        if narrow:
+            raise UserError(f"model.width_per_group={self.width_per_group} leaves a stage of {narrow[0]} filters none: give more.")
+        if any(not 1 <= stage <= stages for stage in self.gate_stages or ()):
+            raise UserError(f"model.gate_stages={self.gate_stages} is not right: the stages are 1 to {stages}.")
+        if self.zero_gamma and self.norm == "none":
+            raise UserError("model.zero_gamma needs a normalisation: with model.norm='none' there is no scale to start at 0.")
+        if self.drop_path_rate and not self.residual:
+            raise UserError("model.drop_path_rate needs shortcuts: with model.residual=False nothing would be left of a block.")
 
     @property
     def total_stride(self) -> int:
         """By how much the network reduces an image's side: 32 for the ImageNet networks, 4 for CIFAR's."""
-        return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.stage_sizes) - 1)
+        return (1 if self.stem == "cifar" else 4) * 2 ** (len(self.stage_sizes) - 1)
+
+    def drop_rates(self) -> list[list[float]]:
+        """Rate of every block, stage by stage."""
+        stages, blocks = len(self.stage_sizes), sum(self.stage_sizes)
+        if self.drop_path_by == "stage":
+            return [[self.drop_path_rate * (i + 2) / (stages + 1)] * size for i, size in enumerate(self.stage_sizes)]
+        rates = iter(self.drop_path_rate * i / max(1, blocks - 1) for i in range(blocks))
+        return [[next(rates) for _ in range(size)] for size in self.stage_sizes]
+
+    def gated_stages(self) -> tuple[int, ...]:
+        """Numbers of the stages that have the gate."""
+        if self.gate is None:
+            return ()
+        if self.gate_stages is not None:
+            return tuple(self.gate_stages)
+        stages = range(1, len(self.stage_sizes) + 1)
+        return tuple(stages if self.gate_at == "block" else stages[:-1])
+
+    def _make_norm(self, train: bool) -> Callable[..., nn.Module]:
+        if self.norm == "batch":
+            return functools.partial(
+                BatchNorm,
+                use_running_average=not train,
+                group_size=self.norm_group_size,
+                running_var=self.norm_running_var,
+            )
+        return GroupNorm if self.norm == "group" else NoNorm
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """[B, H, W, C] -> [B, K]. Raises UserError when the image has fewer pixels a side than the network's stride."""
+        """[B, H, W, C] -> [B, K] float32.
+
+        With `train` it updates the collection "batch_stats", and stochastic depth and dropout draw from the key "dropout".
+        Raises UserError when the image has fewer pixels a side than the network's stride.
+        """
         self.check()
         b, h, w, c = images.shape
         if min(h, w) < self.total_stride:
@@ -163,24 +233,15 @@ class ResNet(nn.Module):
                 f"images of {h}x{w} pixels are too small for this network, which reduces them {self.total_stride}-fold: "
                 "use larger images, model.stem='cifar', or a network with fewer stages such as resnet20."
             )
-        norm = functools.partial(
-            BatchNorm,
-            use_running_average=not train,
-            group_size=self.norm_group_size,
-            running_var=self.norm_running_var,
-        )
-        gate = self.gate and functools.partial(Gate, self.gate, self.gate_args, norm, train)
+        dtype = jnp.dtype(self.dtype)
+        conv = functools.partial(Conv, kernel_init=_INITS[self.kernel_init], dtype=dtype)
+        norm = self._make_norm(train)
+        gate = self.gate and functools.partial(Gate, self.gate, self.gate_args, norm, dtype, train)
+        gated = self.gated_stages()
 
-        if self.stem == "imagenet":
-            x = Conv(64, (7, 7), 2, name="stem_conv")(images)
-            x = nn.relu(norm(name="stem_norm")(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        else:
-            x = Conv(self.widths[0], (3, 3), name="stem_conv")(images)
-            x = nn.relu(norm(name="stem_norm")(x))
-
-        for stage, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
-            for i in range(blocks):
+        x = self._stem(images.astype(dtype), conv, norm)
+        for stage, (rates, width) in enumerate(zip(self.drop_rates(), self.widths, strict=True), 1):
+            for i, drop_rate in enumerate(rates):
                 x = Block(
                     kind=self.block,
                     width=width,
@@ -188,38 +249,35 @@ class ResNet(nn.Module):
                     stride_at=self.stride_at,
                     shortcut=self.shortcut,
                     residual=self.residual,
-                    gate=gate if self.gate_at == "block" else None,
+                    cardinality=self.cardinality,
+                    width_per_group=self.width_per_group,
+                    zero_gamma=self.zero_gamma,
+                    drop_rate=drop_rate,
+                    gate=gate if self.gate_at == "block" and stage in gated else None,
+                    conv=conv,
                     norm=norm,
+                    train=train,
                     name=f"stage{stage}_block{i + 1}",
                 )(x)
-            if gate and self.gate_at == "stage" and stage < len(self.stage_sizes):
+            if self.gate_at == "stage" and stage in gated:
                 x = gate(name=f"stage{stage}_gate")(x)
 
-        x = x.mean((1, 2))
+        x = x.astype(jnp.float32).mean((1, 2))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
 
-
-_IMAGENET = {
-    18: dict(block="basic", stage_sizes=(2, 2, 2, 2)),
-    34: dict(block="basic", stage_sizes=(3, 4, 6, 3)),
-    50: dict(block="bottleneck", stage_sizes=(3, 4, 6, 3)),
-    101: dict(block="bottleneck", stage_sizes=(3, 4, 23, 3)),
-    152: dict(block="bottleneck", stage_sizes=(3, 8, 36, 3)),
-}
-_CODE_BAM = FrozenDict(combine="product", batch_norm="code")
-_TIMM_SE = FrozenDict(divisor=8)
-
-for _depth, _net in _IMAGENET.items():
-    register(f"resnet{_depth}", ResNet, **_net)
-    register(f"seresnet{_depth}", ResNet, **_net, gate="se", gate_at="block", gate_args=_TIMM_SE)
-    register(f"bam_resnet{_depth}", ResNet, **_net, gate="bam", gate_at="stage")
-    register(f"bam_resnet{_depth}.code", ResNet, **_net, gate="bam", gate_at="stage", gate_args=_CODE_BAM)
-
-# CIFAR networks of 6n+2 layers, shortcut A only (Section 4.2).
-for _depth in (20, 32, 44, 56, 110):
-    _n = (_depth - 2) // 6
-    _net = dict(block="basic", stem="cifar", stage_sizes=(_n,) * 3, widths=(16, 32, 64), shortcut="A", num_classes=10)
-    register(f"resnet{_depth}", ResNet, **_net)
-    register(f"resnet{_depth}.plain", ResNet, **_net, residual=False)
-    register(f"seresnet{_depth}", ResNet, **_net, gate="se", gate_at="block")
-    register(f"bam_resnet{_depth}", ResNet, **_net, gate="bam", gate_at="stage")
+    def _stem(self, x: jax.Array, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> jax.Array:
+        """[B, H, W, 3] -> [B, H/4, W/4, 64], or [B, H, W, widths[0]] for CIFAR."""
+        layers = {
+            "imagenet": [(64, 7, 2)],
+            "deep": [(32, 3, 2), (32, 3, 1), (64, 3, 1)],
+            "rs": [(32, 3, 2), (32, 3, 1), (64, 3, 1), (64, 3, 2)],
+            "cifar": [(self.widths[0], 3, 1)],
+        }[self.stem]
+        for i, (features, kernel, stride) in enumerate(layers, 1):
+            number = "" if len(layers) == 1 else i
+            x = conv(features, (kernel, kernel), stride, name=f"stem_conv{number}")(x)
+            x = nn.relu(norm(name=f"stem_norm{number}")(x))
+        if self.stem in ("imagenet", "deep"):
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return x

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,6 +43,7 @@ class BAM(nn.Module):
             end. Both have ReLU after hidden layers and a bias in every layer, as the released code counts them.
         channel, spatial: whether the branch is there.
         norm: makes the normalisation layer; a network passes its own.
+        dtype: of the computation; None takes the input's and the parameters'.
     """
 
     reduction: int = 16
@@ -51,6 +53,7 @@ class BAM(nn.Module):
     channel: bool = True
     spatial: bool = True
     norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,9 +101,9 @@ class BAM(nn.Module):
     def _channel_branch(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, C]: global average pooling and one hidden layer."""
         channels = x.shape[-1]
-        hidden = nn.Dense(channels // self.reduction, name="channel_reduce")(x.mean((1, 2)))
+        hidden = nn.Dense(channels // self.reduction, dtype=self.dtype, name="channel_reduce")(x.mean((1, 2)))
         hidden = self._hidden(hidden, "channel_reduce_norm")
-        return self._end(nn.Dense(channels, name="channel_expand")(hidden), "channel_norm")
+        return self._end(nn.Dense(channels, dtype=self.dtype, name="channel_expand")(hidden), "channel_norm")
 
     def _spatial_branch(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, 1]: 1x1, two dilated 3x3, 1x1."""
@@ -109,9 +112,9 @@ class BAM(nn.Module):
         if dilation != self.dilation:
             path = "/".join(self.path) or "BAM"
             _say_once(f"{path}: dilation {self.dilation} does not fit a {h}x{w} map; using {dilation}")
-        conv = functools.partial(Conv, c // self.reduction, use_bias=True)
+        conv = functools.partial(Conv, c // self.reduction, use_bias=True, dtype=self.dtype)
         hidden = self._hidden(conv((1, 1), name="spatial_reduce")(x), "spatial_reduce_norm")
         for i in (1, 2):
             hidden = conv((3, 3), kernel_dilation=dilation, name=f"spatial_conv{i}")(hidden)
             hidden = self._hidden(hidden, f"spatial_conv{i}_norm")
-        return self._end(Conv(1, (1, 1), use_bias=True, name="spatial_map")(hidden), "spatial_norm")
+        return self._end(Conv(1, (1, 1), use_bias=True, dtype=self.dtype, name="spatial_map")(hidden), "spatial_norm")

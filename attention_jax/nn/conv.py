@@ -1,4 +1,4 @@
-"""Convolutions as the papers and PyTorch count them, and squeeze-and-excitation."""
+"""Convolutions as the papers and PyTorch count them, pooling, stochastic depth, and squeeze-and-excitation."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,8 @@ from attention_jax.nn.convolve import convolve
 
 # He et al. 2015 as in fb.resnet.torch: standard deviation sqrt(2 / (k·k·output channels)).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# TensorFlow's variance_scaling_initializer as it is by default, in the released ResNet-RS: sqrt(1 / (k·k·input channels)).
+fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 class Conv(nn.Conv):
@@ -29,6 +31,38 @@ class Conv(nn.Conv):
         super().__post_init__()
 
 
+def average_pool(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C]: 2x2 means; at an odd side the last mean is of what is there (timm's)."""
+    pad = [(0, 0), *((0, side % 2) for side in x.shape[1:3]), (0, 0)]
+
+    def summed(y: jax.Array) -> jax.Array:
+        return jax.lax.reduce_window(y, jnp.zeros((), y.dtype), jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), pad)
+
+    if not (x.shape[1] % 2 or x.shape[2] % 2):
+        return summed(x) * jnp.asarray(0.25, x.dtype)
+    return summed(x) / summed(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch of whole examples with probability `rate` (Huang et al. 2016).
+
+    As in timm, ConvNeXt and ResNet-RS each example draws for itself and what stays is divided by 1 - rate in training;
+    the original dropped the whole batch's branch and scaled at test time.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ...] -> [B, ...]. Draws from the key "dropout"."""
+        if self.deterministic or not self.rate:
+            return x
+        keep = 1 - self.rate
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], *(1,) * (x.ndim - 1)))
+        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))
+
+
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excitation (Hu et al. 2018, Section 3): x · sigmoid(W2 relu(W1 mean(x))).
 
@@ -37,11 +71,13 @@ class SqueezeExcite(nn.Module):
         divisor: rounds the hidden width to the nearest multiple of it, halves up, and to at least one; timm's networks have 8,
             which changes them where C < 128.
         use_bias: the paper's main networks have biases, its ablation section (Table 10 and after) has none.
+        dtype: of the computation; None takes the input's and the parameters'.
     """
 
     reduction: int = 16
     divisor: int = 1
     use_bias: bool = True
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,7 +85,7 @@ class SqueezeExcite(nn.Module):
         channels = x.shape[-1]
         squeezed = x.mean((1, 2))
         width = max(1, int(channels / self.reduction / self.divisor + 0.5)) * self.divisor
-        hidden = nn.relu(nn.Dense(width, self.use_bias, name="reduce")(squeezed))
-        scale = nn.sigmoid(nn.Dense(channels, self.use_bias, name="expand")(hidden))
+        hidden = nn.relu(nn.Dense(width, self.use_bias, self.dtype, name="reduce")(squeezed))
+        scale = nn.sigmoid(nn.Dense(channels, self.use_bias, self.dtype, name="expand")(hidden))
         self.sow("attention", "scale", scale)
         return x * scale[:, None, None, :]

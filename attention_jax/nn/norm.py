@@ -1,7 +1,9 @@
-"""Batch normalisation whose statistics are a stated choice."""
+"""Normalisation: batch norm whose statistics are a stated choice, group norm, and none."""
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -90,3 +92,39 @@ def _normalise_backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple
 
 
 _normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018): 32 groups as there, fewer where a group would have less than two channels.
+
+    Attributes:
+        epsilon: added to the variance.
+        scale_init: initial value of the scale; zeros for a residual branch that starts as the identity.
+    """
+
+    epsilon: float = 1e-5
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., C] -> [B, ..., C], statistics in float32."""
+        channels = x.shape[-1]
+        groups = math.gcd(32, channels // 2) if channels % 2 == 0 else 1
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, channels // groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+        normalised = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        return (normalised * scale + bias).astype(x.dtype)
+
+
+class NoNorm(nn.Module):
+    """The bias that a layer has where no normalisation follows it."""
+
+    scale_init: Any = None  # accepted so that it can stand where a normalisation does; there is no scale
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., C] -> [B, ..., C]."""
+        return x + self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(x.dtype)

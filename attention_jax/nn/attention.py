@@ -1,0 +1,92 @@
+"""Attention with keys, queries and values, and the block that puts it into a convolutional network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attention_jax.errors import UserError
+from attention_jax.nn.conv import Conv
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """[..., T, K], [..., S, K], [..., S, V] -> output [..., T, V] and weights [..., T, S] = softmax(scale · QKᵀ) over S.
+
+    A soft dictionary look-up: with one-hot keys and scale -> infinity a query returns the value stored under its key.
+    The softmax is computed in float32 whatever the inputs are. The Transformer has scale 1/sqrt(K) (Vaswani et al. 2017,
+    equation 1), SAGAN 1.
+    """
+    logits = jnp.einsum("...tk,...sk->...ts", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scale * logits, axis=-1)
+    return jnp.einsum("...ts,...sv->...tv", weights.astype(value.dtype), value), weights
+
+
+class SelfAttention(nn.Module):
+    """The self-attention block of SAGAN (Zhang et al. 2019, Section 3): y = x + gamma · attention(x), gamma from 0.
+
+    Every position asks (query) all positions (keys) for their features (values), so that the block sees the whole map.
+    The defaults are the paper's; `official` names the released code's choices. The spectral normalisation of the
+    released GAN belongs to its training and is not part of this block.
+
+    Attributes:
+        reduction: queries and keys have C / reduction channels.
+        value_reduction: values have C / value_reduction; 8 in the paper, 2 in the released code.
+        project: a last 1x1 convolution takes the values back to C; without it `value_reduction` is 1 (the first
+            version of the paper).
+        pool: keys and values are max-pooled pool x pool; 1 in the paper, 2 in the released code.
+        scale: of the products of queries and keys; 1 in SAGAN.
+        use_bias: of the 1x1 convolutions.
+        dtype: of the computation; None takes the input's and the parameters'.
+    """
+
+    reduction: int = 8
+    value_reduction: int = 8
+    project: bool = True
+    pool: int = 1
+    scale: float = 1.0
+    use_bias: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C].
+
+        Sows into "attention": `weights` [B, H, W, h, w], for each query point the map over the key positions, with
+        h = H // pool and w = W // pool.
+        """
+        b, height, width, channels = x.shape
+        self._check(height, width, channels)
+
+        def layer(features: int, name: str) -> Callable[[jax.Array], jax.Array]:
+            init = nn.initializers.glorot_uniform()
+            return Conv(features, (1, 1), use_bias=self.use_bias, kernel_init=init, dtype=self.dtype, name=name)
+
+        query = layer(channels // self.reduction, "query")(x)
+        key = self._pooled(layer(channels // self.reduction, "key")(x))
+        value = self._pooled(layer(channels // self.value_reduction, "value")(x))
+        flat = (query.reshape(b, -1, query.shape[-1]), *(y.reshape(b, -1, y.shape[-1]) for y in (key, value)))
+        attended, weights = attend(*flat, scale=self.scale)
+        if self.is_mutable_collection("attention"):
+            self.sow("attention", "weights", weights.reshape(b, height, width, *key.shape[1:3]))
+
+        attended = attended.reshape(b, height, width, -1)
+        if self.project:
+            attended = layer(channels, "output")(attended)
+        gamma = self.param("gamma", nn.initializers.zeros, ())
+        return x + gamma.astype(attended.dtype) * attended
+
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        return nn.max_pool(x, (self.pool, self.pool), (self.pool, self.pool)) if self.pool > 1 else x
+
+    def _check(self, height: int, width: int, channels: int) -> None:
+        for field in ("reduction", "value_reduction"):
+            if not 1 <= getattr(self, field) <= channels:
+                raise UserError(
+                    f"SelfAttention.{field}={getattr(self, field)} leaves nothing of {channels} channels: give 1 to {channels}."
+                )
+        if not self.project and channels // self.value_reduction != channels:
+            raise UserError("SelfAttention.project=False adds the values themselves: give value_reduction=1.")
+        if not 1 <= self.pool <= min(height, width):
+            raise UserError(f"SelfAttention.pool={self.pool} is not right for a {height}x{width} map: give 1 to its side.")
