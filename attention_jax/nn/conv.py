@@ -1,9 +1,11 @@
 """Convolutions as the papers and PyTorch count them, pooling, stochastic depth, and squeeze-and-excitation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from attention_jax.nn.convolve import convolve
 
