@@ -41,7 +41,7 @@ def _of_pooled(x: jax.Array, y: jax.Array, of_y: jax.Array, how: Geometry, windo
     3x3, stride 2, 64 channels from 112x112 takes 42, XLA's select-and-scatter 180.
     """
     (h, w), (stride_h, stride_w) = y.shape[1:3], how.strides
-    winner = jnp.full(y.shape, len(window), jnp.int32)
+    winner = jnp.full(y.shape, -1, jnp.int32)
     for i, tap in reversed([*enumerate(taps(x, window, how, -jnp.inf))]):
         winner = jnp.where(tap == y, i, winner)
     # In padded coordinates input stride · a + r is position i of output o where i = r + stride · (a - o).

@@ -1,7 +1,7 @@
 """Times one training step of ours beside plain Flax and PyTorch, and compiles it for a TPU that need not be there.
 
-    ./launch.sh python experiments/benchmarks/train_step.py --peer_python=PATH --output=experiments/results/benchmarks_train_step.md
-    ./launch.sh python experiments/benchmarks/train_step.py --tpu --output=experiments/results/benchmarks_train_step_tpu.md
+    ./launch.sh python experiments/benchmarks/train_step.py --peer_python=PATH
+    ./launch.sh python experiments/benchmarks/train_step.py --tpu
 
 A step is the forward pass in training mode, the backward pass and an SGD update with momentum, in float32 on one batch of
 random numbers. Each of the three has its own process; they take steps in turn, so that whatever else the machine does
@@ -45,7 +45,7 @@ WHOS = ("ours", "flax", "torch")
 
 
 def jax_step(who: str, case: Case, batch: int) -> tuple[Callable, tuple, tuple]:
-    """The step `(params, batch_stats, momentum, images, labels) -> the first three`, and shapes of both parts of its arguments."""
+    """The step `(state, images, labels) -> state`, what makes its state, shapes of its data."""
     import jax
     import jax.numpy as jnp
     import optax
