@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from attention_jax.errors import UserError, suggestion
 from attention_jax.plugins import load_file, load_object
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,11 @@ def _numbers(low: float, high: float = math.inf) -> Callable[[Any], bool]:
     return lambda value: all(isinstance(number, (int, float)) and low < number < high for number in value)
 
 
+def _is_range(high: float) -> Callable[[Any], bool]:
+    """Whether a sequence is (a, b) with 0 < a <= b <= high."""
+    return lambda value: len(value) == 2 and _numbers(0)(value) and value[0] <= value[1] <= high
+
+
 def _is_shape(value: Any) -> bool:
     return value is None or (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value))
 
@@ -100,8 +105,19 @@ FIELDS: dict[Any, Any] = {
         "args": _OPEN,
         "train_split": _NAME,
         "eval_split": _NAME,
+        "crop": _choice("pad", "random_resized", "none"),
         "crop_padding": Field(int, "a number of pixels, 0 or more", lambda value: value >= 0),
+        "crop_scale": Field((tuple, list), "(smallest, largest) share of the area, above 0 and up to 1", _is_range(1)),
+        "crop_ratio": Field((tuple, list), "(smallest, largest) width / height, above 0", _is_range(math.inf)),
         "flip": _FLAG,
+        "randaugment_layers": Field(int, "a number of layers, 0 for none", lambda value: value >= 0),
+        "randaugment_magnitude": _not_negative("a magnitude"),
+        "randaugment_ops": _choice("paper", "tf1", "timm"),
+        "interpolation": _choice("bilinear", "bicubic"),
+        "eval_resize": Field(
+            (int, type(None)), "a number of pixels, or None to take images as they are", lambda v: v is None or v >= 1
+        ),
+        "on_broken": _choice("skip", "stop"),
         "mean": Field((tuple, list), "a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
         "std": Field((tuple, list), "a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
         "image_shape": Field(
@@ -147,6 +163,7 @@ MAY_DIFFER = (
     "profile",
     "data.threads",
     "data.args.data_dir",
+    "data.args.path",
     "checkpoint.keep_last",
     "checkpoint.keep_best",
 )
@@ -307,8 +324,31 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+# Fields that version 2 brought, by section, with what version 1 did.
+_NEW_IN_2: dict[str, dict[str, Any]] = {
+    "data": {
+        "crop": "pad",
+        "crop_scale": (0.08, 1.0),
+        "crop_ratio": (3 / 4, 4 / 3),
+        "randaugment_layers": 0,
+        "randaugment_magnitude": 9,
+        "randaugment_ops": "paper",
+        "interpolation": "bilinear",
+        "eval_resize": None,
+        "on_broken": "skip",
+    },
+}
+
+
+def _upgrade_1(config: ConfigDict) -> ConfigDict:
+    plain = config.to_dict()
+    for section, defaults in _NEW_IN_2.items():
+        plain[section] = {**defaults, **plain.get(section, {})}
+    return ConfigDict({**plain, "version": 2})
+
+
 # One function for each old version: ConfigDict of that version -> ConfigDict of the next.
-UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {}
+UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {1: _upgrade_1}
 
 
 def upgrade(config: ConfigDict) -> ConfigDict:

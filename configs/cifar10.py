@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config(model: str = "resnet20") -> ConfigDict:
     """The paper's recipe: 64,000 steps of 128 images, learning rate divided by 10 at 32,000 and 48,000."""
     config = ConfigDict()
-    config.version = 1  # of the config's fields
+    config.version = 2  # of the config's fields
     config.task = "classification"  # what to train: tasks are listed in attention_jax/tasks
     config.seed = 0  # of initialisation, data order and augmentation
     config.batch_size = 128  # examples, over all devices
@@ -32,8 +32,17 @@ def get_config(model: str = "resnet20") -> ConfigDict:
     config.data.args = ConfigDict({"name": "cifar10", "data_dir": None})  # None is ~/tensorflow_datasets
     config.data.train_split = "train"  # the paper's curves hold out 5,000: "train[:45000]"
     config.data.eval_split = "test"  # every example of it is evaluated
-    config.data.crop_padding = 4  # pixels a side before a random crop, 0 for none
+    config.data.crop = "pad"  # "pad" | "random_resized" | "none": how training crops
+    config.data.crop_padding = 4  # pixels a side before a random crop, 0 for none; of "pad"
+    config.data.crop_scale = (0.08, 1.0)  # share of the image's area, of "random_resized"
+    config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height, of "random_resized"
     config.data.flip = True  # left-right, with probability 1/2
+    config.data.randaugment_layers = 0  # N, operations an image; 0 for none
+    config.data.randaugment_magnitude = 9  # M, 0 to 10 in AutoAugment's scale, and beyond
+    config.data.randaugment_ops = "paper"  # "paper" | "tf1" | "timm": which operations
+    config.data.interpolation = "bilinear"  # "bilinear" | "bicubic", antialiased, of every resize
+    config.data.eval_resize = None  # shorter side in pixels before the centre crop; None takes images as they are
+    config.data.on_broken = "skip"  # "skip" | "stop": what an image does that cannot be decoded
     config.data.mean = (0.4914, 0.4822, 0.4465)  # a channel, in units of the full range
     config.data.std = (0.2470, 0.2435, 0.2616)  # likewise
     config.data.image_shape = (32, 32, 3)  # (height, width, channels); None takes the data's
