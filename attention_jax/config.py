@@ -112,6 +112,7 @@ FIELDS: dict[Any, Any] = {
         "flip": _FLAG,
         "randaugment_layers": Field(int, "a number of layers, 0 for none", lambda value: value >= 0),
         "randaugment_magnitude": _not_negative("a magnitude"),
+        "randaugment_std": _not_negative("a deviation of the magnitude"),
         "randaugment_ops": _choice("paper", "tf1", "timm"),
         "interpolation": _choice("bilinear", "bicubic"),
         "eval_resize": Field(
@@ -324,14 +325,15 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-# Fields that version 2 brought, by section, with what version 1 did.
-_NEW_IN_2: dict[str, dict[str, Any]] = {
+# What the library did before the field of version 2 existed.
+_BEFORE_2: dict[str, Any] = {
     "data": {
         "crop": "pad",
         "crop_scale": (0.08, 1.0),
         "crop_ratio": (3 / 4, 4 / 3),
         "randaugment_layers": 0,
         "randaugment_magnitude": 9,
+        "randaugment_std": 0.0,
         "randaugment_ops": "paper",
         "interpolation": "bilinear",
         "eval_resize": None,
@@ -341,9 +343,10 @@ _NEW_IN_2: dict[str, dict[str, Any]] = {
 
 
 def _upgrade_1(config: ConfigDict) -> ConfigDict:
-    plain = config.to_dict()
-    for section, defaults in _NEW_IN_2.items():
-        plain[section] = {**defaults, **plain.get(section, {})}
+    """Version 2 has more fields."""
+    plain = config.copy_and_resolve_references().to_dict()
+    for name, default in _BEFORE_2.items():
+        plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
     return ConfigDict({**plain, "version": 2})
 
 

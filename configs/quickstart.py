@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.data.flip = False  # digits are not symmetric
     config.data.randaugment_layers = 0  # N, operations an image; 0 for none
     config.data.randaugment_magnitude = 9  # M, 0 to 10 in AutoAugment's scale, and beyond
+    config.data.randaugment_std = 0.0  # of M, drawn anew for each operation; 0.5 in timm's
     config.data.randaugment_ops = "paper"  # "paper" | "tf1" | "timm": which operations
     config.data.interpolation = "bilinear"  # "bilinear" | "bicubic", antialiased, of every resize
     config.data.eval_resize = None  # shorter side in pixels before the centre crop; None takes images as they are

@@ -25,6 +25,9 @@ class Box(NamedTuple):
     width: float
 
 
+Part = tuple[np.ndarray, Box]
+
+
 def random_box(
     height: int,
     width: int,
@@ -67,42 +70,83 @@ def crop_and_resize(
     `resized_crop`; where the fast resizer is installed, equal to it within one grey level (bilinear) or four (bicubic).
     Raises BrokenImage.
     """
+    choose = functools.cache(choose)  # a JPEG that only Pillow reads is cropped at the place that was drawn for it
     with broken_if_it_fails():
-        image = open_image(data)
-        width = image.width
-        box = choose(image.height, width)
-        wanted = max(1, int(min(box.height / size[0], box.width / size[1])))
-        drafted = image.draft(None, (max(1, width // wanted), max(1, image.height // wanted))) if wanted > 1 else None
-        scale = width / drafted[1][2] if drafted else 1
-        top, left, height, width = (side / scale for side in box)
-        # The pixels that the box touches; at scale 1 these are the box.
-        outer = math.floor(left), math.floor(top), math.ceil(left + width), math.ceil(top + height)
-        part = to_channels(image.crop(outer), channels)
-        return _resize(part, Box(top - outer[1], left - outer[0], height, width), size, interpolation)
+        part = _fast_part(data, choose, size, channels) or _part(data, choose, size, channels)
+        return _resize(*part, size, interpolation)
 
 
-def _resize(image: Image.Image, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """A box of a grey or RGB image as uint8 [*size, C]."""
-    simd = _simd()
+def _scale(box: Box, size: tuple[int, int]) -> int:
+    """The largest of 1, 2, 4, 8 by which `box` can be divided and stay no smaller than `size`."""
+    return max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(box.height / size[0], box.width / size[1]) >= scale)
+
+
+def _inside(box: Box, scale: float) -> tuple[slice, slice, Box]:
+    """Rows and columns that a box touches in an image divided by `scale`, and the box from their corner on."""
+    top, left, height, width = (side / scale for side in box)
+    rows = slice(math.floor(top), math.ceil(top + height))
+    columns = slice(math.floor(left), math.ceil(left + width))
+    return rows, columns, Box(top - rows.start, left - columns.start, height, width)
+
+
+def _part(data: bytes | np.ndarray, choose: Callable[[int, int], Box], size: tuple[int, int], channels: int) -> Part:
+    """The pixels that a box touches, with Pillow, which reads every format."""
+    image = open_image(data)
+    width, height = image.size
+    box = choose(height, width)
+    scale = _scale(box, size)
+    drafted = image.draft(None, (max(1, width // scale), max(1, height // scale))) if scale > 1 else None
+    rows, columns, box = _inside(box, width / drafted[1][2] if drafted else 1)
+    return to_array(to_channels(image.crop((columns.start, rows.start, columns.stop, rows.stop)), channels)), box
+
+
+def _fast_part(
+    data: bytes | np.ndarray, choose: Callable[[int, int], Box], size: tuple[int, int], channels: int
+) -> Part | None:
+    """The same, to the bit, of a sound JPEG in the usual colours by a shorter way, or None for anything else.
+
+    Decoding straight into an array saves a fifth of the time of a crop from 500x375 pixels.
+    """
+    jpeg = _module("simplejpeg")
+    if jpeg is None or isinstance(data, np.ndarray) or not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colours, _ = jpeg.decode_jpeg_header(data)
+        if channels != (1 if colours == "Gray" else 3) or colours not in ("Gray", "YCbCr"):
+            return None
+        box = choose(height, width)
+        scale = _scale(box, size)
+        least = {"min_height": -(-height // scale), "min_width": -(-width // scale)} if scale > 1 else {}
+        pixels = jpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", **least)
+    except ValueError:  # damaged, perhaps so little that Pillow reads it
+        return None
+    rows, columns, box = _inside(box, scale)
+    return pixels[rows, columns], box
+
+
+def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """A box of uint8 [H, W, C], C 1 or 3, as uint8 [*size, C]."""
+    simd = _module("cykooz_resizer")
     if simd is None:
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-        return to_array(image.resize((size[1], size[0]), _PILLOW[interpolation], box=corners))
-    pixel_type = {"L": simd.PixelType.U8, "RGB": simd.PixelType.U8x3}[image.mode]
+        return to_array(open_image(pixels).resize((size[1], size[0]), _PILLOW[interpolation], box=corners))
+    h, w, channels = pixels.shape
+    pixel_type = simd.PixelType.U8 if channels == 1 else simd.PixelType.U8x3
     target = simd.ImageData(size[1], size[0], pixel_type)
     options = simd.ResizeOptions(
         resize_alg=simd.ResizeAlg.convolution(simd.FilterType[_SIMD[interpolation]]),
         crop_box=simd.CropBox(box.left, box.top, box.width, box.height),
         use_alpha=False,
     )
-    simd.Resizer().resize(simd.ImageData(*image.size, pixel_type, image.tobytes()), target, options)
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, -1)
+    simd.Resizer().resize(simd.ImageData(w, h, pixel_type, pixels.tobytes()), target, options)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
 
 
 @functools.cache
-def _simd() -> ModuleType | None:
-    """The fast resizer, or None on platforms it is not built for."""
+def _module(name: str) -> ModuleType | None:
+    """A package that makes things faster, or None on platforms it is not built for."""
     try:
-        return importlib.import_module("cykooz_resizer")
+        return importlib.import_module(name)
     except ImportError:
         return None
 

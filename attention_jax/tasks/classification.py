@@ -116,11 +116,14 @@ def training_pixels(config: ConfigDict) -> Pixels:
     if data.flip:
         steps.append(image.flip())
     if data.randaugment_layers:
-        from attention_jax.data.augment import rand_augment
+        from attention_jax.data import augment
 
-        steps.append(rand_augment(data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops))
-    augment = image.chain(steps)
-    return lambda picture, rng: augment(begin(picture, rng), rng)
+        # timm fills with the mean of the data where TensorFlow's code and, for want of a word, the paper have grey.
+        fill = augment.mean_fill(data.mean) if data.randaugment_ops == "timm" else augment.GREY
+        layers, magnitude, ops = data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops
+        steps.append(augment.rand_augment(layers, magnitude, ops, fill=fill, magnitude_std=data.randaugment_std))
+    finish = image.chain(steps)
+    return lambda picture, rng: finish(begin(picture, rng), rng)
 
 
 def loader(config: ConfigDict, split: str, process: tuple[int, int], training: bool) -> Loader:
