@@ -67,8 +67,8 @@ def crop_and_resize(
 
     A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which the box is no smaller than `size`: libjpeg
     then averages in the frequency domain. The rest is antialiased convolution over the box alone, as in torchvision's
-    `resized_crop`; where the fast resizer is installed, equal to it within one grey level (bilinear) or four (bicubic).
-    Raises BrokenImage.
+    `resized_crop`, within two grey levels of Pillow's; but the fast resizer makes the vertical pass first, so that where
+    bicubic overshoots 0 or 255 (at hard edges) a dozen levels have been seen. Raises BrokenImage.
     """
     choose = functools.cache(choose)  # a JPEG that only Pillow reads is cropped at the place that was drawn for it
     with broken_if_it_fails():
