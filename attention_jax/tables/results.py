@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
@@ -169,13 +171,19 @@ def _plan_row(order: Order, row: Row) -> RowPlan:
         durations = resolve_durations(config, loader.plan.steps_per_epoch)
         counts = summary(task.model(config), task.example_inputs(config))
         params, macs = counts.params, counts.macs
-        network = row.network and summary(create_model(**row.network), tuple(order.table.network_shape))
+        network = row.network and _count(FrozenDict(row.network), tuple(order.table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
         broken = error
     total = durations.total if durations else 0
     names = tuple(order.table.measures)
     runs = tuple(SeedRun(seed, order.folder / row.slug / str(seed), total, names) for seed in range(order.seeds))
     return RowPlan(row, config, changes, durations, params, macs, network, runs, broken)
+
+
+@functools.cache
+def _count(network: FrozenDict, shape: tuple[int, ...]) -> Summary:
+    """Rows that differ in their recipe alone share a network: counting a ResNet-200 takes seconds."""
+    return summary(create_model(**network), shape)
 
 
 def read_row(plan: RowPlan) -> RowResult:
