@@ -85,5 +85,3 @@ scales = {
     },
     "small": {"base": "../configs/cifar10.py", "seeds": 1, "overrides": {"total_epochs": 10.0}},
 }
-
-next_commands = [("look at the fields", "ls {workdir}/receptive_field_fields.png")]

@@ -92,7 +92,6 @@ scales = {
 }
 
 next_commands = [
-    ("look at the gradients of every layer", "ls {workdir}/residual_gradients.png"),
     (
         "the same at CIFAR-10's size, where TensorFlow Datasets prepared it in ~/tensorflow_datasets",
         "./launch.sh table experiments/residual.py --scale=small --rows='*20'",

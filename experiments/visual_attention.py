@@ -70,5 +70,3 @@ scales = {
     },
     "small": {"base": "../configs/cifar10.py", "seeds": 1, "overrides": {"total_epochs": 10.0}},
 }
-
-next_commands = [("look where query points look", "ls {workdir}/visual_attention_queries.png")]

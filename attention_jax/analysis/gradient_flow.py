@@ -79,8 +79,8 @@ def measure(program: Program, run: Run) -> dict[str, Any]:
         rows[step] = norms(load_run(run.path.with_name(str(step)), "params").variables)
     gradients = np.array(list(rows.values()))
     return {
-        "first layer's gradient, at start": gradients[0, 0],
-        "at end": gradients[-1, 0],
+        "gradient, untrained": gradients[0, 0],
+        "gradient, trained": gradients[-1, 0],
         "gradients": gradients,
         "gradient_steps": np.array(list(rows)),
     }

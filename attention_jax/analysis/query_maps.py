@@ -63,7 +63,7 @@ def measure(program: Program, run: Run) -> dict[str, Any]:
     loader = program.task.loader(run.config, run.config.data.eval_split, (0, 1), training=False)
     chosen: dict[int, np.ndarray] = {}
     for i in range(len(loader.source)):
-        example = loader.source[i]
+        example = loader.transform(loader.source[i], None)  # as evaluation sees it: decoded, of one size
         chosen.setdefault(int(example["label"]), example["image"])
         if len(chosen) == min(IMAGES, loader.source.num_classes):
             break
@@ -91,12 +91,12 @@ def picture(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figu
     Every map has its own scale, from 0 to its largest weight, which is written on it.
     """
     first = {label: seeds[0] for label, seeds in measured.items()}
-    columns = [
-        (f"{label}:\n{name.removeprefix('queries ').replace('_', ' ')}", values[name])
-        for label, values in first.items()
-        for name in values
-        if name.startswith("queries ")
-    ]
+    columns = []
+    for label, values in first.items():
+        names = [name for name in values if name.startswith("queries ")]
+        for name in names:
+            place = f":\n{name.removeprefix('queries ').removesuffix('_gate')}" if len(names) > 1 else ""
+            columns.append((label + place, values[name]))
     if not columns:
         raise UserError("no row that is done has self-attention: there are no query maps to draw.")
     images, points = (next(iter(first.values()))[name] for name in ("images", "points"))

@@ -66,7 +66,7 @@ def shares(field: np.ndarray, convolutions: np.ndarray) -> dict[str, float]:
     return {
         "pixels seen %": 100 * float((field > 0).mean()),
         "effective field %": 100 * float((field > _BELONGS * field.max()).mean()),
-        "gradient from beyond the convolutions %": 100 * float(field[convolutions == 0].sum() / field.sum()),
+        "beyond convolutions %": 100 * float(field[convolutions == 0].sum() / field.sum()),
     }
 
 
@@ -85,12 +85,9 @@ def measure(program: Program, run: Run) -> dict[str, Any]:
     start = program.init(np.uint32(run.config.seed)).variables()
     convolutions = receptive_field(model.clone(gate=None), run.variables, images, last)
     before, after = receptive_field(model, start, images, at), receptive_field(model, run.variables, images, at)
-    beyond = "gradient from beyond the convolutions %"
+    columns = {name: (shares(before, convolutions)[name], value) for name, value in shares(after, convolutions).items()}
     return {
-        "pixels seen %, at start": shares(before, convolutions)["pixels seen %"],
-        **{name.replace(" %", " %, at end"): value for name, value in shares(after, convolutions).items() if name != beyond},
-        f"{beyond}, at start": shares(before, convolutions)[beyond],
-        "at end": shares(after, convolutions)[beyond],
+        **{f"{name}, {when}": values[i] for name, values in columns.items() for i, when in enumerate(("untrained", "trained"))},
         "field_start": before,
         "field": after,
     }
