@@ -35,7 +35,6 @@ def receptive_field(
         UserError: no such module.
     """
 
-    @jax.jit
     def gradient(images: jax.Array) -> jax.Array:
         def seen(images: jax.Array) -> jax.Array:
             features = _output(model, variables, images, at)
@@ -44,7 +43,9 @@ def receptive_field(
 
         return jnp.abs(jax.grad(seen)(images)).sum(-1).mean(0)
 
-    return np.asarray(gradient(jnp.asarray(images, jnp.float32)))
+    # It runs once, which is not worth compiling for speed.
+    quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return np.asarray(jax.jit(gradient, compiler_options=quickly)(jnp.asarray(images, jnp.float32)))
 
 
 def _output(model: nn.Module, variables: Mapping[str, Any], images: jax.Array, at: str) -> jax.Array:
