@@ -1,0 +1,71 @@
+"""RandAugment's grid search: N operations of magnitude M.
+
+Run:       ./launch.sh table experiments/randaugment.py
+Hardware:  two CPU cores, less than 10 minutes.
+"""
+
+import functools
+
+from attention_jax import recipes
+
+title = "RandAugment: number of operations N and magnitude M"
+source = "After Cubuk et al. 2020 (arXiv 1909.13719), whose grid is N = 1 to 3 and M from weak to strong."
+notes = (
+    "Published: the baseline of ResNet-50 on ImageNet and of Wide-ResNet-28-2 on CIFAR-10. With RandAugment at the N "
+    "and M that each search chose they reach 77.6 and 95.8 (Tables 3 and 2); the paper prints no accuracy for the "
+    "cells of the grid.\n"
+    "The paper's: ResNet-50 at 224x224 pixels, the same in every row: augmentation changes no network. Trained at "
+    "quick: a ResNet-14, two basic blocks in each of three stages of 8, 16 and 32 filters, on digits of 8x8 pixels; "
+    "all rows crop at random besides. Small images of one colour leave the colour operations without effect and make "
+    "large rotations and translations costly, and a run this short rather underfits than overfits: the column of "
+    "training errors says so."
+)
+base = "../configs/quickstart.py"
+
+_NETWORK = {"name": "resnet50"}
+rows = [
+    {
+        "label": "none",
+        "published": {"ImageNet top-1 %": 76.3, "CIFAR-10 %": 94.9},
+        "network": _NETWORK,
+    },
+    *(
+        {
+            "label": f"N = {layers} M = {magnitude}",
+            "pieces": (functools.partial(recipes.randaugment, layers=layers, magnitude=magnitude),),
+            "against": "none",
+            "network": _NETWORK,
+        }
+        for layers in (1, 2, 3)
+        for magnitude in (4, 9, 14)
+    ),
+]
+measures = {"errors": "attention_jax.tables.measures:errors"}
+
+scales = {
+    "quick": {
+        "seeds": 3,
+        "overrides": {
+            "model.name": "resnet20",
+            "model.stage_sizes": (2, 2, 2),
+            "total_epochs": 16.0,
+            "evaluation.every_epochs": 8.0,
+            "checkpoint.every_epochs": 16.0,
+            "logging.tensorboard": False,
+        },
+    },
+    "smoke": {
+        "seeds": 1,
+        "overrides": {
+            "model.stage_sizes": (1, 1, 1),
+            "model.widths": (4, 8, 16),
+            "total_steps": 4,
+            "schedule.warmup_steps": 1,
+            "evaluation.every_steps": 4,
+            "checkpoint.every_steps": 4,
+            "logging.every_steps": 2,
+            "logging.tensorboard": False,
+        },
+    },
+    "small": {"base": "../configs/cifar10.py", "seeds": 1, "overrides": {"total_epochs": 10.0}},
+}
