@@ -98,7 +98,7 @@ INSTALL = "python -m pip install --quiet --disable-pip-version-check --no-input 
 def test_lists_its_commands(root):
     for arguments in ([], ["help"], ["--help"]):
         done = subprocess.run([root / "launch.sh", *arguments], capture_output=True, text=True, check=True)
-        for command in ("quickstart", "train", "evaluate", "table", "summary", "local", "notebook", "test", "setup"):
+        for command in ("quickstart", "train", "evaluate", "table", "summary", "prepare", "local", "notebook", "test", "setup"):
             assert f"\n  {command}" in done.stdout
 
 
