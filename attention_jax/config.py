@@ -181,6 +181,7 @@ MAY_DIFFER = (
     "logging",
     "profile",
     "data.threads",
+    "data.on_broken",  # what a strict run did before it stopped is the same
     "data.args.data_dir",
     "data.args.path",
     "checkpoint.keep_last",

@@ -281,7 +281,7 @@ def test_every_version_up_to_this_one_has_its_upgrade():
 
 
 def test_difference_shows_what_changes_the_numbers_and_nothing_else():
-    config = small_config(data__args={"data_dir": "a", "name": "x"})
+    config = small_config(data__args={"data_dir": "a", "path": "a", "name": "x"})
     harmless = {
         "parallel.data": 1,
         "logging.every_steps": 5,
@@ -289,6 +289,8 @@ def test_difference_shows_what_changes_the_numbers_and_nothing_else():
         "profile.num_steps": 3,
         "data.threads": 7,
         "data.args.data_dir": "b",
+        "data.args.path": "b",
+        "data.on_broken": "stop",
         "checkpoint.keep_last": 9,
         "checkpoint.keep_best": 9,
     }

@@ -236,6 +236,13 @@ def test_area_is_uniform_and_ratio_log_uniform():
         assert np.abs(ranks - np.arange(4000) / 4000).max() < 1.95 / math.sqrt(4000)
 
 
+def test_every_place_is_equally_likely():
+    top, left, h, w = boxes(6, 6, 3200, scale=(0.25, 0.25), ratio=(1, 1)).T
+    assert (h == 3).all() and (w == 3).all()
+    counts = np.bincount((4 * top + left).astype(int), minlength=16)
+    assert len(counts) == 16 and counts.min() > 140 and counts.max() < 260  # 200 expected, standard deviation 14
+
+
 def test_what_does_not_fit_is_drawn_again():
     # In a wide image high boxes do not fit: large areas come with wide shapes.
     _, _, h, w = boxes(300, 450, 3000, scale=(0.08, 1)).T

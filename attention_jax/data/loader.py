@@ -4,7 +4,8 @@ The order is a pure function of (seed, epoch, batch) and a random transform of (
 run, another number of worker threads or another number of processes gives the same batches. An example that cannot be
 decoded gives way to the next one that can: a function of its index as well.
 
-Threads do: decoding, resizing and array arithmetic release the interpreter's lock for most of their time.
+Threads do: decoding and array arithmetic release the interpreter's lock; for crops of 224 pixels out of 500x375 two
+threads on two cores were 1.9 times as fast as one.
 """
 
 import dataclasses
