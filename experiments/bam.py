@@ -68,9 +68,9 @@ scales = {
         "seeds": 3,
         "overrides": {
             **_STAND_IN,
-            "total_epochs": 12.0,
-            "evaluation.every_epochs": 6.0,
-            "checkpoint.every_epochs": 12.0,
+            "total_epochs": 16.0,
+            "evaluation.every_epochs": 8.0,
+            "checkpoint.every_epochs": 16.0,
             "logging.tensorboard": False,
         },
     },

@@ -16,7 +16,7 @@ notes = (
     "cells of the grid.\n"
     "The paper's: ResNet-50 at 224x224 pixels, the same in every row: augmentation changes no network. Trained at "
     "quick: a ResNet-14, two basic blocks in each of three stages of 8, 16 and 32 filters, on digits of 8x8 pixels; "
-    "all rows crop at random besides. Small images of one colour leave the colour operations without effect and make "
+    "all rows crop at random besides. Grey digits leave the operation on colour without effect and small images make "
     "large rotations and translations costly, and a run this short rather underfits than overfits: the column of "
     "training errors says so."
 )
@@ -42,10 +42,13 @@ rows = [
 ]
 measures = {"errors": "attention_jax.tables.measures:errors"}
 
+# RandAugment's operation on colour wants three channels.
+_COLOUR = {"data.args.channels": 3, "data.mean": (0.3,) * 3, "data.std": (0.38,) * 3}
 scales = {
     "quick": {
         "seeds": 3,
         "overrides": {
+            **_COLOUR,
             "model.name": "resnet20",
             "model.stage_sizes": (2, 2, 2),
             "total_epochs": 16.0,
@@ -57,6 +60,7 @@ scales = {
     "smoke": {
         "seeds": 1,
         "overrides": {
+            **_COLOUR,
             "model.stage_sizes": (1, 1, 1),
             "model.widths": (4, 8, 16),
             "total_steps": 4,

@@ -76,11 +76,14 @@ _NETWORK = {
     "model.widths": (8, 16, 32),
     "optimizer.weight_decay": 1e-4,
 }
+# RandAugment's operation on colour wants three channels.
+_COLOUR = {"data.args.channels": 3, "data.mean": (0.3,) * 3, "data.std": (0.38,) * 3}
 scales = {
     "quick": {
         "seeds": 3,
         "overrides": {
             **_NETWORK,
+            **_COLOUR,
             "total_epochs": 5.0,
             "evaluation.every_epochs": 5.0,
             "checkpoint.every_epochs": 20.0,
@@ -91,6 +94,7 @@ scales = {
         "seeds": 1,
         "overrides": {
             **_NETWORK,
+            **_COLOUR,
             "model.stage_sizes": (1, 1, 1),
             "total_epochs": 0.1,
             "schedule.warmup_steps": 1,
