@@ -24,6 +24,7 @@ def get_config(model: str = "resnet50") -> ConfigDict:
     config.batch_size = 256  # examples, over all devices
     config.accumulation = 1  # micro-batches that make up a batch
     config.total_epochs = 90.0  # or total_steps, total_examples; so for every duration
+    config.precision = "float32"  # "float32" | "bfloat16": of activations and products; weights and statistics are float32
 
     config.model = ConfigDict()  # open: any field of the network may be set
     config.model.name = model  # as attention_jax.list_models() lists them
@@ -56,21 +57,38 @@ def get_config(model: str = "resnet50") -> ConfigDict:
     config.data.threads = 16  # that load batches ahead of the step
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # "sgd" | "adamw"
-    config.optimizer.momentum = 0.9  # share of the old velocity kept; first-moment decay of adamw
+    config.optimizer.name = "sgd"  # "sgd" | "rmsprop" | "adamw"; each reads the fields below that name it
+    config.optimizer.momentum = 0.9  # of sgd, rmsprop: share of the old velocity kept
     config.optimizer.nesterov = True  # of sgd
-    config.optimizer.weight_decay = 1e-4  # L2 for sgd, decoupled for adamw
+    config.optimizer.rate_in_velocity = False  # of sgd: v = m·v + lr·g as in Keras and Caffe; False: w = w - lr·v
+    config.optimizer.rmsprop = "tensorflow"  # of rmsprop: "tensorflow" | "keras" | "torch", see optim/optimizers.py
+    config.optimizer.b1 = 0.9  # of adamw: share of the old first moment kept
+    config.optimizer.b2 = 0.999  # of adamw, rmsprop (0.9 there): share of the old second moment kept
+    config.optimizer.eps = 1e-8  # of adamw, rmsprop (1e-3 there): keeps the divisor from 0
+    config.optimizer.clip_norm = 0.0  # largest norm of the batch's gradient before decay joins it; 0 for no limit
+    config.optimizer.weight_decay = 1e-4  # factor before the weights; 0 for none
+    config.optimizer.decay = "l2"  # of sgd, rmsprop: "l2" | "decoupled" (w = w - lr·decay·w); adamw is always decoupled
     config.optimizer.decay_rules = ((".*", True),)  # (path regex, decay it); first match wins
 
     config.schedule = ConfigDict()
-    config.schedule.name = "step"  # "constant" | "step" | "cosine"
-    config.schedule.learning_rate = 0.1  # peak, for the whole batch
-    config.schedule.warmup_steps = 0  # linear, from 0
+    config.schedule.name = "step"  # "constant" | "step" | "cosine" | "linear" | "noam"
+    config.schedule.learning_rate = 0.1  # peak, for the whole batch; of "noam" the factor before its formula
+    config.schedule.warmup_steps = 0  # linear
+    config.schedule.warmup_start = 0.0  # rate from which the warm-up rises
+    config.schedule.final_share = 0.0  # of "cosine", "linear": what of the peak is left at the end
     config.schedule.boundaries = (1 / 3, 2 / 3)  # of "step", as shares of the run
     config.schedule.factor = 0.1  # of "step", at each boundary
+    config.schedule.d_model = 512  # of "noam"
 
     config.loss = ConfigDict()
-    config.loss.label_smoothing = 0.0  # share spread evenly over all classes
+    config.loss.label_smoothing = 0.0  # share of the target taken from the true class
+    config.loss.smoothing_over = "uniform"  # "uniform" | "others": given to all K classes, or to the K-1 others
+
+    config.mix = ConfigDict()  # of a batch, before it is divided; in mode "pmap" of each replica's part
+    config.mix.mixup_alpha = 0.0  # lambda is Beta(alpha, alpha); 0 for no mixup
+    config.mix.cutmix_alpha = 0.0  # likewise; 0 for no CutMix
+    config.mix.probability = 1.0  # of mixing a batch
+    config.mix.switch_probability = 0.5  # of CutMix where both are on
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # of weights and batch statistics a step; 0 for no average

@@ -16,9 +16,7 @@ from attention_jax.train.program import resolve_durations
 from tests.small import CONFIG, ROOT, small_config
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
-PIECES = {
-    name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")
-}
+PIECES = {name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")}
 each_file = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 each_piece = pytest.mark.parametrize("name", PIECES)
 
@@ -243,7 +241,7 @@ def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
         return ConfigDict({**config.to_dict(), "version": today + 2, "batch_size": 2 * config.batch_size})
 
     now = small_config()
-    old = {**now.to_dict(), "version": 1}
+    old = {**now.to_dict(), "version": today}
     old["optimizer"]["beta"] = old["optimizer"].pop("momentum")
     text = configs.to_json(ConfigDict(old))
     monkeypatch.setattr(configs, "VERSION", today + 2)

@@ -70,7 +70,8 @@ def _prepare(name: str, root: Path, manual: Path) -> Path:
     except MemoryError:
         raise
     except Exception as error:  # network, checksum, archive, disk: TFDS has no common class for them
-        raise UserError(f"{name} could not be prepared in {root} ({one_sentence(error, 400)}).") from error
+        reason = one_sentence(error, 400).rstrip(":.")
+        raise UserError(f"{name} could not be prepared in {root} ({reason}).") from error
     return folder
 
 
