@@ -37,7 +37,11 @@ def test_every_row_has_a_network_at_every_scale(name, monkeypatch, tmp_path):
     # At the smallest scale, down to the data and the shapes of every layer.
     monkeypatch.setattr(results, "_count", lambda network, shape: None)
     order = Order(loaded, "smoke", 1, tmp_path, tmp_path, frozenset(), "")
-    assert [(plan.row.label, plan.broken) for plan in results.plan(order) if plan.broken] == []
+    for plan in results.plan(order):
+        assert plan.broken is None, f"{plan.row.label}: {plan.broken}"
+        data = plan.config.data
+        batch = get_task(plan.config.task).loader(plan.config, data.train_split, (0, 1), training=True).training_batch(0)
+        assert batch["image"].shape == (plan.config.batch_size, *data.image_shape)
 
 
 @pytest.mark.parametrize("name", NAMES)

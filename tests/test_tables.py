@@ -245,6 +245,7 @@ def test_measures_become_columns(story):
             run = load_run(story.work / slug / str(seed))
             kept = measures.read(story.work / slug / str(seed), 4, "own")
             np.testing.assert_array_equal(kept["bias"], run.variables["params"]["head"]["bias"])
+    assert measures.read(story.work / "plain/0", 3, "own") is None  # of another step
     images, labels = digits("train")
     run = load_run(story.work / "plain/0")
     wrong = 100 * np.mean(run.predict(images).classes != labels)

@@ -28,10 +28,13 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def digits(split: str) -> ArraySource:
-    """UCI digits (1,797 images of 8x8 pixels, 10 classes), which scikit-learn carries; splits "train" and "test"."""
+def digits(split: str, channels: int = 1) -> ArraySource:
+    """UCI digits (1,797 images of 8x8 pixels, 10 classes), which scikit-learn carries; splits "train" and "test".
+
+    Three equal `channels` are for what needs colour images, such as RandAugment's operation on colour.
+    """
     images, labels = embedded.digits(split)
-    return ArraySource(images, labels, num_classes=10, label_names=[str(i) for i in range(10)])
+    return ArraySource(images.repeat(channels, -1), labels, num_classes=10, label_names=[str(i) for i in range(10)])
 
 
 def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
