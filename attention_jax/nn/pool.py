@@ -21,29 +21,31 @@ def _max_pool(x: jax.Array, how: Geometry, window: tuple[int, int]) -> jax.Array
 
 
 def _max_pool_forward(x: jax.Array, how: Geometry, window: tuple[int, int]) -> tuple:
-    y = _max_pool(x, how, window)
-    return y, (x, y)
+    return _max_pool(x, how, window), x
 
 
-def _max_pool_backward(how: Geometry, window: tuple[int, int], saved: tuple, of_y: jax.Array) -> tuple[jax.Array]:
-    def native(x: jax.Array, y: jax.Array, of_y: jax.Array) -> jax.Array:
+def _max_pool_backward(how: Geometry, window: tuple[int, int], x: jax.Array, of_y: jax.Array) -> tuple[jax.Array]:
+    def native(x: jax.Array, of_y: jax.Array) -> jax.Array:
         return jax.vjp(lambda x: nn.max_pool(x, window, how.strides, how.padding), x)[1](of_y)[0]
 
-    return (by_platform(functools.partial(_of_pooled, how=how, window=window), native, *saved, of_y),)
+    return (by_platform(functools.partial(_of_pooled, how=how, window=window), native, x, of_y),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _of_pooled(x: jax.Array, y: jax.Array, of_y: jax.Array, how: Geometry, window: tuple[int, int]) -> jax.Array:
-    """The gradient of max-pooling: each output's goes to the first of its window's inputs that equals it.
+def _of_pooled(x: jax.Array, of_y: jax.Array, how: Geometry, window: tuple[int, int]) -> jax.Array:
+    """The gradient of max-pooling: each output's goes to the largest input of its window, the first of equal ones.
 
-    3x3, stride 2, 64 channels from 112x112 takes 42, XLA's select-and-scatter 180.
+    3x3, stride 2, 64 channels from 112x112 takes 42, XLA's select-and-scatter 180. The inputs are compared with each other
+    and not with the output: XLA may compute them a second time with another rounding, and then none would equal it.
     """
-    (h, w), (stride_h, stride_w) = y.shape[1:3], how.strides
-    winner = jnp.full(y.shape, -1, jnp.int32)
-    for i, tap in reversed([*enumerate(taps(x, window, how, -jnp.inf))]):
-        winner = jnp.where(tap == y, i, winner)
+    (h, w), (stride_h, stride_w) = of_y.shape[1:3], how.strides
+    first, *others = taps(x, window, how, -jnp.inf)
+    largest, winner = first, jnp.zeros(of_y.shape, jnp.int32)
+    for i, tap in enumerate(others, 1):
+        winner = jnp.where(tap > largest, i, winner)
+        largest = jnp.maximum(tap, largest)
     # In padded coordinates input stride · a + r is position i of output o where i = r + stride · (a - o).
     sides = zip(x.shape[1:3], how.padding, how.strides, strict=True)
     rows, columns = (-(-(side + sum(pad)) // stride) for side, pad, stride in sides)
