@@ -120,6 +120,7 @@ scales = {
             "schedule.warmup_epochs": 5.0,
             "data.image_shape": (256, 256, 3),
             "data.eval_resize": 293,
+            "data.randaugment_ops": "tf1",
             "optimizer.decay_rules": ((r"norm\d*/(bias|scale)$", False), (".*", True)),
         },
     },

@@ -50,7 +50,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     root = type(model).__name__
 
     def module_of(path: str) -> str:
-        parts = path.split("/")
+        parts = [part for part in path.split("/") if "." not in part]  # "ResNet._stem" is a method, not a module
         return "/".join((parts[1:] if parts[0] == root else parts)[:depth])
 
     modules: dict[str, list[int]] = {}
