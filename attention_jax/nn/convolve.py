@@ -141,6 +141,12 @@ def _of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) 
         return _sum_of_products(_strided(x, how), of_y, how)[None, None]
     if max(of_y.shape[1:3]) <= 2:
         return _sum_of_products(jnp.concatenate(taps(x, kernel.shape[:2], how), -1), of_y, how).reshape(kernel.shape)
+    if how.strides == (1, 1) and 64 <= kernel.shape[2] < 128:
+        # A product for each row of the window: 3x3 with 64 channels at 56x56 takes 38, XLA's 47; at 16 or 128 channels XLA's
+        # is as fast or faster.
+        seen, width = taps(x, kernel.shape[:2], how), kernel.shape[1]
+        rows = (jnp.concatenate(seen[i : i + width], -1) for i in range(0, len(seen), width))
+        return jnp.stack([_sum_of_products(row, of_y, how) for row in rows]).reshape(kernel.shape)
     return jax.vjp(lambda kernel: _native(x, kernel, how), kernel)[1](of_y)[0]
 
 
