@@ -168,10 +168,10 @@ def has_torch(python: str) -> bool:
     return subprocess.run([python, "-c", "import torch, torchvision"], capture_output=True).returncode == 0
 
 
-def timing_table(names: list[str], peer_python: str, rounds: int) -> str:
-    whos = {"ours": sys.executable, "flax": sys.executable}
-    if has_torch(peer_python):
-        whos["torch"] = peer_python
+def timing_table(names: list[str], whos: list[str], peer_python: str, rounds: int) -> str:
+    pythons = {who: peer_python if who == "torch" else sys.executable for who in whos}
+    missing = {"torch": "not installed"} if "torch" in whos and not has_torch(peer_python) else {}
+    pythons = {who: python for who, python in pythons.items() if who not in missing}
     lines = [
         "| network, input | ours | plain Flax | PyTorch | ours / PyTorch | ours / plain Flax |",
         "|---|---|---|---|---|---|",
@@ -179,21 +179,30 @@ def timing_table(names: list[str], peer_python: str, rounds: int) -> str:
     versions = {}
     for name in names:
         case = CASES[name]
-        times, seen = race(name, whos, rounds)
+        times, seen = race(name, pythons, rounds)
         versions |= seen
-        wall = {who: [t * 1000 for t, _ in steps] for who, steps in times.items()}
+        wall, cpu = ({who: [1000 * pair[i] for pair in steps] for who, steps in times.items()} for i in (0, 1))
         print(name, {who: [round(t) for t in steps] for who, steps in wall.items()}, flush=True)
-        cells = [
-            f"{min(wall[who]):,.0f} ({statistics.median(wall[who]):,.0f})" if who in wall else "not installed" for who in WHOS
-        ]
-        ratios = [f"{min(wall['ours']) / min(wall[who]):.2f}" if who in wall else "–" for who in ("torch", "flax")]
+
+        def cell(who: str, wall: dict = wall, cpu: dict = cpu) -> str:
+            if who not in wall:
+                return missing.get(who, "not run")
+            return f"{min(wall[who]):,.0f} ({statistics.median(wall[who]):,.0f}); {min(cpu[who]):,.0f}"
+
+        def ratio(who: str, wall: dict = wall, cpu: dict = cpu) -> str:
+            both = who in wall and "ours" in wall
+            return "; ".join(f"{min(t['ours']) / min(t[who]):.2f}" for t in (wall, cpu)) if both else "–"
+
+        cells, ratios = [cell(who) for who in WHOS], [ratio(who) for who in ("torch", "flax")]
         shape = f"{case.batch} × {case.side} × {case.side} × {case.channels}"
         lines.append(" | ".join([f"| `{name}`, {shape}", *cells, *ratios]) + " |")
     threads = len(os.sched_getaffinity(0))
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     return "\n".join(
         [
-            f"Milliseconds a step: minimum (median) of {rounds}, taken in turn. {threads} threads, {cpu_name()}, {software}.",
+            f"Milliseconds a step: minimum (median) of {rounds}, taken in turn; minimum of CPU time, which other "
+            f"programs on the machine disturb less. {threads} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, "
+            f"{software}.",
             "",
             *lines,
         ]
@@ -241,9 +250,10 @@ def tpu_table(names: list[str], topology: str, batch: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated names")
+    parser.add_argument("--who", default=",".join(WHOS), help="plain Flax takes a minute and more for a step of ResNeXt-50")
     parser.add_argument("--rounds", type=int, default=10, help="steps that each takes")
     parser.add_argument("--peer_python", default=sys.executable, help="a Python with torch and torchvision")
-    parser.add_argument("--tpu", nargs="?", const="v5e:1x1", help="compile for one chip of this topology instead of timing")
+    parser.add_argument("--tpu", nargs="?", const="v5e:2x2", help="compile for one chip of this topology instead of timing")
     parser.add_argument("--tpu_batch", type=int, default=64)
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     parser.add_argument("--worker", choices=WHOS, help=argparse.SUPPRESS)
@@ -251,9 +261,12 @@ def main() -> None:
     names = args.cases.split(",")
     if unknown := set(names) - set(CASES):
         parser.error(f"--cases: {', '.join(sorted(unknown))} is not one of {', '.join(CASES)}.")
+    whos = args.who.split(",")
+    if unknown := set(whos) - set(WHOS):
+        parser.error(f"--who: {', '.join(sorted(unknown))} is not one of {', '.join(WHOS)}.")
     if args.worker:
         return work(args.worker, CASES[names[0]])
-    table = tpu_table(names, args.tpu, args.tpu_batch) if args.tpu else timing_table(names, args.peer_python, args.rounds)
+    table = tpu_table(names, args.tpu, args.tpu_batch) if args.tpu else timing_table(names, whos, args.peer_python, args.rounds)
     print(table)
     if args.output:
         command = " ".join(["python", *(arg for arg in sys.argv if not arg.startswith("--peer_python"))])
