@@ -68,7 +68,11 @@ def test_everything_in_it_runs(tmp_path, monkeypatch):
         elif kind == "bash":
             for line in text.splitlines():
                 done.append(_run(line))
-    assert done.count("train") == 3 and done.count("table") == 3 + len(IMAGE_TABLES) and {"quickstart", "test", "evaluate"} <= set(done)
+    assert (
+        done.count("train") == 3
+        and done.count("table") == 3 + len(IMAGE_TABLES)
+        and {"quickstart", "test", "evaluate"} <= set(done)
+    )
 
     assert len(namespace["prediction"].labels) == 599
     assert namespace["maps"]["stage1_gate/map"].ndim == 4 and len(namespace["steps"]) == 2

@@ -1,6 +1,6 @@
 """JPEG -> random-resized crop of 224 pixels, flip, RandAugment: images a second and core, beside timm's.
 
-    python experiments/benchmarks/input.py [--timm-python=PYTHON] [--rounds=5] [--images=400]
+    python experiments/benchmarks/input.py [--timm-python=PYTHON] [--rounds=5] [--images=400] [--output=FILE]
 
 PYTHON is an interpreter with timm, by default this one; where it has none, the column stays empty. Both pipelines run
 in processes of their own, one thread each, taking turns; time is processor time, so that a busy machine blurs it little.
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--timm-python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--output", type=Path, help="also write the table here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -161,15 +162,23 @@ def main() -> None:
                     taken.setdefault((which, label), []).append(json.loads(worker.stdout.readline()))
         for worker in workers.values():
             worker.communicate()
-    print(
-        f"500x375 JPEGs of {size / 1e3:.0f} kB; images a second and core, median of {options.rounds} rounds of {options.images}"
-    )
-    print("| pipeline | ours | timm | ratio |\n|---|---|---|---|")
+    lines = [
+        f"500x375 JPEGs of {size / 1e3:.0f} kB; images a second and core, median of {options.rounds} rounds of "
+        f"{options.images}.",
+        "",
+        "| pipeline | ours | timm | ratio |",
+        "|---|---|---|---|",
+    ]
     for label in ROWS:
         rates = {which: 1e3 / statistics.median(taken[which, label]) for which in workers}
-        cells = [f"{rates[which]:.0f}" if which in rates else "—" for which in ("ours", "timm")]
-        ratio = f"{rates['ours'] / rates['timm']:.2f}" if len(rates) == 2 else "—"
-        print(f"| {label} | {' | '.join(cells)} | {ratio} |")
+        cells = [f"{rates[which]:.0f}" if which in rates else "not run" for which in ("ours", "timm")]
+        ratio = f"{rates['ours'] / rates['timm']:.2f}" if len(rates) == 2 else "–"
+        lines.append(f"| {label} | {' | '.join(cells)} | {ratio} |")
+    print("\n".join(lines))
+    if options.output:
+        command = "python experiments/benchmarks/input.py --timm-python=PYTHON"
+        command += f" --rounds={options.rounds} --images={options.images}"
+        options.output.write_text("\n".join(["# Images a second and core", "", f"`{command}`", "", *lines, ""]))
 
 
 if __name__ == "__main__":
