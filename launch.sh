@@ -173,7 +173,7 @@ case "$command" in
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
-    exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"
+    exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
   *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, table, summary, prepare, local, notebook, python, test, setup." ;;
 esac

@@ -142,7 +142,7 @@ def test_extras_accumulate(checkout):
         f"{INSTALL}[cuda,dev,gcs]",
         "python -m ruff check .",
         "python -m ruff format --check .",
-        "python -m pytest -n auto --maxprocesses=4 --dist loadfile -m not peers -k name",
+        "python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder -m not peers -k name",
     ]
     checkout.launch("test", "--peers", "-k", "name")
     assert checkout.calls()[0] == f"{INSTALL}[cuda,dev,gcs,peers]"
