@@ -185,7 +185,7 @@ def test_failed_installation_is_redone(checkout):
     assert checkout.calls()[-2:] == [INSTALL, "python -m attention_jax summary resnet20"]
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited in vain until {what}"

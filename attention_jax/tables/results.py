@@ -154,12 +154,15 @@ class RowResult:
         return "partial" if done else ("failed" if self.failures else "not run")
 
 
-def plan(order: Order) -> list[RowPlan]:
-    """Every row's steps, counts and workdirs, found without compiling anything."""
-    return [_plan_row(order, row) for row in order.table.rows]
+def plan(order: Order, count_networks: bool = True) -> list[RowPlan]:
+    """Every row's steps, counts and workdirs, found without compiling anything.
+
+    The papers' networks are large and take seconds to count, which a call that shows no counts leaves out.
+    """
+    return [_plan_row(order, row, count_networks) for row in order.table.rows]
 
 
-def _plan_row(order: Order, row: Row) -> RowPlan:
+def _plan_row(order: Order, row: Row, count_network: bool) -> RowPlan:
     config, base = order.table.config(row, order.scale), order.table.base_config(order.scale)
     before, after = configs.flatten(base), configs.flatten(config)
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
@@ -171,7 +174,8 @@ def _plan_row(order: Order, row: Row) -> RowPlan:
         durations = resolve_durations(config, loader.plan.steps_per_epoch)
         counts = summary(task.model(config), task.example_inputs(config))
         params, macs = counts.params, counts.macs
-        network = row.network and _count(FrozenDict(row.network), tuple(order.table.network_shape))
+        if row.network and count_network:
+            network = _count(FrozenDict(row.network), tuple(order.table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
         broken = error
     total = durations.total if durations else 0

@@ -67,7 +67,7 @@ def run_table(
         command=_command(table, scale, rows, seeds),
     )
     say = print if parallel.is_main() else (lambda *_: None)
-    plans = results.plan(order)
+    plans = results.plan(order, count_networks=not dry_run)
     if dry_run:
         say("\n".join(_describe_runs(order, plans)))
         return 0
