@@ -15,6 +15,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   summary MODEL                               parameters and multiply-adds of a network
+  prepare NAME --data_dir=DIR                 make a TensorFlow data set readable (installs TensorFlow for that)
   local --processes P --devices D -- VERB ... train, evaluate or table on P processes with D CPU devices each
   notebook                                    JupyterLab in experiments/notebooks
   python [ARGUMENTS]                          the environment's Python
@@ -145,6 +146,10 @@ case "$command" in
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
+  prepare)
+    environment prepare
+    exec "$PYTHON" -m attention_jax prepare "$@"
+    ;;
   local)
     environment
     exec "$PYTHON" -m attention_jax.local "$@"
@@ -168,7 +173,7 @@ case "$command" in
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
-    exec "$PYTHON" -m pytest "$@"
+    exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, table, summary, local, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, table, summary, prepare, local, notebook, python, test, setup." ;;
 esac

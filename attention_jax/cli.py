@@ -1,4 +1,4 @@
-"""The library's verbs: python -m attention_jax train | evaluate | table | summary.
+"""The library's verbs: python -m attention_jax train | evaluate | table | summary | prepare.
 
 Exit code 0: done, or stopped by a signal after saving. 1: rows of a table failed. 2: something that the user can mend,
 said in one sentence.
@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
     sub.add_argument("--channels", type=int, default=3)
     sub.add_argument("--depth", type=int, default=1, help="levels of the module path in a row")
+
+    sub = verb("prepare", _prepare, "Prepare a data set of TensorFlow Datasets as ArrayRecord; needs the extra 'prepare'.")
+    sub.add_argument("name", metavar="NAME", help="as TensorFlow Datasets spells it, e.g. cifar10")
+    sub.add_argument("--data_dir", required=True, metavar="DIR", help="where it goes, and its downloads")
+    sub.add_argument("--manual_dir", metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
     return parser
 
 
@@ -169,4 +174,12 @@ def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         return 0
     shape = (1, options.image_size, options.image_size, options.channels)
     print(summary(create_model(options.model), shape, options.depth))
+    return 0
+
+
+def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from attention_jax.data.prepare import prepare
+
+    folder = prepare(options.name, options.data_dir, options.manual_dir)
+    print(f"{folder} is ready: train with --config.data.source=tfds --config.data.args.data_dir={options.data_dir}")
     return 0

@@ -69,6 +69,11 @@ def _numbers(low: float, high: float = math.inf) -> Callable[[Any], bool]:
     return lambda value: all(isinstance(number, (int, float)) and low < number < high for number in value)
 
 
+def _is_range(high: float) -> Callable[[Any], bool]:
+    """Whether a sequence is (a, b) with 0 < a <= b <= high."""
+    return lambda value: len(value) == 2 and _numbers(0)(value) and value[0] <= value[1] <= high
+
+
 def _is_shape(value: Any) -> bool:
     return value is None or (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value))
 
@@ -102,8 +107,20 @@ FIELDS: dict[Any, Any] = {
         "args": _OPEN,
         "train_split": _NAME,
         "eval_split": _NAME,
+        "crop": _choice("pad", "random_resized", "none"),
         "crop_padding": Field(int, "a number of pixels, 0 or more", lambda value: value >= 0),
+        "crop_scale": Field((tuple, list), "(smallest, largest) share of the area, above 0 and up to 1", _is_range(1)),
+        "crop_ratio": Field((tuple, list), "(smallest, largest) width / height, above 0", _is_range(math.inf)),
         "flip": _FLAG,
+        "randaugment_layers": Field(int, "a number of layers, 0 for none", lambda value: value >= 0),
+        "randaugment_magnitude": _not_negative("a magnitude"),
+        "randaugment_std": _not_negative("a deviation of the magnitude"),
+        "randaugment_ops": _choice("paper", "tf1", "timm"),
+        "interpolation": _choice("bilinear", "bicubic"),
+        "eval_resize": Field(
+            (int, type(None)), "a number of pixels, or None to take images as they are", lambda v: v is None or v >= 1
+        ),
+        "on_broken": _choice("skip", "stop"),
         "mean": Field((tuple, list), "a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
         "std": Field((tuple, list), "a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
         "image_shape": Field(
@@ -164,7 +181,9 @@ MAY_DIFFER = (
     "logging",
     "profile",
     "data.threads",
+    "data.on_broken",  # what a strict run did before it stopped is the same
     "data.args.data_dir",
+    "data.args.path",
     "checkpoint.keep_last",
     "checkpoint.keep_best",
 )
@@ -340,6 +359,18 @@ _BEFORE_2: dict[str, Any] = {
     "schedule": {"warmup_start": 0.0, "final_share": 0.0, "d_model": 512},
     "loss": {"smoothing_over": "uniform"},
     "mix": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5},
+    "data": {
+        "crop": "pad",
+        "crop_scale": (0.08, 1.0),
+        "crop_ratio": (3 / 4, 4 / 3),
+        "randaugment_layers": 0,
+        "randaugment_magnitude": 9,
+        "randaugment_std": 0.0,
+        "randaugment_ops": "paper",
+        "interpolation": "bilinear",
+        "eval_resize": None,
+        "on_broken": "skip",
+    },
 }
 
 

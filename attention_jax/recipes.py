@@ -28,7 +28,7 @@ def constant_lr(config: ConfigDict) -> ConfigDict:
 
 
 def step_lr(config: ConfigDict, boundaries: tuple[float, ...] = (1 / 3, 2 / 3), factor: float = 0.1) -> ConfigDict:
-    """The rate times `factor` at shares of the run: a tenth at 30 and 60 of 90 epochs in He et al. 2016 as fb.resnet.torch."""
+    """The rate times `factor` at shares of the run: a tenth at 30 and 60 of 90 epochs in fb.resnet.torch."""
     return _changed(config, "schedule", name="step", boundaries=tuple(boundaries), factor=factor)
 
 
@@ -89,9 +89,7 @@ def nesterov(config: ConfigDict, momentum: float = 0.9) -> ConfigDict:
 
 def rmsprop(config: ConfigDict, decay: float = 0.9, momentum: float = 0.9, eps: float = 1e-3) -> ConfigDict:
     """RMSProp as TensorFlow computes it, with EfficientNet's values (Tan & Le 2019); Inception-v3 has eps 1.0."""
-    return _changed(
-        config, "optimizer", name="rmsprop", rmsprop="tensorflow", b2=decay, momentum=momentum, eps=eps, nesterov=False
-    )
+    return _changed(config, "optimizer", name="rmsprop", rmsprop="tensorflow", b2=decay, momentum=momentum, eps=eps)
 
 
 def adamw(config: ConfigDict, weight_decay: float = 0.05, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> ConfigDict:

@@ -31,8 +31,18 @@ def get_config() -> ConfigDict:
     config.data.args = ConfigDict()  # open: keyword arguments of the source
     config.data.train_split = "train"  # as the source spells its splits
     config.data.eval_split = "test"  # every example of it is evaluated
-    config.data.crop_padding = 1  # pixels a side before a random crop, 0 for none
+    config.data.crop = "pad"  # "pad" | "random_resized" | "none": how training crops
+    config.data.crop_padding = 1  # pixels a side before a random crop, 0 for none; of "pad"
+    config.data.crop_scale = (0.08, 1.0)  # share of the image's area, of "random_resized"
+    config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height, of "random_resized"
     config.data.flip = False  # digits are not symmetric
+    config.data.randaugment_layers = 0  # N, operations an image; 0 for none
+    config.data.randaugment_magnitude = 9  # M, 0 to 10 in AutoAugment's scale, and beyond
+    config.data.randaugment_std = 0.0  # of M, drawn anew for each operation; 0.5 in timm's
+    config.data.randaugment_ops = "paper"  # "paper" | "tf1" | "timm": which operations
+    config.data.interpolation = "bilinear"  # "bilinear" | "bicubic", antialiased, of every resize
+    config.data.eval_resize = None  # shorter side in pixels before the centre crop; None takes images as they are
+    config.data.on_broken = "skip"  # "skip" | "stop": what an image does that cannot be decoded
     config.data.mean = (0.3,)  # a channel, in units of the full range
     config.data.std = (0.38,)  # likewise
     config.data.image_shape = None  # (height, width, channels); None takes the data's
@@ -42,7 +52,7 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # "sgd" | "rmsprop" | "adamw"; each reads the fields below that name it
     config.optimizer.momentum = 0.9  # of sgd, rmsprop: share of the old velocity kept
-    config.optimizer.nesterov = True  # of sgd, rmsprop
+    config.optimizer.nesterov = True  # of sgd
     config.optimizer.rate_in_velocity = False  # of sgd: v = m·v + lr·g as in Keras and Caffe; False: w = w - lr·v
     config.optimizer.rmsprop = "tensorflow"  # of rmsprop: "tensorflow" | "keras" | "torch", see optim/optimizers.py
     config.optimizer.b1 = 0.9  # of adamw: share of the old first moment kept

@@ -32,6 +32,16 @@ def child_environment(env: Mapping[str, str | None] | None = None) -> dict[str, 
     return {name: value for name, value in changed.items() if value is not None}
 
 
+# Files with the longest tests come first, so that no worker is left with one of them at the end.
+LONG_FILES = ("readme", "parallel", "resume", "tables", "notebooks", "errors", "experiments", "loop", "models", "mixing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders files; the tests of a file keep their order."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

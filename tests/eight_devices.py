@@ -9,6 +9,7 @@ import pytest
 
 from attention_jax import parallel, tree
 from attention_jax.errors import UserError
+from attention_jax.optim import mixing
 from attention_jax.train import checkpoint
 from attention_jax.train.loop import train
 from attention_jax.train.program import build
@@ -78,6 +79,22 @@ def test_accumulation_over_devices_is_one_batch():
     for mode in ("jit", "pmap"):
         two_times_eight = three_steps(parallel__mode=mode, batch_norm__granularity=1, accumulation=2)
         assert_close(two_times_eight, one, collections=("params", "opt_state"))
+
+
+def test_mixing_is_of_the_global_batch():
+    both = dict(mix__mixup_alpha=0.8, mix__cutmix_alpha=1.0)
+    one = three_steps(parallel__data=1, batch_norm__granularity=1, **both)
+    assert_close(three_steps(batch_norm__granularity=1, **both), one, collections=("params", "opt_state"))
+    # An image travels to one other device and nowhere else.
+    mesh, shapes = parallel.make_mesh(), {"image": (32, 8, 8, 1), "label": (32,)}
+    arrays = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=parallel.split(mesh)) for name, shape in shapes.items()}
+    mixed = jax.jit(lambda batch: mixing.mix(jax.random.key(0), batch, 0.8, 1.0, 1.0, 0.5), out_shardings=parallel.split(mesh))
+    text = mixed.lower(arrays).compile().as_text()
+    assert "collective-permute" in text and "all-gather" not in text
+    # A replica of mode "pmap" mixes its own part, so that the numbers are others.
+    apart = three_steps(parallel__mode="pmap", batch_norm__granularity=1, **both)
+    with pytest.raises(AssertionError):
+        assert_close(apart, one, collections=("params", "opt_state"))
 
 
 def test_contradictions_are_refused():

@@ -275,11 +275,12 @@ _SGD = dict(nesterov=True, clip_norm=2.0)  # three of the four gradients are lar
 RECIPES = {
     "recipe_sgd": Recipe(dataclasses.replace(_CASE, seed=3), Training("cosine", options=_SGD, weight_decay=0.01)),
     "recipe_rmsprop": Recipe(
-        _CASE,
+        dataclasses.replace(_CASE, seed=3),
         Training(
             "linear",
             optimizer="rmsprop",
             options=dict(rmsprop="tensorflow", b2=0.9, eps=1e-3),
+            shape=dict(warmup_start=0.02, final_share=0.3),
             learning_rate=0.1,
             weight_decay=0.01,
         ),

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import re
 import shlex
 
@@ -15,13 +16,7 @@ from attention_jax.train.program import resolve_durations
 from tests.small import CONFIG, ROOT, small_config
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
-# A piece whose fields the config does not have yet waits for them.
-AWAITED = set() if "randaugment_layers" in configs.FIELDS["data"] else {"randaugment"}
-PIECES = {
-    name: piece
-    for name, piece in vars(recipes).items()
-    if inspect.isfunction(piece) and not name.startswith("_") and name not in AWAITED
-}
+PIECES = {name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")}
 each_file = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 each_piece = pytest.mark.parametrize("name", PIECES)
 
@@ -166,6 +161,15 @@ def test_overriding_leaves_the_input_as_it_was():
         ("ema.decay", 1.0, "up to, but not including, 1"),
         ("optimizer.name", "sdg", "one of 'sgd', 'rmsprop', 'adamw'"),
         ("optimizer.nesterov", 1, "True or False"),
+        ("optimizer.decay", "L2", "one of 'l2', 'decoupled'"),
+        ("optimizer.rmsprop", "tf", "one of 'tensorflow', 'keras', 'torch'"),
+        ("optimizer.eps", 0, "give a positive number"),
+        ("optimizer.clip_norm", -1, "give a norm, 0 or more"),
+        ("schedule.final_share", 1.5, "a number from 0 to 1"),
+        ("mix.probability", -0.1, "a number from 0 to 1"),
+        ("mix.mixup_alpha", -1.0, "a parameter of Beta, 0 or more"),
+        ("loss.smoothing_over", "all", "one of 'uniform', 'others'"),
+        ("precision", "float16", "one of 'float32', 'bfloat16'"),
         ("optimizer.decay_rules", ("bias",), "a tuple of (path regex, True or False)"),
         ("batch_norm.granularity", "some", "'all', 'per_replica', or a whole number"),
         ("batch_norm.granularity", 0, "'all', 'per_replica', or a whole number"),
@@ -225,25 +229,45 @@ def test_json_of_every_file(path):
 
 
 def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
-    def to_2(config):
+    today = configs.VERSION
+
+    def to_next(config):
         plain = config.to_dict()
         plain["optimizer"]["momentum"] = plain["optimizer"].pop("beta")
-        return ConfigDict({**plain, "version": 2})
+        return ConfigDict({**plain, "version": today + 1})
 
-    def to_3(config):
-        assert config.version == 2
-        return ConfigDict({**config.to_dict(), "version": 3, "batch_size": 2 * config.batch_size})
+    def to_last(config):
+        assert config.version == today + 1
+        return ConfigDict({**config.to_dict(), "version": today + 2, "batch_size": 2 * config.batch_size})
 
     now = small_config()
-    old = {**now.to_dict(), "version": 1}
+    old = {**now.to_dict(), "version": today}
     old["optimizer"]["beta"] = old["optimizer"].pop("momentum")
     text = configs.to_json(ConfigDict(old))
-    monkeypatch.setattr(configs, "VERSION", 3)
-    monkeypatch.setattr(configs, "UPGRADES", {1: to_2, 2: to_3})
+    monkeypatch.setattr(configs, "VERSION", today + 2)
+    monkeypatch.setattr(configs, "UPGRADES", {today: to_next, today + 1: to_last})
     new = configs.from_json(text)
     configs.check(new)
-    assert new.version == 3 and new.batch_size == 64 and new.optimizer.momentum == now.optimizer.momentum == 0.9
+    assert new.version == today + 2 and new.batch_size == 64 and new.optimizer.momentum == now.optimizer.momentum == 0.9
     assert configs.from_json(configs.to_json(new)) == new
+
+
+def test_version_1_means_what_it_did():
+    """The committed run's config, and AdamW, whose first-moment decay version 1 called momentum."""
+    saved = json.loads((ROOT / "tests" / "fixtures" / "tiny_run" / "config.json").read_text())
+    assert saved["version"] == 1
+    config = configs.from_json(json.dumps(saved))
+    configs.check(config)
+    kept = configs.flatten(config)
+    for name, value in configs.flatten(saved).items():
+        assert kept[name] == (configs.VERSION if name == "version" else value), name
+    assert (config.precision, config.optimizer.decay, config.optimizer.clip_norm) == ("float32", "l2", 0)
+    assert (config.schedule.final_share, config.mix.mixup_alpha, config.mix.cutmix_alpha) == (0, 0, 0)
+
+    saved["optimizer"].update(name="adamw", momentum=0.8)
+    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.8
+    saved["optimizer"].update(name="sgd")
+    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.9
 
 
 @pytest.mark.parametrize("version", [0, -1, configs.VERSION + 1, "1", None])
@@ -257,7 +281,7 @@ def test_every_version_up_to_this_one_has_its_upgrade():
 
 
 def test_difference_shows_what_changes_the_numbers_and_nothing_else():
-    config = small_config(data__args={"data_dir": "a", "name": "x"})
+    config = small_config(data__args={"data_dir": "a", "path": "a", "name": "x"})
     harmless = {
         "parallel.data": 1,
         "logging.every_steps": 5,
@@ -265,6 +289,8 @@ def test_difference_shows_what_changes_the_numbers_and_nothing_else():
         "profile.num_steps": 3,
         "data.threads": 7,
         "data.args.data_dir": "b",
+        "data.args.path": "b",
+        "data.on_broken": "stop",
         "checkpoint.keep_last": 9,
         "checkpoint.keep_best": 9,
     }

@@ -273,6 +273,8 @@ def test_table_sums_to_the_total(name: str) -> None:
     assert tables[0].params == params(model)
     head = tables[0].modules["head"]
     assert head == (head[1] + model.num_classes, head[1])  # K·C multiply-adds, K·C + K parameters
+    stem = tables[0].modules["stem_conv"]
+    assert stem[0] and stem[1] and next(iter(tables[0].modules)) == "stem_conv"  # one row, the first
 
     # A row is what its module has, and the totals are printed.
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(CIFAR, jnp.float32))["params"]

@@ -1,14 +1,21 @@
 """Data: the order of examples, transforms, sources, and data sets of one's own."""
 
 import dataclasses
+import functools
+import io
 import json
+import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from attention_jax import cli
+from attention_jax import config as configs
 from attention_jax.data import ArraySource, image
+from attention_jax.data.decode import BrokenImage, decode
 from attention_jax.data.embedded import digits_split
 from attention_jax.data.loader import Loader, Plan, example_generator
 from attention_jax.data.sources import open_source
@@ -140,6 +147,75 @@ def test_generator_of_an_example_depends_on_nothing_but_its_name():
     assert draw(0, 0, 0) != np.random.default_rng((0, 0, 0)).random()
 
 
+# Broken images
+
+
+class Partly(Numbers):
+    """Numbers, some of which cannot be decoded."""
+
+    def __init__(self, length: int, broken: set[int]):
+        super().__init__(length)
+        self.without = broken
+
+    def __getitem__(self, index: int) -> dict:
+        if index in self.without:
+            raise BrokenImage("cut short")
+        return super().__getitem__(index)
+
+    def name(self, index: int) -> str:
+        return f"photos/{index}.jpg"
+
+
+def partly(length: int, batch: int, broken: set[int], **fields) -> Loader:
+    return dataclasses.replace(loader_of(length, batch, **fields), source=Partly(length, broken), broken={})
+
+
+def test_a_broken_image_gives_way_to_the_next(caplog):
+    sound, loader = loader_of(20, 5), partly(20, 5, {3, 4, 19})
+    stands_in = {3: 5, 4: 5, 19: 0}
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader.training(0, 8))
+    for batch, whole in zip(batches, sound.training(0, 8), strict=True):
+        expected = [stands_in.get(i, i) for i in whole["image"][:, 0, 0, 0].tolist()]
+        assert batch["image"][:, 0, 0, 0].tolist() == expected
+        assert (batch["label"] == np.array(expected) % 3).all() and (batch["weight"] == 1).all()
+        assert (batch["draw"] == whole["draw"]).all(), "what is random stays where it was"
+    assert loader.broken == {3: "cut short", 4: "cut short", 19: "cut short"}
+    assert sorted(caplog.messages)[-3:] == [
+        f"data: photos/{i}.jpg cannot be decoded (cut short) and is left out." for i in (19, 3, 4)
+    ]
+    assert caplog.messages[-1] == "data: 3 of 20 images could not be decoded."
+    # The stream stays a function of (seed, epoch, index).
+    for threads, start in ((1, 0), (5, 0), (2, 3)):
+        again = partly(20, 5, {3, 4, 19}, threads=threads)
+        assert same(list(again.training(start, 8)), batches[start:])
+
+
+def test_evaluation_leaves_broken_images_out(caplog):
+    loader = partly(10, 4, {0, 5, 9})
+    batches = list(loader.evaluation())
+    seen, weight = (np.concatenate(parts) for parts in zip(*((b["image"][:, 0, 0, 0], b["weight"]) for b in batches)))
+    assert len(weight) == 12 and weight.dtype == np.float32
+    assert seen[weight == 1].tolist() == [1, 2, 3, 4, 6, 7, 8]
+    assert caplog.messages[-1] == "data: 3 of 10 images could not be decoded."
+    caplog.clear()
+    list(loader_of(10, 4).evaluation())
+    assert not caplog.messages
+
+
+def test_a_strict_loader_stops():
+    for batches in (partly(20, 5, {7}, on_broken="stop").training(0, 4), partly(20, 5, {7}, on_broken="stop").evaluation()):
+        with pytest.raises(UserError, match=r"photos/7.jpg cannot be decoded \(cut short\): mend or remove it"):
+            list(batches)
+
+
+def test_nothing_but_broken_images_is_an_error():
+    with pytest.raises(UserError, match="100 images in a row cannot be decoded, the first is photos/2.jpg"):
+        partly(200, 1, set(range(2, 200)) | {0, 1}).evaluation_batch(2)
+    loader = partly(200, 1, set(range(2, 101)))  # 99 of them
+    assert loader.evaluation_batch(2)["image"][0, 0, 0, 0] == 101
+
+
 # Transforms
 
 
@@ -201,6 +277,161 @@ def test_training_augments_and_evaluation_does_not():
     assert (first["image"] == classification.preprocess(config, source.images[:200])).all()
 
 
+def jpeg(seed: int, width: int, height: int, mode: str = "RGB") -> bytes:
+    """A picture whose colour tells its seed apart."""
+    pixels = np.random.default_rng(seed).integers(0, 60, (height, width, 3)) + np.array([seed * 37 % 190, seed * 91 % 190, 90])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@functools.cache
+def shapes_of_folder() -> list[tuple[int, int, str]]:
+    return [(60, 45, "RGB"), (40, 70, "L"), (150, 120, "CMYK"), (31, 32, "RGB")]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """path/{train,val}/{ant,bee,cat}, with 12 and 6 photographs of many sizes."""
+    root = tmp_path / "photos"
+    for split, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("cat", "ant", "bee")):
+            for number in range(count):
+                file = root / split / name / (f"deep/{number}.JPEG" if number == 1 else f"{number}.jpg")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                width, height, mode = shapes_of_folder()[number]
+                file.write_bytes(jpeg(label * 10 + number, width, height, mode))
+    (root / "train" / "ant" / ".hidden.jpg").write_bytes(b"")
+    (root / "train" / "ant" / "notes.txt").write_text("no picture")
+    (root / "train" / ".cache").mkdir()
+    return root
+
+
+def photos_config(folder: Path, **fields):
+    options = {
+        "data__source": "folder",
+        "data__args": {"path": str(folder)},
+        "data__eval_split": "val",
+        "data__crop": "random_resized",
+        "data__eval_resize": 28,
+        "data__image_shape": (24, 24, 3),
+        "data__mean": (0.5,) * 3,
+        "data__std": (0.25,) * 3,
+        "batch_size": 4,
+        "evaluation__batch_size": 4,
+    }
+    return classification.resolve(small_config(**{**options, **fields}))
+
+
+def test_folder_trains_on_crops_and_evaluates_every_example(folder):
+    config = photos_config(folder)
+    assert config.data.num_examples == 12 and config.model.num_classes == 3
+    training = classification.loader(config, "train", (0, 1), training=True)
+    batches = [training.training_batch(step) for step in range(6)]
+    assert all(batch["image"].shape == (4, 24, 24, 3) and batch["image"].dtype == np.float32 for batch in batches)
+    # Another epoch crops anew.
+    seen = {int(i): [] for i in range(12)}
+    for step, batch in enumerate(batches):
+        for index, pixels in zip(training.plan.indices(*training.plan.position(step)), batch["image"]):
+            seen[int(index)].append(pixels)
+    assert all((a != b).any() for a, b in seen.values())
+    for threads in (1, 4):
+        other = dataclasses.replace(training, threads=threads)
+        assert same(list(other.training(0, 6)), batches)
+    evaluation = list(classification.loader(config, "val", (0, 1), training=False).evaluation())
+    assert sum(batch["weight"].sum() for batch in evaluation) == 6
+    assert np.concatenate([batch["label"] for batch in evaluation])[:6].tolist() == [0, 0, 1, 1, 2, 2]
+    # In a notebook the same pixels come out of raw photographs of any size.
+    source = open_source("folder", "val", {"path": str(folder)})
+    predictor = classification.Predictor(config, list("abc"), lambda images: images)
+    ready = predictor.preprocess([source[i]["image"] for i in range(4)])
+    assert (ready == evaluation[0]["image"]).all()
+    assert (predictor.preprocess(decode(source[2]["image"])) == ready[2]).all()
+
+
+@pytest.mark.parametrize(("crop", "padding"), [("none", 0), ("pad", 3)])
+def test_other_crops_start_from_what_evaluation_sees(folder, crop, padding):
+    config = photos_config(folder, data__crop=crop, data__crop_padding=padding, data__eval_split="train")
+    training = classification.loader(config, "train", (0, 1), training=True)
+    evaluation = np.concatenate(
+        [batch["image"] for batch in classification.loader(config, "train", (0, 1), training=False).evaluation()]
+    )
+    batch, indices = training.training_batch(0), training.plan.indices(0, 0)
+    if not padding:
+        assert (batch["image"] == evaluation[indices]).all()
+        return
+    black = classification.preprocess(config, np.zeros((1, 30, 30, 3), np.uint8))[0]
+    for pixels, index in zip(batch["image"], indices):
+        padded = black.copy()
+        padded[3:27, 3:27] = evaluation[index]
+        assert any((pixels == padded[i : i + 24, j : j + 24]).all() for i in range(7) for j in range(7))
+
+
+def test_rand_augment_follows_crop_and_flip(folder):
+    augment = pytest.importorskip("attention_jax.data.augment")
+    config = photos_config(folder, data__randaugment_layers=2, data__randaugment_magnitude=7, data__flip=True)
+    plain = photos_config(folder, data__flip=True)
+    with_it, without = (classification.training_pixels(c) for c in (config, plain))
+    data = open_source("folder", "train", {"path": str(folder)})[0]["image"]
+    operate = augment.rand_augment(2, 7, "paper")
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        expected = operate(without(data, rng), rng)
+        assert (with_it(data, np.random.default_rng(seed)) == expected).all()
+
+
+def test_a_folder_with_broken_files_trains_and_is_counted(folder, tmp_path, capsys, monkeypatch, caplog):
+    cut = folder / "val" / "bee" / "0.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    (folder / "train" / "cat" / "0.jpg").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    config = photos_config(
+        folder, total_steps=4, schedule__warmup_steps=0, evaluation__every_steps=4, checkpoint__every_steps=4, batch_size=4
+    )
+    from attention_jax.train.loop import train
+
+    train(config, "run")
+    assert any(f"{cut} cannot be decoded (image file is truncated" in message for message in caplog.messages)
+    assert f"data: {folder}/train/cat/0.jpg cannot be decoded (an empty file) and is left out." in caplog.messages
+    assert {"data: 1 of 12 images could not be decoded.", "data: 1 of 6 images could not be decoded."} <= set(caplog.messages)
+    with np.load("run/evaluation.npz") as outputs:
+        assert sorted(outputs) == ["correct", "loss", "step"] and len(outputs["correct"]) == len(outputs["loss"]) == 5
+        correct = outputs["correct"]
+    assert cli.main(["evaluate", "--workdir=run"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["accuracy"] == pytest.approx(correct.mean())
+    assert cli.main(["evaluate", "--workdir=run", "--config.data.on_broken=stop"]) == 2
+    assert "val/bee/0.jpg cannot be decoded (image file is truncated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"data__image_shape": None}, "data.image_shape=None: data.crop and data.eval_resize need a size"),
+        ({"data__eval_resize": 23}, "data.eval_resize=23 is less than a side of data.image_shape="),
+        ({"data__mean": (0.5,)}, "data.mean=.* has 1 values for 3 channels"),
+    ],
+)
+def test_sizes_that_contradict(folder, fields, said):
+    with pytest.raises(UserError, match=said):
+        photos_config(folder, **fields)
+
+
+def test_images_of_many_sizes_need_a_resize(folder):
+    config = photos_config(folder, data__crop="none", data__eval_resize=None)
+    with pytest.raises(UserError, match="give data.eval_resize"):
+        classification.loader(config, "train", (0, 1), training=True).training_batch(0)
+
+
+def test_configs_of_version_1_get_the_fields_of_version_2():
+    now = small_config(data__crop_padding=3).to_dict()
+    brought = ("crop", "crop_scale", "crop_ratio", "interpolation", "eval_resize", "on_broken")
+    brought += tuple(name for name in now["data"] if name.startswith("randaugment"))
+    old = {**now, "version": 1, "data": {name: value for name, value in now["data"].items() if name not in brought}}
+    new = configs.from_json(json.dumps(old))
+    configs.check(new)
+    assert new.version == configs.VERSION and new.data.to_dict() == now["data"]
+
+
 # Sources
 
 
@@ -259,6 +490,80 @@ def test_source_that_is_empty_or_gives_no_images(tmp_path):
         open_source(f"{path}:grey", "train", {})
     with pytest.raises(UserError, match="has no 'gray'"):
         open_source(f"{path}:gray", "train", {})
+
+
+def test_folder_classes_are_numbered_by_name(folder):
+    source = open_source("folder", "train", {"path": str(folder)})
+    assert source.label_names == ("ant", "bee", "cat") and source.num_classes == 3 and len(source) == 12
+    names = [Path(source.name(i)).relative_to(folder / "train").as_posix() for i in range(12)]
+    assert names[:4] == ["ant/0.jpg", "ant/2.jpg", "ant/3.jpg", "ant/deep/1.JPEG"] and names == sorted(names)
+    assert [int(source[i]["label"]) for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
+    assert source[0]["image"] == (folder / "train/ant/0.jpg").read_bytes()
+    # A class that a split lacks keeps its number.
+    for file in sorted((folder / "val" / "bee").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    (folder / "val" / "bee").rmdir()
+    val = open_source("folder", "val", {"path": str(folder)})
+    assert val.label_names == ("ant", "bee", "cat") and [int(val[i]["label"]) for i in range(4)] == [0, 0, 2, 2]
+
+
+def test_one_folder_is_held_out_by_name(folder):
+    def files(split: str, share: float) -> set[str]:
+        source = open_source("folder", split, {"path": str(folder / "train"), "holdout": share})
+        assert source.label_names == ("ant", "bee", "cat")
+        return {source.name(i) for i in range(len(source))}
+
+    for number in range(100):
+        (folder / "train" / "bee" / f"n{number}.png").write_bytes(b"")
+    train, test = files("train", 0.25), files("test", 0.25)
+    assert not train & test and len(train | test) == 112 and 14 < len(test) < 42
+    (folder / "train" / "bee" / "another.png").write_bytes(b"")
+    assert train <= files("train", 0.25) and test <= files("test", 0.25)
+    assert test <= files("test", 0.5), "a larger share holds the smaller one"
+
+
+@pytest.mark.parametrize(
+    ("change", "split", "args", "said"),
+    [
+        (None, "vall", {}, r"has no folder of that name \(did you mean 'val'\?\); give one of train, val"),
+        (None, "train", {"path": "nowhere"}, "data.args.path=nowhere: there is no such folder"),
+        (None, "train", {"holdout": 1.0}, "data.args.holdout=1.0: give a share from 0"),
+        (None, "val", {"holdout": 0.5}, "with data.args.holdout the splits are 'train' and 'test'"),
+        ("train/dog", "train", {}, "train/dog has no image file"),
+        ("val/dog", "val", {}, "class 'dog' of .*val is not in .*train, which names them"),
+        ("test", "test", {}, "test has no folders: put the images of each class into a folder of its own"),
+    ],
+)
+def test_folders_that_are_not_right(folder, change, split, args, said):
+    if change:
+        (folder / change).mkdir()
+    with pytest.raises(UserError, match=said):
+        open_source("folder", split, {"path": str(folder), **args})
+
+
+def test_npz(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (5, 4, 4, 3), np.uint8), np.array([[0], [1], [2], [1], [0]])
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels[:2, :, :, 0], y_test=labels[:2, 0])
+    path = str(tmp_path / "a.npz")
+    train = open_source("npz", "train", {"path": path})
+    assert len(train) == 5 and train.num_classes == 3 and (train[3]["image"] == pixels[3]).all() and train[3]["label"] == 1
+    assert open_source("npz", "test", {"path": path}).images.shape == (2, 4, 4, 1)
+    np.savez(tmp_path / "b.npz", train_images=pixels, test_labels=labels, floats=pixels / 255, classes=labels / 2)
+    other = {"path": str(tmp_path / "b.npz"), "images": "{split}_images", "labels": "test_labels"}
+    assert len(open_source("npz", "train", other)) == 5
+    wrong = {
+        r"no array 'x_train' for split 'train'; it has train_images, test_labels, floats, classes": {"images": "x_{split}"},
+        r"ArraySource: images are float64": {"images": "floats"},
+        r"give integers of shape \[N\]": {"labels": "classes"},
+        r"nothing.npz: this cannot be read": {"path": "nothing.npz"},
+    }
+    for said, args in wrong.items():
+        with pytest.raises(UserError, match=said):
+            open_source("npz", "train", {**other, **args})
+    np.save(tmp_path / "c.npy", pixels)
+    with pytest.raises(UserError, match="a single array"):
+        open_source("npz", "train", {"path": str(tmp_path / "c.npy")})
 
 
 def test_more_classes_than_the_network_has():
@@ -337,13 +642,43 @@ def test_tfds_classification_sets(pretended_tfds, tmp_path, name, shape):
     assert len(open_source("tfds", "train", config.data.args.to_dict()).label_names) == 10
 
 
+def test_imagenet_by_way_of_tfds(pretended_tfds, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    # TFDS encodes what it pretends with TensorFlow; Pillow does it here, so that JPEGs come out as from the real files.
+    def to_jpeg(self, pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(np.kron(pixels, np.ones((6, 6, 1), np.uint8))).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    monkeypatch.setattr(tfds.features.Image, "encode_example", to_jpeg)
+    config = configs.load_config("configs/imagenet_resnet50.py")
+    fields = {"data.args.data_dir": str(tmp_path), "data.num_examples": None, "data.image_shape": (40, 32, 3)}
+    config = configs.override(config, {**fields, "data.eval_resize": 48, "batch_size": 4, "evaluation.batch_size": 8})
+    config = classification.resolve(config)
+    assert config.data.num_examples == 20 and config.model.num_classes == 1000
+    source = open_source("tfds", "validation", config.data.args.to_dict())
+    assert source[0]["image"][:2] == b"\xff\xd8" and source.channels == 3 and len(source.label_names) == 1000
+    batch = classification.loader(config, "train", (0, 1), training=True).training_batch(0)
+    assert batch["image"].shape == (4, 40, 32, 3) and batch["image"].std() > 0.1 and (batch["label"] < 1000).all()
+    batches = list(classification.loader(config, "validation", (0, 1), training=False).evaluation())
+    assert len(batches) == 3 and sum(batch["weight"].sum() for batch in batches) == 20
+
+
+def test_tfds_sets_that_are_not_for_classification(pretended_tfds, tmp_path):
+    with pytest.raises(UserError, match="'wider_face' is no classification set"):
+        open_source("tfds", "train", {"name": "wider_face", "data_dir": str(tmp_path)})
+    # Two labels, and the supervised one counts.
+    assert open_source("tfds", "train", {"name": "cifar100", "data_dir": str(tmp_path)}).num_classes == 100
+
+
 def test_prepared_cifar10():
     folder = os.environ.get("ATTENTION_JAX_TEST_DATA")
     if not folder:
         pytest.skip("ATTENTION_JAX_TEST_DATA names no folder with CIFAR-10 as TFDS prepares it")
     source = open_source("tfds", "test", {"name": "cifar10", "data_dir": folder})
     assert len(source) == 10_000 and source.num_classes == 10 and source.label_names[0] == "airplane"
-    assert source[0]["image"].shape == (32, 32, 3) and source[0]["image"].dtype == np.uint8
+    assert decode(source[0]["image"]).shape == (32, 32, 3) and isinstance(source[0]["image"], bytes)
     labels = [int(source[i]["label"]) for i in range(0, 10_000, 100)]
     assert min(labels) >= 0 and max(labels) <= 9 and len(set(labels)) == 10
     assert len(open_source("tfds", "train[:45000]", {"name": "cifar10", "data_dir": folder})) == 45_000

@@ -98,7 +98,7 @@ INSTALL = "python -m pip install --quiet --disable-pip-version-check --no-input 
 def test_lists_its_commands(root):
     for arguments in ([], ["help"], ["--help"]):
         done = subprocess.run([root / "launch.sh", *arguments], capture_output=True, text=True, check=True)
-        for command in ("quickstart", "train", "evaluate", "table", "summary", "local", "notebook", "test", "setup"):
+        for command in ("quickstart", "train", "evaluate", "table", "summary", "prepare", "local", "notebook", "test", "setup"):
             assert f"\n  {command}" in done.stdout
 
 
@@ -142,7 +142,7 @@ def test_extras_accumulate(checkout):
         f"{INSTALL}[cuda,dev,gcs]",
         "python -m ruff check .",
         "python -m ruff format --check .",
-        "python -m pytest -m not peers -k name",
+        "python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder -m not peers -k name",
     ]
     checkout.launch("test", "--peers", "-k", "name")
     assert checkout.calls()[0] == f"{INSTALL}[cuda,dev,gcs,peers]"
@@ -185,7 +185,7 @@ def test_failed_installation_is_redone(checkout):
     assert checkout.calls()[-2:] == [INSTALL, "python -m attention_jax summary resnet20"]
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited in vain until {what}"

@@ -121,6 +121,8 @@ def test_rmsprop_of_three_libraries_on_one_gradient():
     assert steps_of([2.0], "rmsprop", rate, rmsprop="tensorflow", **options)[0] == pytest.approx(-2 / math.sqrt(1.3 + 0.1))
     assert steps_of([2.0], "rmsprop", rate, rmsprop="keras", **options)[0] == pytest.approx(-2 / math.sqrt(0.4 + 0.1))
     assert steps_of([2.0], "rmsprop", rate, rmsprop="torch", **options)[0] == pytest.approx(-2 / (math.sqrt(0.4) + 0.1))
+    plain, nesterov = (steps_of([2, 1], "rmsprop", rate, momentum=0.5, nesterov=flag) for flag in (False, True))
+    np.testing.assert_array_equal(plain, nesterov)  # none of the three has Nesterov momentum
 
 
 def test_a_velocity_keeps_the_old_rate_or_takes_the_new_one():

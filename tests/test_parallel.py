@@ -118,5 +118,6 @@ def test_batches_are_divided_by_rows_and_in_one_order():
         parts = [half.training_batch(step) for half in halves]
         for name, rows in batch.items():
             np.testing.assert_array_equal(rows, np.concatenate([part[name] for part in parts]))
+    whole, *halves = (classification.loader(config, "test", share, training=False) for share in ((0, 1), (0, 2), (1, 2)))
     for batch, *parts in zip(whole.evaluation(), *(half.evaluation() for half in halves), strict=True):
         np.testing.assert_array_equal(batch["weight"], np.concatenate([part["weight"] for part in parts]))

@@ -82,7 +82,7 @@ def test_a_notebook_shows_a_figure_without_pyplot():
 
 
 def test_many_rows_look_different():
-    looks = {tuple(plots._look(i).values()) for i in range(20)}
+    looks = {tuple(plots.look(i).values()) for i in range(20)}
     assert len(looks) == 20
 
 

@@ -23,11 +23,18 @@ README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "experiments" / "results" / "quickstart.md"
 BLOCKS = re.findall(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
+# Their files are read and run by test_experiments.py.
+IMAGE_TABLES = (
+    *("residual", "bam", "visual_attention", "receptive_field"),
+    *("resnext_cardinality", "resnet_rs", "randaugment"),
+)
+
 # What a command is given besides, by how it begins, so that it takes seconds. What is left out runs as it is written.
 REDUCED = {
     "quickstart": ["--scale=smoke", "--seeds=1", "--rows=residual + BAM", "--workdir=runs/quickstart"],
     "table experiments/quickstart.py": ["--scale=smoke", "--workdir=runs/quickstart", "--dry-run"],
     "table my_table.py": ["--scale=smoke", "--dry-run"],
+    **{f"table experiments/{name}.py": ["--scale=smoke", "--dry-run"] for name in IMAGE_TABLES},
     "train": [f"--config.{name}={value}" for name, value in FIELDS.items()],
 }
 NOT_RUN = {"test": "this is it"}
@@ -61,7 +68,11 @@ def test_everything_in_it_runs(tmp_path, monkeypatch):
         elif kind == "bash":
             for line in text.splitlines():
                 done.append(_run(line))
-    assert done.count("train") == 3 and done.count("table") == 3 and {"quickstart", "test", "evaluate"} <= set(done)
+    assert (
+        done.count("train") == 3
+        and done.count("table") == 3 + len(IMAGE_TABLES)
+        and {"quickstart", "test", "evaluate"} <= set(done)
+    )
 
     assert len(namespace["prediction"].labels) == 599
     assert namespace["maps"]["stage1_gate/map"].ndim == 4 and len(namespace["steps"]) == 2

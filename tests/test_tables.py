@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from attention_jax import config as configs
+from attention_jax.data.embedded import digits
 from attention_jax.errors import UserError
 from attention_jax.tables import publish, runner
 from attention_jax.tables.runner import run_table
@@ -51,6 +52,30 @@ class Disk:
 
 def make(split):
     return Disk(split)
+"""
+
+
+# A measure of two seeds that differ, an array for the picture, and a picture that cannot be made.
+OWN = """
+from pathlib import Path
+from attention_jax.analysis import plots
+from attention_jax.errors import UserError
+
+def measure(program, run):
+    if Path(__file__).with_name("unmeasurable").exists():
+        raise UserError("today nothing can be measured")
+    return {"seed + steps": run.config.seed + program.durations.total, "bias": run.variables["params"]["head"]["bias"]}
+
+def draw(measured):
+    figure = plots.new_figure(3, 3)
+    for label, seeds in measured.items():
+        for values in seeds:
+            figure.add_subplot().plot(values["bias"], label=label)
+    Path(__file__).with_name("drawn").write_text(" ".join(f"{label}:{len(seeds)}" for label, seeds in measured.items()))
+    return figure
+
+def fail(measured):
+    return measured["plain"][0]["no such array"]
 """
 
 
@@ -96,7 +121,7 @@ def story(tmp_path_factory):
     file = folder / "small.py"
     file.write_text(
         table_text(
-            '{"label": "plain", "pieces": ("no_shortcuts",), "published": {"top-1 %": 91.25}},'
+            '{"label": "plain", "pieces": ("no_shortcuts",), "published": {"top-1 %": 91.25}, "network": {"name": "resnet18"}},'
             '{"label": "disk", "pieces": ("no_shortcuts",), "overrides": {"data.source": "DISK:make"}},'
             '{"label": "+ BAM", "pieces": (functools.partial(recipes.bam, reduction=4), "ema"), "against": "plain"},'.replace(
                 "DISK", str(folder / "disk.py")
@@ -104,8 +129,11 @@ def story(tmp_path_factory):
             attention_of="+ BAM",
             notes="Only for a test.",
             next_commands=[("look", "ls {workdir}/plain/0")],
+            measures={"errors": "attention_jax.tables.measures:errors", "own": f"{folder / 'own.py'}:measure"},
+            pictures={"own": f"{folder / 'own.py'}:draw", "bad": f"{folder / 'own.py'}:fail"},
         )
     )
+    (folder / "own.py").write_text(OWN)
     told = types.SimpleNamespace(folder=folder, file=file, work=folder / "work", texts=[], codes=[], timing=[], pages=[])
 
     def step(**options):
@@ -133,8 +161,8 @@ def test_rows_that_are_not_chosen_say_not_run(story):
     # Counts are facts of the network, run or not.
     last = {line.split("|")[1].strip(): line for line in story.pages[-1].splitlines() if line.startswith("|")}
     for label in ("disk", "+ BAM"):
-        assert lines[label].split("|")[2:4] == last[label].split("|")[2:4]
-        assert int(last[label].split("|")[2].replace(",", "")) > 1000
+        assert lines[label].split("|")[2:6] == last[label].split("|")[2:6]
+        assert int(last[label].split("|")[4].replace(",", "")) > 1000
 
 
 def test_a_crash_is_recorded_and_the_others_go_on(story):
@@ -205,10 +233,59 @@ def test_markdown_says_how_it_was_made(story):
     assert len(columns) == 1
 
 
+def test_measures_become_columns(story):
+    from attention_jax.load import load_run
+    from attention_jax.tables import measures
+
+    rows = records(story.work / "small.csv")
+    for slug, record in zip(("plain", "disk", "bam"), rows.values(), strict=True):
+        assert (float(record["seed + steps"]), float(record["seed + steps std"])) == pytest.approx((4.5, 0.5**0.5))
+        assert float(record["test error %"]) == pytest.approx(100 - 100 * float(record["accuracy"]))
+        for seed in (0, 1):
+            run = load_run(story.work / slug / str(seed))
+            kept = measures.read(story.work / slug / str(seed), 4, "own")
+            np.testing.assert_array_equal(kept["bias"], run.variables["params"]["head"]["bias"])
+    assert measures.read(story.work / "plain/0", 3, "own") is None  # of another step
+    images, labels = digits("train")
+    run = load_run(story.work / "plain/0")
+    wrong = 100 * np.mean(run.predict(images).classes != labels)
+    assert float(measures.read(story.work / "plain/0", 4, "errors")["training error %"]) == pytest.approx(wrong)
+    assert "| 4.5 ± 0.71 |" in story.pages[-1] and "bias" not in story.pages[-1]
+
+
+def test_the_papers_network_is_counted_beside_the_trained_one(story):
+    page, rows = story.pages[0], records(story.work / "small.csv")
+    assert "| params, paper's | MACs, paper's | params | MACs |" in page
+    assert "| plain | 11,689,512 | 1,814,073,344 |" in page  # as torchvision counts ResNet-18
+    assert (rows["plain"]["paper_params"], rows["disk"]["paper_params"]) == ("11689512", "")
+
+
+def test_a_measure_is_taken_again_when_its_file_is_missing_or_it_failed(story):
+    files = sorted(story.work.glob("*/*/measure_*.npz"))
+    assert len(files) == 3 * 2 * 2
+    written = {path: path.stat().st_mtime_ns for path in files}
+    gone = story.work / "plain/1/measure_own.npz"
+    gone.unlink()
+    assert f"seed 1: would be measured: {gone.parent}" in call(story.file, workdir=story.work, dry_run=True)[1]
+    (story.folder / "unmeasurable").touch()
+    code, text = call(story.file, workdir=story.work)
+    assert code == 1 and "plain, seed 1: today nothing can be measured" in text
+    assert records(story.work / "small.csv")["plain"]["seed + steps"] == "4.0"  # of the seed that is left
+    (story.folder / "unmeasurable").unlink()
+    assert call(story.file, workdir=story.work)[0] == 0
+    assert {path for path in files if path.stat().st_mtime_ns != written[path]} == {gone}
+    assert (story.work / "small.md").read_text() == story.pages[-1]
+    timing = {str(path): path.read_text() for path in sorted(story.work.glob("*/*/timing.jsonl"))}
+    assert timing == story.timing[-1]  # nothing was trained for it
+
+
 def test_files_and_next_commands(story):
     names = {path.name for path in story.work.iterdir() if path.is_file()}
-    assert names == {"small.md", "small.csv", "small.png", "small_curves.png", "small_attention.png"}
-    for name in ("small.png", "small_curves.png", "small_attention.png"):
+    pictures = {"small.png", "small_curves.png", "small_attention.png", "small_own.png"}
+    assert names == {"small.md", "small.csv", *pictures}
+    assert (story.folder / "drawn").read_text() == "plain:2 disk:2 + BAM:2"
+    assert "no small_bad.png: KeyError" in story.texts[-1]
+    for name in pictures:
         assert (story.work / name).read_bytes().startswith(b"\x89PNG")
         assert str(story.work / name) in story.texts[-1]
     assert f"# look\n  ls {story.work}/plain/0" in story.texts[-1]
@@ -398,6 +475,13 @@ def test_the_quickstart_is_the_table_it_promises():
         ('{"label": "a"}', {"scales": {"x": {"seeds": 0}}}, "seeds=0 is not right"),
         ('{"label": "a"}', {"scales": {}}, "at least one row and one scale"),
         ('{"label": "a"}', {"next_commands": ["ls"]}, r"give pairs \(why, command\)"),
+        ('{"label": "a", "network": "resnet18"}', {}, "row 'a': network='resnet18' is not right: give a dict"),
+        ('{"label": "a", "network": {"nam": "resnet18"}}', {}, "row 'a': network=None is not right"),
+        ('{"label": "a"}', {"scales": {"x": {"seeds": 1, "base": 3}}}, "base=3 is not right: give the path"),
+        ('{"label": "a"}', {"measures": ["a:b"]}, "measures=.* is not right: give a dict of name: function"),
+        ('{"label": "a"}', {"measures": {"x": "numpy:hypott"}}, r"numpy has no 'hypott' \(did you mean 'hypot'\?\)"),
+        ('{"label": "a"}', {"pictures": {"A b": "numpy:hypot"}}, "pictures has 'A b': give a name of small letters"),
+        ('{"label": "a"}', {"pictures": {"x": 3}}, r"pictures\['x'\]=3 is not right: give a function"),
     ],
 )
 def test_mistakes_in_a_table_file(tmp_path, rows, names, message):

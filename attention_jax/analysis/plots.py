@@ -42,18 +42,18 @@ def _figure_class() -> "type[Figure]":
     return Picture
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """A figure of this size in inches, whose text stays legible when it is shown 900 pixels wide."""
     return _figure_class()(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _style(axes: "Axes") -> None:
+def style(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _look(i: int) -> dict[str, Any]:
+def look(i: int) -> dict[str, Any]:
     """Colour and dashes of the i-th row."""
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": _DASHES[i // len(COLOURS) % len(_DASHES)]}
 
@@ -74,10 +74,10 @@ def row_chart(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") ->
 
     Intervals of single rows share the luck of the test examples: they may overlap where the paired difference is certain.
     """
-    figure = _figure(8, 1.5 + 0.5 * len(bars))
+    figure = new_figure(8, 1.5 + 0.5 * len(bars))
     axes = figure.add_subplot()
     for i, bar in enumerate(bars):
-        colour = _look(i)["color"]
+        colour = look(i)["color"]
         axes.plot([100 * bar.low, 100 * min(bar.high, 1)], [i, i], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
         axes.plot(100 * bar.value, i, marker="|", markersize=20, markeredgewidth=2.5, color=colour)
         # Seeds with the same score lie beside, not on top of each other.
@@ -89,7 +89,7 @@ def row_chart(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") ->
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlabel(f"{metric} %   (dots: seeds; tick: mean; band: 95 % interval of the row alone)")
     axes.set_title(title, loc="left", fontsize=11)
-    _style(axes)
+    style(axes)
     axes.grid(False, axis="y")
     return figure
 
@@ -104,7 +104,7 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], t
     Raises:
         UserError: a run has not logged anything that can be drawn.
     """
-    figure = _figure(10, 4.2)
+    figure = new_figure(10, 4.2)
     score_axes, loss_axes = figure.subplots(1, 2)
     late = []
     for i, (label, seeds) in enumerate(runs.items()):
@@ -112,10 +112,10 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], t
         losses = [_by_epoch(lines, "train/loss", 1, label) for lines in seeds]
         for axes, curves in ((score_axes, scores), (loss_axes, losses)):
             for epochs, values in curves if len(curves) > 1 else ():
-                axes.plot(epochs, values, linewidth=0.6, alpha=0.45, **_look(i))
+                axes.plot(epochs, values, linewidth=0.6, alpha=0.45, **look(i))
             shortest = min(len(values) for _, values in curves)  # a run that was stopped ends the mean
             mean = np.mean([values[:shortest] for _, values in curves], axis=0)
-            axes.plot(curves[0][0][:shortest], mean, linewidth=2, label=label, **_look(i))
+            axes.plot(curves[0][0][:shortest], mean, linewidth=2, label=label, **look(i))
         late += [np.min(values[len(values) // 2 :]) for _, values in scores]
 
     # The first half of a run would press the second, where rows differ, into the top of the panel.
@@ -126,7 +126,7 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], t
     loss_axes.set_title("training loss, each row its own (nats, log scale)", fontsize=10)
     for axes in (score_axes, loss_axes):
         axes.set_xlabel("epoch")
-        _style(axes)
+        style(axes)
     figure.legend(
         *score_axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 5), frameon=False, fontsize=9
     )
@@ -210,7 +210,7 @@ class _Sheet:
         self._width, self._height = self._x[-1] + cell + 0.15, top + rows * (cell + gap) + bottom
         self._top = self._height - top
         self._bottom = self._top - rows * (cell + gap) + gap
-        self.figure = _figure(self._width, self._height)
+        self.figure = new_figure(self._width, self._height)
         self.figure.set_layout_engine("none")
 
     def _add(self, x: float, y: float, width: float, height: float) -> "Axes":

@@ -1,5 +1,5 @@
 """Examples -> numpy batches: sources, per-example transforms, and the loader that owns the order."""
 
-from attention_jax.data.sources import ArraySource
+from attention_jax.data.arrays import ArraySource
 
 __all__ = ["ArraySource"]

@@ -1,7 +1,8 @@
 """Where examples come from: random access by index, nothing else.
 
-A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, C], "label": int}` and `num_classes`; `label_names` is
-optional. A data set of your own is a function `make(split, **args)` that returns one, named `path/to/file.py:make`.
+A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, C] or encoded bytes, "label": int}` and `num_classes`.
+Optional: `label_names`, `name(i)` (what a message calls example i) and, of encoded images, `channels` (1 or 3, else 3).
+A data set of your own is a function `make(split, **args)` that returns one, named `path/to/file.py:make`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from attention_jax.data import embedded
+from attention_jax.data.arrays import ArraySource
+from attention_jax.data.decode import BrokenImage
+from attention_jax.data.files import folder, npz
 from attention_jax.errors import UserError, one_sentence, require
 from attention_jax.plugins import load_object
 
@@ -24,36 +28,13 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class ArraySource:
-    """Images and labels that are in memory.
+def digits(split: str, channels: int = 1) -> ArraySource:
+    """UCI digits (1,797 images of 8x8 pixels, 10 classes), which scikit-learn carries; splits "train" and "test".
 
-    Args:
-        images: uint8 [N, H, W, C].
-        labels: integers [N] from 0.
-        num_classes: K; by default the largest label + 1.
-        label_names: a name for each class.
+    Three equal `channels` are for what needs colour images, such as RandAugment's operation on colour.
     """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int | None = None, label_names: Sequence[str] = ()):
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise UserError(f"ArraySource: images are {images.dtype} {images.shape}; give uint8 of shape [N, H, W, C].")
-        if len(images) != len(labels):
-            raise UserError(f"ArraySource: {len(images)} images but {len(labels)} labels; give one label an image.")
-        self.images, self.labels = images, np.asarray(labels, np.int32)
-        self.num_classes = num_classes or (int(self.labels.max()) + 1 if len(labels) else 0)
-        self.label_names = tuple(label_names)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": self.labels[index]}
-
-
-def digits(split: str) -> ArraySource:
-    """UCI digits (1,797 images of 8x8 pixels, 10 classes), which scikit-learn carries; splits "train" and "test"."""
     images, labels = embedded.digits(split)
-    return ArraySource(images, labels, num_classes=10, label_names=[str(i) for i in range(10)])
+    return ArraySource(images.repeat(channels, -1), labels, num_classes=10, label_names=[str(i) for i in range(10)])
 
 
 def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
@@ -70,30 +51,52 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
         require("gcsfs", "gcs", f"data.args.data_dir={data_dir}")
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
-        records = builder.as_data_source(split=split)
-        return _TfdsSource(records, builder.info.features["label"])
+        image, label = _image_and_label(name, builder.info)
+        # Whoever crops decodes, at the scale that the crop needs.
+        records = builder.as_data_source(split=split, decoders={image: tensorflow_datasets.decode.SkipDecoding()})
+        try:
+            _ = records[0]
+        except ImportError:  # tfds.testing.mock_data encodes what it pretends with TensorFlow, or else leaves it decoded
+            records = builder.as_data_source(split=split)
+        return _TfdsSource(records, builder.info.features, image, label)
     except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"data.source=tfds: {name!r} split {split!r} cannot be read from {data_dir or '~/tensorflow_datasets'} "
-            f"({one_sentence(error)}): prepare it there as ArrayRecord, or point data.args.data_dir to the folder that has it."
+            f"({one_sentence(error)}): prepare it there with python -m attention_jax prepare {name}, or point "
+            "data.args.data_dir to the folder that has it."
         ) from error
 
 
+def _image_and_label(name: str, info: Any) -> tuple[str, str]:
+    """Names of a data set's image and class features: its supervised keys, else the only ones of their kind."""
+    from tensorflow_datasets import features
+
+    images = [key for key, feature in info.features.items() if isinstance(feature, features.Image)]
+    labels = [key for key, feature in info.features.items() if isinstance(feature, features.ClassLabel)]
+    pairs = [(image, label) for image in images for label in labels]
+    if info.supervised_keys in pairs:
+        return info.supervised_keys
+    if len(pairs) != 1:
+        raise UserError(f"data.source=tfds: {name!r} is no classification set; it has {', '.join(info.features)}.")
+    return pairs[0]
+
+
 class _TfdsSource:
-    def __init__(self, records: Sequence[Mapping[str, Any]], label_feature: Any):
-        self._records = records
-        self.num_classes = label_feature.num_classes
-        self.label_names = tuple(label_feature.names)
+    def __init__(self, records: Sequence[Mapping[str, Any]], features: Mapping[str, Any], image: str, label: str):
+        self._records, self._image, self._label = records, image, label
+        self.channels = 1 if features[image].shape[-1] == 1 else 3
+        self.num_classes = features[label].num_classes
+        self.label_names = tuple(features[label].names)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._records[index]
-        return {"image": record["image"], "label": np.int32(record["label"])}
+        return {"image": record[self._image], "label": np.int32(record[self._label])}
 
 
-SOURCES = {"digits": digits, "tfds": tfds}
+SOURCES = {"digits": digits, "folder": folder, "npz": npz, "tfds": tfds}
 
 
 def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
@@ -102,14 +105,16 @@ def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
     try:
         opened = make(split, **args)
         length = len(opened)
-        first = opened[0] if length else None
+        first = opened[0]["image"] if length else b""
     except UserError:
         raise
+    except BrokenImage:
+        return opened  # its loader deals with it
     except Exception as error:
         raise UserError(f"data.source={source}: split {split!r} cannot be read ({type(error).__name__}: {error}).") from error
-    if first is None:
+    if not length:
         raise UserError(f"data.source={source}: split {split!r} is empty.")
-    image = first["image"]
-    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3:
-        raise UserError(f"data.source={source}: image 0 is {getattr(image, 'dtype', type(image))}; give uint8 [H, W, C].")
+    if not isinstance(first, bytes) and (getattr(first, "dtype", None) != np.uint8 or first.ndim != 3):
+        kind = getattr(first, "dtype", type(first))
+        raise UserError(f"data.source={source}: image 0 is {kind}; give uint8 [H, W, C] or encoded bytes.")
     return opened

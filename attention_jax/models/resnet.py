@@ -18,6 +18,7 @@ from attention_jax.errors import UserError
 from attention_jax.models.gate import Gate
 from attention_jax.nn.conv import Conv, StochasticDepth, average_pool, fan_in, he_fan_out
 from attention_jax.nn.norm import BatchNorm, GroupNorm, NoNorm
+from attention_jax.nn.pool import max_pool
 
 _INITS = {"he": he_fan_out, "fan_in": fan_in}
 _CHOICES = {
@@ -286,5 +287,5 @@ class ResNet(nn.Module):
             x = conv(features, (kernel, kernel), stride, name=f"stem_conv{number}")(x)
             x = nn.relu(norm(name=f"stem_norm{number}")(x))
         if self.stem in ("imagenet", "deep"):
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         return x

@@ -50,7 +50,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     root = type(model).__name__
 
     def module_of(path: str) -> str:
-        parts = path.split("/")
+        parts = [part for part in path.split("/") if "." not in part]  # "ResNet._stem" is a method, not a module
         return "/".join((parts[1:] if parts[0] == root else parts)[:depth])
 
     modules: dict[str, list[int]] = {}
@@ -76,6 +76,9 @@ def _count(jaxpr: core.Jaxpr, stack: str, times: int, macs: dict[str, int]) -> N
             (contract, _), _ = params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             macs[here] += times * equation.outvars[0].aval.size * math.prod(left[i] for i in contract)
+        elif params.get("branches_platforms"):  # `jax.lax.platform_dependent`: one branch runs, the default is XLA's own
+            branch = params["branches_platforms"].index(None)
+            _count(params["branches"][branch].jaxpr, here, times, macs)
         else:
             repeat = params["length"] if name == "scan" else 1
             for value in jax.tree.leaves(

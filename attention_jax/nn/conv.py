@@ -1,44 +1,18 @@
 """Convolutions as the papers and PyTorch count them, pooling, stochastic depth, and squeeze-and-excitation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention_jax.nn.convolve import convolve
+
 # He et al. 2015 as in fb.resnet.torch: standard deviation sqrt(2 / (k·k·output channels)).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # TensorFlow's variance_scaling_initializer as it is by default, in the released ResNet-RS: sqrt(1 / (k·k·input channels)).
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-
-
-def convolve(
-    x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
-) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, as one matrix product where the output has at most 2x2 positions.
-
-    Networks for small images end in such maps, on which XLA's CPU convolution takes 5 times as long (3x3, 64 channels,
-    batch 32 on 2x2: 2.2 ms for the gradient against 0.4 ms). The numbers agree up to rounding.
-    """
-    kh, kw, features, out = kernel.shape
-    dilation = options.get("rhs_dilation") or (1, 1)
-    # What a product of patches cannot do is left to XLA: padding by name, groups, dilated inputs.
-    if isinstance(padding, str) or options.get("feature_group_count", 1) > 1 or max(options.get("lhs_dilation") or (1, 1)) > 1:
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
-    h, w = (
-        (size + sum(pad) - d * (k - 1) - 1) // stride + 1
-        for size, pad, d, k, stride in zip(x.shape[1:3], padding, dilation, (kh, kw), window_strides, strict=True)
-    )
-    if h > 2 or w > 2:
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = (
-        [slice(i * d, i * d + stride * (size - 1) + 1, stride) for i in range(k)]
-        for k, d, stride, size in zip((kh, kw), dilation, window_strides, (h, w), strict=True)
-    )
-    patches = jnp.concatenate([padded[:, row, column] for row in rows for column in columns], -1)
-    return jnp.dot(patches, kernel.reshape(kh * kw * features, out), precision=options.get("precision"))
 
 
 class Conv(nn.Conv):

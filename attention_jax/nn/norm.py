@@ -1,5 +1,6 @@
 """Normalisation: batch norm whose statistics are a stated choice, group norm, and none."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,9 @@ from attention_jax.errors import UserError
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last.
 
-    Unlike `nn.BatchNorm` it says over how many examples it normalises, takes the variance in two passes (the one-pass
-    form errs by 0.38 at mean 1,000 in float32), and keeps the running variance of Flax (biased) or PyTorch (unbiased).
+    Unlike `nn.BatchNorm` it says over how many examples it normalises, keeps the running variance of Flax (biased) or
+    PyTorch (unbiased), and takes the variance in two passes, for the one-pass form errs by 0.38 at mean 1,000 in float32;
+    on TPU and GPU, where two passes cost memory traffic, in one pass about the running mean.
     Statistics and normalisation are computed in float32 whatever the input is; the output has the input's type.
 
     Attributes:
@@ -53,17 +55,73 @@ class BatchNorm(nn.Module):
             raise UserError(
                 f"batch norm over groups of {size} examples: a batch of {x.shape[0]} has no whole number of groups."
             )
-        grouped = x.reshape(x.shape[0] // size, size, -1, channels)
-        mean = grouped.mean((1, 2), keepdims=True)
-        variance = jnp.square(grouped - mean).mean((1, 2), keepdims=True)
-        normalised = (grouped - mean) * (scale * jax.lax.rsqrt(variance + self.epsilon)) + bias
+        # One group keeps the array's shape: a further dimension makes XLA's TPU programs copy it (see `_normalise`).
+        grouped = x if size == x.shape[0] else x.reshape(x.shape[0] // size, size, *x.shape[1:])
+        axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
+        # The written-out gradient loses three digits over 4 numbers a channel, as a gate's vectors in a small batch have.
+        normalise = _normalise if x.ndim > 2 else _normalise.fun
+        normalised, mean, variance = normalise(grouped, scale, bias, running_mean.value, axes, self.epsilon)
 
-        count = grouped.shape[1] * grouped.shape[2]
+        count = math.prod(grouped.shape[axis] for axis in axes)
         correction = count / max(count - 1, 1) if self.running_var == "unbiased" else 1.0
         keep = self.momentum
-        running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean((0, 1, 2))
-        running_variance.value = keep * running_variance.value + (1 - keep) * correction * variance.mean((0, 1, 2))
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean.reshape(-1, channels).mean(0)
+        new_variance = correction * variance.reshape(-1, channels).mean(0)
+        running_variance.value = keep * running_variance.value + (1 - keep) * new_variance
         return normalised.reshape(x.shape).astype(dtype)
+
+
+def _statistics_in_two_passes(x: jax.Array, guess: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """[..., C], [C] -> mean and variance over the axes, whose lengths become 1, whatever the guess."""
+    mean = x.mean(axes, keepdims=True)
+    return mean, jnp.square(x - mean).mean(axes, keepdims=True)
+
+
+def _statistics_in_one_pass(x: jax.Array, guess: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The same from sums of x - guess and its square, as good as the guess of the mean is to a few hundred deviations."""
+    mean = (x - guess).mean(axes, keepdims=True)
+    variance = jnp.square(x - guess).mean(axes, keepdims=True) - jnp.square(mean)
+    return mean + guess, jnp.maximum(variance, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: tuple[int, ...], epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[..., C] and three [C] -> the same normalised over the axes, and the mean and variance used.
+
+    `guess` is the running mean. A TPU takes both sums of the one-pass form while the convolution before writes its
+    output, and need not read that again: 5.56 GB instead of 7.67 in a step of two bottlenecks (v5e, batch 32 at 56x56).
+
+    The gradient is written out: it reads the activations half as often as the derivative of two passes (batch 8 at 56x56
+    with 256 channels on two CPU cores, forward and backward with ReLU: 27 ms against 48). None flows through the statistics
+    that are returned; forward-mode differentiation does not pass.
+    """
+    here, elsewhere = (functools.partial(form, axes=axes) for form in (_statistics_in_two_passes, _statistics_in_one_pass))
+    mean, variance = jax.lax.platform_dependent(x, guess, cpu=here, default=elsewhere)
+    return (x - mean) * (scale * jax.lax.rsqrt(variance + epsilon)) + bias, mean, variance
+
+
+def _normalise_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: tuple[int, ...], epsilon: float
+) -> tuple:
+    y, mean, variance = _normalise(x, scale, bias, guess, axes, epsilon)
+    return (y, mean, variance), (x, scale, mean, jax.lax.rsqrt(variance + epsilon))
+
+
+def _normalise_backward(axes: tuple[int, ...], epsilon: float, saved: tuple, gradients: tuple) -> tuple:
+    x, scale, mean, inverse_deviation = saved
+    of_y, _, _ = gradients
+    count = math.prod(x.shape[axis] for axis in axes)
+    of_bias = of_y.sum(axes, keepdims=True)
+    normal = (x - mean) * inverse_deviation
+    of_scale = (of_y * normal).sum(axes, keepdims=True)
+    # Differences first: for few numbers they are much smaller than their terms.
+    of_x = scale * inverse_deviation * (of_y - of_bias / count - normal * (of_scale / count))
+    return of_x, of_scale.reshape(-1, scale.size).sum(0), of_bias.reshape(-1, scale.size).sum(0), None
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class GroupNorm(nn.Module):

@@ -40,7 +40,7 @@ def make_optimizer(
         weight_decay: wd; 0 switches it off.
         decay_rules: (path regex, whether to decay); a parameter that no rule matches is an error.
         momentum: m of SGD and RMSProp.
-        nesterov: of SGD and RMSProp: g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
+        nesterov: of SGD: g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
         decay: of SGD and RMSProp: "l2" adds wd·w to the gradient, the gradient of wd/2·|w|²; "decoupled" subtracts
             lr·wd·w from the weight, so that the schedule scales it as in PyTorch's AdamW.
         rate_in_velocity: of SGD: v = m·v + lr·g, w = w - v, as in Caffe and Keras. The same at a constant rate; after the
@@ -64,6 +64,7 @@ def make_optimizer(
     parts = []
     if name == "rmsprop":
         start, eps_in_root, rate_in_velocity = RMSPROP[rmsprop]
+        nesterov = False  # none of the three has it
         parts.append(optax.scale_by_rms(b2, eps, start, eps_in_root))
     elif name != "sgd":
         raise ValueError(f"unknown optimizer {name!r}")

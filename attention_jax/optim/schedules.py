@@ -24,8 +24,9 @@ def make_schedule(
 
     Args:
         name: "constant"; "step", which multiplies by `factor` at each boundary (He et al. 2016); "cosine",
-            f + (1-f)·0.5·(1 + cos(pi·t/T)) of the peak (Loshchilov & Hutter 2017); "linear", f + (1-f)·(1 - t/T) of the
-            peak; "noam", see `noam`.
+            f + (1-f)·0.5·(1 + cos(pi·t/T)) of the peak (Loshchilov & Hutter 2017; the clock as in He et al. 2019 and
+            ConvNeXt, while TensorFlow's model garden starts it at step 0); "linear", f + (1-f)·(1 - t/T) of the peak;
+            "noam", see `noam`.
         learning_rate: the peak; of "noam" the factor before its formula.
         total_steps: of the run, warm-up included.
         warmup_steps: W; its step s has start + (peak - start)·(s + 1)/W, so that the first is not lost and the last has

@@ -1,16 +1,18 @@
 """Writes a table's files: Markdown, CSV, chart, learning curves, and a picture of attention."""
 
+import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from attention_jax.analysis import plots
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, one_sentence
 from attention_jax.load import load_run
+from attention_jax.plugins import load_object
 from attention_jax.tables import render
 from attention_jax.tables.render import Heading, Line
 from attention_jax.tables.results import Order, RowPlan, read_row
@@ -47,10 +49,15 @@ def publish(order: Order, plans: Sequence[RowPlan], machine: str, pictures: bool
     write(f"{stem}.md", render.markdown(lines, heading).encode())
     write(f"{stem}.csv", render.comma_separated(lines).encode())
     if pictures:
+        measured = {line.result.label: line.result.measured for line in lines if line.result.measured}
         for name, draw in {
             f"{stem}.png": lambda: _chart(table.title, lines),
             f"{stem}_curves.png": lambda: _curves(table.title, lines),
             f"{stem}_attention.png": lambda: _attention(table.attention_of, lines),
+            **{
+                f"{stem}_{name}.png": functools.partial(_own, load_object(function, {}, "picture"), measured)
+                for name, function in table.pictures.items()
+            },
         }.items():
             try:
                 figure = draw()
@@ -96,6 +103,14 @@ def _curves(title: str, lines: Sequence[Line]) -> Any:
         if line.accuracy
     }
     return plots.learning_curves(done, title) if done else None
+
+
+def _own(draw: Callable[..., Any], measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Any:
+    """A picture of the table file's own, from what was measured on the finished runs of each row."""
+    try:
+        return draw(measured) if measured else None
+    except Exception as error:
+        raise UserError(f"{type(error).__name__}: {one_sentence(error)}") from error
 
 
 def _attention(label: str | None, lines: Sequence[Line]) -> Any:

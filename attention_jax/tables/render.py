@@ -6,6 +6,8 @@ import io
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from attention_jax.tables import statistics
 from attention_jax.tables.results import RowResult, same_examples
 from attention_jax.tables.statistics import Estimate
@@ -68,6 +70,28 @@ def _published(lines: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(column for line in lines for column in line.result.plan.row.published))
 
 
+def _measured(lines: Sequence[Line]) -> list[str]:
+    """Columns that the table's measures make: everything they gave that is a number."""
+    runs = [run for line in lines for run in line.result.measured]
+    return list(dict.fromkeys(name for run in runs for name, value in run.items() if value.ndim == 0))
+
+
+def _mean_and_std(line: Line, column: str) -> tuple[float, float] | None:
+    """Of one measure over the seeds that have it; the standard deviation is nan for one seed."""
+    values = [float(run[column]) for run in line.result.measured if column in run]
+    if not values:
+        return None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def _measure(line: Line, column: str) -> str:
+    values = _mean_and_std(line, column)
+    if values is None:
+        return _ABSENT
+    mean, std = values
+    return f"{mean:.4g}" if math.isnan(std) else f"{mean:.4g} ± {std:.2g}"
+
+
 def _number(value: int | None) -> str:
     return f"{value:,}" if value is not None else _ABSENT
 
@@ -102,16 +126,22 @@ def _detectable(line: Line) -> str:
 def _cells(lines: Sequence[Line], mark: str) -> list[list[str]]:
     """Head and rows as texts."""
     published = _published(lines)
+    measured = _measured(lines)
+    networks = any(line.result.plan.row.network for line in lines)
     others = {line.result.plan.row.against for line in lines} - {None}
-    head = ["row", "params", "MACs", *(f"{column} (published)" for column in published), "accuracy %", "Δ to the row before"]
+    head = ["row", *(("params, paper's", "MACs, paper's") if networks else ()), "params", "MACs"]
+    head += [*(f"{column} (published)" for column in published), "accuracy %", *measured, "Δ to the row before"]
     head += [f"Δ to {next(iter(others))}" if len(others) == 1 else "Δ to another row"] if others else []
     head += ["detectable", "s a run"]
     table = [head]
     for line in lines:
         row = line.result.plan.row
-        cells = [row.label, _number(line.result.plan.params), _number(line.result.plan.macs)]
+        network = line.result.plan.network
+        cells = [row.label]
+        cells += [_number(network and network.params), _number(network and network.macs)] if networks else []
+        cells += [_number(line.result.plan.params), _number(line.result.plan.macs)]
         cells += [str(row.published.get(column, _ABSENT)) for column in published]
-        cells += [_accuracy(line), _difference(line.before, mark)]
+        cells += [_accuracy(line), *(_measure(line, column) for column in measured), _difference(line.before, mark)]
         if others:
             named = f" to {row.against}" if line.against and len(others) > 1 else ""
             cells.append(_difference(line.against, mark) + named)
@@ -132,6 +162,11 @@ def explain(lines: Sequence[Line], marked: str) -> str:
         "Detectable: the smallest true difference, in points, that the comparison would have found with 80 % power.",
         "MACs: multiply-adds of one example. Seconds: wall clock of a run, mean over seeds, of which the first compiles.",
     ]
+    if any(line.result.plan.row.network for line in lines):
+        sentences.append(
+            "The paper's: parameters and multiply-adds of the network in the paper; the columns after them and all results "
+            "are of the network that was trained."
+        )
     if counts and min(counts) == 1:
         sentences.append("Rows of a single seed: their intervals cover the choice of test examples, not that of the seed.")
     for line in lines:
@@ -186,6 +221,8 @@ def comma_separated(lines: Sequence[Line]) -> str:
             "failures": "; ".join(result.failures),
             "params": plan.params,
             "macs": plan.macs,
+            "paper_params": plan.network and plan.network.params,
+            "paper_macs": plan.network and plan.network.macs,
             **{f"published {column}": plan.row.published.get(column) for column in published},
             "seeds": 0 if result.correct is None else len(result.correct),
             "examples": None if result.correct is None else result.correct.shape[1],
@@ -194,6 +231,9 @@ def comma_separated(lines: Sequence[Line]) -> str:
             "accuracy_low": line.accuracy and line.accuracy.low,
             "accuracy_high": line.accuracy and line.accuracy.high,
         }
+        for column in _measured(lines):
+            mean, std = _mean_and_std(line, column) or (None, math.nan)
+            record |= {column: mean, f"{column} std": None if math.isnan(std) else std}
         for name, label, difference in (
             ("before", line.before_label, line.before),
             ("against", plan.row.against, line.against),

@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.models.summary import summary
+from attention_jax.models import create_model
+from attention_jax.models.summary import Summary, summary
+from attention_jax.tables import measures
 from attention_jax.tables.table import Row, Table
 from attention_jax.tasks import get_task
 from attention_jax.train import checkpoint, metrics, workdir
@@ -51,6 +55,7 @@ class SeedRun:
     seed: int
     path: Path
     total_steps: int
+    measures: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -67,6 +72,18 @@ class SeedRun:
                 return outputs["correct"].astype(float) if int(outputs["step"]) == self.total_steps else None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or cut short
             return None
+
+    @property
+    def measured(self) -> dict[str, np.ndarray]:
+        """{name: number or array} of all measures that were taken after the last step."""
+        taken = [measures.read(self.path, self.total_steps, name) for name in self.measures]
+        return {key: value for values in taken if values for key, value in values.items()}
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained, evaluated and measured."""
+        taken = (measures.read(self.path, self.total_steps, name) is not None for name in self.measures)
+        return self.correct is not None and all(taken)
 
     @property
     def failure(self) -> str | None:
@@ -91,7 +108,10 @@ class SeedRun:
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """A row with its config resolved against the data and its runs; `broken` says why that failed, if it did."""
+    """A row with its config resolved against the data and its runs; `broken` says why that failed, if it did.
+
+    `network` counts the paper's network, `params` and `macs` the one that is trained.
+    """
 
     row: Row
     config: ConfigDict
@@ -99,6 +119,7 @@ class RowPlan:
     durations: Durations | None
     params: int | None
     macs: int | None
+    network: Summary | None
     runs: tuple[SeedRun, ...]
     broken: Exception | None = None
 
@@ -109,12 +130,14 @@ class RowResult:
 
     Attributes:
         correct: [seeds that are finished, N]; None when none is.
+        measured: {name: number or array} of each seed that is finished, as far as it has been measured.
         seconds: wall-clock time of a run, mean over seeds.
         failure: one line for each seed that failed.
     """
 
     plan: RowPlan
     correct: np.ndarray | None
+    measured: tuple[dict[str, np.ndarray], ...]
     seconds: float | None
     failures: tuple[str, ...]
 
@@ -131,16 +154,19 @@ class RowResult:
         return "partial" if done else ("failed" if self.failures else "not run")
 
 
-def plan(order: Order) -> list[RowPlan]:
-    """Every row's steps, counts and workdirs, found without compiling anything."""
-    return [_plan_row(order, row) for row in order.table.rows]
+def plan(order: Order, count_networks: bool = True) -> list[RowPlan]:
+    """Every row's steps, counts and workdirs, found without compiling anything.
+
+    The papers' networks are large and take seconds to count, which a call that shows no counts leaves out.
+    """
+    return [_plan_row(order, row, count_networks) for row in order.table.rows]
 
 
-def _plan_row(order: Order, row: Row) -> RowPlan:
-    config, base = order.table.config(row, order.scale), configs.load_config(str(order.table.base))
+def _plan_row(order: Order, row: Row, count_network: bool) -> RowPlan:
+    config, base = order.table.config(row, order.scale), order.table.base_config(order.scale)
     before, after = configs.flatten(base), configs.flatten(config)
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
-    durations = params = macs = broken = None
+    durations = params = macs = network = broken = None
     try:
         task = get_task(config.task)
         config = task.resolve(config)
@@ -148,25 +174,41 @@ def _plan_row(order: Order, row: Row) -> RowPlan:
         durations = resolve_durations(config, loader.plan.steps_per_epoch)
         counts = summary(task.model(config), task.example_inputs(config))
         params, macs = counts.params, counts.macs
+        if row.network and count_network:
+            network = _count(FrozenDict(row.network), tuple(order.table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
         broken = error
     total = durations.total if durations else 0
-    runs = tuple(SeedRun(seed, order.folder / row.slug / str(seed), total) for seed in range(order.seeds))
-    return RowPlan(row, config, changes, durations, params, macs, runs, broken)
+    names = tuple(order.table.measures)
+    runs = tuple(SeedRun(seed, order.folder / row.slug / str(seed), total, names) for seed in range(order.seeds))
+    return RowPlan(row, config, changes, durations, params, macs, network, runs, broken)
+
+
+@functools.cache
+def _count(network: FrozenDict, shape: tuple[int, ...]) -> Summary:
+    """Rows that differ in their recipe alone share a network: counting a ResNet-200 takes seconds."""
+    return summary(create_model(**network), shape)
 
 
 def read_row(plan: RowPlan) -> RowResult:
     """The numbers that the finished runs of a row left; runs of another config do not count."""
-    correct, seconds, failures = [], [], []
+    correct, measured, seconds, failures = [], [], [], []
     for run in plan.runs:
         outputs = None if plan.broken or run.difference(plan.config) else run.correct
         if outputs is not None:
             correct.append(outputs)
+            measured.append(run.measured)
             seconds.append(run.seconds())
-        elif run.failure:
+        if run.failure and not (outputs is not None and run.done):
             failures.append(f"seed {run.seed}: {run.failure}")
     known = [value for value in seconds if value is not None]
-    return RowResult(plan, np.stack(correct) if correct else None, float(np.mean(known)) if known else None, tuple(failures))
+    return RowResult(
+        plan=plan,
+        correct=np.stack(correct) if correct else None,
+        measured=tuple(measured),
+        seconds=float(np.mean(known)) if known else None,
+        failures=tuple(failures),
+    )
 
 
 def same_examples(a: RowPlan, b: RowPlan) -> bool:

@@ -18,7 +18,7 @@ import jax
 
 from attention_jax import parallel
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.tables import publish, results
+from attention_jax.tables import measures, publish, results
 from attention_jax.tables.results import FAILURE, Order, RowPlan, SeedRun
 from attention_jax.tables.table import Table, load_table
 from attention_jax.train.checkpoint import packages
@@ -67,7 +67,7 @@ def run_table(
         command=_command(table, scale, rows, seeds),
     )
     say = print if parallel.is_main() else (lambda *_: None)
-    plans = results.plan(order)
+    plans = results.plan(order, count_networks=not dry_run)
     if dry_run:
         say("\n".join(_describe_runs(order, plans)))
         return 0
@@ -112,7 +112,9 @@ def _run_rows(order: Order, plans: Sequence[RowPlan]) -> tuple[bool, int]:
                     if plan.broken:
                         raise plan.broken
                     program = program or build(plan.config)
-                    stopped = _train(program, run, progress.step)
+                    stopped = run.correct is None and _train(program, run, progress.step)
+                    if not stopped and parallel.is_main():
+                        measures.take(run.path, run.total_steps, order.table.measures, program)
                 except Exception as error:  # recorded, so that the others go on
                     failed += 1
                     progress.skip(run)
@@ -131,7 +133,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan]) -> tuple[bool, int]:
 
 def _missing(plan: RowPlan) -> list[SeedRun]:
     """Runs of a row that are not finished."""
-    return [run for run in plan.runs if plan.broken or run.correct is None]
+    return [run for run in plan.runs if plan.broken or not run.done]
 
 
 def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> bool:
@@ -245,8 +247,10 @@ def _status(order: Order, plan: RowPlan, run: SeedRun) -> str:
         return f"would fail ({one_sentence(plan.broken)})"
     if lines := run.difference(plan.config):
         return f"belongs to another config ({'; '.join(lines)})"
-    if run.correct is not None:
+    if run.done:
         return "done"
     if plan.row.label not in order.selected:
         return "not selected"
+    if run.correct is not None:
+        return "would be measured"
     return f"would run from step {run.step}" if run.step else "would run"

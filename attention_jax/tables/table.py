@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from attention_jax import config as configs
 from attention_jax.errors import UserError, suggestion
-from attention_jax.plugins import load_file
+from attention_jax.plugins import load_file, load_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Row:
         overrides: {dotted config field: value}, put on last.
         against: label of another row that this one is compared with, besides the row before it.
         published: {column: cell} from the paper, shown in columns of their own.
+        network: the paper's network, {"name": ..., field: value} as `create_model` takes it, where a smaller one is trained:
+            its parameters and multiply-adds at the table's `network_shape` are shown beside those of the trained one.
     """
 
     label: str
@@ -32,6 +34,7 @@ class Row:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     against: str | None = None
     published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    network: Mapping[str, Any] | None = None
 
     @property
     def slug(self) -> str:
@@ -41,10 +44,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large an edition of the table is: seeds a row, and {dotted field: value} put on the base before a row's pieces."""
+    """How large an edition of the table is.
+
+    Attributes:
+        seeds: of each row.
+        overrides: {dotted field: value}, put on the base before a row's pieces.
+        base: config file in place of the table's; in the table file its path is relative to that file's folder.
+    """
 
     seeds: int
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base: str | Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +69,10 @@ class Table:
         rows: in the order they are shown; a row is compared with the one before it.
         scales: {name: Scale}; the first is the default.
         notes: shown under the table.
+        network_shape: of the input of the rows' `network`, batch of one first.
+        measures: {name: function (Program, Run) -> {name: number or array}, or where one is: "dotted.path:function"}. Each is
+            called once for every finished run and kept in its workdir; numbers become columns, arrays are for pictures.
+        pictures: {name: function {label: [a run's measures, ...]} -> Figure, or where one is}, written beside the table.
         attention_of: label of the row whose attention is pictured.
         next_commands: (why, command) pairs printed at the end; `{workdir}` in a command is the table's workdir.
     """
@@ -70,6 +84,9 @@ class Table:
     rows: tuple[Row, ...]
     scales: Mapping[str, Scale]
     notes: str = ""
+    network_shape: tuple[int, ...] = (1, 224, 224, 3)
+    measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    pictures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     attention_of: str | None = None
     next_commands: tuple[tuple[str, str], ...] = ()
 
@@ -97,10 +114,14 @@ class Table:
             chosen.update(found)
         return chosen
 
+    def base_config(self, scale: str) -> ConfigDict:
+        """What the rows of a scale start from."""
+        return configs.load_config(str(self.scales[scale].base or self.base))
+
     def config(self, row: Row, scale: str) -> ConfigDict:
         """Base, the scale's overrides, the row's pieces, the row's overrides. Raises UserError that names the row."""
         try:
-            config = configs.override(configs.load_config(str(self.base)), self.scales[scale].overrides)
+            config = configs.override(self.base_config(scale), self.scales[scale].overrides)
             return configs.override(configs.apply_pieces(config, row.pieces), row.overrides)
         except UserError as error:
             raise UserError(f"{self.path}: row {row.label!r} at scale {scale!r}: {error}") from error
@@ -122,7 +143,7 @@ def load_table(path: str | Path) -> Table:
                 "start a name of your own with an underscore."
             )
     for name, field in known.items():
-        if name not in given and field.default is dataclasses.MISSING:
+        if name not in given and _is_required(field):
             raise UserError(f"{path}: {name!r} is missing: a table file gives title, source, base, rows and scales.")
     for name in ("title", "source", "base", "notes"):
         _expect(path, name, given.get(name, ""), str, "a text")
@@ -130,6 +151,8 @@ def load_table(path: str | Path) -> Table:
     rows = tuple(_make(path, f"rows[{i}]", Row, row) for i, row in enumerate(_listed(path, "rows", given["rows"])))
     _expect(path, "scales", given["scales"], dict, "a dict of name: {'seeds': ..., 'overrides': {...}}")
     scales = {name: _make(path, f"scales[{name!r}]", Scale, scale) for name, scale in given["scales"].items()}
+    for name in ("measures", "pictures"):
+        _expect(path, name, given.get(name, {}), dict, "a dict of name: function")
     table = Table(
         **{
             **given,
@@ -147,6 +170,10 @@ def load_table(path: str | Path) -> Table:
 def _is_data(name: str, value: Any) -> bool:
     """Whether a module-level name is one of the table's: helpers, imports and constants in capitals are the file's own."""
     return not (name.startswith("_") or name.isupper() or callable(value) or isinstance(value, types.ModuleType))
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _expect(path: Path, where: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:
@@ -168,7 +195,7 @@ def _make(path: Path, where: str, kind: type, values: Any) -> Any:
         if key not in keys:
             raise UserError(f"{path}: {where} has no {key!r}{suggestion(key, keys)}: it has {', '.join(keys)}.")
     for key, field in keys.items():
-        if key not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        if key not in values and _is_required(field):
             raise UserError(f"{path}: {where} has no {key!r}, which must be given.")
     if kind is Row:
         _expect(path, f"{where}: label", values["label"], str, "a text")
@@ -176,10 +203,16 @@ def _make(path: Path, where: str, kind: type, values: Any) -> Any:
         _expect(path, f"{where}: pieces", pieces, (list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma")
         values = {**values, "pieces": tuple(pieces)}
         _expect(path, f"{where}: published", values.get("published", {}), dict, "a dict of column: cell")
+        if values.get("network") is not None:
+            network = values["network"]
+            _expect(path, f"{where}: network", network, dict, "a dict with the name of a model and its fields")
+            _expect(path, f"{where}: network", network.get("name"), str, "{'name': as list_models() lists it, field: value}")
     else:
         _expect(path, f"{where}: seeds", values["seeds"], int, "a whole number from 1")
         if values["seeds"] < 1:
             raise UserError(f"{path}: {where}: seeds={values['seeds']} is not right: give a whole number from 1.")
+        _expect(path, f"{where}: base", values.get("base"), (str, type(None)), "the path of a config file")
+        values = {**values, "base": path.parent / values["base"] if values.get("base") else None}
     _expect(path, f"{where}: overrides", values.get("overrides", {}), dict, "a dict of dotted config fields")
     return kind(**values)
 
@@ -210,6 +243,12 @@ def _check(table: Table) -> None:
     for row in table.rows:
         if row.against == row.label:
             raise UserError(f"{table.path}: row {row.label!r} is compared with itself: give another label as against.")
+    for kind in ("measures", "pictures"):
+        for name, function in getattr(table, kind).items():
+            if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9_]+", name)):
+                raise UserError(f"{table.path}: {kind} has {name!r}: give a name of small letters, digits and _.")
+            if not callable(load_object(function, {}, f"{table.path}: {kind}")):
+                raise UserError(f"{table.path}: {kind}[{name!r}]={function!r} is not right: give a function.")
     for pair in table.next_commands:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise UserError(f"{table.path}: next_commands has {pair!r}: give pairs (why, command).")

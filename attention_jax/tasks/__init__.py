@@ -6,7 +6,7 @@ example_inputs(config) -> tuple of shapes     of one example in a batch, to init
 loader(config, split, process, training) -> Loader
 mix(config, batch, rng) -> batch              the whole batch before a training step divides it: mixup, CutMix
 loss(config, model, variables, batch, rng, train) -> (weighted sums with "loss" and "weight", changed collections)
-outputs(config, model, variables, batch) -> {name: [B, ...]}   per example, what evaluation collects
+outputs(config, model, variables, batch) -> {name: [B, ...]}   per example, what evaluation collects; "weight" 0 leaves one out
 metrics(config, {name: [N, ...]}) -> {name: float}             from all outputs; "accuracy" is better when higher
 assets(config) -> {file name: bytes}          what a checkpoint must carry besides arrays and config
 predictor(config, assets, forward) -> Predictor                what `load_run` offers in a notebook

@@ -1,6 +1,7 @@
 """Image classification."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax.data import image
+from attention_jax.data import crop, image
+from attention_jax.data.decode import BrokenImage, decode
 from attention_jax.data.loader import Loader
 from attention_jax.data.sources import Source, open_source
 from attention_jax.errors import UserError
@@ -20,6 +22,7 @@ from attention_jax.optim import mixing
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
 
 HEADLINE = "accuracy"
+Pixels = Callable[[bytes | np.ndarray, np.random.Generator | None], np.ndarray]
 
 
 def _source(config: ConfigDict, split: str) -> Source:
@@ -35,7 +38,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     found = (config.data.num_examples, config.data.image_shape, config.model.get("num_classes"))
     if None in found:
         source = _source(config, config.data.train_split)
-        own = (len(source), tuple(source[0]["image"].shape), int(source.num_classes))
+        own = (len(source), None if config.data.image_shape else _own_shape(config, source), int(source.num_classes))
         found = tuple(theirs if ours is None else ours for ours, theirs in zip(found, own, strict=True))
     with config.unlocked():
         config.data.num_examples, config.data.image_shape, config.model.num_classes = found
@@ -43,7 +46,22 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for field in ("mean", "std"):
         if len(config.data[field]) != channels:
             raise UserError(f"data.{field}={config.data[field]} has {len(config.data[field])} values for {channels} channels.")
+    if config.data.eval_resize and config.data.eval_resize < max(config.data.image_shape[:2]):
+        raise UserError(
+            f"data.eval_resize={config.data.eval_resize} is less than a side of data.image_shape={config.data.image_shape}: "
+            "give at least the longer one, or None to take images as they are."
+        )
     return config
+
+
+def _own_shape(config: ConfigDict, source: Source) -> tuple[int, ...]:
+    """[H, W, C] of the first image."""
+    if config.data.crop == "random_resized" or config.data.eval_resize:
+        raise UserError("data.image_shape=None: data.crop and data.eval_resize need a size: give (height, width, channels).")
+    try:
+        return decode(source[0]["image"], getattr(source, "channels", 3)).shape
+    except BrokenImage as error:
+        raise UserError(f"data.image_shape=None and the first image cannot be decoded ({error}): give the shape.") from error
 
 
 def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
@@ -64,21 +82,59 @@ def preprocess(config: ConfigDict, images: np.ndarray) -> np.ndarray:
     return image.normalise(images, config.data.mean, config.data.std)
 
 
+def evaluation_pixels(config: ConfigDict) -> Pixels:
+    """(encoded or uint8 image, anything) -> uint8 `data.image_shape`: resized and centre-cropped, or as it is."""
+    data, shape = config.data, tuple(config.data.image_shape)
+
+    def resized(picture: bytes | np.ndarray, rng: Any = None) -> np.ndarray:
+        return crop.resize_and_centre_crop(picture, data.eval_resize, shape[:2], shape[2], data.interpolation)
+
+    def as_it_is(picture: bytes | np.ndarray, rng: Any = None) -> np.ndarray:
+        pixels = decode(picture, shape[2])
+        if pixels.shape != shape:
+            raise UserError(
+                f"data.source={data.source}: an image of shape {pixels.shape} among images of {shape}: "
+                "give data.eval_resize (and data.crop='random_resized'), or images of one size."
+            )
+        return pixels
+
+    return resized if data.eval_resize else as_it_is
+
+
+def training_pixels(config: ConfigDict) -> Pixels:
+    """(encoded or uint8 image, generator) -> uint8 `data.image_shape`: cropped, flipped and augmented as the config says."""
+    data, shape = config.data, tuple(config.data.image_shape)
+    steps, begin = [], evaluation_pixels(config)
+    if data.crop == "random_resized":
+        begin = functools.partial(
+            crop.random_resized_crop,
+            size=shape[:2],
+            channels=shape[2],
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            interpolation=data.interpolation,
+        )
+    elif data.crop == "pad" and data.crop_padding:
+        steps.append(image.pad_and_crop(data.crop_padding))
+    if data.flip:
+        steps.append(image.flip())
+    if data.randaugment_layers:
+        from attention_jax.data import augment
+
+        # timm fills with the mean of the data where TensorFlow's code and, for want of a word, the paper have grey.
+        fill = augment.mean_fill(data.mean) if data.randaugment_ops == "timm" else augment.GREY
+        layers, magnitude, ops = data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops
+        steps.append(augment.rand_augment(layers, magnitude, ops, fill=fill, magnitude_std=data.randaugment_std))
+    finish = image.chain(steps)
+    return lambda picture, rng: finish(begin(picture, rng), rng)
+
+
 def loader(config: ConfigDict, split: str, process: tuple[int, int], training: bool) -> Loader:
-    """The loader of one split. Training pads, crops and flips as the config says; evaluation takes images as they are."""
-    transforms = []
-    if config.data.crop_padding:
-        transforms.append(image.pad_and_crop(config.data.crop_padding))
-    if config.data.flip:
-        transforms.append(image.flip())
-    augment = image.chain(transforms)
-    shape = tuple(config.data.image_shape)
+    """The loader of one split."""
+    pixels = training_pixels(config) if training else evaluation_pixels(config)
 
     def transform(example: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-        pixels = example["image"]
-        if pixels.shape != shape:
-            raise UserError(f"data.source={config.data.source}: an image of shape {pixels.shape} among images of {shape}.")
-        return {"image": augment(pixels, rng) if rng is not None else pixels, "label": example["label"]}
+        return {"image": pixels(example["image"], rng), "label": example["label"]}
 
     def collate(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**batch, "image": preprocess(config, batch["image"])}
@@ -102,6 +158,7 @@ def loader(config: ConfigDict, split: str, process: tuple[int, int], training: b
         collate=collate,
         threads=config.data.threads,
         process=process,
+        on_broken=config.data.on_broken,
     )
 
 
@@ -138,9 +195,13 @@ def loss(
 
 
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Per example: unsmoothed loss (nats) and whether the first choice is right."""
+    """Per example: unsmoothed loss (nats), whether the first choice is right, and the weight, 0 for what does not count."""
     logits = model.apply(variables, batch["image"], train=False)
-    return {"loss": cross_entropy(logits, batch["label"]), "correct": jnp.argmax(logits, -1) == batch["label"]}
+    return {
+        "loss": cross_entropy(logits, batch["label"]),
+        "correct": jnp.argmax(logits, -1) == batch["label"],
+        "weight": batch["weight"],
+    }
 
 
 def metrics(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -171,8 +232,14 @@ class Predictor:
     labels: list[str]
     forward: Callable[[np.ndarray], jax.Array]
 
-    def preprocess(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """uint8 images [N, H, W, C] or [H, W, C] -> the float32 [N, H, W, C] that the network takes."""
+    def preprocess(self, images: np.ndarray | Sequence[np.ndarray | bytes]) -> np.ndarray:
+        """uint8 images [N, H, W, C] or [H, W, C] -> the float32 [N, H, W, C] that the network takes.
+
+        With `data.eval_resize` they may be of any size, and are resized and cropped as in evaluation.
+        """
+        if self.config.data.eval_resize:
+            images = [images] if getattr(images, "ndim", 0) == 3 else images
+            images = [evaluation_pixels(self.config)(picture) for picture in images]
         images = np.asarray(images)
         images = images[None] if images.ndim == 3 else images
         expected = tuple(self.config.data.image_shape)

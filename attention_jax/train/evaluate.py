@@ -19,7 +19,8 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics over the whole evaluation split, and the per-example outputs [N, ...] they were made from.
 
-    Padding of the last batch has weight 0 and is cut off. `stop` is asked before each batch; Interrupted when it says so.
+    What has weight 0 (padding of the last batch, an image that cannot be decoded) is cut out. `stop` is asked before each
+    batch; Interrupted when it says so.
     """
     loader = program.task.loader(config, config.data.eval_split, parallel.process(), training=False)
     collected: list[dict[str, Any]] = []
@@ -27,6 +28,7 @@ def evaluate(
         if stop():
             raise Interrupted
         collected.append(program.outputs(variables, batch))
-    count = len(loader.source)
-    outputs = {name: np.concatenate([np.asarray(part[name]) for part in collected])[:count] for name in collected[0]}
+    outputs = {name: np.concatenate([np.asarray(part[name]) for part in collected]) for name in collected[0]}
+    counts = outputs.pop("weight") > 0
+    outputs = {name: values[counts] for name, values in outputs.items()}
     return program.task.metrics(config, outputs), outputs

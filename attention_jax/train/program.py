@@ -76,27 +76,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         config.schedule.learning_rate,
         durations.total,
         durations.warmup,
-        config.schedule.boundaries,
-        config.schedule.factor,
-        config.schedule.warmup_start,
-        config.schedule.final_share,
-        config.schedule.d_model,
+        boundaries=config.schedule.boundaries,
+        factor=config.schedule.factor,
+        warmup_start=config.schedule.warmup_start,
+        final_share=config.schedule.final_share,
+        d_model=config.schedule.d_model,
     )
-    optimizer = make_optimizer(
-        config.optimizer.name,
-        schedule,
-        config.optimizer.weight_decay,
-        config.optimizer.decay_rules,
-        config.optimizer.momentum,
-        config.optimizer.nesterov,
-        config.optimizer.decay,
-        config.optimizer.rate_in_velocity,
-        config.optimizer.rmsprop,
-        config.optimizer.b1,
-        config.optimizer.b2,
-        config.optimizer.eps,
-        config.optimizer.clip_norm,
-    )
+    optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
     model = task.model(config, parallel.norm_group_size(config, mesh))
     inputs = task.example_inputs(config)
 

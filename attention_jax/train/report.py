@@ -28,6 +28,7 @@ def describe(program: Program, overrides: Mapping[str, str]) -> str:
         "devices": f"{jax.process_count()} process(es) x {jax.local_device_count()} {devices.flat[0].device_kind}, "
         f"{parallel.threads()} threads a process",
         "mesh": f"{mesh}, mode {config.parallel.mode}; all of the state is replicated",
+        "precision": config.precision,
         "batch norm": f"granularity {config.batch_norm.granularity}",
         "network": f"{config.model.name}: {counts.params:,} parameters, {counts.macs:,} multiply-adds an example",
         "length": f"{durations.total} steps = {durations.total / durations.steps_per_epoch:g} epochs of "

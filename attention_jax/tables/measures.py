@@ -1,0 +1,53 @@
+"""What a table measures on its finished runs besides their accuracy; kept in the workdirs, so that nothing is done twice."""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attention_jax import config as configs
+from attention_jax.errors import UserError
+from attention_jax.load import Run, load_run
+from attention_jax.plugins import load_object
+from attention_jax.train.evaluate import evaluate
+from attention_jax.train.program import Program
+
+
+def _path(workdir: Path, name: str) -> Path:
+    return workdir / f"measure_{name}.npz"
+
+
+def read(workdir: Path, step: int, name: str) -> dict[str, np.ndarray] | None:
+    """{name: number or array} that one measure found after `step`; None where it is missing. Delete it to measure again."""
+    try:
+        with np.load(_path(workdir, name)) as saved:
+            return {key: saved[key] for key in saved.files if key != "step"} if int(saved["step"]) == step else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or cut short
+        return None
+
+
+def errors(program: Program, run: Run) -> dict[str, float]:
+    """Error on the training split, without augmentation, beside that on the evaluation split, in percent."""
+    config = configs.override(run.config, {"data.eval_split": run.config.data.train_split})
+    scores, _ = evaluate(program, run.variables, config)
+    last = next(line["headline"] for line in reversed(run.metrics) if "headline" in line)
+    return {"training error %": 100 - 100 * scores["accuracy"], "test error %": 100 - 100 * last}
+
+
+def take(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> None:
+    """Calls the measures that a finished run lacks. Raises UserError when one gives something that cannot be kept."""
+    lacking = {name: measure for name, measure in measures.items() if read(workdir, step, name) is None}
+    if not lacking:
+        return
+    run = load_run(workdir)
+    for name, measure in lacking.items():
+        values = load_object(measure, {}, "measure")(program, run)
+        arrays = {key: np.asarray(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
+        if not arrays or any(array.dtype == object for array in arrays.values()) or "step" in arrays:
+            raise UserError(f"measure {name!r} gave {values!r}: a measure returns {{name: number or array}}.")
+        partial = _path(workdir, name).with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, step=step, **arrays)
+        partial.replace(_path(workdir, name))

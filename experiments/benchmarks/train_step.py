@@ -1,0 +1,277 @@
+"""Times one training step of ours beside plain Flax and PyTorch, and compiles it for a TPU that need not be there.
+
+    ./launch.sh python experiments/benchmarks/train_step.py --peer_python=PATH
+    ./launch.sh python experiments/benchmarks/train_step.py --tpu
+
+A step is the forward pass in training mode, the backward pass and an SGD update with momentum, in float32 on one batch of
+random numbers. Each of the three has its own process; they take steps in turn, so that whatever else the machine does
+disturbs all of them alike. PyTorch runs under --peer_python, in its fast layout, channels last; plain Flax is
+`nn.Conv`, `nn.BatchNorm` and `nn.max_pool` as they come (`train_step_nets.py` has both).
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Case(NamedTuple):
+    """A network and its input."""
+
+    name: str  # of `attention_jax.list_models()`
+    overrides: dict[str, Any]
+    side: int
+    channels: int
+    batch: int
+    classes: int
+
+
+CASES = {
+    "resnet50": Case("resnet50", {}, 224, 3, 8, 1000),
+    "resnext50_32x4d": Case("resnext50_32x4d", {}, 224, 3, 8, 1000),
+    "bam_resnet50": Case("bam_resnet50", {}, 224, 3, 8, 1000),
+    "resnet20": Case("resnet20", {}, 32, 3, 128, 10),
+    "resnet32_half": Case("resnet32", {"widths": (8, 16, 32)}, 8, 1, 64, 10),  # the quickstart's
+}
+WHOS = ("ours", "flax", "torch")
+
+
+def jax_step(who: str, case: Case, batch: int) -> tuple[Callable, tuple, tuple]:
+    """The step `(state, images, labels) -> state`, what makes its state, shapes of its data."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    if who == "ours":
+        import attention_jax as aj
+
+        model = aj.create_model(case.name, num_classes=case.classes, **case.overrides)
+    else:
+        import train_step_nets
+
+        model = train_step_nets.flax_net(case.name, case.overrides, case.classes)
+    optimizer = optax.sgd(0.01, momentum=0.9)
+    images = jax.ShapeDtypeStruct((batch, case.side, case.side, case.channels), jnp.float32)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+    def init() -> tuple:
+        variables = model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])), train=True)
+        return variables["params"], variables["batch_stats"], optimizer.init(variables["params"])
+
+    def step(state: tuple, images: jax.Array, labels: jax.Array) -> tuple:
+        params, batch_stats, momentum = state
+
+        def loss(params: Any) -> tuple:
+            variables = {"params": params, "batch_stats": batch_stats}
+            logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed["batch_stats"]
+
+        gradients, batch_stats_ = jax.grad(loss, has_aux=True)(params)
+        updates, momentum = optimizer.update(gradients, momentum)
+        return optax.apply_updates(params, updates), batch_stats_, momentum
+
+    return jax.jit(step, donate_argnums=0), init, (images, labels)
+
+
+def jax_worker(who: str, case: Case) -> tuple[Callable[[], None], int]:
+    """What takes one step whenever it is called, and the number of parameters."""
+    import jax
+    import numpy as np
+
+    step, init, (images, labels) = jax_step(who, case, case.batch)
+    state = jax.jit(init)()
+    rng = np.random.default_rng(0)
+    images = jax.device_put(rng.standard_normal(images.shape, np.float32))
+    labels = jax.device_put(rng.integers(0, case.classes, labels.shape))
+
+    def take() -> None:
+        nonlocal state
+        state = jax.block_until_ready(step(state, images, labels))
+
+    return take, sum(leaf.size for leaf in jax.tree.leaves(state[0]))
+
+
+def torch_worker(case: Case) -> tuple[Callable[[], None], int]:
+    """As `jax_worker`."""
+    import torch
+    import train_step_nets
+
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = train_step_nets.torch_net(case.name, case.overrides, case.classes).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    images = torch.randn(case.batch, case.channels, case.side, case.side).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, case.classes, (case.batch,))
+
+    def take() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return take, sum(parameter.numel() for parameter in model.parameters())
+
+
+def work(who: str, case: Case) -> None:
+    """One process: prints when it is ready, then seconds (wall, CPU) for every line that comes in."""
+    take, parameters = torch_worker(case) if who == "torch" else jax_worker(who, case)
+    for _ in range(2):
+        take()
+    packages = ("torch", "torchvision") if who == "torch" else ("jax", "flax")
+    print(json.dumps([parameters, {name: importlib.metadata.version(name) for name in packages}]), flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        take()
+        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]), flush=True)
+
+
+def start(who: str, case: str, python: str) -> subprocess.Popen:
+    command = [python, __file__, f"--worker={who}", f"--cases={case}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def answer(process: subprocess.Popen) -> Any:
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(process.args)} ended without a result.")
+    return json.loads(line)
+
+
+def race(case: str, whos: dict[str, str], rounds: int) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
+    """Seconds (wall, CPU) of every step, by who took it, and the versions of what ran."""
+    processes, versions, parameters = {}, {}, {}
+    for who, python in whos.items():
+        processes[who] = start(who, case, python)
+        parameters[who], used = answer(processes[who])
+        versions |= used
+    if len(set(parameters.values())) > 1:
+        raise SystemExit(f"{case}: not the same network, these are the numbers of parameters: {parameters}.")
+    times = {who: [] for who in whos}
+    for _ in range(rounds):
+        for who, process in processes.items():
+            print("go", file=process.stdin, flush=True)
+            times[who].append(answer(process))
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    return times, versions
+
+
+def has_torch(python: str) -> bool:
+    return subprocess.run([python, "-c", "import torch, torchvision"], capture_output=True).returncode == 0
+
+
+def timing_table(names: list[str], whos: list[str], peer_python: str, rounds: int) -> str:
+    pythons = {who: peer_python if who == "torch" else sys.executable for who in whos}
+    missing = {"torch": "not installed"} if "torch" in whos and not has_torch(peer_python) else {}
+    pythons = {who: python for who, python in pythons.items() if who not in missing}
+    lines = [
+        "| network, input | ours | plain Flax | PyTorch | ours / PyTorch | ours / plain Flax |",
+        "|---|---|---|---|---|---|",
+    ]
+    versions = {}
+    for name in names:
+        case = CASES[name]
+        times, seen = race(name, pythons, rounds)
+        versions |= seen
+        wall, cpu = ({who: [1000 * pair[i] for pair in steps] for who, steps in times.items()} for i in (0, 1))
+        print(name, {who: [round(t) for t in steps] for who, steps in wall.items()}, flush=True)
+
+        def cell(who: str, wall: dict = wall, cpu: dict = cpu) -> str:
+            if who not in wall:
+                return missing.get(who, "not run")
+            return f"{min(wall[who]):,.0f} ({statistics.median(wall[who]):,.0f}); {min(cpu[who]):,.0f}"
+
+        def ratio(who: str, wall: dict = wall, cpu: dict = cpu) -> str:
+            both = who in wall and "ours" in wall
+            return "; ".join(f"{min(t['ours']) / min(t[who]):.2f}" for t in (wall, cpu)) if both else "–"
+
+        cells, ratios = [cell(who) for who in WHOS], [ratio(who) for who in ("torch", "flax")]
+        shape = f"{case.batch} × {case.side} × {case.side} × {case.channels}"
+        lines.append(" | ".join([f"| `{name}`, {shape}", *cells, *ratios]) + " |")
+    threads = len(os.sched_getaffinity(0))
+    software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "\n".join(
+        [
+            f"Milliseconds a step: minimum (median) of {rounds}, taken in turn; minimum of CPU time, which other "
+            f"programs on the machine disturb less. {threads} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, "
+            f"{software}.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name} ({', '.join(sorted(flags & {'avx2', 'avx512f', 'amx_tile'}))})"
+
+
+def tpu_table(names: list[str], topology: str, batch: int) -> str:
+    """FLOPs and bytes of the step compiled for one chip."""
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    import jax
+    from jax.experimental import topologies
+
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    sharding = jax.sharding.SingleDeviceSharding(described.devices[0])
+    lines = [
+        "| network | batch | | GFLOPs | GB read and written | MB of temporaries |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        for who in ("ours", "flax"):
+            step, init, batch_shapes = jax_step(who, CASES[name], batch)
+            shapes = jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), (jax.eval_shape(init), *batch_shapes)
+            )
+            compiled = step.lower(*shapes).compile()
+            cost = compiled.cost_analysis()
+            temporary = compiled.memory_analysis().temp_size_in_bytes
+            numbers = [f"{cost['flops'] / 1e9:,.1f}", f"{cost['bytes accessed'] / 1e9:,.3f}", f"{temporary / 1e6:,.0f}"]
+            lines.append(" | ".join([f"| `{name}`", str(batch), {"flax": "plain Flax"}.get(who, who), *numbers]) + " |")
+            print(lines[-1], flush=True)
+    software = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+    return "\n".join([f"One step compiled for {topology}, float32; XLA's cost analysis. {software}.", "", *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated names")
+    parser.add_argument("--who", default=",".join(WHOS), help="plain Flax takes a minute and more for a step of ResNeXt-50")
+    parser.add_argument("--rounds", type=int, default=10, help="steps that each takes")
+    parser.add_argument("--peer_python", default=sys.executable, help="a Python with torch and torchvision")
+    parser.add_argument("--tpu", nargs="?", const="v5e:2x2", help="compile for one chip of this topology instead of timing")
+    parser.add_argument("--tpu_batch", type=int, default=64)
+    parser.add_argument("--output", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--worker", choices=WHOS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    names = args.cases.split(",")
+    if unknown := set(names) - set(CASES):
+        parser.error(f"--cases: {', '.join(sorted(unknown))} is not one of {', '.join(CASES)}.")
+    whos = args.who.split(",")
+    if unknown := set(whos) - set(WHOS):
+        parser.error(f"--who: {', '.join(sorted(unknown))} is not one of {', '.join(WHOS)}.")
+    if args.worker:
+        return work(args.worker, CASES[names[0]])
+    table = tpu_table(names, args.tpu, args.tpu_batch) if args.tpu else timing_table(names, whos, args.peer_python, args.rounds)
+    print(table)
+    if args.output:
+        command = " ".join(["python", *(arg for arg in sys.argv if not arg.startswith("--peer_python"))])
+        args.output.write_text(f"# A training step\n\n`{command}`\n\n{table}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
