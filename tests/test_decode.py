@@ -13,17 +13,19 @@ VOCABULARY, LENGTH = 5, 4  # padding, start, end and two words
 
 
 def language(seed: int, batch: int) -> np.ndarray:
-    """[B, LENGTH, V, V] logits of the next token from sentence, place and last token."""
-    return np.random.default_rng(seed).normal(0, 2, (batch, LENGTH, VOCABULARY, VOCABULARY)).astype(np.float32)
+    """[B, LENGTH, V, V, V] logits of the next token from sentence, place and the last two tokens."""
+    return np.random.default_rng(seed).normal(0, 2, (batch, LENGTH, *[VOCABULARY] * 3)).astype(np.float32)
 
 
 def step(token: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
     rows = jnp.arange(len(token))
-    return cache["table"][rows, cache["place"], token], {**cache, "place": cache["place"] + 1}
+    logits = cache["table"][rows, cache["place"], cache["before"], token]
+    return logits, {**cache, "place": cache["place"] + 1, "before": token}  # a history of its own for each hypothesis
 
 
 def cache(tables: np.ndarray) -> dict:
-    return {"table": jnp.asarray(tables), "place": jnp.zeros(len(tables), jnp.int32)}
+    zeros = jnp.zeros(len(tables), jnp.int32)
+    return {"table": jnp.asarray(tables), "place": zeros, "before": zeros}
 
 
 def run(tables: np.ndarray, limits: list[int], options: Search) -> tuple[np.ndarray, np.ndarray]:
@@ -33,11 +35,11 @@ def run(tables: np.ndarray, limits: list[int], options: Search) -> tuple[np.ndar
 
 
 def log_probs(table: np.ndarray, options: Search) -> np.ndarray:
-    """[LENGTH, V, V] as the search may use them: no padding, no start, no end before `min_length`."""
+    """[LENGTH, V, V, V] as the search may use them: no padding, no start, no end before `min_length`."""
     table = np.asarray(table, np.float64)
     normal = table - np.log(np.exp(table).sum(-1, keepdims=True))
     normal[..., [options.pad, options.bos]] = -np.inf
-    normal[: options.min_length, :, options.eos] = -np.inf
+    normal[: options.min_length, ..., options.eos] = -np.inf
     return normal
 
 
@@ -48,7 +50,8 @@ def brute_force(table: np.ndarray, limit: int, options: Search) -> list[tuple[fl
         for words in itertools.product((3, 4), repeat=length - 1):
             for last in (options.eos, *((3, 4) if length == limit else ())):
                 tokens = (*words, last)
-                total = sum(steps[i, a, b] for i, (a, b) in enumerate(itertools.pairwise((options.bos, *tokens))))
+                history = (0, options.bos, *tokens)
+                total = sum(steps[i, *history[i : i + 3]] for i in range(length))
                 if np.isfinite(total):
                     penalty = ((5 + length) / 6) if options.penalty == "gnmt" else length
                     found.append((total / penalty**options.alpha, tokens))
@@ -56,10 +59,10 @@ def brute_force(table: np.ndarray, limit: int, options: Search) -> list[tuple[fl
 
 
 def greedy(table: np.ndarray, limit: int, options: Search) -> tuple[int, ...]:
-    steps, tokens = log_probs(table, options), [options.bos]
-    while len(tokens) <= limit and tokens[-1] != options.eos:
-        tokens.append(int(steps[len(tokens) - 1, tokens[-1]].argmax()))
-    return tuple(tokens[1:])
+    steps, tokens = log_probs(table, options), [0, options.bos]
+    while len(tokens) < limit + 2 and tokens[-1] != options.eos:
+        tokens.append(int(steps[len(tokens) - 2, tokens[-2], tokens[-1]].argmax()))
+    return tuple(tokens[2:])
 
 
 def words(tokens: np.ndarray, pad: int = 0) -> tuple[int, ...]:
@@ -115,15 +118,15 @@ def _without_stopping(tables: np.ndarray, options: Search) -> tuple[np.ndarray, 
     found, kept = [], []
     for table in tables:
         steps = log_probs(table, options)
-        open_, ended = [(0.0, (options.bos,))], []
+        open_, ended = [(0.0, (0, options.bos))], []
         for t in range(LENGTH):
-            grown = [(total + steps[t, seq[-1], w], (*seq, w)) for total, seq in open_ for w in range(VOCABULARY)]
+            grown = [(total + steps[t, seq[-2], seq[-1], w], (*seq, w)) for total, seq in open_ for w in range(VOCABULARY)]
             grown = sorted((g for g in grown if np.isfinite(g[0])), key=lambda g: -g[0])[: options.beam * options.expand]
             done = [g for g in grown if g[1][-1] == options.eos or t + 1 == LENGTH]
             ended += [(float(options.score(total, t + 1)), seq) for total, seq in done]
             open_ = [g for g in grown if g not in done][: options.beam]
         ended.sort(key=lambda g: -g[0])
-        rows = [list(seq[1:]) + [0] * (LENGTH - len(seq) + 1) for _, seq in ended[: options.n_best]]
+        rows = [[*seq[2:], *[0] * (LENGTH - len(seq) + 2)] for _, seq in ended[: options.n_best]]
         found.append(rows)
         kept.append([score for score, _ in ended[: options.n_best]])
     return np.array(found), np.array(kept)

@@ -77,7 +77,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("fields", VARIANTS)
+@pytest.mark.parametrize("fields", [{}, dict(norm="pre", positions="learned"), dict(key_size=3, value_size=5)])
 def test_no_gradient_from_the_future(fields: dict[str, Any]) -> None:
     """The logits at a place depend on the target's tokens up to it and on all of the source's."""
     model, variables = made(**fields)
@@ -140,6 +140,16 @@ def test_fused_attention_is_the_plain_one_and_maps_are_seen() -> None:
     assert np.triu(np.asarray(maps["decoder_0/self_attention/weights"][0, 0]), 1).max() == 0
     for weights in maps.values():
         close(weights.sum(-1), np.ones(weights.shape[:-1]), 1e-5)
+
+
+def test_products_are_divided_by_the_root_of_the_key_size() -> None:
+    """Without the division, queries that are smaller by it give the same."""
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    model, variables = made(key_size=9, value_size=4)
+    smaller = tree.map_with_path(lambda path, leaf: leaf / 3 if "query" in path else leaf, variables["params"])
+    unscaled = Transformer(**TINY, key_size=9, value_size=4, scaled_attention=False)
+    close(unscaled.apply({"params": smaller}, source, target), model.apply(variables, source, target), 1e-5)
+    assert np.abs(np.asarray(unscaled.apply(variables, source, target) - model.apply(variables, source, target))).max() > 1e-3
 
 
 def test_rematerialised_layers_are_the_same() -> None:
