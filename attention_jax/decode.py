@@ -1,0 +1,143 @@
+"""Greedy and beam search over any function (token, cache) -> (logits, cache).
+
+Everything has fixed shapes and runs inside one compiled loop. A sentence's result does not depend on the others of its
+batch: each has its own limit, is done on its own, and then keeps what it has while the others go on.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Step = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+NEVER = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How to search.
+
+    Attributes:
+        beam: hypotheses kept open; 1 is greedy search.
+        n_best: hypotheses returned, at most `beam`.
+        alpha: of the length penalty.
+        penalty: "gnmt" divides the log probability by ((5 + length) / 6)^alpha (Wu et al. 2016; alpha 0.6 in the
+            Transformer paper), "length" by length^alpha (alpha 1 is the mean log probability of a token). Length counts the
+            end symbol and not the start symbol.
+        expand: candidates looked at for a beam of K are expand·K. 2 is tensor2tensor's rule: K hypotheses stay open whatever
+            has ended. 1 is Sutskever et al.'s (2014): a hypothesis that ends leaves the beam.
+        min_length: tokens before the end symbol may come.
+        bos, eos, pad: start, end and padding tokens; the first and the last are never written.
+    """
+
+    beam: int = 4
+    n_best: int = 1
+    alpha: float = 0.6
+    penalty: str = "gnmt"
+    expand: int = 2
+    min_length: int = 0
+    bos: int = 1
+    eos: int = 2
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        if self.penalty not in ("gnmt", "length"):
+            raise ValueError(f"penalty={self.penalty!r} is not one of 'gnmt', 'length'")
+        if not 1 <= self.n_best <= self.beam:
+            raise ValueError(f"n_best={self.n_best} is not from 1 to beam={self.beam}")
+        if self.alpha < 0 or self.expand not in (1, 2):
+            raise ValueError(f"alpha={self.alpha} must be 0 or more, expand={self.expand} 1 or 2")
+
+    def score(self, log_prob: jax.Array, length: jax.Array) -> jax.Array:
+        """The log probability after the length penalty."""
+        length = jnp.asarray(length, jnp.float32)
+        return log_prob / (((5 + length) / 6) if self.penalty == "gnmt" else jnp.maximum(length, 1)) ** self.alpha
+
+
+def search(step: Step, cache: Any, limits: jax.Array, max_length: int, options: Search) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
+
+    A hypothesis that reaches its sentence's limit without an end symbol counts as it stands. Where fewer than n_best
+    hypotheses exist the others are padding with score -1e30. Stops when no open hypothesis can enter the n best any more.
+
+    Args:
+        step: `(token [N], cache) -> (logits [N, vocabulary], cache)`.
+        cache: before the first token, every leaf with the B sentences along its first axis.
+        limits: [B] most tokens of each sentence, end symbol included, at most `max_length`.
+        max_length: static length of the result.
+    """
+    beam, eos = options.beam, options.eos
+    batch = limits.shape[0]
+    candidates = beam * (options.expand if beam > 1 else 1)  # a beam of one is greedy search
+    cache = jax.tree.map(lambda x: jnp.repeat(x, beam, axis=0), cache)
+    # One open hypothesis a sentence at first, since equal ones would fill the beam with copies.
+    first = {
+        "t": jnp.zeros((), jnp.int32),
+        "token": jnp.full((batch * beam,), options.bos, jnp.int32),
+        "open": jnp.full((batch, beam), NEVER).at[:, 0].set(0.0),
+        "open_tokens": jnp.full((batch, beam, max_length), options.pad, jnp.int32),
+        "ended": jnp.full((batch, beam), NEVER),
+        "ended_tokens": jnp.full((batch, beam, max_length), options.pad, jnp.int32),
+        "cache": cache,
+    }
+
+    def goes_on(state: dict[str, Any]) -> jax.Array:
+        return (state["t"] < max_length) & (state["open"] > NEVER / 2).any()
+
+    def advance(state: dict[str, Any]) -> dict[str, Any]:
+        t = state["t"]
+        logits, cache = step(state["token"], state["cache"])
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        forbidden = jnp.zeros(log_probs.shape[-1], bool).at[jnp.array([options.pad, options.bos])].set(True)
+        forbidden = forbidden.at[eos].set(t < options.min_length)
+        log_probs = jnp.where(forbidden, NEVER, log_probs).reshape(batch, beam, -1)
+        vocabulary = log_probs.shape[-1]
+        total = jnp.maximum(state["open"][:, :, None] + log_probs, NEVER).reshape(batch, -1)
+        best, places = _top(total, candidates)
+        parents, tokens = places // vocabulary, places % vocabulary
+
+        grown = jnp.take_along_axis(state["open_tokens"], parents[:, :, None], 1).at[:, :, t].set(tokens)
+        alive = best > NEVER / 2
+        ends = alive & ((tokens == eos) | (t + 1 >= limits[:, None]))
+        scores = jnp.where(ends, options.score(best, t + 1), NEVER)
+        ended, ended_tokens = _best_of(
+            beam,
+            jnp.concatenate([state["ended"], scores], 1),
+            jnp.concatenate([state["ended_tokens"], grown], 1),
+        )
+
+        still, kept = _top(jnp.where(ends, NEVER, best), beam)
+        # The most an open hypothesis can come to: not one more nat lost, and the longest length there is.
+        can_win = options.score(still, limits[:, None]) > ended[:, options.n_best - 1 : options.n_best]
+        still = jnp.where((still[:, :1] > NEVER / 2) & can_win.any(1, keepdims=True), still, NEVER)
+
+        parents = jnp.take_along_axis(parents, kept, 1)
+        rows = (jnp.arange(batch)[:, None] * beam + parents).reshape(-1)
+        return {
+            "t": t + 1,
+            "token": jnp.take_along_axis(tokens, kept, 1).reshape(-1),
+            "open": still,
+            "open_tokens": jnp.take_along_axis(grown, kept[:, :, None], 1),
+            "ended": ended,
+            "ended_tokens": ended_tokens,
+            "cache": jax.tree.map(lambda x: x[rows], cache),
+        }
+
+    last = jax.lax.while_loop(goes_on, advance, first)
+    return last["ended_tokens"][:, : options.n_best], last["ended"][:, : options.n_best]
+
+
+def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Largest values of each row with their places, filled up where a row has fewer than `count`."""
+    have = min(count, values.shape[-1])
+    best, places = jax.lax.top_k(values, have)
+    extra = ((0, 0), (0, count - have))
+    return jnp.pad(best, extra, constant_values=NEVER), jnp.pad(places, extra)
+
+
+def _best_of(count: int, scores: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The `count` best of [B, M] with their tokens [B, M, L]."""
+    best, places = jax.lax.top_k(scores, count)
+    return best, jnp.take_along_axis(tokens, places[:, :, None], 1)

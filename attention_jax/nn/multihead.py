@@ -1,0 +1,118 @@
+"""Multi-head attention over sequences, whole or word by word from a cache.
+
+Letters in names: B examples, T queries, S keys, H heads, K and V sizes of a head's keys and values, D features.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without any key gives a mean and not NaN; far below any product.
+MASKED = -1e30
+
+
+def causal_mask(length: int) -> jax.Array:
+    """[1, 1, T, T]: a position sees itself and those before it."""
+    return jnp.tril(jnp.ones((1, 1, length, length), bool))
+
+
+def band_mask(length: int, window: int) -> jax.Array:
+    """[1, 1, T, T]: a position sees those at most `window` // 2 away, `window` of them in all when that is odd."""
+    places = jnp.arange(length)
+    return (jnp.abs(places[:, None] - places) <= window // 2)[None, None]
+
+
+def attend_heads(
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHV: jax.Array,
+    mask: jax.Array | None = None,
+    scale: float = 1.0,
+    dropout: float = 0.0,
+    rng: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Output [B, T, H, V] and weights [B, H, T, S] float32: softmax(scale · QKᵀ) V in every head (Section 3.2.1).
+
+    Args:
+        mask: bool, broadcast to [B, H, T, S]; False hides a key from a query.
+        dropout: share of the weights dropped, with the key `rng`.
+    """
+    logits = scale * jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED)
+    weights = jax.nn.softmax(logits)
+    used = weights
+    if dropout:
+        kept = jax.random.bernoulli(rng, 1 - dropout, weights.shape)
+        used = jnp.where(kept, weights / (1 - dropout), 0.0)
+    return jnp.einsum("bhts,bshv->bthv", used.astype(v_BSHV.dtype), v_BSHV), weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, Section 3.2.2).
+
+    Attributes:
+        heads: h.
+        features: d of the output.
+        key_size, value_size: d_k and d_v of a head.
+        scaled: divide the products by sqrt(d_k).
+        use_bias: of the four projections; the paper's count and tensor2tensor have none.
+        dropout: of the attention weights; none in the paper.
+        fused: may use XLA's or the accelerator's fused kernel where no weights are asked for.
+        dtype: of the computation.
+    """
+
+    heads: int
+    features: int
+    key_size: int
+    value_size: int
+    scaled: bool = True
+    use_bias: bool = False
+    dropout: float = 0.0
+    fused: bool = True
+    dtype: Any = None
+
+    def setup(self) -> None:
+        def dense(features: int) -> nn.Dense:
+            return nn.Dense(features, self.use_bias, self.dtype, kernel_init=nn.initializers.glorot_uniform())
+
+        self.query, self.key = dense(self.heads * self.key_size), dense(self.heads * self.key_size)
+        self.value = dense(self.heads * self.value_size)
+        self.output = dense(self.features)
+
+    def keys_and_values(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, S, D] -> [B, S, H, K] and [B, S, H, V]: what a cache holds."""
+        b, s, _ = memory_BSD.shape
+        k_BSHK = self.key(memory_BSD).reshape(b, s, self.heads, self.key_size)
+        return k_BSHK, self.value(memory_BSD).reshape(b, s, self.heads, self.value_size)
+
+    def __call__(
+        self, x_BTD: jax.Array, memory_BSD: jax.Array, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """[B, T, D] asks [B, S, D] -> [B, T, D]; `mask` as in `attend_heads`. Sows `weights` [B, H, T, S]."""
+        return self.ask(x_BTD, *self.keys_and_values(memory_BSD), mask, train)
+
+    def ask(
+        self,
+        x_BTD: jax.Array,
+        k_BSHK: jax.Array,
+        v_BSHV: jax.Array,
+        mask: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """The same with keys and values at hand."""
+        b, t, _ = x_BTD.shape
+        q_BTHK = self.query(x_BTD).reshape(b, t, self.heads, self.key_size)
+        scale = self.key_size**-0.5 if self.scaled else 1.0
+        dropout = self.dropout if train else 0.0
+        asked = self.is_mutable_collection("attention")
+        if self.fused and not asked and not dropout and self.key_size == self.value_size:
+            y_BTHV = jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHV, mask=mask, scale=scale)
+        else:
+            rng = self.make_rng("dropout") if dropout else None
+            y_BTHV, weights = attend_heads(q_BTHK, k_BSHK, v_BSHV, mask, scale, dropout, rng)
+            if asked:
+                self.sow("attention", "weights", weights)
+        return self.output(y_BTHV.reshape(b, t, self.heads * self.value_size))

@@ -1,0 +1,138 @@
+"""Laws of search: equal to brute force where that is possible, to greedy search with a beam of one, alone or in a batch."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention_jax.decode import NEVER, Search, search
+
+VOCABULARY, LENGTH = 5, 4  # padding, start, end and two words
+
+
+def language(seed: int, batch: int) -> np.ndarray:
+    """[B, LENGTH, V, V, V] logits of the next token from sentence, place and the last two tokens."""
+    return np.random.default_rng(seed).normal(0, 2, (batch, LENGTH, *[VOCABULARY] * 3)).astype(np.float32)
+
+
+def step(token: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+    rows = jnp.arange(len(token))
+    logits = cache["table"][rows, cache["place"], cache["before"], token]
+    return logits, {**cache, "place": cache["place"] + 1, "before": token}  # a history of its own for each hypothesis
+
+
+def cache(tables: np.ndarray) -> dict:
+    zeros = jnp.zeros(len(tables), jnp.int32)
+    return {"table": jnp.asarray(tables), "place": zeros, "before": zeros}
+
+
+def run(tables: np.ndarray, limits: list[int], options: Search) -> tuple[np.ndarray, np.ndarray]:
+    limits = jnp.array(limits, jnp.int32)
+    found = jax.jit(lambda cache, limits: search(step, cache, limits, LENGTH, options))(cache(tables), limits)
+    return tuple(map(np.asarray, found))
+
+
+def log_probs(table: np.ndarray, options: Search) -> np.ndarray:
+    """[LENGTH, V, V, V] as the search may use them: no padding, no start, no end before `min_length`."""
+    table = np.asarray(table, np.float64)
+    normal = table - np.log(np.exp(table).sum(-1, keepdims=True))
+    normal[..., [options.pad, options.bos]] = -np.inf
+    normal[: options.min_length, ..., options.eos] = -np.inf
+    return normal
+
+
+def brute_force(table: np.ndarray, limit: int, options: Search) -> list[tuple[float, tuple[int, ...]]]:
+    """Every sentence there is, best first."""
+    steps, found = log_probs(table, options), []
+    for length in range(1, limit + 1):
+        for words in itertools.product((3, 4), repeat=length - 1):
+            for last in (options.eos, *((3, 4) if length == limit else ())):
+                tokens = (*words, last)
+                history = (0, options.bos, *tokens)
+                total = sum(steps[i, *history[i : i + 3]] for i in range(length))
+                if np.isfinite(total):
+                    penalty = ((5 + length) / 6) if options.penalty == "gnmt" else length
+                    found.append((total / penalty**options.alpha, tokens))
+    return sorted(found, reverse=True)
+
+
+def greedy(table: np.ndarray, limit: int, options: Search) -> tuple[int, ...]:
+    steps, tokens = log_probs(table, options), [0, options.bos]
+    while len(tokens) < limit + 2 and tokens[-1] != options.eos:
+        tokens.append(int(steps[len(tokens) - 2, tokens[-2], tokens[-1]].argmax()))
+    return tuple(tokens[2:])
+
+
+def words(tokens: np.ndarray, pad: int = 0) -> tuple[int, ...]:
+    return tuple(int(token) for token in tokens if token != pad)
+
+
+@pytest.mark.parametrize("penalty", ["gnmt", "length"])
+@pytest.mark.parametrize(("alpha", "min_length", "expand"), [(0.0, 0, 2), (0.6, 0, 2), (1.0, 2, 2), (0.6, 1, 1), (2.0, 0, 1)])
+def test_a_wide_beam_is_brute_force(penalty: str, alpha: float, min_length: int, expand: int) -> None:
+    """With a beam as wide as the language the n best are the n best of all sentences."""
+    options = Search(beam=32, n_best=6, alpha=alpha, penalty=penalty, min_length=min_length, expand=expand)
+    tables, limits = language(1, 6), [4, 3, 4, 2, 4, 3]
+    tokens, scores = run(tables, limits, options)
+    for i, limit in enumerate(limits):
+        expected = brute_force(tables[i], limit, options)[:6]
+        assert [words(row) for row in tokens[i]][: len(expected)] == [sentence for _, sentence in expected]
+        np.testing.assert_allclose(scores[i][: len(expected)], [score for score, _ in expected], rtol=1e-5)
+        assert (scores[i][len(expected) :] == NEVER).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("expand", [1, 2])
+def test_a_beam_of_one_is_greedy(alpha: float, expand: int) -> None:
+    tables, limits = language(2, 40), [4, 3, 2, 4] * 10
+    options = Search(beam=1, alpha=alpha, expand=expand)
+    tokens, _ = run(tables, limits, options)
+    assert [words(row[0]) for row in tokens] == [greedy(*args, options) for args in zip(tables, limits, strict=True)]
+
+
+def test_a_sentence_does_not_depend_on_its_batch() -> None:
+    tables, limits = language(3, 12), [4, 3, 4, 2, 4, 3] * 2
+    options = Search(beam=2, n_best=2)
+    tokens, scores = run(tables, limits, options)
+    for i in range(12):
+        alone, score = run(tables[i : i + 1], limits[i : i + 1], options)
+        np.testing.assert_array_equal(alone[0], tokens[i])
+        np.testing.assert_array_equal(score[0], scores[i])
+
+
+def test_early_stop_changes_nothing() -> None:
+    """Stopping is allowed only when the n best are settled: longer limits give what a search to the end gives."""
+    tables = language(4, 60)
+    for expand in (1, 2):
+        options = Search(beam=3, n_best=2, alpha=1.5, expand=expand)
+        tokens, scores = run(tables, [LENGTH] * 60, options)
+        assert scores.shape == (60, 2) and (scores[:, 0] >= scores[:, 1]).all()
+        to_the_end, _ = _without_stopping(tables, options)
+        np.testing.assert_array_equal(tokens, to_the_end)
+
+
+def _without_stopping(tables: np.ndarray, options: Search) -> tuple[np.ndarray, np.ndarray]:
+    """The same search written plainly in numpy, which never stops before the limit."""
+    found, kept = [], []
+    for table in tables:
+        steps = log_probs(table, options)
+        open_, ended = [(0.0, (0, options.bos))], []
+        for t in range(LENGTH):
+            grown = [(total + steps[t, seq[-2], seq[-1], w], (*seq, w)) for total, seq in open_ for w in range(VOCABULARY)]
+            grown = sorted((g for g in grown if np.isfinite(g[0])), key=lambda g: -g[0])[: options.beam * options.expand]
+            done = [g for g in grown if g[1][-1] == options.eos or t + 1 == LENGTH]
+            ended += [(float(options.score(total, t + 1)), seq) for total, seq in done]
+            open_ = [g for g in grown if g not in done][: options.beam]
+        ended.sort(key=lambda g: -g[0])
+        rows = [[*seq[2:], *[0] * (LENGTH - len(seq) + 2)] for _, seq in ended[: options.n_best]]
+        found.append(rows)
+        kept.append([score for score, _ in ended[: options.n_best]])
+    return np.array(found), np.array(kept)
+
+
+@pytest.mark.parametrize("fields", [dict(penalty="wu"), dict(n_best=5), dict(n_best=0), dict(alpha=-1.0), dict(expand=3)])
+def test_mistakes(fields: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        Search(**fields)

@@ -1,0 +1,252 @@
+"""Counts and laws of the Transformer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attention_jax as aj
+from attention_jax import tree
+from attention_jax.models.transformer import Transformer
+from attention_jax.nn.multihead import attend_heads, band_mask, causal_mask
+from attention_jax.nn.position import sinusoids
+from tests.blocks import close, numbers, quick
+
+TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.int32))
+TINY = dict(vocab_size=11, layers=2, features=8, hidden=16, heads=2, max_length=12)
+# Vaswani et al. 2017, Table 3, with 37,000 tokens: N(4d² + 2·d·f + f + 5d) + N(8d² + 2·d·f + f + 7d) + V·d.
+TABLE_3 = {
+    "base": ({}, 63_045_632),
+    "A, 1 head": (dict(heads=1), 63_045_632),
+    "A, 32 heads": (dict(heads=32), 63_045_632),
+    "B, d_k 16": (dict(key_size=16), 55_967_744),
+    "B, d_k 32": (dict(key_size=32), 58_327_040),
+    "C, 2 layers": (dict(layers=2), 33_644_544),
+    "C, 8 layers": (dict(layers=8), 77_746_176),
+    "C, d 256": (dict(features=256, key_size=32, value_size=32), 26_816_512),
+    "C, d 1024": (dict(features=1024, key_size=128, value_size=128), 163_815_424),
+    "C, d_ff 1024": (dict(hidden=1024), 50_450_432),
+    "C, d_ff 4096": (dict(hidden=4096), 88_236_032),
+}
+
+
+def params(model: Any) -> int:
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *TOKENS)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize("row", TABLE_3)
+def test_table_3(row: str) -> None:
+    fields, expected = TABLE_3[row]
+    assert params(aj.create_model("transformer_base", **fields)) == expected
+
+
+def test_other_counts() -> None:
+    base = params(aj.create_model("transformer_base"))
+    assert params(aj.create_model("transformer_big")) == 214_171_648
+    assert params(aj.create_model("transformer_base", vocab_size=32_768)) == 60_878_848
+    assert params(aj.create_model("transformer_base", norm="pre")) == base + 4 * 512
+    assert params(aj.create_model("transformer_base", positions="learned", max_length=100)) == base + 2 * 100 * 512
+    assert params(aj.create_model("transformer_base", norm="none")) == base - 30 * 2 * 512
+    assert params(aj.create_model("transformer_base", embeddings="target")) == base + 37_000 * 512
+    assert params(aj.create_model("transformer_base", embeddings="separate")) == base + 2 * 37_000 * 512
+
+
+def made(**fields: Any) -> tuple[Transformer, dict[str, Any]]:
+    """A tiny network whose vectors are of unit size."""
+    model = Transformer(**{**TINY, **fields})
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    return model, model.init(jax.random.key(0), source, target)
+
+
+def tokens(seed: int, batch: int, length: int) -> np.ndarray:
+    """Without padding."""
+    return np.random.default_rng(seed).integers(3, 11, (batch, length)).astype(np.int32)
+
+
+VARIANTS = [
+    {},
+    dict(norm="pre"),
+    dict(norm="none"),
+    dict(positions="learned"),
+    dict(positions="sinusoidal_concatenated"),
+    dict(key_size=3, value_size=5),
+    dict(embeddings="separate", scaled_attention=False),
+]
+
+
+@pytest.mark.parametrize("fields", [{}, dict(norm="pre", positions="learned"), dict(key_size=3, value_size=5)])
+def test_no_gradient_from_the_future(fields: dict[str, Any]) -> None:
+    """The logits at a place depend on the target's tokens up to it and on all of the source's."""
+    model, variables = made(**fields)
+    source, target = tokens(1, 1, 5), tokens(2, 1, 6)
+    table = variables["params"]["target_embedding"]["embedding"]
+    rows = jnp.eye(11)
+
+    def logits(one_hot: jax.Array) -> jax.Array:  # tokens as a continuous input
+        changed = {**variables["params"]}
+        changed["target_embedding"] = {"embedding": jnp.concatenate([one_hot @ table, table])}
+        ids = jnp.arange(6)[None]
+        wide = Transformer(**{**TINY, **fields, "vocab_size": 17, "embeddings": "separate"})
+        for name in ("source_embedding", "output_embedding"):
+            changed[name] = {"embedding": jnp.concatenate([jnp.zeros((6, 8)), table])}
+        return wide.apply({"params": changed}, source + 6, ids + 0)[0]
+
+    jacobian = quick(jax.jacrev(logits))(rows[target[0]])  # [T, V, T', V]
+    seen = np.abs(jacobian).max((1, 3)) > 1e-9
+    np.testing.assert_array_equal(seen, np.tril(np.ones((6, 6), bool)))
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_padding_changes_nothing(fields: dict[str, Any]) -> None:
+    model, variables = made(**fields)
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    padded = [np.pad(x, ((0, 0), (0, 3))) for x in (source, target)]
+    apply = quick(model.apply)
+    close(apply(variables, *padded)[:, :6], apply(variables, source, target), 1e-5)
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
+    """Word by word, with sentences at different places, gives the logits of the whole."""
+    model, variables = made(**fields)
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    source[1, 3:] = 0
+    whole = quick(model.apply)(variables, source, target)
+    memory = model.apply(variables, source, method="encode")
+    cache = model.apply(variables, memory, source, 7, method="init_cache")
+    step = quick(lambda variables, token, cache: model.apply(variables, token, cache, method="decode_step"))
+    for t in range(6):
+        logits, cache = step(variables, target[:, t], cache)
+        close(logits, whole[:, t], 1e-5)
+
+
+def test_fused_attention_is_the_plain_one_and_maps_are_seen() -> None:
+    model, variables = made()
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    source[1, 3:] = 0
+    fused = quick(model.apply)(variables, source, target)
+    plain = quick(Transformer(**TINY, fused_attention=False).apply)(variables, source, target)
+    close(fused, plain, 1e-5)
+    maps = aj.attention_maps(model, variables, source, target)
+    layers = [f"{side}_{i}" for side in ("encoder", "decoder") for i in range(2)]
+    kinds = {"encoder": ["self_attention"], "decoder": ["self_attention", "cross_attention"]}
+    expected = [f"{layer}/{kind}/weights" for layer in layers for kind in kinds[layer.partition("_")[0]]]
+    assert sorted(maps) == sorted(expected)
+    assert maps["decoder_1/cross_attention/weights"].shape == (2, 2, 6, 5)
+    assert (maps["decoder_0/cross_attention/weights"][1, :, :, 3:] == 0).all()
+    assert np.triu(np.asarray(maps["decoder_0/self_attention/weights"][0, 0]), 1).max() == 0
+    for weights in maps.values():
+        close(weights.sum(-1), np.ones(weights.shape[:-1]), 1e-5)
+
+
+def test_products_are_divided_by_the_root_of_the_key_size() -> None:
+    """Without the division, queries that are smaller by it give the same."""
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    model, variables = made(key_size=9, value_size=4)
+    smaller = tree.map_with_path(lambda path, leaf: leaf / 3 if "query" in path else leaf, variables["params"])
+    unscaled = Transformer(**TINY, key_size=9, value_size=4, scaled_attention=False)
+    close(unscaled.apply({"params": smaller}, source, target), model.apply(variables, source, target), 1e-5)
+    assert np.abs(np.asarray(unscaled.apply(variables, source, target) - model.apply(variables, source, target))).max() > 1e-3
+
+
+def test_rematerialised_layers_are_the_same() -> None:
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    gradients = []
+    for remat in (False, True):
+        model, variables = made(remat=remat, dropout=0.2, attention_dropout=0.1, relu_dropout=0.1)
+
+        def loss(params: Any, model: Transformer = model) -> jax.Array:
+            key = {"dropout": jax.random.key(3)}
+            return jnp.square(model.apply({"params": params}, source, target, train=True, rngs=key)).mean()
+
+        gradients.append(quick(jax.grad(loss))(variables["params"]))
+    close(*gradients, 1e-5)
+
+
+def test_every_dropout_acts_in_training_alone() -> None:
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    for field in ("dropout", "attention_dropout", "relu_dropout"):
+        off = dict(dropout=0.0, attention_dropout=0.0, relu_dropout=0.0)
+        model, variables = made(**{**off, field: 0.5})
+        a, b = (model.apply(variables, source, target, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+        assert np.abs(np.asarray(a - b)).max() > 1e-3, field
+        close(model.apply(variables, source, target), Transformer(**{**TINY, **off}).apply(variables, source, target), 0)
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32() -> None:
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    model, variables = made(dtype="bfloat16")
+    exact = Transformer(**TINY).apply(variables, source, target)
+    rounded = model.apply(variables, source, target)
+    assert rounded.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    off = np.abs(np.asarray(exact - rounded)).max() / np.abs(exact).max()
+    assert 1e-5 < off < 5e-2
+
+
+def test_sinusoids() -> None:
+    """PE(p, 2i) = sin(p / 10000^(2i/d)) of the paper; tensor2tensor's has exponents i / (d/2 - 1) and no interleaving."""
+    places = np.arange(50)
+    table = np.asarray(sinusoids(places, 16))
+    for i in range(8):
+        angle = places / 10000 ** (2 * i / 16)
+        np.testing.assert_allclose(table[:, 2 * i], np.sin(angle), atol=3e-6)
+        np.testing.assert_allclose(table[:, 2 * i + 1], np.cos(angle), atol=3e-6)
+    table = np.asarray(sinusoids(places, 16, "concatenated"))
+    for i in range(8):
+        angle = places / 10000 ** (i / 7)
+        np.testing.assert_allclose(table[:, i], np.sin(angle), atol=3e-6)
+        np.testing.assert_allclose(table[:, 8 + i], np.cos(angle), atol=3e-6)
+
+
+def test_positions_make_order_count() -> None:
+    """Without positions and masks the encoder does not see order; with them it does."""
+    source = tokens(1, 1, 5)
+    order = np.array([3, 1, 4, 0, 2])
+    for kind, blind in (("none", True), ("sinusoidal", False), ("learned", False)):
+        model, variables = made(positions=kind)
+        a = np.asarray(model.apply(variables, source, method="encode"))[:, order]
+        b = np.asarray(model.apply(variables, source[:, order], method="encode"))
+        assert bool(np.abs(a - b).max() < 1e-4) == blind, kind
+
+
+def test_masks() -> None:
+    np.testing.assert_array_equal(causal_mask(3)[0, 0], [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(band_mask(4, 3)[0, 0], [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]])
+    q, k, v = numbers("q", 1, 4, 1, 3), numbers("k", 1, 4, 1, 3), numbers("v", 1, 4, 1, 2)
+    _, weights = attend_heads(q, k, v, band_mask(4, 3))
+    assert (np.asarray(weights[0, 0] > 0) == band_mask(4, 3)[0, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(norm="both"), "model.norm: 'both' is not one of 'post', 'pre', 'none'"),
+        (dict(positions="rotary"), "model.positions"),
+        (dict(embeddings="tied"), "model.embeddings"),
+        (dict(heads=3), "model.heads=3 does not divide model.features=8"),
+        (dict(positions="learned", max_length=5), "a sequence of 6 tokens is longer than the 5 positions"),
+        (dict(features=7, heads=1), "features=7 must be an even number"),
+    ],
+)
+def test_mistakes(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(aj.UserError, match=message):
+        made(**fields)
+
+
+def test_names_in_the_tree() -> None:
+    """The layout that checkpoints and sharding rules rely on."""
+    _, variables = made(layers=1)
+    names = {path.rpartition("/")[0] for path in tree.flatten(variables["params"])}
+    attention = ("key", "output", "query", "value")
+    assert names == {
+        *(f"encoder_0/self_attention/{name}" for name in attention),
+        *(f"decoder_0/{kind}/{name}" for kind in ("self_attention", "cross_attention") for name in attention),
+        *(f"{side}_0/mlp/{name}" for side in ("encoder", "decoder") for name in ("hidden", "output")),
+        *(f"{side}_0/{kind}_sum/layer_norm" for side in ("encoder", "decoder") for kind in ("self_attention", "mlp")),
+        "decoder_0/cross_attention_sum/layer_norm",
+        "target_embedding",
+    }
