@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="a name; a pattern such as 'bam_*' lists the names that match")
     sub.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
     sub.add_argument("--channels", type=int, default=3)
+    sub.add_argument("--length", type=int, default=64, metavar="TOKENS", help="of source and target, for translation")
     sub.add_argument("--depth", type=int, default=1, help="levels of the module path in a row")
 
     sub = verb("prepare", _prepare, "Prepare a data set of TensorFlow Datasets as ArrayRecord; needs the extra 'prepare'.")
@@ -172,8 +173,13 @@ def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if any(character in options.model for character in "*?["):
         print("\n".join(list_models(options.model)))
         return 0
-    shape = (1, options.image_size, options.image_size, options.channels)
-    print(summary(create_model(options.model), shape, options.depth))
+    import jax
+
+    model = create_model(options.model)
+    shape: Any = (1, options.image_size, options.image_size, options.channels)
+    if hasattr(model, "vocab_size"):  # it takes tokens, of a source and of a target
+        shape = (jax.ShapeDtypeStruct((1, options.length), "int32"),) * 2
+    print(summary(model, shape, options.depth))
     return 0
 
 

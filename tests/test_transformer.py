@@ -54,6 +54,16 @@ def test_other_counts() -> None:
     assert params(aj.create_model("transformer_base", embeddings="separate")) == base + 2 * 37_000 * 512
 
 
+def test_summary_names_what_multiplies() -> None:
+    """Multiply-adds of n tokens a side: projections and feed-forward layers, the two products over pairs, the logits."""
+    table = aj.summary(aj.create_model("transformer_base", vocab_size=1000), TOKENS)
+    n, d, hidden = 8, 512, 2048
+    pairs = 2 * n * n * d
+    assert table.modules["encoder_0"] == (3_150_336, n * (4 * d * d + 2 * d * hidden) + pairs)
+    assert table.modules["decoder_0"] == (4_199_936, n * (8 * d * d + 2 * d * hidden) + 2 * pairs)
+    assert table.modules["logits"] == (0, n * d * 1000)
+
+
 def made(**fields: Any) -> tuple[Transformer, dict[str, Any]]:
     """A tiny network whose vectors are of unit size."""
     model = Transformer(**{**TINY, **fields})

@@ -244,7 +244,8 @@ class Transformer(nn.Module):
     def _logits(self, x: jax.Array) -> jax.Array:
         x = self.decoder_norm(x) if self.norm == "pre" else x
         table = self.output_embedding if self.embeddings == "separate" else self.target_embedding
-        return jnp.einsum("btd,vd->btv", x, table.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+        with jax.named_scope("logits"):
+            return jnp.matmul(x, table.embedding.astype(x.dtype).T, preferred_element_type=jnp.float32)
 
     def init_cache(self, memory: jax.Array, source: jax.Array, max_length: int) -> Cache:
         """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""
