@@ -100,6 +100,22 @@ class TestConvolve:
 
         close(quick(run(convolve))(), quick(run(by_xla))(), 1e-5)
 
+    def test_strides_that_differ(self) -> None:
+        """A pointwise convolution, a dense one and one of groups, each with another stride down than to the right."""
+
+        def run(form: Callable) -> Callable:
+            def all_three() -> list[tuple]:
+                results = []
+                for k, groups in ((1, 1), (3, 1), (3, 2)):
+                    x, kernel = numbers("x", 2, 7, 8, 6), numbers("kernel", k, k, 6 // groups, 4)
+                    how = dict(padding=[(k // 2, k // 2)] * 2, dimension_numbers=LAYOUT, feature_group_count=groups)
+                    results.append(everything(lambda x, kernel, how=how: form(x, kernel, (2, 3), **how), x, kernel))
+                return results
+
+            return all_three
+
+        close(quick(run(convolve))(), quick(run(jax.lax.conv_general_dilated))(), 1e-5)
+
     def test_padding_of_one_side(self) -> None:
         """As TensorFlow pads: nothing before, one after; a pointwise convolution may be padded too."""
 
