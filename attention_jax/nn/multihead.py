@@ -18,12 +18,6 @@ def causal_mask(length: int) -> jax.Array:
     return jnp.tril(jnp.ones((1, 1, length, length), bool))
 
 
-def band_mask(length: int, window: int) -> jax.Array:
-    """[1, 1, T, T]: a position sees those at most `window` // 2 away, `window` of them in all when that is odd."""
-    places = jnp.arange(length)
-    return (jnp.abs(places[:, None] - places) <= window // 2)[None, None]
-
-
 def attend_heads(
     q_BTHK: jax.Array,
     k_BSHK: jax.Array,
