@@ -51,6 +51,9 @@ environment() {
     export JAX_COMPILATION_CACHE_DIR="$cache"
   fi
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
+  # Large pages for large arrays. A step on CPU asks for its temporaries anew each time, and Linux hands them out page by
+  # page: a small Transformer's step takes 1.40 s of CPU time with pages of 4 kB and 0.75 s with those of 2 MB.
+  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 }
 
 # One word a line, sorted, once each.
