@@ -41,7 +41,9 @@ def test_holds_the_package_and_nothing_else(wheel, root):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"attention_jax", f"attention_jax-{__version__}.dist-info"}
     assert "attention_jax/data/digits_test_indices.txt" in names
+    assert {"attention_jax/data/cldr_en_ko.tsv.xz", "attention_jax/data/everyday_en_ko.tsv"} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
+    assert any(name.endswith("/licenses/attention_jax/data/cldr_en_ko.LICENSE.txt") for name in names)
     ours = {str(path.relative_to(root)) for path in (root / "attention_jax").rglob("*.py")}
     assert ours <= set(names)
 

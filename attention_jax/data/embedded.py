@@ -1,6 +1,7 @@
 """Data that every installation has."""
 
 import functools
+import lzma
 from importlib import resources
 
 import numpy as np
@@ -34,3 +35,37 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"data.source=digits: there is no split {split!r}; it has 'train' and 'test'.")
     images, labels = _all_digits()
     return images[splits[split]], labels[splits[split]]
+
+
+@functools.cache
+def _all_pairs() -> list[tuple[str, str, str, str]]:
+    """(split, kind, English, Korean) of every pair."""
+    folder = resources.files("attention_jax.data")
+    cldr_lines = lzma.decompress(folder.joinpath("cldr_en_ko.tsv.xz").read_bytes()).decode().splitlines()[1:]
+    everyday = folder.joinpath("everyday_en_ko.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [tuple(line.split("\t")) for line in [*cldr_lines, *(f"train\teveryday\t{line}" for line in everyday)]]
+
+
+def cldr(split: str, kind: str | None = None) -> tuple[list[str], list[str], list[str]]:
+    """English texts, their Korean answers and their kinds, three lists of one length, of split "train", "dev" or "test".
+
+    Dates, times, relative times, units and currencies as Unicode CLDR writes them in both languages, and number words
+    (experiments/data/make_cldr.py); what they say is in one split only, in whatever style. In "train" there are also the
+    sentences of kind "everyday", written for this project; they are to be learnt by heart and are nowhere held out.
+    An English text has one answer everywhere.
+
+    Args:
+        split: "train", "dev" or "test".
+        kind: "date_long", "unit", … for the pairs of this kind only.
+
+    Raises:
+        UserError: no such split, or no pair of this kind in it.
+    """
+    splits = dict.fromkeys(row[0] for row in _all_pairs())
+    if split not in splits:
+        raise UserError(f"data.source=cldr: there is no split {split!r}; it has 'train', 'dev' and 'test'.")
+    rows = [row for row in _all_pairs() if row[0] == split and kind in (None, row[1])]
+    if not rows:
+        kinds = dict.fromkeys(row[1] for row in _all_pairs() if row[0] == split)
+        raise UserError(f"data.source=cldr: split {split!r} has no kind {kind!r}; it has {', '.join(kinds)}.")
+    return [row[2] for row in rows], [row[3] for row in rows], [row[1] for row in rows]
