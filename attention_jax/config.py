@@ -85,16 +85,55 @@ def _is_rules(value: Any) -> bool:
         return False
 
 
-# A key is a name, or the names of which exactly one must be present (a duration in any one unit).
-FIELDS: dict[Any, Any] = {
+_OWN_NUMBER = Field((int, type(None)), "a whole number, or None for the data's own", lambda v: v is None or v >= 1)
+
+# Of every task. A key is a name, or the names of which exactly one must be present (a duration in any one unit).
+_COMMON: dict[Any, Any] = {
     "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
-    "task": _choice("classification"),
+    "task": _choice("classification", "translation"),
     "seed": Field(int, "a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31),
-    "batch_size": _positive("examples"),
+    "batch_size": _positive("examples, of translation tokens"),
     "accumulation": _positive("micro-batches"),
     **_duration("total"),
     "precision": _choice("float32", "bfloat16"),
     "model": _OPEN,
+    "optimizer": {
+        "name": _choice("sgd", "rmsprop", "adamw"),
+        "momentum": _SHARE,
+        "nesterov": _FLAG,
+        "rate_in_velocity": _FLAG,
+        "rmsprop": _choice("tensorflow", "keras", "torch"),
+        "b1": _SHARE,
+        "b2": _SHARE,
+        "eps": Field((int, float), "a positive number", lambda value: 0 < value < math.inf),
+        "clip_norm": _not_negative("a norm"),
+        "weight_decay": _not_negative("a factor"),
+        "decay": _choice("l2", "decoupled"),
+        "decay_rules": Field((tuple, list), "a tuple of (path regex, True or False)", _is_rules),
+    },
+    "schedule": {
+        "name": _choice("constant", "step", "cosine", "linear", "noam"),
+        "learning_rate": _not_negative("a rate"),
+        **_duration("warmup", _DURATION_OR_0),
+        "warmup_start": _not_negative("a rate"),
+        "final_share": _PROBABILITY,
+        "boundaries": Field((tuple, list), "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
+        "factor": _not_negative("a factor"),
+        "d_model": _positive("channels"),
+    },
+    "loss": {"label_smoothing": _SHARE, "smoothing_over": _choice("uniform", "others")},
+    "ema": {"decay": _SHARE, "warmup": _FLAG},
+    "evaluation": {**_duration("every"), "batch_size": _positive("examples")},
+    "checkpoint": {**_duration("every"), "keep_last": _positive("checkpoints"), "keep_best": _positive("checkpoints")},
+    "logging": {**_duration("every"), "tensorboard": _FLAG},
+    "parallel": {
+        "mode": _choice("jit", "pmap"),
+        "data": Field(int, "a whole number of devices, or -1 for all of them", lambda value: value == -1 or value >= 1),
+    },
+    "profile": {"first_step": _STEP, "num_steps": _STEP},
+}
+
+_IMAGES: dict[Any, Any] = {
     "batch_norm": {
         "granularity": Field(
             (str, int),
@@ -128,52 +167,71 @@ FIELDS: dict[Any, Any] = {
             "(height, width, channels), or None for the data's own",
             _is_shape,
         ),
-        "num_examples": Field(
-            (int, type(None)), "a whole number of training examples, or None for the data's own", lambda v: v is None or v >= 1
-        ),
+        "num_examples": _OWN_NUMBER,
         "threads": _positive("threads"),
     },
-    "optimizer": {
-        "name": _choice("sgd", "rmsprop", "adamw"),
-        "momentum": _SHARE,
-        "nesterov": _FLAG,
-        "rate_in_velocity": _FLAG,
-        "rmsprop": _choice("tensorflow", "keras", "torch"),
-        "b1": _SHARE,
-        "b2": _SHARE,
-        "eps": Field((int, float), "a positive number", lambda value: 0 < value < math.inf),
-        "clip_norm": _not_negative("a norm"),
-        "weight_decay": _not_negative("a factor"),
-        "decay": _choice("l2", "decoupled"),
-        "decay_rules": Field((tuple, list), "a tuple of (path regex, True or False)", _is_rules),
-    },
-    "schedule": {
-        "name": _choice("constant", "step", "cosine", "linear", "noam"),
-        "learning_rate": _not_negative("a rate"),
-        **_duration("warmup", _DURATION_OR_0),
-        "warmup_start": _not_negative("a rate"),
-        "final_share": _PROBABILITY,
-        "boundaries": Field((tuple, list), "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
-        "factor": _not_negative("a factor"),
-        "d_model": _positive("channels"),
-    },
-    "loss": {"label_smoothing": _SHARE, "smoothing_over": _choice("uniform", "others")},
     "mix": {
         "mixup_alpha": _not_negative("a parameter of Beta"),
         "cutmix_alpha": _not_negative("a parameter of Beta"),
         "probability": _PROBABILITY,
         "switch_probability": _PROBABILITY,
     },
-    "ema": {"decay": _SHARE, "warmup": _FLAG},
-    "evaluation": {**_duration("every"), "batch_size": _positive("examples")},
-    "checkpoint": {**_duration("every"), "keep_last": _positive("checkpoints"), "keep_best": _positive("checkpoints")},
-    "logging": {**_duration("every"), "tensorboard": _FLAG},
-    "parallel": {
-        "mode": _choice("jit", "pmap"),
-        "data": Field(int, "a whole number of devices, or -1 for all of them", lambda value: value == -1 or value >= 1),
-    },
-    "profile": {"first_step": _STEP, "num_steps": _STEP},
 }
+
+_TEXT: dict[Any, Any] = {
+    "data": {
+        "source": _NAME,
+        "args": _OPEN,
+        "train_split": _NAME,
+        "eval_split": _NAME,
+        "tokenizer": Field(str, "'sentencepiece', 'words', or the path of a tokenizer's file"),
+        "tokenizer_options": _OPEN,
+        "vocab_size": Field(
+            (int, type(None)), "a whole number of tokens from 5, or None for every word", lambda v: v is None or v >= 5
+        ),
+        "joiner": Field(str, "the end of a word that goes on in the next one, or '' for none"),
+        "max_length": Field(int, "a whole number of tokens from 2", lambda value: value >= 2),
+        "too_long": _choice("drop", "truncate"),
+        "bucket_lengths": Field(
+            (int, tuple, list),
+            "a whole number of buckets, or a tuple of ascending lengths in tokens",
+            lambda value: (
+                value >= 1
+                if isinstance(value, int)
+                else bool(value) and _numbers(0)(value) and list(value) == sorted(set(value))
+            ),
+        ),
+        "rows_multiple": _positive("rows"),
+        "on_broken": _choice("skip", "stop"),
+        "num_examples": _OWN_NUMBER,
+        "num_batches": _OWN_NUMBER,
+        "threads": _positive("threads"),
+    },
+    "search": {
+        "beam": _positive("hypotheses"),
+        "alpha": _not_negative("an exponent"),
+        "penalty": _choice("gnmt", "length"),
+        "min_length": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
+        "max_extra": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
+        "max_length": Field(
+            (int, type(None)), "a whole number of tokens, or None for max_extra beyond the source", lambda v: v is None or v >= 1
+        ),
+    },
+    "evaluation": {
+        "translate": _FLAG,
+        "bleu": _choice("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"),
+        "headline": _choice("token_accuracy", "bleu", "chrf", "exact_match"),
+    },
+}
+_OF_TASK = {"classification": _IMAGES, "translation": _TEXT}
+
+
+def fields_of(task: str) -> dict[Any, Any]:
+    """The fields of a task's configs, those common to all tasks first."""
+    own = _OF_TASK[task]
+    both = {name: {**fields, **own.get(name, {})} if isinstance(fields, dict) else fields for name, fields in _COMMON.items()}
+    return {**both, **{name: fields for name, fields in own.items() if name not in both}}
+
 
 # What may differ between a workdir's config and the one given on a rerun: nothing that changes the numbers.
 MAY_DIFFER = (
@@ -184,6 +242,8 @@ MAY_DIFFER = (
     "data.on_broken",  # what a strict run did before it stopped is the same
     "data.args.data_dir",
     "data.args.path",
+    "data.args.source",
+    "data.args.target",
     "checkpoint.keep_last",
     "checkpoint.keep_best",
 )
@@ -221,7 +281,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _fields(section: Mapping[Any, Any] = FIELDS, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any]]:
+def _fields(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any]]:
     """(alternative dotted names, Field or _OPEN) of every field."""
     for key, field in section.items():
         names = key if isinstance(key, tuple) else (key,)
@@ -231,21 +291,32 @@ def _fields(section: Mapping[Any, Any] = FIELDS, prefix: str = "") -> Iterator[t
             yield tuple(prefix + name for name in names), field
 
 
-def _known_names() -> dict[str, Any]:
-    return {name: field for names, field in _fields() for name in names}
+def _known_names(task: str) -> dict[str, Any]:
+    return {name: field for names, field in _fields(fields_of(task)) for name in names}
 
 
-def _open_sections() -> tuple[str, ...]:
-    return tuple(name for name, field in _known_names().items() if field is _OPEN)
+def _open_sections(task: str) -> tuple[str, ...]:
+    """Prefixes of the names that may be anything."""
+    return tuple(f"{name}." for name, field in _known_names(task).items() if field is _OPEN)
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    task = config.get("task")
+    if task is None:
+        raise UserError("config: give exactly one of task; this config has none.")
+    if task not in _OF_TASK:
+        raise UserError(f"config.task={task!r} is not right: give {_COMMON['task'].accepts}.")
+    return task
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError that names the first field that is unknown, missing or of a wrong value."""
-    flat, known = flatten(config), _known_names()
+    task = _task(config)
+    flat, known = flatten(config), _known_names(task)
     for name in flat:
-        if name not in known and not name.startswith(tuple(f"{section}." for section in _open_sections())):
+        if name not in known and not name.startswith(_open_sections(task)):
             raise UserError(f"unknown config field {name!r}{suggestion(name, known)}.")
-    for names, field in _fields():
+    for names, field in _fields(fields_of(task)):
         if field is _OPEN:
             *parents, last = names[0].split(".")
             section = config
@@ -263,7 +334,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{present[0]}={flat[present[0]]!r} is not right: give {expected}.")
     if "name" not in config.get("model", {}):
         raise UserError("config.model.name is missing: give the name of a model, as attention_jax.list_models() lists them.")
-    if config.batch_size % config.accumulation:
+    if task == "classification" and config.batch_size % config.accumulation:
         raise UserError(
             f"config.accumulation={config.accumulation} does not divide batch_size={config.batch_size}: give one that does."
         )
@@ -272,9 +343,10 @@ def check(config: ConfigDict) -> None:
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """A copy with dotted fields replaced and checked. A duration given in another unit replaces the old one."""
     plain = config.copy_and_resolve_references().to_dict()
-    siblings = {name: names for names, _ in _fields() for name in names}
+    task = _task(plain)
+    siblings = {name: names for names, _ in _fields(fields_of(task)) for name in names}
     for dotted, value in changes.items():
-        is_open = dotted.startswith(tuple(f"{section}." for section in _open_sections()))
+        is_open = dotted.startswith(_open_sections(task))
         if dotted not in siblings and not is_open:
             raise UserError(f"unknown config field {dotted!r}{suggestion(dotted, siblings)}.")
         *parents, last = dotted.split(".")
@@ -293,7 +365,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 
 def parse_value(name: str, text: str) -> Any:
     """The Python value that a command-line text stands for, a bare word being a string."""
-    field = _known_names().get(name)
+    field = next((known[name] for known in map(_known_names, _OF_TASK) if name in known), None)
     if isinstance(field, Field) and field.types is str:
         return text
     try:
@@ -302,7 +374,7 @@ def parse_value(name: str, text: str) -> Any:
         return text
 
 
-def duration_steps(section: Mapping[str, Any], name: str, steps_per_epoch: int, batch_size: int) -> int:
+def duration_steps(section: Mapping[str, Any], name: str, steps_per_epoch: int, batch_size: float) -> int:
     """The duration `name` of a section in steps, from whichever unit it is given in; at least one step unless it is 0."""
     in_steps = {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / batch_size}
     for unit, factor in in_steps.items():

@@ -41,8 +41,7 @@ class Run:
 
     @functools.cached_property
     def _predictor(self) -> Any:
-        apply = jax.jit(lambda variables, *inputs: self.model.apply(variables, *inputs))
-        return get_task(self.config.task).predictor(self.config, self.assets, functools.partial(apply, self.variables))
+        return get_task(self.config.task).predictor(self.config, self.assets, self.model, self.variables)
 
     @property
     def labels(self) -> list[str]:

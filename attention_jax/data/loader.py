@@ -98,11 +98,12 @@ class Loader:
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Batches of the steps after `first_step`, up to and with `num_steps`, loaded ahead in threads."""
-        return self._ahead(first_step, num_steps, self.training_batch)
+        return self._reporting(ahead(first_step, num_steps, self.training_batch, self.threads))
 
     def evaluation(self) -> Iterator[Batch]:
         """Every example once, in order, loaded ahead in threads. The last batch is padded with copies of weight 0."""
-        return self._ahead(0, -(-len(self.source) // self.batch_size), self.evaluation_batch)
+        batches = -(-len(self.source) // self.batch_size)
+        return self._reporting(ahead(0, batches, self.evaluation_batch, self.threads))
 
     def training_batch(self, step: int) -> Batch:
         """This process's rows of the batch that follows `step` steps."""
@@ -144,13 +145,9 @@ class Loader:
         name = getattr(self.source, "name", None)
         return name(index) if callable(name) else f"example {index}"
 
-    def _ahead(self, first: int, end: int, load: Callable[[int], Batch]) -> Iterator[Batch]:
-        import grain
-
-        batches = grain.MapDataset.range(first, end).map(lambda number: load(int(number)))
-        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
+    def _reporting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
-            yield from batches.to_iter_dataset(options)
+            yield from batches
         finally:
             if self.broken:
                 logger.warning("data: %d of %d images could not be decoded.", len(self.broken), len(self.source))
@@ -159,6 +156,14 @@ class Loader:
         index, count = self.process
         share = self.batch_size // count
         return values[index * share : (index + 1) * share]
+
+
+def ahead(first: int, end: int, load: Callable[[int], Batch], threads: int) -> Iterator[Batch]:
+    """`load(i)` for i from `first` up to `end`, in order, made ahead in threads."""
+    import grain
+
+    batches = grain.MapDataset.range(first, end).map(lambda number: load(int(number)))
+    yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
 
 
 def _stack(examples: list[dict[str, Any]]) -> Batch:

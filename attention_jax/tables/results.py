@@ -170,8 +170,8 @@ def _plan_row(order: Order, row: Row, count_network: bool) -> RowPlan:
     try:
         task = get_task(config.task)
         config = task.resolve(config)
-        loader = task.loader(config, config.data.train_split, (0, 1), training=True)
-        durations = resolve_durations(config, loader.plan.steps_per_epoch)
+        task.loader(config, config.data.train_split, (0, 1), training=True)  # whether the data are there
+        durations = resolve_durations(config)
         counts = summary(task.model(config), task.example_inputs(config))
         params, macs = counts.params, counts.macs
         if row.network and count_network:

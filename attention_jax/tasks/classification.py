@@ -10,18 +10,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from attention_jax import parallel
 from attention_jax.data import crop, image
 from attention_jax.data.decode import BrokenImage, decode
-from attention_jax.data.loader import Loader
+from attention_jax.data.loader import Loader, Plan
 from attention_jax.data.sources import Source, open_source
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.optim import mixing
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
 
-HEADLINE = "accuracy"
 Pixels = Callable[[bytes | np.ndarray, np.random.Generator | None], np.ndarray]
 
 
@@ -62,6 +63,32 @@ def _own_shape(config: ConfigDict, source: Source) -> tuple[int, ...]:
         return decode(source[0]["image"], getattr(source, "channels", 3)).shape
     except BrokenImage as error:
         raise UserError(f"data.image_shape=None and the first image cannot be decoded ({error}): give the shape.") from error
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError unless the batches divide evenly over the devices, and each share into micro-batches."""
+    parallel.check_batch("batch_size", config.batch_size, mesh, config.accumulation)
+    parallel.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
+
+
+def steps_per_epoch(config: ConfigDict) -> int:
+    """Batches in an epoch of a resolved config."""
+    return Plan(config.data.num_examples, config.batch_size, config.seed).steps_per_epoch
+
+
+def examples_per_step(config: ConfigDict) -> float:
+    """Images in a batch."""
+    return config.batch_size
+
+
+def describe(config: ConfigDict) -> dict[str, str]:
+    """What a run's first lines say about this task."""
+    return {"batch norm": f"granularity {config.batch_norm.granularity}"}
+
+
+def headline(config: ConfigDict) -> str:
+    """The metric by which the best checkpoint is chosen."""
+    return "accuracy"
 
 
 def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
@@ -204,9 +231,14 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     }
 
 
-def metrics(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Accuracy (share of right first choices) and mean loss in nats."""
-    return {"accuracy": float(outputs["correct"].mean()), "loss": float(outputs["loss"].astype(np.float64).mean())}
+def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Accuracy (share of right first choices) and mean loss in nats; the outputs as they are."""
+    loss = float(outputs["loss"].astype(np.float64).mean())
+    return {"accuracy": float(outputs["correct"].mean()), "loss": loss}, outputs
+
+
+def adopt(config: ConfigDict, assets: Mapping[str, bytes]) -> None:
+    """Nothing of an image checkpoint is needed to read its data."""
 
 
 def assets(config: ConfigDict) -> dict[str, bytes]:
@@ -256,6 +288,7 @@ class Predictor:
         return Prediction([self.labels[i] for i in classes], classes, probabilities)
 
 
-def predictor(config: ConfigDict, assets: Mapping[str, bytes], forward: Callable[[np.ndarray], jax.Array]) -> Predictor:
-    """The predictor of a loaded run; `forward` maps normalised images to logits."""
-    return Predictor(config, json.loads(assets["labels.json"]), forward)
+def predictor(config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Predictor:
+    """The predictor of a loaded run."""
+    apply = jax.jit(model.apply)
+    return Predictor(config, json.loads(assets["labels.json"]), lambda images: apply(variables, images))

@@ -68,7 +68,8 @@ def _pack(about: dict[str, Any]) -> dict[str, str]:
 def _unpack(packed: Mapping[str, str]) -> dict[str, Any]:
     if hashlib.sha256(packed["text"].encode()).hexdigest() != packed["sha256"]:
         raise Damaged("its description differs from its checksum")
-    return json.loads(packed["text"])
+    about = json.loads(packed["text"])
+    return {**about, "assets": {name: base64.b64decode(text) for name, text in about["assets"].items()}}
 
 
 def packages() -> dict[str, str]:
@@ -274,5 +275,4 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         state = reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=restore_args))
     _verify(state, about)
-    about["assets"] = {name: base64.b64decode(text) for name, text in about["assets"].items()}
     return state, about

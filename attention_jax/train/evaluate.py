@@ -19,8 +19,8 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics over the whole evaluation split, and the per-example outputs [N, ...] they were made from.
 
-    What has weight 0 (padding of the last batch, an image that cannot be decoded) is cut out. `stop` is asked before each
-    batch; Interrupted when it says so.
+    What has weight 0 (padding of the last batch, an image that cannot be decoded) is cut out; where the outputs say which
+    "index" an example has, they are put into that order. `stop` is asked before each batch; Interrupted when it says so.
     """
     loader = program.task.loader(config, config.data.eval_split, parallel.process(), training=False)
     collected: list[dict[str, Any]] = []
@@ -31,4 +31,7 @@ def evaluate(
     outputs = {name: np.concatenate([np.asarray(part[name]) for part in collected]) for name in collected[0]}
     counts = outputs.pop("weight") > 0
     outputs = {name: values[counts] for name, values in outputs.items()}
-    return program.task.metrics(config, outputs), outputs
+    if "index" in outputs:
+        order = np.argsort(outputs.pop("index"))
+        outputs = {name: values[order] for name, values in outputs.items()}
+    return program.task.metrics(config, outputs)

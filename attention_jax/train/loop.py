@@ -113,8 +113,13 @@ def train(
         state, about = restored or (program.init(seed), {"sums": {}})
         step, sums = int(state.step), Sums(about["sums"])
         log.start(step)
-        clock = _Clock(log, config.batch_size)
+        clock = _Clock(log, task.examples_per_step(config))
         assets = task.assets(config)
+        if restored and about["assets"] != assets:
+            raise UserError(
+                f"{folder}: the data give other {' and '.join(assets)} now than when this run began: give the old data, or "
+                "another workdir."
+            )
 
         def read(step: int, metrics: dict[str, jax.Array]) -> None:
             """Takes in the metrics of a finished step, which waits for that step alone."""
@@ -138,7 +143,7 @@ def train(
             if parallel.is_main():
                 _save_outputs(folder / EVALUATION, step, outputs)
             if log.score(step) is None:
-                log.write(step, {**values, "headline": scores[task.HEADLINE]})
+                log.write(step, {**values, "headline": scores[task.headline(config)]})
 
         def save() -> None:
             log.flush()
@@ -224,7 +229,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 class _Clock:
     """Wall-clock figures for `timing.jsonl`."""
 
-    def __init__(self, log: Log, batch_size: int):
+    def __init__(self, log: Log, batch_size: float):
         self._log, self._batch_size = log, batch_size
         self._at: float | None = None
         self._step = 0

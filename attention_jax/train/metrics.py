@@ -106,5 +106,5 @@ class Log:
     def _mirror(self, line: Mapping[str, Any]) -> None:
         if self._writer:
             for name, value in line.items():
-                if name != "step":
+                if name != "step" and not isinstance(value, str):
                     self._writer.add_scalar(name, value, line["step"])

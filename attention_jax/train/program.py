@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from attention_jax import config as configs
 from attention_jax import parallel
-from attention_jax.data.loader import Plan
 from attention_jax.errors import UserError
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
@@ -67,10 +66,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     task = get_task(config.task)
     config = task.resolve(config)
     mesh = mesh or parallel.make_mesh(config.parallel.data)
-    parallel.check_batch("batch_size", config.batch_size, mesh, config.accumulation)
-    parallel.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    task.check(config, mesh)
 
-    durations = resolve_durations(config, Plan(config.data.num_examples, config.batch_size, config.seed).steps_per_epoch)
+    durations = resolve_durations(config)
     schedule = make_schedule(
         config.schedule.name,
         config.schedule.learning_rate,
@@ -83,7 +81,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         d_model=config.schedule.d_model,
     )
     optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
-    model = task.model(config, parallel.norm_group_size(config, mesh))
+    model = task.model(config, parallel.norm_group_size(config, mesh) if "batch_norm" in config else None)
     inputs = task.example_inputs(config)
 
     def init(seed: Any) -> states.State:
@@ -114,11 +112,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     return program
 
 
-def resolve_durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
-    """All durations of a config in steps. Raises UserError when the warm-up is longer than the run."""
+def resolve_durations(config: ConfigDict) -> Durations:
+    """All durations of a resolved config in steps. Raises UserError when the warm-up is longer than the run."""
+    task = get_task(config.task)
+    steps_per_epoch, batch_size = task.steps_per_epoch(config), task.examples_per_step(config)
 
     def steps(section: Any, name: str) -> int:
-        return configs.duration_steps(section, name, steps_per_epoch, config.batch_size)
+        return configs.duration_steps(section, name, steps_per_epoch, batch_size)
 
     durations = Durations(
         steps_per_epoch=steps_per_epoch,

@@ -29,7 +29,7 @@ def describe(program: Program, overrides: Mapping[str, str]) -> str:
         f"{parallel.threads()} threads a process",
         "mesh": f"{mesh}, mode {config.parallel.mode}; all of the state is replicated",
         "precision": config.precision,
-        "batch norm": f"granularity {config.batch_norm.granularity}",
+        **program.task.describe(config),
         "network": f"{config.model.name}: {counts.params:,} parameters, {counts.macs:,} multiply-adds an example",
         "length": f"{durations.total} steps = {durations.total / durations.steps_per_epoch:g} epochs of "
         f"{durations.steps_per_epoch} batches of {config.batch_size}, seed {config.seed}",

@@ -1,0 +1,189 @@
+"""From sentences to translations: search with a trained network, attention over the words, and scores of texts."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from attention_jax.data.token_batches import pad_rows
+from attention_jax.data.tokenizer import EOS, PAD, Tokenizer
+from attention_jax.decode import NEVER, Search, search
+from attention_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to translate: how to search, and how long a translation may get.
+
+    Attributes:
+        search: see `decode.Search`.
+        max_extra: tokens that a translation may have more than its source.
+        fixed: the most tokens whatever the source; None for `max_extra` more than it.
+        positions: the most that the network has positions for; None for any.
+    """
+
+    search: Search
+    max_extra: int = 50
+    fixed: int | None = None
+    positions: int | None = None
+
+    def max_length(self, source_length: int) -> int:
+        """The most tokens, end symbol included, of a translation of so many."""
+        length = self.fixed or source_length + self.max_extra
+        return min(length, self.positions) if self.positions else length
+
+
+def options(config: ConfigDict, **changes: Any) -> Options:
+    """Those of a config's section `search`, with fields of it (`beam`, `alpha`, …) or `n_best` changed."""
+    fields = {**config.search.to_dict(), **{name: value for name, value in changes.items() if value is not None}}
+    extra, fixed = fields.pop("max_extra"), fields.pop("max_length")
+    learned = config.model.get("positions") == "learned"
+    try:
+        return Options(Search(**fields), extra, fixed, config.model.get("max_length", 512) if learned else None)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"search: {error}.") from error
+
+
+def translate_tokens(
+    model: nn.Module, variables: dict[str, Any], source: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """[B, S] -> tokens [B, n_best, longest], best first, padded after the end symbol, and scores [B, n_best]."""
+    memory = model.apply(variables, source, method="encode")
+    most = options.max_length(source.shape[1])
+    cache = model.apply(variables, memory, source, most, method="init_cache")
+    own = jnp.full(source.shape[:1], options.fixed) if options.fixed else (source != PAD).sum(1) + options.max_extra
+
+    def step(token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        return model.apply(variables, token, cache, method="decode_step")
+
+    return search(step, cache, jnp.minimum(own, most), most, options.search)
+
+
+def with_longer(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
+    """Bucket lengths, and a further one where the longest sentence is longer than all of them."""
+    buckets = tuple(buckets)
+    return buckets if longest <= buckets[-1] else (*buckets, -(-longest // 16) * 16)
+
+
+def score_texts(hypotheses: list[str], references: list[str], tokenize: str) -> tuple[dict[str, Any], np.ndarray]:
+    """({"bleu", "chrf", "exact_match", and signatures}, which are equal [N] float32) by sacrebleu (Post 2018).
+
+    Args:
+        tokenize: sacrebleu's name of a tokenization for BLEU. "none" says that the texts are tokenised: the score is then
+            the papers' tokenised BLEU, not comparable with others, as its signature says (`tok:none`).
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    bleu, chrf = BLEU(tokenize=tokenize, force=True), CHRF()
+    scores = {
+        "bleu": bleu.corpus_score(hypotheses, [references]).score,
+        "chrf": chrf.corpus_score(hypotheses, [references]).score,
+    }
+    equal = np.array([a == b for a, b in zip(hypotheses, references, strict=True)], np.float32)
+    signatures = {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
+    return {**scores, "exact_match": float(equal.mean()), **signatures}, equal
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """The n best translations of a sentence.
+
+    Attributes:
+        source: the sentence.
+        source_tokens: its tokens as a person reads them, end symbol included.
+        texts: translations, best first.
+        scores: log probabilities after the length penalty.
+        tokens: of each translation, as a person reads them, end symbol included where there is one.
+        target_ids: of the best one, as the network writes them.
+    """
+
+    source: str
+    source_tokens: list[str]
+    texts: list[str]
+    scores: list[float]
+    tokens: list[list[str]]
+    target_ids: list[int]
+
+    @property
+    def text(self) -> str:
+        """The best translation."""
+        return self.texts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """What a notebook and the command line do with a trained translation network."""
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    model: nn.Module
+    variables: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """The vocabulary."""
+        return self.tokenizer.pieces(range(self.tokenizer.vocab_size))
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        found = functools.partial(translate_tokens, self.model)
+        return jax.jit(found, static_argnums=2)
+
+    def preprocess(self, sentences: str | Sequence[str]) -> np.ndarray:
+        """Sentences -> [N, longest] int32 with end symbols and padding, what `model.apply` takes as source."""
+        rows = self._encoded([sentences] if isinstance(sentences, str) else sentences)
+        return pad_rows(rows, len(rows), max(map(len, rows), default=1))
+
+    def _encoded(self, sentences: Sequence[str]) -> list[list[int]]:
+        return [[*self.tokenizer.encode(sentence), EOS] for sentence in sentences]
+
+    def predict(self, sentences: str | Sequence[str], **changes: Any) -> list[Translation]:
+        """The translations of sentences, in their order; see `translate`."""
+        return list(self.translate([sentences] if isinstance(sentences, str) else sentences, **changes))
+
+    def translate(self, sentences: Sequence[str], rows: int | None = None, **changes: Any) -> Iterator[Translation]:
+        """The translations of sentences, in their order.
+
+        Sentences of like length are translated together, which changes none of them; nothing is cut. An empty one has an
+        empty translation.
+
+        Args:
+            rows: sentences at a time; by default as many as `evaluation.batch_size` allows.
+            **changes: to the config's `search`, e.g. `beam=5`, and `n_best`.
+        """
+        chosen = options(self.config, **changes)
+        encoded = self._encoded(sentences)
+        longest = max(map(len, encoded), default=1)
+        buckets = with_longer(self.config.data.bucket_lengths, longest)
+        places = np.searchsorted(buckets, [len(tokens) for tokens in encoded])
+        found: dict[int, Translation] = {}
+        for bucket, length in enumerate(buckets):
+            members = [i for i in np.flatnonzero(places == bucket) if len(encoded[i]) > 1]
+            size = rows or max(1, self.config.evaluation.batch_size // length)
+            for first in range(0, len(members), size):
+                part = members[first : first + size]
+                # As many rows as fill a power of two: few programs, whatever the number of sentences.
+                room = min(size, 1 << (len(part) - 1).bit_length())
+                source = pad_rows([encoded[i] for i in part], room, length)
+                tokens, scores = map(np.asarray, self._compiled(self.variables, source, chosen))
+                for row, i in enumerate(part):
+                    found[int(i)] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
+        for i, sentence in enumerate(sentences):
+            yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [])
+
+    def _translation(self, sentence: str, source: list[int], tokens: np.ndarray, scores: np.ndarray) -> Translation:
+        there = [[int(t) for t in row if t != PAD] for row, score in zip(tokens, scores, strict=True) if score > NEVER / 2]
+        return Translation(
+            source=sentence,
+            source_tokens=self.tokenizer.pieces(source),
+            texts=[self.tokenizer.decode(row) for row in there],
+            scores=[float(score) for score in scores[: len(there)]],
+            tokens=[self.tokenizer.pieces(row) for row in there],
+            target_ids=there[0],
+        )
