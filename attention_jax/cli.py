@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("evaluate", _evaluate, "Evaluate the newest checkpoint of a run on its evaluation split.")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
     sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
+    sub.add_argument("--average", type=int, default=1, metavar="N", help="evaluate the mean of the newest N checkpoints")
 
     sub = verb("table", _table, "Run the rows of a table file and write the table; the same command resumes.")
     sub.add_argument("file", metavar="FILE.py", help="title, source, base, rows, scales")
@@ -132,11 +133,13 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     _start()
     from attention_jax import config as configs
     from attention_jax.load import load_run
+    from attention_jax.tasks import get_task
     from attention_jax.train.evaluate import evaluate
     from attention_jax.train.program import build
 
-    run = load_run(options.workdir, options.weights)
+    run = load_run(options.workdir, options.weights, options.average)
     config = _overridden(run.config, overrides)
+    get_task(config.task).adopt(config, run.assets)
     program = build(configs.override(config, {"parallel.mode": "jit"}) if config.parallel.mode == "pmap" else config)
     scores, _ = evaluate(program, run.variables, config)
     print(json.dumps({"workdir": str(options.workdir), "step": run.step, "weights": run.weights, **scores}))

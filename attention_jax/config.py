@@ -214,7 +214,9 @@ _TEXT: dict[Any, Any] = {
         "min_length": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
         "max_extra": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
         "max_length": Field(
-            (int, type(None)), "a whole number of tokens, or None for max_extra beyond the source", lambda v: v is None or v >= 1
+            (int, type(None)),
+            "a whole number of tokens, or None for max_extra beyond the source",
+            lambda v: v is None or v >= 1,
         ),
     },
     "evaluation": {

@@ -45,16 +45,20 @@ class Run:
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes."""
+        """Names of the classes, or of the tokens."""
         return self._predictor.labels
 
     def preprocess(self, inputs: Any) -> np.ndarray:
-        """Raw inputs (uint8 images [N, H, W, C]) -> what `model.apply` takes, as evaluation does it."""
+        """Raw inputs (uint8 images [N, H, W, C], sentences) -> what `model.apply` takes, as evaluation does it."""
         return self._predictor.preprocess(inputs)
 
-    def predict(self, inputs: Any) -> Any:
-        """Predictions for raw inputs: for images `.labels`, `.classes` [N] and `.probabilities` [N, K]."""
-        return self._predictor.predict(inputs)
+    def predict(self, inputs: Any, **options: Any) -> Any:
+        """Predictions for raw inputs.
+
+        For uint8 images [N, H, W, C] `.labels`, `.classes` [N] and `.probabilities` [N, K]. For sentences a list of
+        translations, each with `.text`; options change the config's `search`: `beam=5, n_best=3`.
+        """
+        return self._predictor.predict(inputs, **options)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""
@@ -65,15 +69,16 @@ class Run:
         return steps, values
 
 
-def load_run(path: str | Path, weights: str | None = None) -> Run:
+def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> Run:
     """Everything about a run: network, weights, config, assets, metrics, and `predict`.
 
     Args:
         path: a workdir (its newest good checkpoint), or the folder of one step.
         weights: "ema" or "params"; None takes the average where there is one.
+        average: takes the mean of the newest n checkpoints' weights (Vaswani et al. 2017, Section 6.1: 5 or 20).
 
     Raises:
-        UserError: nothing there, or no such weights.
+        UserError: nothing there, no such weights, or fewer checkpoints.
     """
     state, about, folder = checkpoint.read_newest(path)
     config = configs.from_json(about["config"])
@@ -81,8 +86,10 @@ def load_run(path: str | Path, weights: str | None = None) -> Run:
     weights = weights or ("ema" if has_ema else "params")
     if weights not in ("ema", "params") or (weights == "ema" and not has_ema):
         raise UserError(f"weights={weights!r}: {folder} has {'ema and params' if has_ema else 'params only'}.")
-    variables = state["ema"] if weights == "ema" else {name: state.get(name) or {} for name in ("params", "batch_stats")}
     workdir = folder.parent.parent
+    variables = _variables(state, weights)
+    if average > 1:
+        variables = _mean(workdir, about["step"], weights, average)
     lines = [line for line in metrics.read(workdir / metrics.METRICS) if line["step"] <= about["step"]]
     return Run(
         path=folder,
@@ -96,7 +103,27 @@ def load_run(path: str | Path, weights: str | None = None) -> Run:
     )
 
 
-def load_checkpoint(path: str | Path, weights: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
+    return state["ema"] if weights == "ema" else {name: state.get(name) or {} for name in ("params", "batch_stats")}
+
+
+def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]:
+    """The mean of the weights of the newest checkpoints up to step `last`."""
+    steps = [step for step in checkpoint.steps(workdir) if step <= last][-number:]
+    if len(steps) < number:
+        raise UserError(
+            f"{workdir}: average={number} but there are {len(steps)} checkpoints up to step {last}: give a smaller number, or "
+            "train with a larger checkpoint.keep_last."
+        )
+    states = (checkpoint.read_newest(workdir / checkpoint.FOLDER / str(step))[0] for step in steps)
+    total = None
+    for state in states:  # one at a time: twenty large ones would not fit
+        part = jax.tree.map(lambda x: np.asarray(x, np.float64), _variables(state, weights))
+        total = part if total is None else jax.tree.map(np.add, total, part)
+    return jax.tree.map(lambda x: (x / number).astype(np.float32), total)
+
+
+def load_checkpoint(path: str | Path, weights: str | None = None, average: int = 1) -> tuple[nn.Module, dict[str, Any]]:
     """(model, variables) of a workdir or step folder, ready for `model.apply(variables, inputs)`; see `load_run`."""
-    run = load_run(path, weights)
+    run = load_run(path, weights, average)
     return run.model, run.variables

@@ -87,7 +87,9 @@ def files(split: str, source: str | Sequence[str], target: str | Sequence[str], 
     """
     sources, targets = _paths(source, split), _paths(target, split)
     if len(sources) != len(targets):
-        raise UserError(f"data.args: {len(sources)} source files and {len(targets)} target files: give as many of one as of the other.")
+        raise UserError(
+            f"data.args: {len(sources)} source files and {len(targets)} target files: give as many of one as of the other."
+        )
     pairs: list[tuple[str, str]] = []
     left_out: list[str] = []
     for one, other in zip(sources, targets, strict=True):
@@ -101,9 +103,7 @@ def files(split: str, source: str | Sequence[str], target: str | Sequence[str], 
     return pairs
 
 
-def tsv(
-    split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop"
-) -> Pairs:
+def tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop") -> Pairs:
     """Tab-separated files with a pair a line.
 
     Args:
@@ -126,9 +126,7 @@ def tsv(
     return pairs
 
 
-def tfds(
-    split: str, name: str, source: str, target: str, data_dir: str | None = None, on_broken: str = "stop"
-) -> Pairs:
+def tfds(split: str, name: str, source: str, target: str, data_dir: str | None = None, on_broken: str = "stop") -> Pairs:
     """A translation set of TensorFlow Datasets that was prepared as ArrayRecord; read without TensorFlow.
 
     Args:

@@ -72,7 +72,8 @@ def _tokens_of(key: str, split: str, too_long: str, max_length: int, text: "_Tex
     tokens, long = TokenPairs.of((tuple(map(encode, pairs[i])) for i in range(len(pairs))), max_length, too_long)
     if long:
         done = "left out" if too_long == "drop" else "cut"
-        logger.warning("data: %d of %d pairs of split %r have more than %d tokens a side and are %s.", long, len(pairs), split, max_length, done)
+        text = "data: %d of %d pairs of split %r have more than %d tokens a side and are %s."
+        logger.warning(text, long, len(pairs), split, max_length, done)
     return tokens
 
 
@@ -173,7 +174,9 @@ def loader(config: ConfigDict, split: str, process: tuple[int, int], training: b
         buckets = translator.with_longer(data.bucket_lengths, int(tokens.lengths.max()))
         plan = _plan(config, tokens, config.evaluation.batch_size, buckets)
     if any(plan.rows(bucket) % process[1] for bucket in range(len(plan.buckets))):
-        raise UserError(f"data.rows_multiple={data.rows_multiple} cannot be divided by {process[1]} processes: give a multiple.")
+        raise UserError(
+            f"data.rows_multiple={data.rows_multiple} cannot be divided by {process[1]} processes: give a multiple."
+        )
     return TokenLoader(tokens, plan, data.threads, process)
 
 

@@ -54,5 +54,5 @@ def outcome(workdir: str, result: Result) -> str:
         return f"stopped after step {result.step} and saved; the same command goes on from there."
     lines = list(metrics.read(Path(workdir).expanduser() / metrics.METRICS))
     last = next(line for line in reversed(lines) if "headline" in line)
-    scores = {name: round(value, 6) for name, value in last.items() if "/" in name}
+    scores = {name: v if isinstance(v, str) else round(v, 6) for name, v in last.items() if "/" in name}
     return f"done after step {result.step}: {json.dumps(scores)}"
