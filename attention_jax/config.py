@@ -92,7 +92,7 @@ _COMMON: dict[Any, Any] = {
     "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
     "task": _choice("classification", "translation"),
     "seed": Field(int, "a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31),
-    "batch_size": _positive("examples, of translation tokens"),
+    "batch_size": _positive("examples, or of a translation's tokens,"),
     "accumulation": _positive("micro-batches"),
     **_duration("total"),
     "precision": _choice("float32", "bfloat16"),
