@@ -13,14 +13,15 @@ from attention_jax.optim import mixing
 from attention_jax.train import checkpoint
 from attention_jax.train.loop import train
 from attention_jax.train.program import build
+from tests import small_text
 from tests.small import small_config
 
 STEPS = 3
 
 
-def three_steps(**fields):
+def three_steps(config=None, **fields):
     """(state as numpy, metrics of each step) after three steps of a program."""
-    program = build(small_config(**fields))
+    program = build(config or small_config(**fields))
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state, seen = program.init(0), []
     for batch in parallel.prefetch(loader.training(0, STEPS), program.mesh):
@@ -95,6 +96,14 @@ def test_mixing_is_of_the_global_batch():
     apart = three_steps(parallel__mode="pmap", batch_norm__granularity=1, **both)
     with pytest.raises(AssertionError):
         assert_close(apart, one, collections=("params", "opt_state"))
+
+
+def test_translation_on_eight_devices_is_that_on_one(tmp_path):
+    """With dropout, accumulation and the average of the weights."""
+    folder = small_text.write_pairs(tmp_path)
+    fields = dict(data__rows_multiple=16, accumulation=2, model__dropout=0.1, batch_size=400)
+    one, eight = (three_steps(small_text.small_config(folder, parallel__data=n, **fields)) for n in (1, 8))
+    assert_close(eight, one, collections=("params", "ema"))
 
 
 def test_contradictions_are_refused():

@@ -20,11 +20,11 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenPairs:
-    """Pairs as tokens, all in two flat arrays: `tokens[starts[i]:starts[i + 1]]` is side 2·(i // 2) + i % 2 of pair i // 2.
+    """Pairs as tokens, in one flat array, for millions of lists would not fit.
 
     Attributes:
-        tokens: [all tokens], each side with its end symbol.
-        starts: [2 · pairs + 1].
+        tokens: of all sides, source and target in turn, each with its end symbol.
+        starts: [2 · pairs + 1] where each side begins; the last is the end of all.
         kept: [pairs] index of each pair in the source that it comes from.
     """
 
@@ -88,6 +88,11 @@ def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple
     return tuple(sorted(ends))
 
 
+def rows_of(length: int, batch_tokens: int, multiple: int) -> int:
+    """Pairs of such a length in a batch of so many tokens a side, see `Plan`."""
+    return max(1, batch_tokens // length // multiple) * multiple
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """The batches of an epoch.
@@ -116,7 +121,7 @@ class Plan:
 
     def rows(self, bucket: int) -> int:
         """Rows of a batch of bucket number `bucket`."""
-        return max(1, self.batch_tokens // self.buckets[bucket] // self.multiple) * self.multiple
+        return rows_of(self.buckets[bucket], self.batch_tokens, self.multiple)
 
     @functools.cached_property
     def _members(self) -> list[np.ndarray]:

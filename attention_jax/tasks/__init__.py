@@ -6,6 +6,7 @@ steps_per_epoch(config), examples_per_step(config)
 describe(config) -> {name: text}              for a run's first lines
 model(config, norm_group_size) -> module
 example_inputs(config) -> tuple of shapes     of one example in a batch, to initialise and count
+batch_shapes(config) -> [{name: shape}]       of the training batches, each of which a step is compiled for
 loader(config, split, process, training) -> Loader
 mix(config, batch, rng) -> batch              the whole batch before a training step divides it: mixup, CutMix
 loss(config, model, variables, batch, rng, train) -> (weighted sums with "loss" and "weight", changed collections)

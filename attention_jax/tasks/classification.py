@@ -104,6 +104,18 @@ def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
     return (jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32),)
 
 
+def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """The one shape of a training batch."""
+    b = config.batch_size
+    return [
+        {
+            "image": jax.ShapeDtypeStruct((b, *config.data.image_shape), jnp.float32),
+            "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+            "weight": jax.ShapeDtypeStruct((b,), jnp.float32),
+        }
+    ]
+
+
 def preprocess(config: ConfigDict, images: np.ndarray) -> np.ndarray:
     """uint8 [B, H, W, C] -> float32 [B, H, W, C], as evaluation does it."""
     return image.normalise(images, config.data.mean, config.data.std)

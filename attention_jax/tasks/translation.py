@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from attention_jax import parallel
 from attention_jax.data import tokenizer as tokenizers
 from attention_jax.data.parallel_text import Pairs, open_pairs
-from attention_jax.data.token_batches import Plan, TokenLoader, TokenPairs, choose_buckets
+from attention_jax.data.token_batches import Plan, TokenLoader, TokenPairs, choose_buckets, rows_of
 from attention_jax.data.tokenizer import BOS, PAD, Tokenizer
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
@@ -130,9 +130,8 @@ def examples_per_step(config: ConfigDict) -> float:
 
 def describe(config: ConfigDict) -> dict[str, str]:
     """Vocabulary, and the shapes for which the step is compiled."""
-    buckets, size, multiple = config.data.bucket_lengths, config.batch_size, config.data.rows_multiple
-    rows = [max(1, size // length // multiple) * multiple for length in buckets]
-    shapes = ", ".join(f"{row} x {length}" for row, length in zip(rows, buckets, strict=True))
+    buckets = config.data.bucket_lengths
+    shapes = ", ".join("{} x {}".format(*batch["source"].shape) for batch in batch_shapes(config))
     return {
         "vocabulary": f"{config.model.vocab_size:,} tokens ({config.data.tokenizer})",
         "batches": f"{config.data.num_examples:,} pairs in {len(buckets)} compiled shapes, pairs x tokens a side: {shapes}",
@@ -155,6 +154,17 @@ def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
 def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Source and target of the longest bucket, [1, length] int32."""
     return (jax.ShapeDtypeStruct((1, config.data.bucket_lengths[-1]), jnp.int32),) * 2
+
+
+def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """A training batch of each bucket, the shortest first."""
+    shapes = []
+    for length in config.data.bucket_lengths:
+        b = rows_of(length, config.batch_size, config.data.rows_multiple)
+        sides = dict.fromkeys(("source", "target"), jax.ShapeDtypeStruct((b, length), jnp.int32))
+        one_each = {"weight": jax.ShapeDtypeStruct((b,), jnp.float32), "index": jax.ShapeDtypeStruct((b,), jnp.int32)}
+        shapes.append({**sides, **one_each})
+    return shapes
 
 
 def loader(config: ConfigDict, split: str, process: tuple[int, int], training: bool) -> TokenLoader:
