@@ -217,3 +217,26 @@ def test_mistakes_with_batches():
 
 def test_rows_without_a_sentence_have_an_end_symbol():
     assert pad_rows([[7, EOS]], 2, 3).tolist() == [[7, EOS, PAD], [EOS, PAD, PAD]]
+
+
+# TensorFlow Datasets
+
+
+def test_wmt14_by_way_of_tfds(tmp_path):
+    """The config as it is, with random records in place of prepared files."""
+    testing = pytest.importorskip("tensorflow_datasets").testing
+    from attention_jax import config as configs
+    from attention_jax.tasks import translation
+
+    config = configs.load_config("configs/wmt14_transformer.py")
+    fields = {"data.args.data_dir": str(tmp_path), "data.vocab_size": 60, "batch_size": 512, "data.bucket_lengths": 2}
+    config = configs.override(config, {**fields, "data.tokenizer_options.model_type": "char"})
+    with testing.mock_data(num_examples=40):
+        config = translation.resolve(config)
+        assert config.model.vocab_size <= 60 and config.data.num_examples == 40
+        batch = translation.loader(config, "train", (0, 1), training=True).training_batch(0)
+        assert batch["source"].shape == batch["target"].shape and (batch["source"] != batch["target"]).any()
+        evaluated = list(translation.loader(config, "validation", (0, 1), training=False).evaluation())
+        assert sum(batch["weight"].sum() for batch in evaluated) == 40
+        with pytest.raises(UserError, match="has the languages de, en"):
+            open_pairs("tfds", "train", {"name": "wmt14_translate/de-en", "source": "en", "target": "fr"}, "stop")
