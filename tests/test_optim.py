@@ -11,7 +11,7 @@ import pytest
 from attention_jax import tree
 from attention_jax.errors import UserError
 from attention_jax.optim import ema
-from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
+from attention_jax.optim.losses import cross_entropy, right_tokens, soft_cross_entropy, target_distribution, token_cross_entropy
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.train.program import build
@@ -200,6 +200,36 @@ def test_a_loss_of_bfloat16_logits_is_computed_in_float32():
         assert loss.dtype == jnp.float32
     exact = cross_entropy(logits.astype(jnp.float32), jnp.asarray([2]), 0.1)
     assert float(cross_entropy(logits, jnp.asarray([2]), 0.1)[0]) == float(exact[0])
+
+
+@pytest.mark.parametrize(("label_smoothing", "over"), [(0.0, "uniform"), (0.1, "uniform"), (0.1, "others"), (0.0, "others")])
+def test_the_loss_of_tokens_is_the_cross_entropy(label_smoothing, over):
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(0, 7, (2, 3)))
+    weights = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        logits = jnp.asarray(rng.normal(0, 3, (2, 3, 7)), dtype)
+
+        def summed(loss, logits=logits):
+            def of_logits(logits):
+                losses = loss(logits, labels, label_smoothing, over)
+                assert losses.shape == (2, 3) and losses.dtype == jnp.float32
+                return (losses * weights).sum()
+
+            return jax.value_and_grad(of_logits)(logits)
+
+        (value, gradient), (expected, expected_gradient) = summed(token_cross_entropy), summed(cross_entropy)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        assert gradient.dtype == expected_gradient.dtype
+        np.testing.assert_allclose(*(np.asarray(g, np.float32) for g in (gradient, expected_gradient)), rtol=1e-2, atol=1e-6)
+
+
+def test_right_tokens_are_those_of_argmax():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 50, 5)))
+    labels = jnp.asarray(np.random.default_rng(1).integers(0, 5, (4, 50)))
+    right = np.asarray(right_tokens(logits, labels))
+    assert right.dtype == bool and 0 < right.sum() < right.size
+    np.testing.assert_array_equal(right, logits.argmax(-1) == labels)
 
 
 def test_tree_paths_and_first_match():

@@ -10,6 +10,7 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.models.transformer import Transformer
+from attention_jax.nn.logits import score_rows
 from attention_jax.nn.multihead import attend_heads, causal_mask
 from attention_jax.nn.position import sinusoids
 from tests.blocks import close, numbers, quick
@@ -131,6 +132,21 @@ def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
     for t in range(6):
         logits, cache = step(variables, target[:, t], cache)
         close(logits, whole[:, t], 1e-5)
+
+
+def test_scores_of_rows_have_the_gradients_of_the_product() -> None:
+    x, table, of_y = numbers("x", 2, 3, 4), numbers("table", 5, 4), numbers("y", 2, 3, 5)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        inputs = [jnp.asarray(a, dtype) for a in (x, table)]
+
+        def gradients(product: Any, inputs: Any = inputs) -> Any:
+            return jax.grad(lambda *inputs: (product(*inputs) * of_y).sum(), (0, 1))(*inputs)
+
+        y = score_rows(*inputs)
+        assert y.shape == (2, 3, 5) and y.dtype == jnp.float32
+        expected = gradients(lambda x, table: jnp.matmul(x, table.T, preferred_element_type=jnp.float32))
+        close(gradients(score_rows), expected, 1e-6)
+        close(y, inputs[0].astype(jnp.float32) @ inputs[1].astype(jnp.float32).T, 1e-6)
 
 
 def test_fused_attention_is_the_plain_one_and_maps_are_seen() -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from attention_jax.errors import UserError
 from attention_jax.models.registry import register
 from attention_jax.nn import position
+from attention_jax.nn.logits import score_rows
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
 
 PAD = 0
@@ -245,7 +246,7 @@ class Transformer(nn.Module):
         x = self.decoder_norm(x) if self.norm == "pre" else x
         table = self.output_embedding if self.embeddings == "separate" else self.target_embedding
         with jax.named_scope("logits"):
-            return jnp.matmul(x, table.embedding.astype(x.dtype).T, preferred_element_type=jnp.float32)
+            return score_rows(x, table.embedding.astype(x.dtype))
 
     def init_cache(self, memory: jax.Array, source: jax.Array, max_length: int) -> Cache:
         """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""

@@ -23,7 +23,7 @@ from attention_jax.data.token_batches import Plan, TokenLoader, TokenPairs, choo
 from attention_jax.data.tokenizer import BOS, PAD, Tokenizer
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
-from attention_jax.optim.losses import cross_entropy
+from attention_jax.optim.losses import right_tokens, token_cross_entropy
 from attention_jax.tasks import translator
 from attention_jax.tasks.translator import Translator
 
@@ -207,8 +207,8 @@ def loss(
     source, target = batch["source"], batch["target"]
     logits = model.apply(variables, source, shifted(target), train=train, rngs={"dropout": rng})
     weight = (target != PAD).astype(jnp.float32)
-    per_token = cross_entropy(logits, target, config.loss.label_smoothing, config.loss.smoothing_over)
-    right = jnp.argmax(logits, -1) == target
+    per_token = token_cross_entropy(logits, target, config.loss.label_smoothing, config.loss.smoothing_over)
+    right = right_tokens(logits, target)
     return {"loss": (per_token * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}, {}
 
 
@@ -221,8 +221,8 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     logits = model.apply(variables, source, shifted(target), train=False)
     weight = (target != PAD).astype(jnp.float32)
     found = {
-        "loss": (cross_entropy(logits, target) * weight).sum(1),
-        "right": ((jnp.argmax(logits, -1) == target) * weight).sum(1),
+        "loss": (token_cross_entropy(logits, target) * weight).sum(1),
+        "right": (right_tokens(logits, target) * weight).sum(1),
         "tokens": weight.sum(1),
         "weight": batch["weight"],
         "index": batch["index"],
