@@ -120,10 +120,12 @@ def _attention(label: str | None, lines: Sequence[Line]) -> Any:
         return None
     run = load_run(next(run.path for run in line.result.plan.runs if run.correct is not None))
     config = run.config
-    source = get_task(config.task).loader(config, config.data.eval_split, (0, 1), training=False).source
-    chosen: dict[int, np.ndarray] = {}
+    loader = get_task(config.task).loader(config, config.data.eval_split, (0, 1), training=False)
+    source, chosen = loader.source, {}
     for i in range(len(source)):
-        chosen.setdefault(int(source[i]["label"]), source[i]["image"])
+        example = source[i]
+        if int(example["label"]) not in chosen:
+            chosen[int(example["label"])] = loader.transform(example, None)["image"]  # decoded, where it is encoded
         if len(chosen) == min(_PICTURED, source.num_classes):
             break
     classes = sorted(chosen)
