@@ -106,6 +106,23 @@ class TestBatchNorm:
         errors = [np.abs(np.subtract(one_pass(x, jnp.full(2, guess))[1], exact[1])) for guess in (0, 999)]
         assert errors[0].max() > 100 * errors[1].max()
 
+    @pytest.mark.parametrize("shift", [0.5, 1000.0])
+    def test_other_platforms_forms(self, shift: float) -> None:
+        """With fewer operations an element they give, as CPU's do, what 64 bits give, up to the rounding of x."""
+        x, of_y = numbers("x", 8, 6, 5, 3) + np.float32(shift), numbers("of_y", 8, 6, 5, 3)
+        scale, bias, axes = numbers("scale", 3), numbers("bias", 3), (0, 1, 2)
+
+        def all_of(forward: Callable, backward: Callable, x: Any, of_y: Any, scale: Any, bias: Any) -> tuple:
+            y, mean, variance = forward(x, scale, bias, scale * 0 + shift - 0.5, axes, 1e-5)
+            return y, mean, variance, *backward(x, of_y, scale, mean, 1 / (variance + 1e-5) ** 0.5, axes)
+
+        with jax.enable_x64():
+            exact = all_of(norm._forward_on_cpu, norm._backward_on_cpu, *map(jnp.float64, (x, of_y, scale, bias)))
+        for forms in ((norm._forward_on_cpu, norm._backward_on_cpu), (norm._forward_elsewhere, norm._backward_elsewhere)):
+            run = quick(functools.partial(all_of, *forms))
+            for ours, theirs in zip(run(x, of_y, scale, bias), exact):
+                assert np.abs(np.float64(ours) - theirs).max() < max(1e-6, 2e-7 * shift) * np.abs(theirs).max()
+
     def test_sums_of_other_platforms_do_not_wait_for_the_mean(self) -> None:
         """On TPU and GPU nothing that is summed contains the batch's mean, so that one pass over the batch is enough."""
         x = jnp.ones((4, 2, 3, 5))

@@ -74,7 +74,7 @@ def _native(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
     )
 
 
-def by_platform(cpu: Callable, native: Callable, *arrays: jax.Array) -> jax.Array:
+def by_platform(cpu: Callable, native: Callable, *arrays: jax.Array) -> Any:
     return jax.lax.platform_dependent(*arrays, cpu=cpu, default=native)
 
 

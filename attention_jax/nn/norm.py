@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.errors import UserError
+from attention_jax.nn.convolve import by_platform
 
 
 class BatchNorm(nn.Module):
@@ -71,17 +72,50 @@ class BatchNorm(nn.Module):
         return normalised.reshape(x.shape).astype(dtype)
 
 
-def _statistics_in_two_passes(x: jax.Array, guess: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """[..., C], [C] -> mean and variance over the axes, whose lengths become 1, whatever the guess."""
-    mean = x.mean(axes, keepdims=True)
-    return mean, jnp.square(x - mean).mean(axes, keepdims=True)
-
-
 def _statistics_in_one_pass(x: jax.Array, guess: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The same from sums of x - guess and its square, as good as the guess of the mean is to a few hundred deviations."""
+    """[..., C], [C] -> mean and variance over the axes, whose lengths become 1, from sums of x - guess and its square.
+
+    As good as two passes where the guess is within a few hundred deviations of the mean.
+    """
     mean = (x - guess).mean(axes, keepdims=True)
     variance = jnp.square(x - guess).mean(axes, keepdims=True) - jnp.square(mean)
     return mean + guess, jnp.maximum(variance, 0)
+
+
+def _forward_on_cpu(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: tuple, epsilon: float) -> tuple:
+    mean = x.mean(axes, keepdims=True)
+    variance = jnp.square(x - mean).mean(axes, keepdims=True)
+    return (x - mean) * (scale * jax.lax.rsqrt(variance + epsilon)) + bias, mean, variance
+
+
+def _forward_elsewhere(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: tuple, epsilon: float) -> tuple:
+    """Two operations an element after the sums; errs by no more than a few times what rounding x itself costs."""
+    mean, variance = _statistics_in_one_pass(x, guess, axes)
+    slope = scale * jax.lax.rsqrt(variance + epsilon)
+    return x * slope + (bias - mean * slope), mean, variance
+
+
+def _backward_on_cpu(
+    x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.Array, inverse_deviation: jax.Array, axes: tuple
+) -> tuple:
+    """Gradients with respect to x, the scale and the bias; the last two with the axes' lengths 1."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    of_bias = of_y.sum(axes, keepdims=True)
+    normal = (x - mean) * inverse_deviation
+    of_scale = (of_y * normal).sum(axes, keepdims=True)
+    # Differences first: for few numbers they are much smaller than their terms.
+    return scale * inverse_deviation * (of_y - of_bias / count - normal * (of_scale / count)), of_scale, of_bias
+
+
+def _backward_elsewhere(
+    x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.Array, inverse_deviation: jax.Array, axes: tuple
+) -> tuple:
+    """The same with x - mean in place of the normalised x, which is two operations an element fewer."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    of_bias = of_y.sum(axes, keepdims=True)
+    of_scale = (of_y * (x - mean)).sum(axes, keepdims=True) * inverse_deviation
+    slope = of_scale * inverse_deviation / count
+    return scale * inverse_deviation * (of_y - of_bias / count - (x - mean) * slope), of_scale, of_bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -97,9 +131,8 @@ def _normalise(
     with 256 channels on two CPU cores, forward and backward with ReLU: 27 ms against 48). None flows through the statistics
     that are returned; forward-mode differentiation does not pass.
     """
-    here, elsewhere = (functools.partial(form, axes=axes) for form in (_statistics_in_two_passes, _statistics_in_one_pass))
-    mean, variance = jax.lax.platform_dependent(x, guess, cpu=here, default=elsewhere)
-    return (x - mean) * (scale * jax.lax.rsqrt(variance + epsilon)) + bias, mean, variance
+    forms = (functools.partial(form, axes=axes, epsilon=epsilon) for form in (_forward_on_cpu, _forward_elsewhere))
+    return by_platform(*forms, x, scale, bias, guess)
 
 
 def _normalise_forward(
@@ -111,13 +144,8 @@ def _normalise_forward(
 
 def _normalise_backward(axes: tuple[int, ...], epsilon: float, saved: tuple, gradients: tuple) -> tuple:
     x, scale, mean, inverse_deviation = saved
-    of_y, _, _ = gradients
-    count = math.prod(x.shape[axis] for axis in axes)
-    of_bias = of_y.sum(axes, keepdims=True)
-    normal = (x - mean) * inverse_deviation
-    of_scale = (of_y * normal).sum(axes, keepdims=True)
-    # Differences first: for few numbers they are much smaller than their terms.
-    of_x = scale * inverse_deviation * (of_y - of_bias / count - normal * (of_scale / count))
+    forms = (functools.partial(form, axes=axes) for form in (_backward_on_cpu, _backward_elsewhere))
+    of_x, of_scale, of_bias = by_platform(*forms, x, gradients[0], scale, mean, inverse_deviation)
     return of_x, of_scale.reshape(-1, scale.size).sum(0), of_bias.reshape(-1, scale.size).sum(0), None
 
 
