@@ -409,6 +409,24 @@ def test_dry_run_shows_all_and_runs_nothing(fake, tmp_path):
     assert "b: 4 steps of 32 examples" in text and "ema.decay=0.9999" in text
 
 
+def test_computed_rows_stand_above_trained_ones(fake, tmp_path):
+    rows = [{"label": "numpy", "function": "numpy:array_api"}]  # replaced below by a function of the file's own
+    file = write_table(tmp_path, ROWS, computed=rows, pictures={"both": "numpy:hypot"})
+    own = "_computed = lambda: {'size': 3}\n_seen = []\n_draw = lambda measured: _seen.append(list(measured))\n"
+    text = file.read_text().replace("'numpy:array_api'", "_computed").replace("'numpy:hypot'", "_draw")
+    file.write_text(own + text)
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == 0 and fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert "1 of 1 rows to compute; 2 of 2 rows x 2 seeds = 4 runs" in text and "numpy: computed in" in text
+    page = (tmp_path / "w" / f"{file.stem}.md").read_text()
+    assert 0 < page.index("| numpy | 3 |") < page.index("| a |") < page.index("Accuracy: mean")
+    found = records(tmp_path / "w" / f"{file.stem}.csv")
+    assert [(row, record["status"]) for row, record in found.items()] == [("numpy", "computed"), ("a", "done"), ("b", "done")]
+    assert found["numpy"]["size"] == "3" and found["a"]["size"] == "" and float(found["a"]["accuracy"]) > 0.8
+    dry = call(file, workdir=tmp_path / "w", rows=["a"], dry_run=True)[1]
+    assert "numpy: not selected" in dry and "seed 0: done" in dry
+
+
 def test_default_workdirs(fake, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = write_table(tmp_path, ROWS)

@@ -14,6 +14,7 @@ from attention_jax.errors import UserError, one_sentence
 from attention_jax.load import load_run
 from attention_jax.plugins import load_object
 from attention_jax.tables import render
+from attention_jax.tables.computed import Computed
 from attention_jax.tables.render import Heading, Line
 from attention_jax.tables.results import Order, RowPlan, read_row
 from attention_jax.tasks import get_task
@@ -34,22 +35,23 @@ def make_folders(*folders: Path) -> None:
             raise UserError(f"{folder} cannot be written to: give another --workdir or --output.")
 
 
-def publish(order: Order, plans: Sequence[RowPlan], machine: str, pictures: bool) -> str:
+def publish(order: Order, plans: Sequence[RowPlan], computed: Sequence[Computed], machine: str, pictures: bool) -> str:
     """Writes the table's files, as far as its rows ran, and returns what to print: the table and where the files are."""
     table = order.table
     heading = Heading(table.title, table.source, table.notes, order.scale, order.seeds, order.command, machine)
     lines = render.estimate([read_row(plan) for plan in plans])
     stem = table.edition(order.scale)
-    said = [render.text(lines, heading), "", "written:"]
+    said = [render.text(lines, heading, computed), "", "written:"]
 
     def write(name: str, content: bytes) -> None:
         _write(order.output / name, content)
         said.append(f"  {order.output / name}")
 
-    write(f"{stem}.md", render.markdown(lines, heading).encode())
-    write(f"{stem}.csv", render.comma_separated(lines).encode())
+    write(f"{stem}.md", render.markdown(lines, heading, computed).encode())
+    write(f"{stem}.csv", render.comma_separated(lines, computed).encode())
     if pictures:
-        measured = {line.result.label: line.result.measured for line in lines if line.result.measured}
+        measured = {line.row.label: (line.values,) for line in computed if line.values}
+        measured |= {line.result.label: line.result.measured for line in lines if line.result.measured}
         for name, draw in {
             f"{stem}.png": lambda: _chart(table.title, lines),
             f"{stem}_curves.png": lambda: _curves(table.title, lines),

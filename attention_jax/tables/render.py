@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attention_jax.tables import statistics
+from attention_jax.tables.computed import Computed, computed_cells, computed_failures, computed_records
 from attention_jax.tables.results import RowResult, same_examples
 from attention_jax.tables.statistics import Estimate
 
@@ -52,7 +53,7 @@ def estimate(results: Sequence[RowResult]) -> list[Line]:
         return statistics.difference(result.correct, other.correct)
 
     lines = []
-    for result, before in zip(results, [None, *results[:-1]], strict=True):
+    for result, before in zip(results, [None, *results]):
         lines.append(
             Line(
                 result=result,
@@ -174,16 +175,23 @@ def explain(lines: Sequence[Line], marked: str) -> str:
     return "\n".join(sentences)
 
 
-def text(lines: Sequence[Line], heading: Heading) -> str:
+def text(lines: Sequence[Line], heading: Heading, computed: Sequence[Computed] = ()) -> str:
     """Aligned plain text."""
-    cells = _cells(lines, "{}*")
+    parts = [heading.title]
+    if computed:
+        parts += [_aligned_table(computed_cells(computed)), "\n".join(computed_failures(computed))]
+    if lines:
+        parts += [_aligned_table(_cells(lines, "{}*")), explain(lines, "a star")]
+    return "\n\n".join(filter(None, parts))
+
+
+def _aligned_table(cells: Sequence[Sequence[str]]) -> str:
     cells = [[_shortened(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     head, *rows = [
         "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in cells
     ]
-    rule = "-" * max(map(len, [head, *rows]))
-    return "\n".join([heading.title, "", head, rule, *rows, "", explain(lines, "a star")])
+    return "\n".join([head, "-" * max(map(len, [head, *rows])), *rows])
 
 
 def _shortened(cell: str, longest: int = 60) -> str:
@@ -194,25 +202,28 @@ def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 or cell.startswith(("failed", "not run")) else cell.rjust(width)
 
 
-def markdown(lines: Sequence[Line], heading: Heading) -> str:
-    """The whole page: title, source, table, what it means, and how it was made."""
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in _cells(lines, "**{}**")]
-    table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    parts = [
-        f"# {heading.title}",
-        heading.source,
-        "\n".join("| " + " | ".join(row) + " |" for row in table),
-        explain(lines, "bold"),
-        heading.notes,
-        f"Made by `{heading.command}` (scale {heading.scale}, seeds 0 to {heading.seeds - 1}).\n{heading.machine}",
-    ]
+def markdown(lines: Sequence[Line], heading: Heading, computed: Sequence[Computed] = ()) -> str:
+    """The whole page: title, source, tables, what they mean, and how they were made."""
+    parts = [f"# {heading.title}", heading.source]
+    scale = f"scale {heading.scale}"
+    if computed:
+        parts += [_markdown_table(computed_cells(computed)), "\n".join(computed_failures(computed))]
+    if lines:
+        parts += [_markdown_table(_cells(lines, "**{}**")), explain(lines, "bold")]
+        scale += f", seeds 0 to {heading.seeds - 1}"
+    parts += [heading.notes, f"Made by `{heading.command}` ({scale}).\n{heading.machine}"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def comma_separated(lines: Sequence[Line]) -> str:
-    """One record a row, in full precision; accuracies and differences as shares from 0 to 1."""
+def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows])
+
+
+def comma_separated(lines: Sequence[Line], computed: Sequence[Computed] = ()) -> str:
+    """One record a row, computed ones first, in full precision; accuracies and differences as shares from 0 to 1."""
     published = _published(lines)
-    records = []
+    records = computed_records(computed)
     for line in lines:
         result, plan = line.result, line.result.plan
         record = {
@@ -244,7 +255,8 @@ def comma_separated(lines: Sequence[Line]) -> str:
         record["seconds"] = result.seconds
         records.append(record)
     out = io.StringIO()
-    writer = csv.DictWriter(out, records[0].keys(), lineterminator="\n")
+    columns = dict.fromkeys(column for record in records for column in record)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return out.getvalue()

@@ -1,7 +1,7 @@
 """Runs a table: rows one after another, the seeds of a row through one compiled step, each an ordinary run.
 
 Everything is resumable because nothing is kept here: a run's workdir says whether it is finished, and the table, the
-charts and the curves are made from the workdirs alone.
+charts and the curves are made from the workdirs alone. Rows that a function computes come before all runs, each time anew.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ import jax
 from attention_jax import parallel
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.tables import measures, publish, results
+from attention_jax.tables.computed import Computed, compute
 from attention_jax.tables.results import FAILURE, Order, RowPlan, SeedRun
-from attention_jax.tables.table import Table, load_table
+from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import packages
 from attention_jax.train.loop import StopSignal, train, with_seed
 from attention_jax.train.program import Program, build
@@ -76,25 +77,39 @@ def run_table(
     publish.make_folders(order.folder, order.output)
 
     begin = time.perf_counter()
-    stopped, failed = _run_rows(order, plans)
-    trained = time.perf_counter()
+    computed = [_compute(order, row) for row in table.computed] if parallel.is_main() else []
+    stopped, failed = _run_rows(order, plans, computed) if plans else (False, 0)
+    done = time.perf_counter()
     if parallel.is_main():
-        say("", publish.publish(order, plans, machine(), pictures=True), sep="\n")
-    say(f"{trained - begin:.0f} s of training, {time.perf_counter() - trained:.0f} s for the table and its pictures.")
+        say("", publish.publish(order, plans, computed, machine(), pictures=True), sep="\n")
+    what = " and ".join([*(["computing"] if table.computed else []), *(["training"] if plans else [])])
+    say(f"{done - begin:.0f} s of {what}, {time.perf_counter() - done:.0f} s for the table and its pictures.")
+    uncomputed = [line.row.label for line in computed if line.failure]
+    if uncomputed:
+        say(f"not computed, as said above: {', '.join(uncomputed)}.")
     if stopped:
         say("stopped by a signal; what is done is saved, and the same command goes on from there.")
     elif failed:
         say(f"{failed} runs failed, see {FAILURE} in their workdirs; the same command tries them again.")
-    elif table.next_commands:
+    elif table.next_commands and not uncomputed:
         say(
             "\nnext:",
             *(f"  # {why}\n  {command.replace('{workdir}', str(folder))}" for why, command in table.next_commands),
             sep="\n",
         )
-    return 1 if failed and not stopped else 0
+    return 1 if (failed or uncomputed) and not stopped else 0
 
 
-def _run_rows(order: Order, plans: Sequence[RowPlan]) -> tuple[bool, int]:
+def _compute(order: Order, row: ComputedRow) -> Computed:
+    """Calls the function of a row that is selected."""
+    if row.label not in order.selected:
+        return Computed(row)
+    line = compute(row, order.table.scales[order.scale].arguments)
+    print(f"{row.label}: {f'failed: {line.failure}' if line.failure else f'computed in {line.seconds:.1f} s'}", flush=True)
+    return line
+
+
+def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Computed]) -> tuple[bool, int]:
     """(whether a signal ended it, how many runs failed)."""
     failed = 0
     chosen = [plan for plan in plans if plan.row.label in order.selected]
@@ -127,7 +142,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan]) -> tuple[bool, int]:
                 progress.say(f"{plan.row.label}, seed {run.seed}: {_score(run)} in {time.perf_counter() - begin:.1f} s")
             del program  # before the next one compiles: a row's programs are its largest part of memory
             if missing and parallel.is_main():
-                publish.publish(order, plans, machine(), pictures=False)
+                publish.publish(order, plans, computed, machine(), pictures=False)
     return signal.asked, failed
 
 
@@ -224,16 +239,26 @@ def _describe_start(order: Order, plans: Sequence[RowPlan]) -> str:
     missing = [run for plan in chosen for run in _missing(plan)]
     steps = sum(run.total_steps - min(run.step, run.total_steps) for run in missing)
     runs = sum(len(plan.runs) for plan in chosen)
-    return (
-        f"{order.table.title}\n"
-        f"scale {order.scale}: {len(chosen)} of {len(plans)} rows x {order.seeds} seeds = {runs} runs, "
-        f"{runs - len(missing)} of them done; {steps:,} steps to go, in {order.folder}\n{machine()}"
-    )
+    parts = []
+    if order.table.computed:
+        count = sum(row.label in order.selected for row in order.table.computed)
+        parts.append(f"{count} of {len(order.table.computed)} rows to compute")
+    if plans:
+        parts.append(
+            f"{len(chosen)} of {len(plans)} rows x {order.seeds} seeds = {runs} runs, "
+            f"{runs - len(missing)} of them done; {steps:,} steps to go, in {order.folder}"
+        )
+    return f"{order.table.title}\nscale {order.scale}: {'; '.join(parts)}\n{machine()}"
 
 
 def _describe_runs(order: Order, plans: Sequence[RowPlan]) -> Iterator[str]:
     """A dry run: every row and seed with its workdir, status, changed fields and length."""
-    yield f"{order.table.title}: scale {order.scale}, {len(plans)} rows x {order.seeds} seeds (dry run)"
+    trained = [f"{len(plans)} rows x {order.seeds} seeds"] if plans else []
+    computed = [f"{len(order.table.computed)} computed rows"] if order.table.computed else []
+    yield f"{order.table.title}: scale {order.scale}, {', '.join(computed + trained)} (dry run)"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in order.table.scales[order.scale].arguments.items())
+    for row in order.table.computed:
+        yield f"\n{row.label}: {'would be computed' if row.label in order.selected else 'not selected'}: {arguments or '–'}"
     for plan in plans:
         changes = ", ".join(f"{name}={value!r}" for name, value in plan.changes.items())
         length = f"{plan.durations.total} steps of {plan.config.batch_size} examples" if plan.durations else "length unknown"

@@ -43,6 +43,22 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComputedRow:
+    """One line of a table that a function computes; nothing is trained for it.
+
+    Attributes:
+        label: its name, unique in the table.
+        function: (**`arguments` of the scale) -> {column: number or text, name of an array for pictures: array}, or where one
+            is: "dotted.path:function". It is called whenever the table is made.
+        published: {column: cell} from the paper, shown before the computed column of that name.
+    """
+
+    label: str
+    function: str | Callable[..., Mapping[str, Any]]
+    published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Scale:
     """How large an edition of the table is.
 
@@ -50,11 +66,13 @@ class Scale:
         seeds: of each row.
         overrides: {dotted field: value}, put on the base before a row's pieces.
         base: config file in place of the table's; in the table file its path is relative to that file's folder.
+        arguments: {name: value}, of the functions of computed rows.
     """
 
-    seeds: int
+    seeds: int = 1
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     base: str | Path | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +83,16 @@ class Table:
         path: the file, as it was given.
         title: one line.
         source: the papers and data it comes from.
+        scales: {name: Scale}; the first is the default.
         base: config file that every row starts from; in the table file its path is relative to that file's folder.
         rows: in the order they are shown; a row is compared with the one before it.
-        scales: {name: Scale}; the first is the default.
+        computed: rows that are computed instead of trained, shown above the others in a table of their own.
         notes: shown under the table.
         network_shape: of the input of the rows' `network`, batch of one first.
         measures: {name: function (Program, Run) -> {name: number or array}, or where one is: "dotted.path:function"}. Each is
             called once for every finished run and kept in its workdir; numbers become columns, arrays are for pictures.
-        pictures: {name: function {label: [a run's measures, ...]} -> Figure, or where one is}, written beside the table.
+        pictures: {name: function {label: [a run's measures, ...]} -> Figure, or where one is}, written beside the table;
+            a computed row comes as {label: [what its function gave]}.
         attention_of: label of the row whose attention is pictured.
         next_commands: (why, command) pairs printed at the end; `{workdir}` in a command is the table's workdir.
     """
@@ -80,9 +100,10 @@ class Table:
     path: Path
     title: str
     source: str
-    base: Path
-    rows: tuple[Row, ...]
     scales: Mapping[str, Scale]
+    base: Path | None = None
+    rows: tuple[Row, ...] = ()
+    computed: tuple[ComputedRow, ...] = ()
     notes: str = ""
     network_shape: tuple[int, ...] = (1, 224, 224, 3)
     measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
@@ -102,7 +123,7 @@ class Table:
 
     def select(self, patterns: Sequence[str] | None) -> set[str]:
         """Labels of the rows that any of the labels or shell-style patterns names; None names all."""
-        labels = [row.label for row in self.rows]
+        labels = [row.label for row in (*self.computed, *self.rows)]
         if patterns is None:
             return set(labels)
         chosen = set()
@@ -144,11 +165,16 @@ def load_table(path: str | Path) -> Table:
             )
     for name, field in known.items():
         if name not in given and _is_required(field):
-            raise UserError(f"{path}: {name!r} is missing: a table file gives title, source, base, rows and scales.")
+            raise UserError(
+                f"{path}: {name!r} is missing: a table file gives title, source, scales, and base with rows, or computed rows."
+            )
     for name in ("title", "source", "base", "notes"):
         _expect(path, name, given.get(name, ""), str, "a text")
 
-    rows = tuple(_make(path, f"rows[{i}]", Row, row) for i, row in enumerate(_listed(path, "rows", given["rows"])))
+    rows, computed = (
+        tuple(_make(path, f"{name}[{i}]", kind, row) for i, row in enumerate(_listed(path, name, given.get(name, ()))))
+        for name, kind in (("rows", Row), ("computed", ComputedRow))
+    )
     _expect(path, "scales", given["scales"], dict, "a dict of name: {'seeds': ..., 'overrides': {...}}")
     scales = {name: _make(path, f"scales[{name!r}]", Scale, scale) for name, scale in given["scales"].items()}
     for name in ("measures", "pictures"):
@@ -157,8 +183,9 @@ def load_table(path: str | Path) -> Table:
         **{
             **given,
             "path": path,
-            "base": path.parent / given["base"],
+            "base": path.parent / given["base"] if "base" in given else None,
             "rows": rows,
+            "computed": computed,
             "scales": scales,
             "next_commands": tuple(_listed(path, "next_commands", given.get("next_commands", ()))),
         }
@@ -187,7 +214,7 @@ def _listed(path: Path, where: str, value: Any) -> Sequence[Any]:
 
 
 def _make(path: Path, where: str, kind: type, values: Any) -> Any:
-    """A Row or Scale from its dict."""
+    """A Row, ComputedRow or Scale from its dict."""
     keys = {field.name: field for field in dataclasses.fields(kind)}
     _expect(path, where, values, dict, f"a dict with {', '.join(keys)}")
     where = f"row {values['label']!r}" if "label" in values else where
@@ -197,20 +224,25 @@ def _make(path: Path, where: str, kind: type, values: Any) -> Any:
     for key, field in keys.items():
         if key not in values and _is_required(field):
             raise UserError(f"{path}: {where} has no {key!r}, which must be given.")
-    if kind is Row:
+    if kind is not Scale:
         _expect(path, f"{where}: label", values["label"], str, "a text")
+        _expect(path, f"{where}: published", values.get("published", {}), dict, "a dict of column: cell")
+    if kind is ComputedRow:
+        return ComputedRow(**values)
+    if kind is Row:
         pieces = values.get("pieces", ())
         _expect(path, f"{where}: pieces", pieces, (list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma")
         values = {**values, "pieces": tuple(pieces)}
-        _expect(path, f"{where}: published", values.get("published", {}), dict, "a dict of column: cell")
         if values.get("network") is not None:
             network = values["network"]
             _expect(path, f"{where}: network", network, dict, "a dict with the name of a model and its fields")
             _expect(path, f"{where}: network", network.get("name"), str, "{'name': as list_models() lists it, field: value}")
     else:
-        _expect(path, f"{where}: seeds", values["seeds"], int, "a whole number from 1")
-        if values["seeds"] < 1:
-            raise UserError(f"{path}: {where}: seeds={values['seeds']} is not right: give a whole number from 1.")
+        seeds = values.get("seeds", 1)
+        _expect(path, f"{where}: seeds", seeds, int, "a whole number from 1")
+        if seeds < 1:
+            raise UserError(f"{path}: {where}: seeds={seeds} is not right: give a whole number from 1.")
+        _expect(path, f"{where}: arguments", values.get("arguments", {}), dict, "a dict of what computed rows' functions take")
         _expect(path, f"{where}: base", values.get("base"), (str, type(None)), "the path of a config file")
         values = {**values, "base": path.parent / values["base"] if values.get("base") else None}
     _expect(path, f"{where}: overrides", values.get("overrides", {}), dict, "a dict of dotted config fields")
@@ -220,8 +252,19 @@ def _make(path: Path, where: str, kind: type, values: Any) -> Any:
 def _check(table: Table) -> None:
     """What holds between the parts of a table."""
     labels = [row.label for row in table.rows]
-    if not labels or not table.scales:
+    if not (labels or table.computed) or not table.scales:
         raise UserError(f"{table.path}: give at least one row and one scale.")
+    if labels and table.base is None:
+        raise UserError(f"{table.path}: 'base' is missing: give the config file that every row starts from.")
+    known = set(labels)
+    for row in table.computed:
+        if not row.label or "," in row.label or row.label in known:
+            raise UserError(
+                f"{table.path}: the label {row.label!r} of a computed row is not right: give one that is new, without a comma."
+            )
+        known.add(row.label)
+        if not callable(load_object(row.function, {}, f"{table.path}: row {row.label!r}: function")):
+            raise UserError(f"{table.path}: row {row.label!r}: function={row.function!r} is not right: give a function.")
     slugs: dict[str, str] = {}
     for row in table.rows:
         if not row.slug or "," in row.label:
