@@ -11,6 +11,7 @@ help() {
 usage: ./launch.sh COMMAND [ARGUMENTS]
 
   quickstart [--workdir=DIR]                  the first table, on the embedded digits
+  quickstart translation [--workdir=DIR]      the second, on embedded English and Korean
   train --config=FILE --workdir=DIR           train a config; the same command resumes; any field: --config.key=value
   evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
@@ -143,7 +144,12 @@ case "$command" in
   setup) environment "$@" ;;
   quickstart)
     environment
-    exec "$PYTHON" -m attention_jax table "$ROOT/experiments/quickstart.py" "$@"
+    table=quickstart
+    if [[ "${1:-}" == translation ]]; then
+      shift
+      table=quickstart_translation
+    fi
+    exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
   train | evaluate | table | summary)
     environment

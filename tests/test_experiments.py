@@ -1,12 +1,15 @@
-"""The table files of the image models: what they say of themselves, and that they run."""
+"""The table files: what they say of themselves, and that they run."""
 
 import contextlib
 import csv
 import io
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from attention_jax import config as configs
 from attention_jax.models import create_model
 from attention_jax.models.summary import summary
 from attention_jax.tables import results
@@ -23,6 +26,15 @@ def table(name: str):
     return load_table(ROOT / "experiments" / f"{name}.py")
 
 
+def network(config):
+    """The network of a config; one of text is told its vocabulary, so that its data need not be there."""
+    task = get_task(config.task)
+    if config.task == "translation":
+        known = {"model.vocab_size": 100, "data.bucket_lengths": (8,), "data.num_examples": 1, "data.num_batches": 1}
+        config = configs.override(config, known)
+    return task.model(task.resolve(config))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_has_a_network_at_every_scale(name, monkeypatch, tmp_path):
     loaded = table(name)
@@ -30,7 +42,7 @@ def test_every_row_has_a_network_at_every_scale(name, monkeypatch, tmp_path):
     for scale in loaded.scales:
         for row in loaded.rows:
             config = loaded.config(row, scale)
-            get_task(config.task).model(get_task(config.task).resolve(config)).check()
+            network(config).check()
     for row in loaded.rows:
         if row.network:
             create_model(**row.network).check()
@@ -41,15 +53,21 @@ def test_every_row_has_a_network_at_every_scale(name, monkeypatch, tmp_path):
         assert plan.broken is None, f"{plan.row.label}: {plan.broken}"
         data = plan.config.data
         batch = get_task(plan.config.task).loader(plan.config, data.train_split, (0, 1), training=True).training_batch(0)
-        assert batch["image"].shape == (plan.config.batch_size, *data.image_shape)
+        if plan.config.task == "translation":
+            assert batch["source"].shape == batch["target"].shape == (len(batch["source"]), data.bucket_lengths[-1])
+        else:
+            assert batch["image"].shape == (plan.config.batch_size, *data.image_shape)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_trained_that_is_no_stand_in(name):
-    """At quick, at most 26 layers, but where depth is the question."""
+    """At quick, at most 26 layers of an image network, but where depth is the question; 4 layers of 128 features for text."""
     loaded = table(name)
     for row in loaded.rows:
-        model = get_task("classification").model(get_task("classification").resolve(loaded.config(row, "quick")))
+        model = network(loaded.config(row, "quick"))
+        if not hasattr(model, "stage_sizes"):
+            assert model.layers <= 4 and model.features <= 128
+            continue
         depth = 2 + sum(model.stage_sizes) * {"basic": 2, "bottleneck": 3}[model.block]
         assert depth <= (56 if name in ("residual", "quickstart") else 26)
 
@@ -71,6 +89,24 @@ def test_resnext_rows_are_the_papers_networks():
         depth, setting = label.split()
         name = {"1x64d": f"resnet{depth}", "1x100d": f"resnet{depth}_1x100d"}.get(setting, f"resnext{depth}_{setting}")
         assert create_model(**row.network) == create_model(name, residual=not without)
+
+
+def test_transformer_variations_are_table_3():
+    """The stand-ins are the paper's networks made smaller, and at the scale "paper" they are those."""
+    loaded = table("transformer_variations")
+    assert len(loaded.rows) == 20
+    for row in loaded.rows:
+        papers, small = create_model(**row.network), network(loaded.config(row, "quick"))
+        for field in ("features", "hidden", "key_size", "value_size"):
+            assert (getattr(small, field) or 0) * 8 == (getattr(papers, field) or 0), row.label
+        assert small.layers * 2 == papers.layers and (small.heads, small.dropout) == (papers.heads, papers.dropout)
+        config = loaded.config(row, "paper")
+        assert network(config).clone(vocab_size=papers.vocab_size) == papers
+        assert config.total_steps == (300_000 if row.label == "big" else 100_000)
+        printed = row.published.get("params x 10⁶")
+        if printed:
+            counted = summary(papers, tuple(jax.ShapeDtypeStruct(s, jnp.int32) for s in loaded.network_shape)).params
+            assert counted / 1e6 == pytest.approx(printed, rel=0.08), row.label  # the paper has some 41,000 rows, not 37,000
 
 
 def test_resnet_rs_rows_are_prefixes():
@@ -95,6 +131,8 @@ def test_resnet_rs_rows_are_prefixes():
         ("residual", "plain 20 without norm", ["training error %", "gradient, untrained", "gradient, trained"], "gradients"),
         ("visual_attention", "stage 1", ["gamma", "entropy"], "queries"),
         ("receptive_field", "self-attention", ["pixels seen %, untrained", "pixels seen %, trained"], "fields"),
+        ("transformer_variations", "A: 4 heads", ["perplexity", "head diversity, cross"], None),
+        ("positional", "learned", ["token accuracy %, two dates", "token accuracy %, four dates"], None),
     ],
 )
 def test_a_row_is_trained_measured_and_pictured(tmp_path, monkeypatch, name, row, columns, picture):
@@ -106,7 +144,8 @@ def test_a_row_is_trained_measured_and_pictured(tmp_path, monkeypatch, name, row
         record = next(record for record in csv.DictReader(file) if record["row"] == row)
     assert record["status"] == "done"
     values = {column: float(record[column]) for column in columns}
-    assert (tmp_path / f"{name}-smoke_{picture}.png").read_bytes().startswith(b"\x89PNG")
+    if picture:
+        assert (tmp_path / f"{name}-smoke_{picture}.png").read_bytes().startswith(b"\x89PNG")
     if name == "receptive_field":  # gamma is 0 before training and not after it
         assert values["pixels seen %, untrained"] < 25 and values["pixels seen %, trained"] == 100
     if name == "visual_attention":

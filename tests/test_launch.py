@@ -118,6 +118,10 @@ def test_first_start_installs_and_the_second_does_not(checkout):
     table = f"python -m attention_jax table {checkout.path}/experiments/quickstart.py --workdir=runs/q"
     assert (code, stderr, checkout.calls()) == (0, "", [table])
 
+    code, stderr = checkout.launch("quickstart", "translation", "--workdir=runs/q")
+    table = table.replace("quickstart.py", "quickstart_translation.py")
+    assert (code, stderr, checkout.calls()) == (0, "", [table])
+
 
 def test_with_uv(checkout):
     checkout.program("uv", UV)

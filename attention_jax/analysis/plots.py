@@ -94,12 +94,15 @@ def row_chart(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") ->
     return figure
 
 
-def learning_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "") -> "Figure":
+def learning_curves(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "", metric: str = "accuracy"
+) -> "Figure":
     """Evaluation score and training loss by epoch; seeds are thin lines, the mean of a row's seeds a thick one.
 
     Args:
         runs: {label: one list of log lines a seed}; of two runs that are loaded, `{"a": [a.metrics], "b": [b.metrics]}`.
         title: above the panels.
+        metric: what the runs' headline metric is called.
 
     Raises:
         UserError: a run has not logged anything that can be drawn.
@@ -121,7 +124,7 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], t
     # The first half of a run would press the second, where rows differ, into the top of the panel.
     bottom = 100 - 1.15 * (100 - min(late))
     score_axes.set_ylim(max(bottom, 0), 100 + 0.03 * (100 - bottom))
-    score_axes.set_title("evaluation accuracy % (cut off below)" if bottom > 0 else "evaluation accuracy %", fontsize=10)
+    score_axes.set_title(f"evaluation {metric} %{' (cut off below)' if bottom > 0 else ''}", fontsize=10)
     loss_axes.set_yscale("log")
     loss_axes.set_title("training loss, each row its own (nats, log scale)", fontsize=10)
     for axes in (score_axes, loss_axes):

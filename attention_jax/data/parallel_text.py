@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from attention_jax.data import embedded
 from attention_jax.errors import UserError, one_sentence, require
 from attention_jax.plugins import load_object
@@ -179,10 +181,32 @@ class _TfdsPairs:
         return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in (source, target))
 
 
-def cldr(split: str, kind: str | None = None, on_broken: str = "stop") -> Pairs:
-    """The embedded English-Korean pairs; see `embedded.cldr`."""
-    sources, targets, _ = embedded.cldr(split, kind)
-    return list(zip(sources, targets, strict=True))
+def cldr(
+    split: str,
+    kind: str | Sequence[str] | None = None,
+    join: int | tuple[int, int] = 1,
+    everyday: int = 5,
+    on_broken: str = "stop",
+) -> Pairs:
+    """The embedded English-Korean pairs, or longer ones made of them; see `embedded.cldr`.
+
+    Args:
+        split: "train", "dev" or "test".
+        kind: of the pairs, or several; None for all.
+        join: pair i and so many others less one, drawn once and for all, make up pair i, a semicolon between them; of two
+            numbers any from the first to the second, drawn likewise.
+        everyday: how often each everyday sentence is there, which only repetition teaches; dates have thousands of relatives.
+    """
+    kinds = [kind] if kind is None or isinstance(kind, str) else kind
+    rows = [row for each in kinds for row in zip(*embedded.cldr(split, each), strict=True)]
+    pairs = [row[:2] for row in rows for _ in range(everyday if row[2] == "everyday" else 1)]
+    least, most = (join, join) if isinstance(join, int) else join
+    if not 1 <= least <= most:
+        raise UserError(f"data.args.join={join} is not right: give a number from 1, or two, the smaller one first.")
+    rng = np.random.default_rng([*split.encode(), least, most])
+    numbers = rng.integers(least, most + 1, len(pairs)) if most > 1 else np.ones(len(pairs), int)
+    rows = [[pairs[i], *(pairs[other] for other in rng.integers(len(pairs), size=n - 1))] for i, n in enumerate(numbers)]
+    return [tuple("; ".join(texts) for texts in zip(*row, strict=True)) for row in rows]
 
 
 SOURCES = {"files": files, "tsv": tsv, "tfds": tfds, "cldr": cldr}

@@ -36,6 +36,27 @@ def errors(program: Program, run: Run) -> dict[str, float]:
     return {"training error %": 100 - 100 * scores["accuracy"], "test error %": 100 - 100 * last}
 
 
+def _logged(program: Program, run: Run, name: str) -> float:
+    """A metric of the last evaluation, of the weights that count."""
+    prefix = "eval" if program.weights[-1] == "params" else f"eval_{program.weights[-1]}"
+    return run.curve(f"{prefix}/{name}")[1][-1]
+
+
+def bleu(program: Program, run: Run) -> dict[str, float]:
+    """BLEU, 0 to 100, by the tokenization that `evaluation.bleu` names. Raises UserError where nothing was translated."""
+    return {"BLEU": _logged(program, run, "bleu")}
+
+
+def chrf(program: Program, run: Run) -> dict[str, float]:
+    """chrF, 0 to 100. Raises UserError where nothing was translated."""
+    return {"chrF": _logged(program, run, "chrf")}
+
+
+def perplexity(program: Program, run: Run) -> dict[str, float]:
+    """e to the loss in nats a target token, end symbols included; of two tokenizations it cannot be compared."""
+    return {"perplexity": _logged(program, run, "perplexity")}
+
+
 def take(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> None:
     """Calls the measures that a finished run lacks. Raises UserError when one gives something that cannot be kept."""
     lacking = {name: measure for name, measure in measures.items() if read(workdir, step, name) is None}

@@ -95,7 +95,7 @@ def _chart(title: str, lines: Sequence[Line]) -> Any:
         for line in lines
         if line.accuracy
     ]
-    return plots.row_chart(bars, title) if bars else None
+    return plots.row_chart(bars, title, render.metric(lines)) if bars else None
 
 
 def _curves(title: str, lines: Sequence[Line]) -> Any:
@@ -104,7 +104,7 @@ def _curves(title: str, lines: Sequence[Line]) -> Any:
         for line in lines
         if line.accuracy
     }
-    return plots.learning_curves(done, title) if done else None
+    return plots.learning_curves(done, title, render.metric(lines)) if done else None
 
 
 def _own(draw: Callable[..., Any], measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Any:

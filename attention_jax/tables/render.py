@@ -12,6 +12,7 @@ from attention_jax.tables import statistics
 from attention_jax.tables.computed import Computed, computed_cells, computed_failures, computed_records
 from attention_jax.tables.results import RowResult, same_examples
 from attention_jax.tables.statistics import Estimate
+from attention_jax.tasks import get_task
 
 _ABSENT = "–"
 
@@ -65,6 +66,12 @@ def estimate(results: Sequence[RowResult]) -> list[Line]:
             )
         )
     return lines
+
+
+def metric(lines: Sequence[Line]) -> str:
+    """What the share is called that the lines' first numbers are: "accuracy", "exact match", …"""
+    configs = [line.result.plan.config for line in lines]
+    return " or ".join(dict.fromkeys(get_task(config.task).correct_means(config) for config in configs))
 
 
 def _published(lines: Sequence[Line]) -> list[str]:
@@ -131,7 +138,7 @@ def _cells(lines: Sequence[Line], mark: str) -> list[list[str]]:
     networks = any(line.result.plan.row.network for line in lines)
     others = {line.result.plan.row.against for line in lines} - {None}
     head = ["row", *(("params, paper's", "MACs, paper's") if networks else ()), "params", "MACs"]
-    head += [*(f"{column} (published)" for column in published), "accuracy %", *measured, "Δ to the row before"]
+    head += [*(f"{column} (published)" for column in published), f"{metric(lines)} %", *measured, "Δ to the row before"]
     head += [f"Δ to {next(iter(others))}" if len(others) == 1 else "Δ to another row"] if others else []
     head += ["detectable", "s a run"]
     table = [head]
@@ -157,7 +164,7 @@ def explain(lines: Sequence[Line], marked: str) -> str:
     count = f" on {' or '.join(f'{n:,}' for n in examples)} test examples" if examples else ""
     counts = [len(line.result.correct) for line in lines if line.result.correct is not None]
     sentences = [
-        f"Accuracy: mean ± standard deviation over seeds{count}.",
+        f"{metric(lines).capitalize()}: mean ± standard deviation over seeds{count}.",
         f"Δ: difference in percentage points with its 95 % interval, {marked} where that excludes 0; from a bootstrap over "
         "seeds and test examples, paired by example, each comparison by itself (no correction for their number).",
         "Detectable: the smallest true difference, in points, that the comparison would have found with 80 % power.",

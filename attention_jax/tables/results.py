@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
@@ -185,8 +187,10 @@ def _plan_row(order: Order, row: Row, count_network: bool) -> RowPlan:
 
 
 @functools.cache
-def _count(network: FrozenDict, shape: tuple[int, ...]) -> Summary:
+def _count(network: FrozenDict, shape: tuple[int, ...] | tuple[tuple[int, ...], ...]) -> Summary:
     """Rows that differ in their recipe alone share a network: counting a ResNet-200 takes seconds."""
+    if isinstance(shape[0], tuple):  # several inputs are token sequences
+        shape = tuple(jax.ShapeDtypeStruct(each, jnp.int32) for each in shape)
     return summary(create_model(**network), shape)
 
 

@@ -88,7 +88,7 @@ class Table:
         rows: in the order they are shown; a row is compared with the one before it.
         computed: rows that are computed instead of trained, shown above the others in a table of their own.
         notes: shown under the table.
-        network_shape: of the input of the rows' `network`, batch of one first.
+        network_shape: of the input of the rows' `network`, batch of one first; a pair of shapes for source and target tokens.
         measures: {name: function (Program, Run) -> {name: number or array}, or where one is: "dotted.path:function"}. Each is
             called once for every finished run and kept in its workdir; numbers become columns, arrays are for pictures.
         pictures: {name: function {label: [a run's measures, ...]} -> Figure, or where one is}, written beside the table;
@@ -105,7 +105,7 @@ class Table:
     rows: tuple[Row, ...] = ()
     computed: tuple[ComputedRow, ...] = ()
     notes: str = ""
-    network_shape: tuple[int, ...] = (1, 224, 224, 3)
+    network_shape: tuple[int, ...] | tuple[tuple[int, ...], ...] = (1, 224, 224, 3)
     measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     pictures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     attention_of: str | None = None

@@ -13,6 +13,7 @@ loss(config, model, variables, batch, rng, train) -> (weighted sums with "loss" 
 outputs(config, model, variables, batch) -> {name: [B, ...]}   per example, what evaluation collects; "weight" 0 leaves one out
 metrics(config, {name: [N, ...]}) -> ({name: float}, outputs to keep)   from all outputs; "correct" among those kept
 headline(config) -> name                      of the metric that chooses the best checkpoint; better when higher
+correct_means(config) -> name                 of the share that the mean of "correct" is, over a table's column: "accuracy"
 assets(config) -> {file name: bytes}          what a checkpoint must carry besides arrays and config
 adopt(config, assets)                         a loaded checkpoint's assets serve its config from now on
 predictor(config, assets, model, variables) -> Predictor       what `load_run` offers in a notebook

@@ -91,6 +91,11 @@ def headline(config: ConfigDict) -> str:
     return "accuracy"
 
 
+def correct_means(config: ConfigDict) -> str:
+    """What the mean of "correct" is called."""
+    return "accuracy"
+
+
 def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
     """The network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
     fields = config.model.to_dict()

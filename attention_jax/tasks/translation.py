@@ -143,6 +143,11 @@ def headline(config: ConfigDict) -> str:
     return config.evaluation.headline
 
 
+def correct_means(config: ConfigDict) -> str:
+    """What the mean of "correct" is called: texts are compared where they are translated, tokens where they are not."""
+    return "exact match" if config.evaluation.translate else "token accuracy"
+
+
 def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
     """The network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
     fields = config.model.to_dict()

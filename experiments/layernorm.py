@@ -1,0 +1,83 @@
+"""Layer normalisation after the residual sum, before the sub-layer, or nowhere, by learning rate and warm-up.
+
+Run:       ./launch.sh table experiments/layernorm.py
+Hardware:  two CPU cores, less than 20 minutes.
+           --scale=small wants Multi30k as configs/multi30k.py describes it, in the folder that the environment variable
+           MULTI30K names, by default multi30k.
+"""
+
+import os
+
+title = "Layer normalisation after, before or without, by learning rate and warm-up"
+source = (
+    "After Vaswani et al. 2017 (arXiv 1706.03762), whose layers are normalised after the sum, and tensor2tensor, whose later "
+    "ones are before the sub-layer; quick: the embedded English-Korean pairs."
+)
+notes = (
+    "Four layers each in encoder and decoder; constant rate after the warm-up, so that a row is its rate and its warm-up. Few "
+    "updates: what a row reaches early, not what it would reach. A row that fails has met a loss or gradient that is not "
+    "finite. MACs: of a pair as long as the longest bucket."
+)
+base = "../configs/translate_quickstart.py"
+
+_NORMS = ("post", "pre", "none")
+_RATES = (5e-4, 2e-3)
+_WARMUPS = {"without warm-up": 0.0, "with warm-up": 0.25}  # share of the run, which a scale's override of the length moves
+
+
+def _warm(share: float, rate: float):
+    def piece(config):
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.schedule.learning_rate = rate
+            config.schedule.warmup_steps = int(share * config.total_steps)
+        return config
+
+    return piece
+
+
+rows = [
+    {
+        "label": f"{norm} at {rate:g} {warmup}",
+        "pieces": ("constant_lr", _warm(share, rate)),
+        "overrides": {"model.norm": norm},
+    }
+    for norm in _NORMS
+    for rate in _RATES
+    for warmup, share in _WARMUPS.items()
+]
+measures = {"perplexity": "attention_jax.tables.measures:perplexity"}
+
+_DEEP = {"model.layers": 4, "model.features": 64, "model.hidden": 128}
+_UNTRANSLATED = {"evaluation.translate": False, "evaluation.headline": "token_accuracy"}
+_MULTI30K = os.environ.get("MULTI30K", "multi30k")
+scales = {
+    "quick": {
+        "seeds": 1,
+        "overrides": {**_DEEP, **_UNTRANSLATED, "total_steps": 400, "evaluation.every_steps": 400},
+    },
+    "smoke": {
+        "seeds": 1,
+        "overrides": {
+            **_UNTRANSLATED,
+            "model.features": 32,
+            "data.bucket_lengths": 1,
+            "total_steps": 4,
+            "evaluation.every_steps": 4,
+            "checkpoint.every_steps": 4,
+            "logging.every_steps": 2,
+        },
+    },
+    "small": {
+        "base": "../configs/multi30k.py",
+        "seeds": 1,
+        "overrides": {
+            "data.args.source": f"{_MULTI30K}/{{split}}.en.gz",
+            "data.args.target": f"{_MULTI30K}/{{split}}.de.gz",
+            "total_steps": 2000,
+            "evaluation.every_steps": 500,
+            "checkpoint.every_steps": 500,
+            "logging.tensorboard": False,
+        },
+    },
+}

@@ -1,0 +1,125 @@
+"""Variations of the Transformer: heads, key size, size, regularisation, positions (Vaswani et al. 2017, Table 3).
+
+Run:       ./launch.sh table experiments/transformer_variations.py
+Hardware:  two CPU cores, less than 20 minutes.
+           --scale=small wants Multi30k as configs/multi30k.py describes it, in the folder that the environment variable
+           MULTI30K names, by default multi30k.
+"""
+
+import functools
+import os
+
+from attention_jax import config as configs
+from attention_jax.analysis import head_diversity
+
+title = "Variations of the Transformer"
+source = "After Vaswani et al. 2017 (arXiv 1706.03762), Table 3: WMT'14 English to German, newstest2013."
+notes = (
+    "Published: perplexity a word piece, BLEU, and millions of parameters; base and all rows but big after 100,000 steps, big "
+    "after 300,000. A row has base's fields but for those in its name. The paper's networks are counted for 37,000 tokens and "
+    "a pair of 32 and 32.\n"
+    "Trained at quick and small: stand-ins with an eighth of the paper's d_model, d_ff, d_k and d_v, half its layers, and its "
+    "heads, dropout and label smoothing; so rows A have 64, 16, 4 and 2 features a head. At quick on the embedded "
+    "English-Korean pairs, with one learning rate for all and few updates: that table can show that every variant trains, what "
+    "it costs, and what is large; it does not rank what differs by tenths. Perplexities of rows with and without label "
+    "smoothing compare as in the paper: the loss in evaluation is never smoothed.\n"
+    "Head diversity: mean Jensen-Shannon distance of two heads' attention, 0 for equal and 1 for disjoint ones, over all pairs "
+    "of heads, layers, and words of 128 pairs."
+)
+base = "../configs/translate_quickstart.py"
+
+_BASE = {"layers": 6, "features": 512, "hidden": 2048, "heads": 8, "dropout": 0.1}
+_COLUMNS = ("perplexity, newstest2013", "BLEU, newstest2013", "params x 10⁶")
+
+
+def _sized(config, network: dict, smoothing: float, steps: int):
+    """The network of a row, as much smaller than the paper's as the scale's base is smaller than the paper's."""
+    width, depth = config.model.features / _BASE["features"], config.model.layers / _BASE["layers"]
+    shares = {"layers": depth, **dict.fromkeys(("features", "hidden", "key_size", "value_size"), width)}
+    fields = {f"model.{name}": int(value * shares[name]) if name in shares else value for name, value in network.items()}
+    length = {"total_steps": steps} if width == 1 else {}
+    return configs.override(config, {**fields, "loss.label_smoothing": smoothing, **length})
+
+
+def _row(label: str, published: tuple, smoothing: float = 0.1, steps: int = 100_000, **fields: object) -> dict:
+    """Published: perplexity, BLEU, millions of parameters."""
+    network = {**_BASE, **fields}
+    return {
+        "label": label,
+        "against": None if label == "base" else "base",
+        "published": {name: cell for name, cell in zip(_COLUMNS, published, strict=True) if cell is not None},
+        "network": {"name": "transformer_base", **network},
+        "pieces": (functools.partial(_sized, network=network, smoothing=smoothing, steps=steps),),
+    }
+
+
+rows = [
+    _row("base", (4.92, 25.8, 65)),
+    _row("A: 1 head", (5.29, 24.9, None), heads=1),
+    _row("A: 4 heads", (5.00, 25.5, None), heads=4),
+    _row("A: 16 heads", (4.91, 25.8, None), heads=16),
+    _row("A: 32 heads", (5.01, 25.4, None), heads=32),
+    _row("B: d_k 16", (5.16, 25.1, 58), key_size=16, value_size=64),
+    _row("B: d_k 32", (5.01, 25.4, 60), key_size=32, value_size=64),
+    _row("C: 2 layers", (6.11, 23.7, 36), layers=2),
+    _row("C: 4 layers", (5.19, 25.3, 50), layers=4),
+    _row("C: 8 layers", (4.88, 25.5, 80), layers=8),
+    _row("C: d_model 256", (5.75, 24.5, 28), features=256),
+    _row("C: d_model 1024", (4.66, 26.0, 168), features=1024),
+    _row("C: d_ff 1024", (5.12, 25.4, 53), hidden=1024),
+    _row("C: d_ff 4096", (4.75, 26.2, 90), hidden=4096),
+    _row("D: dropout 0", (5.77, 24.6, None), dropout=0.0),
+    _row("D: dropout 0.2", (4.95, 25.5, None), dropout=0.2),
+    _row("D: label smoothing 0", (4.67, 25.3, None), smoothing=0.0),
+    _row("D: label smoothing 0.2", (5.47, 25.7, None), smoothing=0.2),
+    _row("E: learned positions", (4.92, 25.7, None), positions="learned"),
+    _row("big", (4.33, 26.4, 213), steps=300_000, features=1024, hidden=4096, heads=16, dropout=0.3),
+]
+network_shape = ((1, 32), (1, 32))
+measures = {
+    "perplexity": "attention_jax.tables.measures:perplexity",
+    "heads": head_diversity.measure,
+}
+
+_SMALL = {**_BASE, "layers": 3, "features": 64, "hidden": 256}
+_STAND_IN = {f"model.{name}": value for name, value in _SMALL.items()}
+_MULTI30K = os.environ.get("MULTI30K", "multi30k")
+scales = {
+    "quick": {
+        "seeds": 1,
+        "overrides": {**_STAND_IN, "total_steps": 600, "schedule.warmup_steps": 100, "evaluation.every_steps": 600},
+    },
+    "smoke": {
+        "seeds": 1,
+        "overrides": {
+            **_STAND_IN,
+            "data.bucket_lengths": 1,
+            "total_steps": 4,
+            "schedule.warmup_steps": 1,
+            "evaluation.every_steps": 4,
+            "evaluation.translate": False,
+            "evaluation.headline": "token_accuracy",
+            "checkpoint.every_steps": 4,
+            "logging.every_steps": 2,
+        },
+    },
+    "small": {
+        "base": "../configs/multi30k.py",
+        "seeds": 1,
+        "overrides": {
+            **_STAND_IN,
+            "data.args.source": f"{_MULTI30K}/{{split}}.en.gz",
+            "data.args.target": f"{_MULTI30K}/{{split}}.de.gz",
+            "total_steps": 3000,
+            "evaluation.every_steps": 1000,
+            "checkpoint.every_steps": 1000,
+            "logging.tensorboard": False,
+        },
+    },
+    # The paper's networks, one of which takes days on an accelerator.
+    "paper": {
+        "base": "../configs/wmt14_transformer.py",
+        "seeds": 1,
+        "overrides": {**{f"model.{name}": value for name, value in _BASE.items()}, "evaluation.translate": True},
+    },
+}
