@@ -28,6 +28,13 @@ class Search:
             end symbol and not the start symbol.
         expand: candidates looked at for a beam of K are expand·K. 2 is tensor2tensor's rule: K hypotheses stay open whatever
             has ended. 1 is Sutskever et al.'s (2014): a hypothesis that ends leaves the beam.
+        late_ends: of the 2K candidates, an end symbol counts wherever it stands (tensor2tensor); without it only among the K
+            best, as in fairseq and Hugging Face's library.
+        stop: a sentence is done "settled", when no open hypothesis can enter the n best any more; "guess", when none would
+            enter the K best if it ended now with what it has, which a longer length may disprove (Hugging Face's
+            early_stopping=False); "full", as soon as K have ended (early_stopping=True).
+        force_end: the last token that a limit allows is the end symbol, at no cost (Hugging Face's forced_eos_token_id).
+        renormalise: tokens that may not come are taken out before the softmax and not after it.
         min_length: tokens before the end symbol may come.
         bos, eos, pad: start, end and padding tokens; the first and the last are never written.
     """
@@ -37,6 +44,10 @@ class Search:
     alpha: float = 0.6
     penalty: str = "gnmt"
     expand: int = 2
+    late_ends: bool = True
+    stop: str = "settled"
+    force_end: bool = False
+    renormalise: bool = False
     min_length: int = 0
     bos: int = 1
     eos: int = 2
@@ -45,6 +56,8 @@ class Search:
     def __post_init__(self) -> None:
         if self.penalty not in ("gnmt", "length"):
             raise ValueError(f"penalty={self.penalty!r} is not one of 'gnmt', 'length'")
+        if self.stop not in ("settled", "guess", "full"):
+            raise ValueError(f"stop={self.stop!r} is not one of 'settled', 'guess', 'full'")
         if not 1 <= self.n_best <= self.beam:
             raise ValueError(f"n_best={self.n_best} is not from 1 to beam={self.beam}")
         if self.alpha < 0 or self.expand not in (1, 2):
@@ -89,11 +102,15 @@ def search(step: Step, cache: Any, limits: jax.Array, max_length: int, options: 
     def advance(state: dict[str, Any]) -> dict[str, Any]:
         t = state["t"]
         logits, cache = step(state["token"], state["cache"])
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        forbidden = jnp.zeros(log_probs.shape[-1], bool).at[jnp.array([options.pad, options.bos])].set(True)
+        vocabulary = logits.shape[-1]
+        forbidden = jnp.zeros(vocabulary, bool).at[jnp.array([options.pad, options.bos])].set(True)
         forbidden = forbidden.at[eos].set(t < options.min_length)
-        log_probs = jnp.where(forbidden, NEVER, log_probs).reshape(batch, beam, -1)
-        vocabulary = log_probs.shape[-1]
+        logits = logits.astype(jnp.float32)
+        log_probs = jax.nn.log_softmax(jnp.where(forbidden, NEVER, logits) if options.renormalise else logits)
+        log_probs = jnp.where(forbidden, NEVER, log_probs).reshape(batch, beam, vocabulary)
+        if options.force_end:
+            end = jnp.where(jnp.arange(vocabulary) == eos, 0.0, NEVER)
+            log_probs = jnp.where((t + 1 >= limits)[:, None, None], end, log_probs)
         total = jnp.maximum(state["open"][:, :, None] + log_probs, NEVER).reshape(batch, -1)
         best, places = _top(total, candidates)
         parents, tokens = places // vocabulary, places % vocabulary
@@ -101,7 +118,8 @@ def search(step: Step, cache: Any, limits: jax.Array, max_length: int, options: 
         grown = jnp.take_along_axis(state["open_tokens"], parents[:, :, None], 1).at[:, :, t].set(tokens)
         alive = best > NEVER / 2
         ends = alive & ((tokens == eos) | (t + 1 >= limits[:, None]))
-        scores = jnp.where(ends, options.score(best, t + 1), NEVER)
+        counts = ends if options.late_ends else ends & (jnp.arange(candidates) < beam)
+        scores = jnp.where(counts, options.score(best, t + 1), NEVER)
         ended, ended_tokens = _best_of(
             beam,
             jnp.concatenate([state["ended"], scores], 1),
@@ -109,9 +127,14 @@ def search(step: Step, cache: Any, limits: jax.Array, max_length: int, options: 
         )
 
         still, kept = _top(jnp.where(ends, NEVER, best), beam)
-        # The most an open hypothesis can come to: not one more nat lost, and the longest length there is.
-        can_win = options.score(still, limits[:, None]) > ended[:, options.n_best - 1 : options.n_best]
-        still = jnp.where((still[:, :1] > NEVER / 2) & can_win.any(1, keepdims=True), still, NEVER)
+        if options.stop == "settled":
+            # The most an open hypothesis can come to: not one more nat lost, and the longest length there is.
+            goes = (options.score(still, limits[:, None]) > ended[:, options.n_best - 1 : options.n_best]).any(1)
+        elif options.stop == "guess":
+            goes = options.score(still[:, 0], t + 1) > ended[:, -1]
+        else:
+            goes = ended[:, -1] <= NEVER / 2
+        still = jnp.where(((still[:, 0] > NEVER / 2) & goes)[:, None], still, NEVER)
 
         parents = jnp.take_along_axis(parents, kept, 1)
         rows = (jnp.arange(batch)[:, None] * beam + parents).reshape(-1)

@@ -37,7 +37,11 @@ def run(tables: np.ndarray, limits: list[int], options: Search) -> tuple[np.ndar
 def log_probs(table: np.ndarray, options: Search) -> np.ndarray:
     """[LENGTH, V, V, V] as the search may use them: no padding, no start, no end before `min_length`."""
     table = np.asarray(table, np.float64)
-    normal = table - np.log(np.exp(table).sum(-1, keepdims=True))
+    may_come = np.ones(table.shape, bool)
+    if options.renormalise:
+        may_come[..., [options.pad, options.bos]] = False
+        may_come[: options.min_length, ..., options.eos] = False
+    normal = table - np.log(np.sum(np.exp(table), -1, keepdims=True, where=may_come))
     normal[..., [options.pad, options.bos]] = -np.inf
     normal[: options.min_length, ..., options.eos] = -np.inf
     return normal
@@ -114,25 +118,62 @@ def test_early_stop_changes_nothing() -> None:
 
 
 def _without_stopping(tables: np.ndarray, options: Search) -> tuple[np.ndarray, np.ndarray]:
-    """The same search written plainly in numpy, which never stops before the limit."""
+    """The same search written plainly in numpy; `stop="settled"` goes on to the limit."""
     found, kept = [], []
     for table in tables:
         steps = log_probs(table, options)
         open_, ended = [(0.0, (0, options.bos))], []
         for t in range(LENGTH):
-            grown = [(total + steps[t, seq[-2], seq[-1], w], (*seq, w)) for total, seq in open_ for w in range(VOCABULARY)]
+            grown = [(total + _next(steps, t, seq, options)[w], (*seq, w)) for total, seq in open_ for w in range(VOCABULARY)]
             grown = sorted((g for g in grown if np.isfinite(g[0])), key=lambda g: -g[0])[: options.beam * options.expand]
             done = [g for g in grown if g[1][-1] == options.eos or t + 1 == LENGTH]
-            ended += [(float(options.score(total, t + 1)), seq) for total, seq in done]
+            counted = [g for g in done if options.late_ends or g in grown[: options.beam]]
+            ended += [(float(options.score(total, t + 1)), seq) for total, seq in counted]
+            ended = sorted(ended, key=lambda g: -g[0])[: options.beam]
             open_ = [g for g in grown if g not in done][: options.beam]
-        ended.sort(key=lambda g: -g[0])
+            full = len(ended) == options.beam
+            if full and options.stop == "full":
+                break
+            if full and options.stop == "guess" and open_ and options.score(open_[0][0], t + 1) <= ended[-1][0]:
+                break
         rows = [[*seq[2:], *[0] * (LENGTH - len(seq) + 2)] for _, seq in ended[: options.n_best]]
         found.append(rows)
         kept.append([score for score, _ in ended[: options.n_best]])
     return np.array(found), np.array(kept)
 
 
-@pytest.mark.parametrize("fields", [dict(penalty="wu"), dict(n_best=5), dict(n_best=0), dict(alpha=-1.0), dict(expand=3)])
+def _next(steps: np.ndarray, t: int, seq: tuple[int, ...], options: Search) -> np.ndarray:
+    """[V] log probabilities of what may come after a hypothesis."""
+    if options.force_end and t + 1 == LENGTH:
+        return np.where(np.arange(VOCABULARY) == options.eos, 0.0, -np.inf)
+    return steps[t, seq[-2], seq[-1]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(late_ends=False),
+        dict(late_ends=False, stop="guess", penalty="length", alpha=1.0),
+        dict(stop="full"),
+        dict(late_ends=False, stop="guess", penalty="length", alpha=1.0, force_end=True, renormalise=True),
+    ],
+)
+def test_other_libraries_rules(fields: dict) -> None:
+    """What ends, when to stop, a forced end and the softmax of what may come: as written plainly, and not as by default."""
+    options, tables = Search(beam=2, n_best=2, **fields), language(6, 60)
+    tokens, scores = run(tables, [LENGTH] * 60, options)
+    expected, values = _without_stopping(tables, options)
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(scores, values, rtol=1e-5)
+    usual = Search(beam=2, n_best=2, **{name: fields[name] for name in ("penalty", "alpha") if name in fields})
+    assert (_without_stopping(tables, usual)[0] != tokens).any()
+    if options.force_end:
+        assert ((tokens == options.eos).sum(-1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "fields", [dict(penalty="wu"), dict(n_best=5), dict(n_best=0), dict(alpha=-1.0), dict(expand=3), dict(stop="now")]
+)
 def test_mistakes(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         Search(**fields)
