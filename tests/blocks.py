@@ -22,11 +22,11 @@ def numbers(name: str, *shape: int) -> np.ndarray:
     return draw(0, f"{name}/bias", shape) / np.float32(0.3)
 
 
-def drawn(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
+def drawn(module: nn.Module, *inputs: Any, seed: int = 0, **kwargs: Any) -> dict[str, Any]:
     """Variables of `module`, none at a value that hides a mistake."""
     shapes = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, **kwargs), *inputs)
     return {
-        name: tree.map_with_path(lambda path, leaf: draw(0, path, leaf.shape), dict(shapes)[name])
+        name: tree.map_with_path(lambda path, leaf: draw(seed, path, leaf.shape), dict(shapes)[name])
         for name in shapes
         if name in ("params", "batch_stats")
     }

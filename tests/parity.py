@@ -109,7 +109,7 @@ def _random(seed: int, name: str) -> np.random.RandomState:
 
 
 def draw(seed: int, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 value of the leaf at `path`, which ends in kernel, bias, scale, gamma, mean or var.
+    """The float32 value of the leaf at `path`, by whose last name it is drawn.
 
     Nothing is at a value that hides a mistake: no scale or variance is 1, no bias or mean 0.
     """
@@ -117,9 +117,11 @@ def draw(seed: int, path: str, shape: tuple[int, ...]) -> np.ndarray:
     kind = path.rpartition("/")[2]
     if kind == "kernel":
         value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
+    elif kind in ("embedding", "table"):
+        value = random.standard_normal(shape) / np.sqrt(shape[-1])
     elif kind in ("scale", "var", "gamma"):
         value = random.uniform(0.5, 2.0, shape)
-    elif kind in ("bias", "mean"):
+    elif kind in ("bias", "mean", "logits_bias"):
         value = 0.3 * random.standard_normal(shape)
     else:
         raise ValueError(f"no rule for {path}")

@@ -1,5 +1,6 @@
 """Counts and laws of the Transformer."""
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from attention_jax.models.transformer import Transformer
 from attention_jax.nn.logits import score_rows
 from attention_jax.nn.multihead import attend_heads, causal_mask
 from attention_jax.nn.position import sinusoids
-from tests.blocks import close, numbers, quick
+from tests.blocks import close, drawn, numbers, quick
 
 TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.int32))
 TINY = dict(vocab_size=11, layers=2, features=8, hidden=16, heads=2, max_length=12)
@@ -66,10 +67,9 @@ def test_summary_names_what_multiplies() -> None:
 
 
 def made(**fields: Any) -> tuple[Transformer, dict[str, Any]]:
-    """A tiny network whose vectors are of unit size."""
+    """A tiny network, none of whose parameters is at a value that hides a mistake."""
     model = Transformer(**{**TINY, **fields})
-    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
-    return model, model.init(jax.random.key(0), source, target)
+    return model, drawn(model, tokens(1, 2, 5), tokens(2, 2, 6))
 
 
 def tokens(seed: int, batch: int, length: int) -> np.ndarray:
@@ -178,18 +178,36 @@ def test_products_are_divided_by_the_root_of_the_key_size() -> None:
     assert np.abs(np.asarray(unscaled.apply(variables, source, target) - model.apply(variables, source, target))).max() > 1e-3
 
 
-def test_rematerialised_layers_are_the_same() -> None:
+def test_scanned_and_rematerialised_layers_are_the_same() -> None:
+    """Logits and gradients, with every dropout."""
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
-    gradients = []
-    for remat in (False, True):
-        model, variables = made(remat=remat, dropout=0.2, attention_dropout=0.1, relu_dropout=0.1)
+    source[1, 3:] = 0
+    fields = dict(dropout=0.2, attention_dropout=0.1, relu_dropout=0.1)
+    _, variables = made(**fields)
 
-        def loss(params: Any, model: Transformer = model) -> jax.Array:
+    def gradients(params: Any, **how: bool) -> tuple:
+        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
             key = {"dropout": jax.random.key(3)}
-            return jnp.square(model.apply({"params": params}, source, target, train=True, rngs=key)).mean()
+            logits = Transformer(**{**TINY, **fields}, **how).apply({"params": params}, source, target, train=True, rngs=key)
+            return jnp.square(logits).mean(), logits
 
-        gradients.append(quick(jax.grad(loss))(variables["params"]))
-    close(*gradients, 1e-5)
+        return jax.grad(loss, has_aux=True)(params)
+
+    plain = quick(gradients)(variables["params"])
+    for how in (dict(remat=True), dict(scan_layers=True), dict(scan_layers=True, remat=True)):
+        close(quick(functools.partial(gradients, **how))(variables["params"]), plain, 1e-5)
+
+
+def test_scanned_layers_keep_the_tree_and_the_counts_and_shorten_the_program() -> None:
+    plain, scanned = (Transformer(**{**TINY, "layers": 4}, scan_layers=scan) for scan in (False, True))
+    shapes = [jax.eval_shape(model.init, jax.random.key(0), *TOKENS) for model in (plain, scanned)]
+    assert tree.flatten(shapes[0]) == tree.flatten(shapes[1])
+    assert aj.summary(plain, TOKENS) == aj.summary(scanned, TOKENS)
+    programs = [jax.jit(model.apply).lower(shapes[0], *TOKENS).as_text() for model in (plain, scanned)]
+    assert len(programs[1]) < 0.6 * len(programs[0])
+    assert {"encoder_3/self_attention/weights", "decoder_3/cross_attention/weights"} <= set(
+        jax.eval_shape(lambda v: aj.attention_maps(scanned, v, *(np.ones((1, 8), int),) * 2), shapes[0])
+    )
 
 
 def test_every_dropout_acts_in_training_alone() -> None:

@@ -40,6 +40,8 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     """
     shapes = shape if isinstance(shape[0], (tuple, jax.ShapeDtypeStruct)) else (shape,)
     inputs = [s if isinstance(s, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    if getattr(model, "scan_layers", False):  # a loop's body has no names of layers
+        model = model.clone(scan_layers=False)
     variables = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)
     variables = {name: variables[name] for name in variables if name in ("params", "batch_stats")}
     mutable = ["batch_stats"] if kwargs.get("train") else False

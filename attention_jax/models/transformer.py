@@ -1,6 +1,6 @@
 """The Transformer for translation (Vaswani et al. 2017, arXiv 1706.03762).
 
-Letters in names: B sentences, T target and S source tokens, D features. Token 0 is padding.
+Letters in names: B sentences, T target and S source tokens, D features.
 """
 
 import functools
@@ -17,12 +17,13 @@ from attention_jax.nn import position
 from attention_jax.nn.logits import score_rows
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
 
-PAD = 0
+ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "swish": nn.swish}
 
 _CHOICES = {
     "norm": ("post", "pre", "none"),
     "positions": position.KINDS,
     "embeddings": ("shared", "target", "separate"),
+    "activation": tuple(ACTIVATIONS),
 }
 
 Cache = dict[str, Any]
@@ -33,15 +34,16 @@ class FeedForward(nn.Module):
 
     hidden: int
     features: int
+    activation: str
     dropout: float
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+    def __call__(self, x: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """[B, T, D] -> [B, T, D]; `rng` is the key of the dropout, none in evaluation."""
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform())
-        x = nn.relu(dense(self.hidden, name="hidden")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = ACTIVATIONS[self.activation](dense(self.hidden, name="hidden")(x))
+        x = nn.Dropout(self.dropout, deterministic=rng is None)(x, rng=rng)
         return dense(self.features, name="output")(x)
 
 
@@ -49,18 +51,20 @@ class Sublayer(nn.Module):
     """What surrounds a sub-layer: dropout, the residual sum, and layer norm after ("post") or before ("pre") it."""
 
     norm: str
+    norm_eps: float
     dropout: float
     dtype: Any
 
     def setup(self) -> None:
         if self.norm != "none":
-            self.layer_norm = nn.LayerNorm(1e-6, self.dtype, use_fast_variance=False)
+            self.layer_norm = nn.LayerNorm(self.norm_eps, self.dtype, use_fast_variance=False)
 
-    def __call__(self, x: jax.Array, layer: Callable[[jax.Array], jax.Array], train: bool) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
-        y = layer(self.layer_norm(x) if self.norm == "pre" else x)
-        if self.dropout and train:
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, y.shape)
+    def __call__(self, x: jax.Array, layer: Callable[..., jax.Array], rng: jax.Array | None = None) -> jax.Array:
+        """[B, T, D] -> [B, T, D] around `layer(y, rng)`; `rng` is the key of all dropout, none in evaluation."""
+        inside, outside = (None, None) if rng is None else jax.random.split(rng)
+        y = layer(self.layer_norm(x) if self.norm == "pre" else x, inside)
+        if self.dropout and rng is not None:
+            kept = jax.random.bernoulli(outside, 1 - self.dropout, y.shape)
             y = jnp.where(kept, y / (1 - self.dropout), jnp.zeros((), y.dtype))
         x = x + y
         return self.layer_norm(x) if self.norm == "post" else x
@@ -71,13 +75,14 @@ class Layer(nn.Module):
 
     decoder: bool
     norm: str
+    norm_eps: float
     dropout: float
     attention: Callable[..., MultiHeadAttention]
     feed_forward: Callable[..., FeedForward]
     dtype: Any
 
     def setup(self) -> None:
-        sublayer = functools.partial(Sublayer, self.norm, self.dropout, self.dtype)
+        sublayer = functools.partial(Sublayer, self.norm, self.norm_eps, self.dropout, self.dtype)
         self.self_attention, self.self_attention_sum = self.attention(), sublayer()
         if self.decoder:
             self.cross_attention, self.cross_attention_sum = self.attention(), sublayer()
@@ -89,13 +94,14 @@ class Layer(nn.Module):
         mask: jax.Array,
         memory: jax.Array | None = None,
         memory_mask: jax.Array | None = None,
-        train: bool = False,
+        rng: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
-        x = self.self_attention_sum(x, lambda y: self.self_attention(y, y, mask, train), train)
+        """[B, T, D] -> [B, T, D]; `rng` is the key of all dropout, none in evaluation."""
+        keys = (None,) * 3 if rng is None else jax.random.split(rng, 3)
+        x = self.self_attention_sum(x, lambda y, key: self.self_attention(y, y, mask, key), keys[0])
         if self.decoder:
-            x = self.cross_attention_sum(x, lambda y: self.cross_attention(y, memory, memory_mask, train), train)
-        return self.mlp_sum(x, lambda y: self.mlp(y, train), train)
+            x = self.cross_attention_sum(x, lambda y, key: self.cross_attention(y, memory, memory_mask, key), keys[1])
+        return self.mlp_sum(x, self.mlp, keys[2])
 
     def source_cache(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the source, which no step changes."""
@@ -107,7 +113,7 @@ class Layer(nn.Module):
         """[B, 1, D] at position `index_B` -> the same layer's output and the cache with that position filled in."""
         new = dict(cache)
 
-        def ask_the_past(y: jax.Array) -> jax.Array:
+        def ask_the_past(y: jax.Array, _: None) -> jax.Array:
             k, v = self.self_attention.keys_and_values(y)
             here = jnp.arange(cache["key"].shape[1]) == index_B[:, None]  # [B, T]
             new["key"] = jnp.where(here[:, :, None, None], k, cache["key"])
@@ -115,33 +121,43 @@ class Layer(nn.Module):
             seen = jnp.arange(cache["key"].shape[1]) <= index_B[:, None]
             return self.self_attention.ask(y, new["key"], new["value"], seen[:, None, None])
 
-        x = self.self_attention_sum(x, ask_the_past, False)
+        x = self.self_attention_sum(x, ask_the_past)
         x = self.cross_attention_sum(
-            x, lambda y: self.cross_attention.ask(y, cache["source_key"], cache["source_value"], source_mask), False
+            x, lambda y, _: self.cross_attention.ask(y, cache["source_key"], cache["source_value"], source_mask)
         )
-        return self.mlp_sum(x, lambda y: self.mlp(y, False), False), new
+        return self.mlp_sum(x, self.mlp), new
 
 
 class Transformer(nn.Module):
     """Encoder and decoder of `layers` layers each.
 
     Attributes:
-        vocab_size: tokens, shared by source and target; 0 is padding.
+        vocab_size: tokens, shared by source and target.
+        pad: the token that is padding.
         layers, features, hidden, heads: N, d_model, d_ff, h.
         key_size, value_size: d_k and d_v; None is d_model / h.
-        norm: "post" as in the paper, "pre" (with a last layer norm on encoder and decoder, as tensor2tensor's today), "none".
+        norm: "post" as in the paper, "pre" (as tensor2tensor's today), "none".
+        final_norm: a last layer norm on encoder and decoder; None with "pre" alone. `torch.nn.Transformer` always has it.
+        norm_eps: of layer norm; 1e-6 in tensor2tensor, 1e-5 in PyTorch.
+        activation: of the feed-forward layers, "relu" as in the paper, "gelu" (the exact one), "swish".
         positions: see `position.Positions`.
         max_length: of learned positions.
         embeddings: "shared" by source, target and output (the paper), by "target" and output, or all "separate".
+        scaled_embeddings: multiply them by sqrt(d_model) (Section 3.4).
+        output_bias: a bias of the logits; none in the paper.
+        attention_bias: of the four projections of every attention; none in the paper.
         scaled_attention: divide the products of queries and keys by sqrt(d_k).
         dropout: P_drop, after each sub-layer and on the sums of embeddings and positions (Section 5.4).
         attention_dropout, relu_dropout: on weights and hidden layers; 0 in the paper, 0.1 in tensor2tensor's later presets.
         remat: recompute each layer's activations in the backward pass.
+        scan_layers: compile one encoder and one decoder layer and loop over them, with the same parameter tree and results;
+            a deep network compiles sooner. Maps and single decoding steps do not use it.
         fused_attention: may use a fused kernel where no maps are asked for.
         dtype: of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
     """
 
     vocab_size: int = 37_000
+    pad: int = 0
     layers: int = 6
     features: int = 512
     hidden: int = 2048
@@ -149,14 +165,21 @@ class Transformer(nn.Module):
     key_size: int | None = None
     value_size: int | None = None
     norm: str = "post"
+    final_norm: bool | None = None
+    norm_eps: float = 1e-6
+    activation: str = "relu"
     positions: str = "sinusoidal"
     max_length: int = 512
     embeddings: str = "shared"
+    scaled_embeddings: bool = True
+    output_bias: bool = False
+    attention_bias: bool = False
     scaled_attention: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.0
     relu_dropout: float = 0.0
     remat: bool = False
+    scan_layers: bool = False
     fused_attention: bool = True
     dtype: str = "float32"
 
@@ -181,19 +204,29 @@ class Transformer(nn.Module):
             key_size=self.key_size or self.features // self.heads,
             value_size=self.value_size or self.features // self.heads,
             scaled=self.scaled_attention,
+            use_bias=self.attention_bias,
             dropout=self.attention_dropout,
             fused=self.fused_attention,
             dtype=dtype,
         )
-        feed_forward = functools.partial(FeedForward, self.hidden, self.features, self.relu_dropout, dtype)
-        layer = nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer
+        feed_forward = functools.partial(FeedForward, self.hidden, self.features, self.activation, self.relu_dropout, dtype)
+        layer = nn.remat(Layer) if self.remat else Layer
         make = functools.partial(
-            layer, norm=self.norm, dropout=self.dropout, attention=attention, feed_forward=feed_forward, dtype=dtype
+            layer,
+            norm=self.norm,
+            norm_eps=self.norm_eps,
+            dropout=self.dropout,
+            attention=attention,
+            feed_forward=feed_forward,
+            dtype=dtype,
         )
         self.encoder = [make(decoder=False) for _ in range(self.layers)]
         self.decoder = [make(decoder=True) for _ in range(self.layers)]
-        if self.norm == "pre":
-            self.encoder_norm, self.decoder_norm = (nn.LayerNorm(1e-6, dtype, use_fast_variance=False) for _ in range(2))
+        self.ends_in_norm = self.norm == "pre" if self.final_norm is None else self.final_norm
+        if self.ends_in_norm:
+            self.encoder_norm, self.decoder_norm = (
+                nn.LayerNorm(self.norm_eps, dtype, use_fast_variance=False) for _ in range(2)
+            )
 
         # Tables of N(0, 1/d), so that sqrt(d) times a row has unit entries (tensor2tensor).
         embed = functools.partial(
@@ -208,11 +241,13 @@ class Transformer(nn.Module):
         self.source_positions = table()
         self.target_positions = table()
         self.embedding_dropout = nn.Dropout(self.dropout)
+        if self.output_bias:
+            self.logits_bias = self.param("logits_bias", nn.initializers.zeros, (self.vocab_size,))
 
     def _embedded(
         self, table: nn.Embed, places: position.Positions, tokens: jax.Array, at: jax.Array, train: bool
     ) -> jax.Array:
-        x = table(tokens) * self.features**0.5 + places(at)
+        x = table(tokens) * (self.features**0.5 if self.scaled_embeddings else 1.0) + places(at)
         return self.embedding_dropout(x, deterministic=not train).astype(self.dtype)
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
@@ -227,26 +262,51 @@ class Transformer(nn.Module):
         self.source_positions.check_length(source.shape[1])
         table = self.target_embedding if self.embeddings == "shared" else self.source_embedding
         x = self._embedded(table, self.source_positions, source, jnp.arange(source.shape[1]), train)
-        mask = (source != PAD)[:, None, None, :]
-        for layer in self.encoder:
-            x = layer(x, mask, None, None, train)
-        return self.encoder_norm(x) if self.norm == "pre" else x
+        mask = (source != self.pad)[:, None, None, :]
+        x = self._through(self.encoder, x, mask, None, None, train)
+        return self.encoder_norm(x) if self.ends_in_norm else x
 
     def decode(self, memory: jax.Array, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
         """[B, S, D], [B, S], [B, T] -> logits [B, T, vocab_size]."""
         length = target.shape[1]
         self.target_positions.check_length(length)
         x = self._embedded(self.target_embedding, self.target_positions, target, jnp.arange(length), train)
-        source_mask = (source != PAD)[:, None, None, :]
-        for layer in self.decoder:
-            x = layer(x, causal_mask(length), memory, source_mask, train)
-        return self._logits(x)
+        source_mask = (source != self.pad)[:, None, None, :]
+        return self._logits(self._through(self.decoder, x, causal_mask(length), memory, source_mask, train))
+
+    def _through(
+        self,
+        layers: list[Layer],
+        x: jax.Array,
+        mask: jax.Array,
+        memory: jax.Array | None,
+        memory_mask: jax.Array | None,
+        train: bool,
+    ) -> jax.Array:
+        """[B, T, D] -> [B, T, D] through all layers of one side, each with a dropout key of its own."""
+        n = len(layers)
+        drops = train and (self.dropout or self.attention_dropout or self.relu_dropout)
+        keys = jax.random.split(self.make_rng("dropout"), n) if drops else None
+        watched = any(map(self.is_mutable_collection, ("params", "attention", "intermediates")))
+        if not self.scan_layers or watched:
+            for i, layer in enumerate(layers):
+                x = layer(x, mask, memory, memory_mask, keys if keys is None else keys[i])
+            return x
+
+        def one(x: jax.Array, of_layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
+            params, key = of_layer
+            return layers[0].clone(parent=None).apply({"params": params}, x, mask, memory, memory_mask, key), None
+
+        # The parameters keep a path for each layer and are stacked here: a copy of them is what the short program costs.
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer.variables["params"] for layer in layers))
+        return jax.lax.scan(one, x, (stacked, keys))[0]
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        x = self.decoder_norm(x) if self.norm == "pre" else x
+        x = self.decoder_norm(x) if self.ends_in_norm else x
         table = self.output_embedding if self.embeddings == "separate" else self.target_embedding
         with jax.named_scope("logits"):
-            return score_rows(x, table.embedding.astype(x.dtype))
+            logits = score_rows(x, table.embedding.astype(x.dtype))
+        return logits + self.logits_bias if self.output_bias else logits
 
     def init_cache(self, memory: jax.Array, source: jax.Array, max_length: int) -> Cache:
         """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""
@@ -270,7 +330,7 @@ class Transformer(nn.Module):
         """[B] the newest target tokens -> logits [B, vocab_size] of the next ones, and the cache that has seen them."""
         index = cache["index"]
         x = self._embedded(self.target_embedding, self.target_positions, token[:, None], index[:, None], False)
-        source_mask = (cache["source"] != PAD)[:, None, None, :]
+        source_mask = (cache["source"] != self.pad)[:, None, None, :]
         layers = []
         for layer, old in zip(self.decoder, cache["layers"], strict=True):
             x, new = layer.step(x, old, index, source_mask)

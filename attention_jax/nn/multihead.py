@@ -83,10 +83,13 @@ class MultiHeadAttention(nn.Module):
         return k_BSHK, self.value(memory_BSD).reshape(b, s, self.heads, self.value_size)
 
     def __call__(
-        self, x_BTD: jax.Array, memory_BSD: jax.Array, mask: jax.Array | None = None, train: bool = False
+        self, x_BTD: jax.Array, memory_BSD: jax.Array, mask: jax.Array | None = None, rng: jax.Array | None = None
     ) -> jax.Array:
-        """[B, T, D] asks [B, S, D] -> [B, T, D]; `mask` as in `attend_heads`. Sows `weights` [B, H, T, S]."""
-        return self.ask(x_BTD, *self.keys_and_values(memory_BSD), mask, train)
+        """[B, T, D] asks [B, S, D] -> [B, T, D]; `mask` as in `attend_heads`. Sows `weights` [B, H, T, S].
+
+        `rng` is the key of the dropout; without it nothing is dropped.
+        """
+        return self.ask(x_BTD, *self.keys_and_values(memory_BSD), mask, rng)
 
     def ask(
         self,
@@ -94,18 +97,17 @@ class MultiHeadAttention(nn.Module):
         k_BSHK: jax.Array,
         v_BSHV: jax.Array,
         mask: jax.Array | None = None,
-        train: bool = False,
+        rng: jax.Array | None = None,
     ) -> jax.Array:
         """The same with keys and values at hand."""
         b, t, _ = x_BTD.shape
         q_BTHK = self.query(x_BTD).reshape(b, t, self.heads, self.key_size)
         scale = self.key_size**-0.5 if self.scaled else 1.0
-        dropout = self.dropout if train else 0.0
+        dropout = 0.0 if rng is None else self.dropout
         asked = self.is_mutable_collection("attention")
         if self.fused and not asked and not dropout and self.key_size == self.value_size:
             y_BTHV = jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHV, mask=mask, scale=scale)
         else:
-            rng = self.make_rng("dropout") if dropout else None
             y_BTHV, weights = attend_heads(q_BTHK, k_BSHK, v_BSHV, mask, scale, dropout, rng)
             if asked:
                 self.sow("attention", "weights", weights)

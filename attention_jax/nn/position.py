@@ -15,12 +15,13 @@ def sinusoids(positions: jax.Array, features: int, layout: str = "interleaved") 
         positions: from 0, integers or not.
         features: d; even.
         layout: "interleaved" is the paper's, PE(p, 2i) = sin(p / 10000^(2i/d)) and PE(p, 2i+1) = cos of the same;
-            "concatenated" is tensor2tensor's, all sines before all cosines, with exponents i / (d/2 - 1).
+            "concatenated" is tensor2tensor's, all sines before all cosines, with exponents i / (d/2 - 1);
+            "marian" has the paper's exponents and all sines before all cosines (Marian, Hugging Face's port of it).
     """
     if features % 2 or features < 2:
         raise UserError(f"positions: sinusoids come in pairs, so features={features} must be an even number from 2.")
     pairs = features // 2
-    exponents = np.arange(pairs) / (pairs if layout == "interleaved" else max(1, pairs - 1))
+    exponents = np.arange(pairs) / (max(1, pairs - 1) if layout == "concatenated" else pairs)
     angles = jnp.asarray(positions, jnp.float32)[..., None] * jnp.asarray(10000.0**-exponents, jnp.float32)
     waves = jnp.sin(angles), jnp.cos(angles)
     if layout == "interleaved":
@@ -32,7 +33,7 @@ class Positions(nn.Module):
     """What is added to the embeddings.
 
     Attributes:
-        kind: "sinusoidal", "sinusoidal_concatenated" (see `sinusoids`), "learned", or "none".
+        kind: "sinusoidal", "sinusoidal_concatenated", "sinusoidal_marian" (see `sinusoids`), "learned", or "none".
         features: d.
         max_length: rows of the learned table; sinusoids go on for ever.
     """
@@ -51,7 +52,7 @@ class Positions(nn.Module):
         if self.kind == "none":
             return jnp.zeros((*positions.shape, self.features))
         if self.kind == "learned":
-            return self.table[jnp.minimum(positions, self.max_length - 1)]
+            return jnp.asarray(self.table)[jnp.minimum(positions, self.max_length - 1)]
         return sinusoids(positions, self.features, _LAYOUT[self.kind])
 
     def check_length(self, length: int) -> None:
@@ -63,5 +64,5 @@ class Positions(nn.Module):
             )
 
 
-_LAYOUT = {"sinusoidal": "interleaved", "sinusoidal_concatenated": "concatenated"}
+_LAYOUT = {"sinusoidal": "interleaved", "sinusoidal_concatenated": "concatenated", "sinusoidal_marian": "marian"}
 KINDS = (*_LAYOUT, "learned", "none")
