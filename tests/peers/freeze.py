@@ -1,24 +1,25 @@
 """Writes tests/fixtures/parity_*.npz from PyTorch: `python -m tests.peers.freeze [CASE ...]` in the repository's root.
 
-Needs torch, torchvision and timm (the extra `peers`); nothing of attention_jax is imported, so that a fixture cannot
-be made to agree with it.
+Needs torch, torchvision, timm and transformers (the extra `peers`); nothing of attention_jax is imported, so that a fixture
+cannot be made to agree with it.
 """
 
 import sys
 
 import numpy as np
 
-from tests import parity
-from tests.peers import torch_nets, torch_training
+from tests import parity, parity_translation
+from tests.peers import torch_nets, torch_training, torch_transformer
 
 NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6
+DOUBTFUL = 1e-5  # gradient as a share of its array's largest; Adam's first step goes by the sign alone
 FAINTEST = 1e-3  # gradient of a weight as a share of the network's largest; less, and a mistake there would not show
 
 
 def faint(results: parity.Results) -> list[str]:
     """Weights whose gradient hardly differs from zero, as behind a ReLU that is off for every example."""
     found = []
-    for kind in ("gradients", "train_gradients"):
+    for kind in {"gradients", "train_gradients"} & results.keys():
         size = {path: np.abs(value).max() for path, value in results[kind].items()}
         found += [path for path in size if not path.endswith("bias") and size[path] < FAINTEST * max(size.values())]
     return found
@@ -46,6 +47,18 @@ def main(names: list[str]) -> None:
             if nearest < NEAREST:
                 raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")
             parity.save(name, results)
+    for name, case in parity_translation.CASES.items():
+        if not names or name in names:
+            results, nearest, doubtful = torch_transformer.run(case)
+            print(f"{name}: a kink is {nearest:.1e} away, a gradient's sign {doubtful:.1e}")
+            if nearest < NEAREST or doubtful < DOUBTFUL:
+                raise SystemExit(f"{name}: float32 may fall on the other side; give the case another seed.")
+            if faint(results):
+                raise SystemExit(f"{name}: {faint(results)} hardly matter; give the case another seed.")
+            parity.save(name, results)
+    for name in parity_translation.MARIANS:
+        if not names or name in names:
+            parity.save(name, torch_transformer.run_marian(name))
     if not names or "imagenet" in names:
         parity.save("imagenet", {"logits": {name: torch_nets.imagenet_logits(name) for name in parity.IMAGENET}})
 
