@@ -40,17 +40,18 @@ class Run:
     metrics: list[dict[str, Any]]
 
     @functools.cached_property
-    def _predictor(self) -> Any:
+    def predictor(self) -> Any:
+        """What predicts for raw inputs; of a translation run a `tasks.translator.Translator`."""
         return get_task(self.config.task).predictor(self.config, self.assets, self.model, self.variables)
 
     @property
     def labels(self) -> list[str]:
         """Names of the classes, or of the tokens."""
-        return self._predictor.labels
+        return self.predictor.labels
 
     def preprocess(self, inputs: Any) -> np.ndarray:
         """Raw inputs (uint8 images [N, H, W, C], sentences) -> what `model.apply` takes, as evaluation does it."""
-        return self._predictor.preprocess(inputs)
+        return self.predictor.preprocess(inputs)
 
     def predict(self, inputs: Any, **options: Any) -> Any:
         """Predictions for raw inputs.
@@ -58,7 +59,7 @@ class Run:
         For uint8 images [N, H, W, C] `.labels`, `.classes` [N] and `.probabilities` [N, K]. For sentences a list of
         translations, each with `.text`; options change the config's `search`: `beam=5, n_best=3`.
         """
-        return self._predictor.predict(inputs, **options)
+        return self.predictor.predict(inputs, **options)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""

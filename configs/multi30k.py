@@ -4,7 +4,7 @@ Launch:    ./launch.sh train --config=configs/multi30k.py --workdir=runs/multi30
            --config.data.args.target='DIR/{split}.de'
            DIR holds train, valid and test.2016 in lower-cased byte pairs with the joiner "@@", `.gz` or not.
 Then:      ./launch.sh evaluate --workdir=runs/multi30k --average=10 --config.data.eval_split=test.2016
-           --config.evaluation.translate=True --config.search.beam=5
+           --config.search.beam=5
 Hardware:  one accelerator, or two CPU cores for hours.
 Expected:  41.02 tokenised BLEU on test2016 after 8,000 updates of 8,192 tokens, the last 10 checkpoints averaged, beam 5
            (published with this network and these files: Wu et al. 2021, arXiv 2105.14462). Status: not run.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax import tree
+from attention_jax import cli, tree
 from attention_jax.data.tokenizer import PAD
 from attention_jax.errors import UserError
 from attention_jax.tasks import translation
@@ -67,9 +67,10 @@ def test_what_only_the_data_know_is_filled_in(config, program):
 def test_a_run_learns_and_says_how_well(workdir):
     last = log(workdir)[-1]
     assert last["eval_ema/exact_match"] == last["headline"] > 0.4
-    assert last["eval_ema/token_accuracy"] > 0.6 and last["eval_ema/bleu"] > 30 and last["eval_ema/chrf"] > 30
+    assert last["eval_ema/token_accuracy"] > 0.6 and last["eval_ema/bleu_tokenised"] > 30 and last["eval_ema/chrf"] > 30
     assert last["eval_ema/perplexity"] == pytest.approx(np.exp(last["eval_ema/loss"]))
-    assert "tok:none" in last["eval_ema/bleu_signature"] and "version:" in last["eval_ema/chrf_signature"]
+    assert "eval_ema/bleu" not in last  # texts that are tokens already have no BLEU to compare with others
+    assert "tok:none" in last["eval_ema/bleu_tokenised_signature"] and "version:" in last["eval_ema/chrf_signature"]
 
 
 def test_the_outputs_are_in_the_order_of_the_data(workdir, run, folder):
@@ -77,7 +78,7 @@ def test_the_outputs_are_in_the_order_of_the_data(workdir, run, folder):
     with np.load(workdir / "evaluation.npz") as saved:
         correct, hypotheses = saved["correct"], saved["hypothesis"]
     words = (folder / "test.y").read_text().splitlines()
-    decoded = [run._predictor.tokenizer.decode(row) for row in hypotheses.tolist()]
+    decoded = [run.predictor.tokenizer.decode(row) for row in hypotheses.tolist()]
     assert correct.tolist() == [float(a == b) for a, b in zip(decoded, words, strict=True)]
     assert 0.4 < correct.mean() == log(workdir)[-1]["headline"]
 
@@ -88,7 +89,7 @@ def test_predictions_are_those_of_the_evaluation(workdir, run, folder):
     together = run.predict(sentences)
     assert [t.source for t in together] == sentences
     with np.load(workdir / "evaluation.npz") as saved:
-        assert [t.text for t in together] == [run._predictor.tokenizer.decode(row) for row in saved["hypothesis"].tolist()]
+        assert [t.text for t in together] == [run.predictor.tokenizer.decode(row) for row in saved["hypothesis"].tolist()]
     for sentence, expected in zip(sentences[:4], together):
         (alone,) = run.predict(sentence)
         assert alone.texts == expected.texts and alone.scores == pytest.approx(expected.scores, abs=1e-5)
@@ -230,6 +231,22 @@ def test_evaluate_takes_the_tokenizer_of_the_checkpoint(run_cli, workdir, folder
     done = run_cli("evaluate", f"--workdir={workdir}", *moved)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["exact_match"] == pytest.approx(log(workdir)[-1]["headline"])
+
+
+def test_evaluate_translates_though_training_did_not(folder, tmp_path, capsys):
+    options = as_options(folder, total_steps=10, evaluation__translate=False, evaluation__bleu="char")
+    assert cli.main(["train", *options, f"--workdir={tmp_path}"]) == 2
+    assert "config.evaluation.headline='exact_match' needs translations" in capsys.readouterr().err
+    assert cli.main(["train", *options, f"--workdir={tmp_path}", "--config.evaluation.headline=token_accuracy"]) == 0
+    assert not any("bleu" in name or "chrf" in name for line in log(tmp_path) for name in line)
+    capsys.readouterr()
+    scores = {}
+    for said in ([], ["--config.evaluation.translate=False"]):
+        assert cli.main(["evaluate", f"--workdir={tmp_path}", *said]) == 0
+        scores[len(said)] = json.loads(capsys.readouterr().out)
+    assert {"bleu", "bleu_signature", "chrf", "chrf_signature", "exact_match"} == scores[0].keys() - scores[1].keys()
+    assert "tok:char" in scores[0]["bleu_signature"]
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
 
 
 def test_start_and_the_last_token(program):

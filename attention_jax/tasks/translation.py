@@ -139,8 +139,14 @@ def describe(config: ConfigDict) -> dict[str, str]:
 
 
 def headline(config: ConfigDict) -> str:
-    """The metric by which the best checkpoint is chosen."""
-    return config.evaluation.headline
+    """The metric by which the best checkpoint is chosen. Raises UserError when evaluation does not make it."""
+    name = config.evaluation.headline
+    if name != "token_accuracy" and not config.evaluation.translate:
+        raise UserError(
+            f"config.evaluation.headline={name!r} needs translations: set evaluation.translate=True, or the headline to "
+            "'token_accuracy'."
+        )
+    return translator.bleu_name(config.evaluation.bleu) if name == "bleu" else name
 
 
 def correct_means(config: ConfigDict) -> str:
@@ -242,9 +248,9 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Loss (nats a target token), perplexity, accuracy of the next token, and with `evaluation.translate` those of texts.
 
-    The texts are compared with the references as they stand in the data: BLEU and chrF of sacrebleu (0 to 100) with their
-    signatures, and the share that is exactly equal. Of the outputs "correct" says which are, or without translation
-    which share of a pair's tokens was right.
+    The texts are compared with the references as they stand in the data: BLEU ("bleu_tokenised" where `evaluation.bleu`
+    says that they are tokens already) and chrF of sacrebleu (0 to 100) with their signatures, and the share that is exactly
+    equal. Of the outputs "correct" says which are, or without translation which share of a pair's tokens was right.
     """
     tokens = outputs["tokens"].astype(np.float64).sum()
     loss = float(outputs["loss"].astype(np.float64).sum() / tokens)

@@ -71,22 +71,27 @@ def with_longer(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
     return buckets if longest <= buckets[-1] else (*buckets, -(-longest // 16) * 16)
 
 
+def bleu_name(tokenize: str) -> str:
+    """What BLEU is called in logs: that of texts which are tokens already is another score under the same formula."""
+    return "bleu_tokenised" if tokenize == "none" else "bleu"
+
+
 def score_texts(hypotheses: list[str], references: list[str], tokenize: str) -> tuple[dict[str, Any], np.ndarray]:
     """({"bleu", "chrf", "exact_match", and signatures}, which are equal [N] float32) by sacrebleu (Post 2018).
 
     Args:
         tokenize: sacrebleu's name of a tokenization for BLEU. "none" says that the texts are tokenised: the score is then
-            the papers' tokenised BLEU, not comparable with others, as its signature says (`tok:none`).
+            the papers' tokenised BLEU, not comparable with others, and is called "bleu_tokenised".
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    bleu, chrf = BLEU(tokenize=tokenize, force=True), CHRF()
+    bleu, chrf, name = BLEU(tokenize=tokenize, force=True), CHRF(), bleu_name(tokenize)
     scores = {
-        "bleu": bleu.corpus_score(hypotheses, [references]).score,
+        name: bleu.corpus_score(hypotheses, [references]).score,
         "chrf": chrf.corpus_score(hypotheses, [references]).score,
     }
     equal = np.array([a == b for a, b in zip(hypotheses, references, strict=True)], np.float32)
-    signatures = {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
+    signatures = {f"{name}_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
     return {**scores, "exact_match": float(equal.mean()), **signatures}, equal
 
 

@@ -105,6 +105,7 @@ def train(
     program = program or build(config)
     config = with_seed(program.config, config.seed)
     task, every, seed = program.task, program.durations, np.uint32(config.seed)
+    headline = task.headline(config)
 
     with workdir.claimed(path, config) as folder, StopSignal().installed() as stop_signal, _disk_errors(folder):
         log = Log(folder, config.logging.tensorboard, active=parallel.is_main())
@@ -143,7 +144,7 @@ def train(
             if parallel.is_main():
                 _save_outputs(folder / EVALUATION, step, outputs)
             if log.score(step) is None:
-                log.write(step, {**values, "headline": scores[task.headline(config)]})
+                log.write(step, {**values, "headline": scores[headline]})
 
         def save() -> None:
             log.flush()
