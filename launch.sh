@@ -14,6 +14,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   quickstart translation [--workdir=DIR]      the second, on embedded English and Korean
   train --config=FILE --workdir=DIR           train a config; the same command resumes; any field: --config.key=value
   evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
+  translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   summary MODEL                               parameters and multiply-adds of a network
   prepare NAME --data_dir=DIR                 make a TensorFlow data set readable (installs TensorFlow for that)
@@ -151,7 +152,7 @@ case "$command" in
     fi
     exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
-  train | evaluate | table | summary)
+  train | evaluate | translate | table | summary)
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
@@ -184,5 +185,5 @@ case "$command" in
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, table, summary, prepare, local, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, summary, prepare, local, notebook, python, test, setup." ;;
 esac

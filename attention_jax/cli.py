@@ -1,4 +1,4 @@
-"""The library's verbs: python -m attention_jax train | evaluate | table | summary | prepare.
+"""The library's verbs: python -m attention_jax train | evaluate | translate | table | summary | prepare.
 
 Exit code 0: done, or stopped by a signal after saving. 1: rows of a table failed. 2: something that the user can mend,
 said in one sentence.
@@ -74,10 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="defines get_config()")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="for checkpoints and logs")
 
-    sub = verb("evaluate", _evaluate, "Evaluate the newest checkpoint of a run on its evaluation split.")
+    sub = verb("evaluate", _evaluate, "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
     sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
     sub.add_argument("--average", type=int, default=1, metavar="N", help="evaluate the mean of the newest N checkpoints")
+
+    sub = verb("translate", _translate, "Translate a line of input into a line of output with a trained network.")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
+    sub.add_argument("--input", metavar="FILE", help="UTF-8 text, a sentence a line; default standard input")
+    sub.add_argument("--output", metavar="FILE", help="must not be there yet; default standard output")
+    sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
+    sub.add_argument("--average", type=int, default=1, metavar="N", help="use the mean of the newest N checkpoints")
+    sub.add_argument("--beam", type=int, metavar="K", help="hypotheses kept open, 1 for greedy search; default the config's")
+    sub.add_argument("--alpha", type=float, metavar="A", help="of the length penalty; default the config's")
+    sub.add_argument("--nbest", type=int, metavar="N", help="write the N best as line number<TAB>score<TAB>text")
+    sub.add_argument("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
+    sub.add_argument("--attention", metavar="OUT.png", help="also draw what each head looks at in the first sentence")
+    sub.add_argument("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
 
     sub = verb("table", _table, "Run the rows of a table file and write the table; the same command resumes.")
     sub.add_argument("file", metavar="FILE.py", help="title, source, base, rows, scales")
@@ -138,11 +151,37 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from attention_jax.train.program import build
 
     run = load_run(options.workdir, options.weights, options.average)
-    config = _overridden(run.config, overrides)
+    # Scores of translations are what an evaluation is for; training may leave them out, since they take long.
+    translate = {"config.evaluation.translate": "True"} if run.config.task == "translation" else {}
+    config = _overridden(run.config, {**translate, **overrides})
     get_task(config.task).adopt(config, run.assets)
     program = build(configs.override(config, {"parallel.mode": "jit"}) if config.parallel.mode == "pmap" else config)
     scores, _ = evaluate(program, run.variables, config)
     print(json.dumps({"workdir": str(options.workdir), "step": run.step, "weights": run.weights, **scores}))
+    return 0
+
+
+def _translate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _start()
+    from attention_jax.translate import Form, run
+
+    try:
+        run(
+            options.workdir,
+            weights=options.weights,
+            average=options.average,
+            source=options.input,
+            output=options.output,
+            form=Form(options.nbest, options.scores),
+            attention=options.attention,
+            attention_of=options.attention_of,
+            beam=options.beam,
+            alpha=options.alpha,
+        )
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -1,12 +1,16 @@
 """A translation config small enough to train in a test: sentences of letters, whose translation is each letter's partner."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
+from attention_jax.train.checkpoint import Checkpoints
+from attention_jax.train.program import build
 from tests.small import ROOT
 
 CONFIG = ROOT / "configs" / "translate_quickstart.py"
@@ -66,3 +70,14 @@ def as_options(folder: Path, **changes: Any) -> list[str]:
     named = {**fields(folder), **{name.replace("__", "."): value for name, value in changes.items()}}
     named.pop("data.tokenizer_options")  # what "words" does not look at
     return [f"--config={CONFIG}", *(f"--config.{name}={value}" for name, value in named.items())]
+
+
+def untrained_run(config: ConfigDict, workdir: Path) -> Path:
+    """A workdir with a checkpoint of step 0, whose larger weights make translations that differ; returns the workdir."""
+    program = build(config)
+    state = program.init(0)
+    state = dataclasses.replace(state, ema=None, params=jax.tree.map(lambda x: 3 * x, state.params))
+    checkpoints = Checkpoints(workdir, 1, 1, lambda step: None)
+    checkpoints.save(state, {"config": configs.to_json(program.config)}, program.task.assets(program.config))
+    checkpoints.wait()
+    return workdir

@@ -36,7 +36,8 @@ ALLOWED = {
     "interop": TRAINING | {"load"},
     "preflight": TRAINING | {"load"},
     "tables": TRAINING | {"load", "analysis"},
-    "cli": TRAINING | {"load", "analysis", "interop", "preflight", "tables", "compile_cache"},
+    "translate": TRAINING | {"load", "analysis"},
+    "cli": TRAINING | {"load", "analysis", "interop", "preflight", "tables", "translate", "compile_cache"},
     "__init__": {"errors", "models", "load", "analysis", "interop"},  # all of them lazily
     "__main__": {"cli"},
 }

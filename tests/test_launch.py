@@ -96,9 +96,10 @@ INSTALL = "python -m pip install --quiet --disable-pip-version-check --no-input 
 
 
 def test_lists_its_commands(root):
+    commands = "quickstart train evaluate translate table summary prepare local notebook test setup"
     for arguments in ([], ["help"], ["--help"]):
         done = subprocess.run([root / "launch.sh", *arguments], capture_output=True, text=True, check=True)
-        for command in ("quickstart", "train", "evaluate", "table", "summary", "prepare", "local", "notebook", "test", "setup"):
+        for command in commands.split():
             assert f"\n  {command}" in done.stdout
 
 

@@ -40,11 +40,13 @@ def describe(program: Program, overrides: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, active: bool, label: str = "training") -> Iterator[Callable[[int], None]]:
-    """A bar with the time left; yields a function that takes the steps done."""
+def progress_bar(
+    total: int | None, active: bool, label: str = "training", unit: str = "step"
+) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left where the total is known; yields a function that takes the steps done."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=label, unit="step", disable=not active, file=sys.stderr, mininterval=0.5) as bar:
+    with tqdm(total=total, desc=label, unit=unit, disable=not active, file=sys.stderr, mininterval=0.5) as bar:
         yield lambda step: bar.update(step - bar.n)
 
 

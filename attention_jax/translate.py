@@ -1,0 +1,195 @@
+"""Lines of text to lines of translations, as the verb `translate` does it: in order, and a few hundred at a time.
+
+A line of input gives a line of output, an empty one an empty one; with n best translations as many as were found.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from attention_jax.errors import UserError, one_sentence
+from attention_jax.load import load_run
+from attention_jax.tasks import get_task
+from attention_jax.tasks.translator import Translation, Translator
+from attention_jax.train.report import progress_bar
+
+CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that output begins early
+PICTURES = (".png", ".pdf", ".svg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a translation is written.
+
+    Attributes:
+        nbest: of a sentence; None for the best alone.
+        scores: with the log probability after the length penalty in front.
+    """
+
+    nbest: int | None = None
+    scores: bool = False
+
+    def rows(self, number: int, translation: Translation) -> Iterator[str]:
+        """Lines for line `number` of the input: text, `score<TAB>text`, or `number<TAB>score<TAB>text` for the n best."""
+        for text, score in zip(translation.texts, translation.scores, strict=True):
+            cells = [str(number)] if self.nbest else []
+            cells += [f"{score:.4f}"] if self.nbest or self.scores else []
+            yield "\t".join([*cells, re.sub(r"[\t\r\n]", " ", text)])
+
+
+def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of a UTF-8 file without their ends, as they come. Raises UserError with the number of a line that is none."""
+    for number, line in enumerate(file, 1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        try:
+            yield line.rstrip(b"\r\n").decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}:{number} is not UTF-8 (byte {error.start} is 0x{line[error.start]:02x}): convert the text, "
+                "e.g. with iconv."
+            ) from error
+
+
+def translate_lines(
+    translator: Translator, lines: Iterable[str], sizes: Iterable[int] = CHUNKS, **search: Any
+) -> Iterator[Translation]:
+    """The translations of lines that are read as they are needed, `sizes` of them at a time, the last size for the rest."""
+    lines, sizes = iter(lines), list(sizes)
+    for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
+        part = list(itertools.islice(lines, size))
+        if not part:
+            return
+        yield from translator.translate(part, **search)
+
+
+def run(
+    workdir: str,
+    *,
+    weights: str | None = None,
+    average: int = 1,
+    source: str | None = None,
+    output: str | None = None,
+    form: Form | None = None,
+    attention: str | None = None,
+    attention_of: str = "cross",
+    **search: Any,
+) -> None:
+    """Translates a file, or standard input, into a file, or onto standard output.
+
+    Args:
+        workdir, weights, average: see `load_run`.
+        source, output: paths; None for the standard streams.
+        form: of the lines written.
+        attention: path of a picture of the attention in the first sentence.
+        attention_of: which: "cross", "encoder" or "decoder".
+        **search: fields of the config's `search`, None for the config's own.
+
+    Raises:
+        UserError: no translation run, a file that cannot be read or is there already, a line that is not UTF-8.
+    """
+    form = form or Form()
+    targets = [_target("--output", output), _target("--attention", attention)]
+    if targets[1] and targets[1].suffix not in PICTURES:
+        raise UserError(f"--attention={attention}: give a name that ends in {', '.join(PICTURES)}.")
+    with _input(source) as (file, name, count):
+        loaded = load_run(workdir, weights, average)
+        if loaded.config.task != "translation":
+            raise UserError(f"{workdir} is a run of the task {loaded.config.task!r}: translate takes one of 'translation'.")
+        translator = get_task("translation").predictor(loaded.config, loaded.assets, loaded.model, loaded.variables)
+        if form.nbest:
+            search["n_best"] = form.nbest
+            search["beam"] = search.get("beam") or max(loaded.config.search.beam, form.nbest)
+        terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
+        sizes = (1,) if file.isatty() else CHUNKS
+        first = None
+        total = count() if terminal else None
+        with _sink(targets[0]) as write, progress_bar(total, terminal, "translating", "line") as progress:
+            found = translate_lines(translator, read_lines(file, name), sizes, **search)
+            for number, translation in enumerate(found, 1):
+                write("".join(f"{row}\n" for row in form.rows(number, translation)))
+                first = first or (translation if translation.target_ids else None)
+                progress(number)
+    if targets[1]:
+        _picture(translator, first, attention_of, targets[1])
+
+
+def _picture(translator: Translator, translation: Translation | None, kind: str, path: Path) -> None:
+    from attention_jax.analysis.attention_plots import attention_grid, save
+    from attention_jax.analysis.translation_maps import translation_maps
+
+    if translation is None:
+        raise UserError("--attention: there is no sentence whose attention could be shown.")
+    try:
+        save(attention_grid(translation_maps(translator, translation.source, translation), kind), path)
+    except OSError as error:
+        raise UserError(f"--attention={path} cannot be written ({one_sentence(error)}).") from error
+
+
+def _target(option: str, given: str | None) -> Path | None:
+    """The path of a file to be made. Raises UserError when it is there or has no folder."""
+    if given is None:
+        return None
+    path = Path(given).expanduser()
+    if path.exists():
+        raise UserError(f"{option}={given} is there already: give another name, or remove it.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option}={given}: there is no folder {path.parent}.")
+    return path
+
+
+@contextlib.contextmanager
+def _input(source: str | None) -> Iterator[tuple[BinaryIO, str, Callable[[], int | None]]]:
+    """(file, its name in messages, what counts its lines)"""
+    if source is None:
+        yield sys.stdin.buffer, "standard input", lambda: None
+        return
+    path = Path(source).expanduser()
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"--input={source} cannot be read ({error.strerror}).") from error
+    with file:
+        yield file, source, lambda: _count(path)
+
+
+def _count(path: Path) -> int:
+    with path.open("rb") as file:
+        blocks = iter(lambda: file.read(1 << 20), b"")
+        return sum(block.count(b"\n") for block in blocks)
+
+
+@contextlib.contextmanager
+def _sink(output: Path | None) -> Iterator[Callable[[str], None]]:
+    """What takes text: standard output, at once, or a file that has its name when it is complete."""
+    if output is None:
+        yield lambda text: (sys.stdout.buffer.write(text.encode()), sys.stdout.buffer.flush())
+        return
+    partial = output.with_name(f"{output.name}.partial")
+
+    def write(text: str) -> None:
+        with _said(output):
+            file.write(text.encode())
+
+    try:
+        with _said(output):
+            file = partial.open("wb")
+        with file:
+            yield write
+            with _said(output):
+                file.flush()
+        partial.rename(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _said(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written ({error.strerror}).") from error
