@@ -107,10 +107,11 @@ def shares(run: Run, split: str) -> dict[str, float]:
 def date_alignment(program: Program, run: Run) -> dict[str, Any]:
     """A measure of tables: the share of the test split's dates that the arg-max of cross-attention aligns, in percent.
 
-    Which layer and head is asked is chosen on the split "dev", the first of the best. Without cross-attention: nan.
+    Which layer and head is asked is chosen on the split "dev", the first of the best. No column without
+    cross-attention.
     """
     on_dev = shares(run, "dev")
     if not on_dev:
-        return {"dates aligned %": np.nan}
+        return {"aligned by": np.array([], str)}
     best = max(on_dev, key=on_dev.__getitem__)
     return {"dates aligned %": 100 * shares(run, "test")[best], "aligned by": np.array([best])}
