@@ -35,7 +35,12 @@ REDUCED = {
     "table experiments/quickstart.py": ["--scale=smoke", "--workdir=runs/quickstart", "--dry-run"],
     "table my_table.py": ["--scale=smoke", "--dry-run"],
     **{f"table experiments/{name}.py": ["--scale=smoke", "--dry-run"] for name in IMAGE_TABLES},
-    "train": [f"--config.{name}={value}" for name, value in FIELDS.items()],
+    "train --config=configs/quickstart.py": [f"--config.{name}={value}" for name, value in FIELDS.items()],
+    "train --config=configs/translate_quickstart.py": [
+        *("--config.model.layers=1", "--config.model.features=16", "--config.model.hidden=16", "--config.total_steps=6"),
+        *("--config.schedule.warmup_steps=2", "--config.evaluation.translate=False", "--config.search.max_extra=2"),
+        "--config.evaluation.headline=token_accuracy",
+    ],
 }
 NOT_RUN = {"test": "this is it"}
 IN_A_PROCESS_OF_ITS_OWN = ("quickstart",)  # the others call the same library in this process, which saves its start
@@ -44,7 +49,7 @@ IN_A_PROCESS_OF_ITS_OWN = ("quickstart",)  # the others call the same library in
 def test_blocks_are_of_known_kinds():
     assert README.count("```") == 2 * len(BLOCKS)
     assert {kind for kind, _, _ in BLOCKS} == {"bash", "python", "text"}
-    assert sum(bool(name) for _, name, _ in BLOCKS) == 4
+    assert sum(bool(name) for _, name, _ in BLOCKS) == 5
 
 
 def test_samples_are_short():
@@ -69,7 +74,8 @@ def test_everything_in_it_runs(tmp_path, monkeypatch):
             for line in text.splitlines():
                 done.append(_run(line))
     assert (
-        done.count("train") == 3
+        done.count("train") == 4
+        and done.count("translate") == 2
         and done.count("table") == 3 + len(IMAGE_TABLES)
         and {"quickstart", "test", "evaluate"} <= set(done)
     )
@@ -78,6 +84,8 @@ def test_everything_in_it_runs(tmp_path, monkeypatch):
     assert namespace["maps"]["stage1_gate/map"].ndim == 4 and len(namespace["steps"]) == 2
     for run in ("quickstart/residual-bam/0", "mine", "softmax", "pictures"):
         assert list((tmp_path / "runs" / run / "checkpoints").glob("[0-9]*")), run
+    assert len((tmp_path / "translated.txt").read_text().splitlines()) == 3 and (tmp_path / "attention.png").stat().st_size
+    assert len(namespace["best"].texts) == 3
     assert aj.load_run("runs/pictures").labels == list("abcdefghij")
     table = load_table("my_table.py")
     config = table.config(table.rows[2], "quick")
@@ -139,7 +147,7 @@ def test_every_command_of_the_text_exists():
 
 
 def test_map_shows_what_is_there():
-    text = next(text for kind, _, text in BLOCKS if kind == "text")
+    text = next(text for kind, name, text in BLOCKS if kind == "text" and not name)
     for name in re.findall(r"[\w/]+(?:\.py|\.sh|/)(?=\s)", text):
         assert any((folder / name).exists() for folder in (ROOT, ROOT / "attention_jax", ROOT / "experiments")), name
     parts = {p.name for p in (ROOT / "attention_jax").iterdir() if p.is_dir() and not p.name.startswith("__")}
