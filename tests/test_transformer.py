@@ -11,9 +11,10 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.models.transformer import Transformer
-from attention_jax.nn.logits import score_rows
+from attention_jax.nn.fused import fused_attention
 from attention_jax.nn.multihead import attend_heads, causal_mask
 from attention_jax.nn.position import sinusoids
+from attention_jax.nn.product import dot_general, score_rows
 from tests.blocks import close, drawn, numbers, quick
 
 TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.int32))
@@ -134,19 +135,35 @@ def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
         close(logits, whole[:, t], 1e-5)
 
 
-def test_scores_of_rows_have_the_gradients_of_the_product() -> None:
-    x, table, of_y = numbers("x", 2, 3, 4), numbers("table", 5, 4), numbers("y", 2, 3, 5)
-    for dtype in (jnp.float32, jnp.bfloat16):
-        inputs = [jnp.asarray(a, dtype) for a in (x, table)]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_have_the_gradients_of_plain_ones(dtype: str) -> None:
+    """Whichever of the two sides is the narrower."""
+    for inside, outside in ((4, 5), (5, 4)):
+        x, kernel = (jnp.asarray(numbers(*a), dtype) for a in (("x", 2, 3, inside), ("kernel", inside, outside)))
+        of_y = numbers("y", 2, 3, outside)
+        wide = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+        pairs = [
+            (lambda x, kernel: dot_general(x, kernel, (((2,), (0,)), ((), ()))), jnp.matmul),
+            (lambda x, kernel: score_rows(x, kernel.T), wide),
+        ]
+        for pair in pairs:
+            (y, ours), (expected, plain) = (jax.vjp(product, x, kernel) for product in pair)
+            assert y.dtype == expected.dtype
+            close(y, expected)
+            close(ours(of_y.astype(y.dtype)), plain(of_y.astype(y.dtype)))
 
-        def gradients(product: Any, inputs: Any = inputs) -> Any:
-            return jax.grad(lambda *inputs: (product(*inputs) * of_y).sum(), (0, 1))(*inputs)
 
-        y = score_rows(*inputs)
-        assert y.shape == (2, 3, 5) and y.dtype == jnp.float32
-        expected = gradients(lambda x, table: jnp.matmul(x, table.T, preferred_element_type=jnp.float32))
-        close(gradients(score_rows), expected, 1e-6)
-        close(y, inputs[0].astype(jnp.float32) @ inputs[1].astype(jnp.float32).T, 1e-6)
+@pytest.mark.parametrize("masked", ["past", "padding", "nothing"])
+def test_fused_attention_has_the_gradients_of_the_plain_one(masked: str) -> None:
+    q, k, v = numbers("q", 2, 4, 3, 5), numbers("k", 2, 6, 3, 5), numbers("v", 2, 6, 3, 5)
+    masks = {"past": np.tri(4, 6, dtype=bool)[None, None], "padding": np.arange(6) < np.array([6, 3])[:, None, None, None]}
+    mask = masks.get(masked)
+
+    def summed(attend: Any) -> Any:
+        return quick(jax.value_and_grad(lambda q, k, v: (attend(q, k, v) * numbers("y", 2, 4, 3, 5)).sum(), (0, 1, 2)))(q, k, v)
+
+    fused = summed(lambda q, k, v: fused_attention(q, k, v, mask, 0.3))
+    close(fused, summed(lambda q, k, v: attend_heads(q, k, v, mask, 0.3)[0]), 1e-5)
 
 
 def test_fused_attention_is_the_plain_one_and_maps_are_seen() -> None:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from attention_jax.errors import UserError
 from attention_jax.models.registry import register
 from attention_jax.nn import position
-from attention_jax.nn.logits import score_rows
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
+from attention_jax.nn.product import dot_general, score_rows
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "swish": nn.swish}
 
@@ -41,7 +41,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]; `rng` is the key of the dropout, none in evaluation."""
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform())
+        init = nn.initializers.glorot_uniform()
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=init, dot_general=dot_general)
         x = ACTIVATIONS[self.activation](dense(self.hidden, name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=rng is None)(x, rng=rng)
         return dense(self.features, name="output")(x)

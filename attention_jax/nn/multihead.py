@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row without any key gives a mean and not NaN; far below any product.
-MASKED = -1e30
+from attention_jax.nn.fused import MASKED, fused_attention
+from attention_jax.nn.product import dot_general
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -70,7 +70,8 @@ class MultiHeadAttention(nn.Module):
 
     def setup(self) -> None:
         def dense(features: int) -> nn.Dense:
-            return nn.Dense(features, self.use_bias, self.dtype, kernel_init=nn.initializers.glorot_uniform())
+            init = nn.initializers.glorot_uniform()
+            return nn.Dense(features, self.use_bias, self.dtype, kernel_init=init, dot_general=dot_general)
 
         self.query, self.key = dense(self.heads * self.key_size), dense(self.heads * self.key_size)
         self.value = dense(self.heads * self.value_size)
@@ -106,7 +107,7 @@ class MultiHeadAttention(nn.Module):
         dropout = 0.0 if rng is None else self.dropout
         asked = self.is_mutable_collection("attention")
         if self.fused and not asked and not dropout and self.key_size == self.value_size:
-            y_BTHV = jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHV, mask=mask, scale=scale)
+            y_BTHV = fused_attention(q_BTHK, k_BSHK, v_BSHV, mask, scale)
         else:
             y_BTHV, weights = attend_heads(q_BTHK, k_BSHK, v_BSHV, mask, scale, dropout, rng)
             if asked:

@@ -1,0 +1,68 @@
+"""Attention without its weights as a result: the fused kernel of an accelerator, and a program of its own for CPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without any key gives a mean and not NaN; far below any product.
+MASKED = -1e30
+
+
+def fused_attention(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: jax.Array | None = None, scale: float = 1.0
+) -> jax.Array:
+    """[B, T, H, K]: `jax.nn.dot_product_attention` with another program for float32 on CPU.
+
+    There its gradient is written out, so that forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) does not pass.
+
+    Args:
+        mask: bool, broadcast to [B, H, T, S]; False hides a key from a query.
+    """
+
+    def native(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, scale=scale)
+
+    def cpu(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: jax.Array | None) -> jax.Array:
+        heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
+        return jnp.swapaxes(_attend(*heads_first, mask, scale), 1, 2)
+
+    if not (q_BTHK.dtype == k_BSHK.dtype == v_BSHK.dtype == jnp.float32):
+        return native(q_BTHK, k_BSHK, v_BSHK, mask)
+    return jax.lax.platform_dependent(q_BTHK, k_BSHK, v_BSHK, mask, cpu=cpu, default=native)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BHTK: jax.Array, k_BHSK: jax.Array, v_BHSK: jax.Array, mask: jax.Array | None, scale: float) -> jax.Array:
+    return _forward(q_BHTK, k_BHSK, v_BHSK, mask, scale)[0]
+
+
+# XLA on CPU, left alone, draws the turning of axes into the products of small matrices, which makes them slow. The barriers
+# keep the two apart: 170 sentences of 24 words with 4 heads of 32 take 2.0 ms on one core with the gradient, 4.9 without.
+_apart = jax.lax.optimization_barrier
+
+
+def _forward(q_BHTK: jax.Array, k_BHSK: jax.Array, v_BHSK: jax.Array, mask: jax.Array | None, scale: float) -> tuple:
+    q_BHTK, k_BHSK, v_BHSK = _apart((q_BHTK, k_BHSK, v_BHSK))
+    logits = scale * jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK)
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED)
+    weights = _apart(jax.nn.softmax(logits))
+    y_BHTK = _apart(jnp.einsum("bhts,bhsk->bhtk", weights, v_BHSK))
+    return y_BHTK, (q_BHTK, k_BHSK, v_BHSK, weights)
+
+
+def _backward(scale: float, saved: tuple, of_y: jax.Array) -> tuple:
+    q_BHTK, k_BHSK, v_BHSK, weights = saved
+    of_y = _apart(of_y)
+    of_weights = _apart(jnp.einsum("bhtk,bhsk->bhts", of_y, v_BHSK))
+    mean = (weights * of_weights).sum(-1, keepdims=True)
+    of_products = _apart(scale * weights * (of_weights - mean))  # a hidden key has no weight
+    turned = _apart(tuple(jnp.swapaxes(x, 2, 3) for x in (weights, of_products)))
+    of_v = jnp.einsum("bhst,bhtk->bhsk", turned[0], of_y)
+    of_k = jnp.einsum("bhst,bhtk->bhsk", turned[1], q_BHTK)
+    of_q = jnp.einsum("bhts,bhsk->bhtk", of_products, k_BHSK)
+    return *_apart((of_q, of_k, of_v)), None
+
+
+_attend.defvjp(_forward, _backward)
