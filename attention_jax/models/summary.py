@@ -52,7 +52,11 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     root = type(model).__name__
 
     def module_of(path: str) -> str:
-        parts = [part for part in path.split("/") if "." not in part]  # "ResNet._stem" is a method, not a module
+        parts: list[str] = []
+        for part in path.split("/"):
+            name, _, method = part.partition(".")  # "ResNet._stem" is a method of the module "ResNet"
+            if not (method and name in parts[-1:]):
+                parts.append(name)
         return "/".join((parts[1:] if parts[0] == root else parts)[:depth])
 
     modules: dict[str, list[int]] = {}

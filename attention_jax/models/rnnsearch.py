@@ -1,0 +1,135 @@
+"""RNNsearch: a GRU encoder and decoder with attention (Bahdanau et al. 2014, arXiv 1409.0473, Appendix A).
+
+Letters in names: B sentences, T target and S source tokens, D features. Token 0 is padding. Inside, time comes first.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attention_jax.models.registry import register
+from attention_jax.models.seq2seq import PAD, Cache, Memory, check_tokens
+from attention_jax.nn.alignment import Alignment
+from attention_jax.nn.recurrent import GRU, Affine, Stack
+
+# Section B.1: standard deviations of the alignment's two matrices and of every matrix that is not recurrent.
+ALIGNMENT_STD, STD = 0.001, 0.01
+
+
+class RNNSearch(nn.Module):
+    """One layer of GRU each side; the encoder reads in both directions, and every decoder step asks its annotations.
+
+    The state s before a step asks: context c. The next word's scores are W_o of a maxout layer over U_o s + V_o y + C_o c, y
+    being the embedding of the word before, and the GRU goes on with y and c.
+
+    Attributes:
+        vocab_size: tokens of the target; 0 is padding.
+        source_vocab_size: tokens of the source; None is vocab_size.
+        features: n, units of the encoder's two directions each and of the decoder.
+        embedding_size: m.
+        alignment_size: n', rows of W_a and U_a.
+        readout_size: l, outputs of the maxout layer, each the larger of two.
+        use_bias: in the gates, the first state, the readout and the softmax.
+        dropout: on embeddings and on what the softmax sees; none in the paper.
+        dtype: of activations and products, "float32" or "bfloat16"; parameters, gates and logits are float32.
+    """
+
+    vocab_size: int = 30_000
+    source_vocab_size: int | None = None
+    features: int = 1000
+    embedding_size: int = 620
+    alignment_size: int = 1000
+    readout_size: int = 500
+    use_bias: bool = True
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        check_tokens(self.vocab_size, self.source_vocab_size)
+        dtype, init, n = jnp.dtype(self.dtype), nn.initializers.normal(STD), self.features
+        self.source_embedding = nn.Embed(self.source_vocab_size or self.vocab_size, self.embedding_size, embedding_init=init)
+        self.target_embedding = nn.Embed(self.vocab_size, self.embedding_size, embedding_init=init)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.readout_dropout = nn.Dropout(self.dropout)
+        layer = functools.partial(GRU, features=n, use_bias=self.use_bias, kernel_init=init, dtype=dtype)
+        self.encoder = Stack(layer, self.embedding_size, bidirectional=True)
+        self.decoder = layer(inputs=self.embedding_size)
+        self.cross_attention = Alignment(
+            score="concat",
+            query_size=n,
+            memory_size=2 * n,
+            features=self.alignment_size,
+            kernel_init=nn.initializers.normal(ALIGNMENT_STD),
+            score_init=nn.initializers.zeros_init(),
+            dtype=dtype,
+        )
+        affine = functools.partial(Affine, use_bias=self.use_bias, kernel_init=init, dtype=dtype)
+        self.first_state = affine(n, n)
+        self.feed = affine(2 * n, 3 * n, use_bias=False)
+        self.readout = affine(n + self.embedding_size + 2 * n, 2 * self.readout_size)
+        self.output = affine(self.readout_size, self.vocab_size)
+
+    def _embedded(self, table: nn.Embed, tokens: jax.Array, train: bool) -> jax.Array:
+        return self.embedding_dropout(table(tokens), deterministic=not train).astype(self.dtype)
+
+    def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
+        """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
+
+        The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
+        """
+        return self.decode(self.encode(source, train), source, target, train)
+
+    def encode(self, source: jax.Array, train: bool = False) -> Memory:
+        """[B, S] -> `annotations` [B, S, 2D], [forward, backward], and the decoder's first `state` [B, D]."""
+        x_SBD = self._embedded(self.source_embedding, source.T, train)
+        y_SBD, (_, (backward_BD,)) = self.encoder(x_SBD, source.T != PAD)
+        return {"annotations": y_SBD.swapaxes(0, 1), "state": jnp.tanh(self.first_state(backward_BD))}
+
+    def decode(self, memory: Memory, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
+        """What `encode` gave, [B, S], [B, T] -> logits [B, T, vocab_size]."""
+        x_TBD = self._embedded(self.target_embedding, target.T, train)
+        advance, asked = self._advance(self.init_cache(memory, source, target.shape[1])), self.cross_attention.asked()
+
+        def step(s_BD: jax.Array, gates_BG: jax.Array) -> tuple[jax.Array, tuple]:
+            new_BD, context_BD, weights_BS = advance(gates_BG, s_BD)
+            return new_BD, (s_BD, context_BD, weights_BS if asked else None)
+
+        _, (s_TBD, context_TBD, weights_TBS) = jax.lax.scan(step, memory["state"], self.decoder.project(x_TBD))
+        if asked:
+            self.cross_attention.show(weights_TBS.swapaxes(0, 1))
+        return self._logits(s_TBD, x_TBD, context_TBD, train).swapaxes(0, 1)
+
+    def _advance(self, cache: Cache) -> Any:
+        """A pure function of the gates [B, G] and the state [B, D]: the next state, the context and the weights [B, S]."""
+        recurrence = self.decoder.recurrence("/".join(self.decoder.hidden.path))
+        asking, feed, mask_BS = self.cross_attention.asking(), self.feed.pure(), cache["source"] != PAD
+
+        def advance(gates_BG: jax.Array, s_BD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            context_BTD, weights_BTS = asking(s_BD[:, None], cache["keys"], cache["annotations"], mask_BS)
+            (new_BD,) = recurrence(gates_BG + feed(context_BTD[:, 0]), (s_BD,))
+            return new_BD, context_BTD[:, 0], weights_BTS[:, 0]
+
+        return advance
+
+    def _logits(self, s: jax.Array, y: jax.Array, context: jax.Array, train: bool = False) -> jax.Array:
+        """[..., D], the word before [..., m], [..., 2D] -> [..., vocab_size] float32."""
+        t = self.readout(jnp.concatenate([s, y, context], axis=-1))
+        t = t.reshape(*t.shape[:-1], self.readout_size, 2).max(axis=-1)
+        return self.output(self.readout_dropout(t, deterministic=not train), jnp.float32)
+
+    def init_cache(self, memory: Memory, source: jax.Array, max_length: int) -> Cache:
+        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""
+        return {**memory, "keys": self.cross_attention.keys(memory["annotations"]), "source": source}
+
+    def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """[B] the newest target tokens -> logits [B, vocab_size] of the next ones, and the cache that has seen them."""
+        y_BD = self._embedded(self.target_embedding, token, False)
+        new_BD, context_BD, weights_BS = self._advance(cache)(self.decoder.project(y_BD), cache["state"])
+        self.cross_attention.show(weights_BS[:, None])
+        return self._logits(cache["state"], y_BD, context_BD), {**cache, "state": new_BD}
+
+
+register("gru_seq2seq_bahdanau", RNNSearch)

@@ -1,0 +1,241 @@
+"""LSTM encoder and decoder for translation (Sutskever et al. 2014, arXiv 1409.3215), with attention (Luong et al. 2015,
+arXiv 1508.04025; Bahdanau et al. 2014).
+
+Letters in names: B sentences, T target and S source tokens, D features. Token 0 is padding. Inside, time comes first.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attention_jax.errors import UserError
+from attention_jax.models.registry import register
+from attention_jax.nn.alignment import Alignment
+from attention_jax.nn.recurrent import LSTM, Affine, Stack, State, dropout_scale
+
+PAD = 0
+
+ATTENTIONS = ("none", "bahdanau", "dot", "general", "concat")
+
+Memory = dict[str, Any]
+Cache = dict[str, Any]
+
+
+def uniform(scale: float) -> nn.initializers.Initializer:
+    """Uniform in [-scale, scale]."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
+
+
+def check_tokens(vocab_size: int, source_vocab_size: int | None) -> None:
+    """Raises UserError for a vocabulary without words."""
+    for field, size in (("vocab_size", vocab_size), ("source_vocab_size", source_vocab_size)):
+        if size is not None and size < 2:
+            raise UserError(f"model.{field}={size} leaves no word beside padding: give 2 or more.")
+
+
+class Seq2Seq(nn.Module):
+    """The decoder starts from the last state of every encoder layer; the two have weights of their own.
+
+    Attributes:
+        vocab_size: tokens of the target; 0 is padding.
+        source_vocab_size: tokens of the source; None is vocab_size. Sutskever et al. have 160,000 for 80,000.
+        layers, features: of encoder and decoder each, and cells of a layer.
+        embedding_size: None is `features`.
+        attention: "none"; Luong et al.'s "dot", "general" and "concat", where the new top state h asks the encoder's top
+            outputs and the softmax sees tanh(W_c [c; h]) (their Section 3); or "bahdanau", where the top state before the
+            step asks by "concat"'s score and the context c goes into the first layer too.
+        alignment_size: rows of W in the score of "concat" and "bahdanau"; None is `features`.
+        input_feeding: tanh(W_c [c; h]) goes into the first layer of the next step (Luong et al., Section 3.3). The scores of
+            all steps are one product without it, unless attention is "bahdanau".
+        reverse_source: the encoder reads from the last word to the first. Attention sees the words in their order.
+        use_bias: one set of biases in every LSTM layer, and one in the softmax.
+        forget_bias: added to the forget gate; 1 in tensorflow/nmt, not stated by the papers.
+        init_scale: parameters start uniform in ±init_scale; Sutskever et al. 0.08, Luong et al. 0.1.
+        dropout: on embeddings, between layers, and on what the softmax sees, never from step to step (Zaremba et al. 2014).
+        dtype: of activations and products, "float32" or "bfloat16"; parameters, cells, gates and logits are float32.
+    """
+
+    vocab_size: int = 80_000
+    source_vocab_size: int | None = None
+    layers: int = 4
+    features: int = 1000
+    embedding_size: int | None = None
+    attention: str = "none"
+    alignment_size: int | None = None
+    input_feeding: bool = False
+    reverse_source: bool = True
+    use_bias: bool = True
+    forget_bias: float = 0.0
+    init_scale: float = 0.08
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        """Raises UserError for fields that do not go together or have another value than the class docstring lists."""
+        check_tokens(self.vocab_size, self.source_vocab_size)
+        if self.attention not in ATTENTIONS:
+            raise UserError(f"model.attention: {self.attention!r} is not one of {', '.join(map(repr, ATTENTIONS))}.")
+        if self.input_feeding and self.attention == "none":
+            raise UserError("model.input_feeding feeds what attention gives: set model.attention, or leave it False.")
+
+    def setup(self) -> None:
+        self.check()
+        dtype, init = jnp.dtype(self.dtype), uniform(self.init_scale)
+        words = self.embedding_size or self.features
+        self.source_embedding = nn.Embed(self.source_vocab_size or self.vocab_size, words, embedding_init=init)
+        self.target_embedding = nn.Embed(self.vocab_size, words, embedding_init=init)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        layer = functools.partial(
+            LSTM,
+            features=self.features,
+            use_bias=self.use_bias,
+            kernel_init=init,
+            recurrent_init=init,
+            bias_init=init,
+            dtype=dtype,
+            forget_bias=self.forget_bias,
+        )
+        stack = functools.partial(Stack, layer, words, self.layers, dropout=self.dropout)
+        self.encoder, self.decoder = stack(), stack()
+        if self.attention != "none":
+            self.cross_attention = Alignment(
+                score="concat" if self.attention == "bahdanau" else self.attention,
+                query_size=self.features,
+                memory_size=self.features,
+                features=self.alignment_size or self.features,
+                kernel_init=init,
+                score_init=init,
+                dtype=dtype,
+            )
+            matrix = functools.partial(Affine, use_bias=False, kernel_init=init, dtype=dtype)
+            self.combine = matrix(2 * self.features, self.features)
+            fed = self.features * (self.input_feeding + (self.attention == "bahdanau"))
+            if fed:
+                self.feed = matrix(fed, 4 * self.features)
+        self.output = Affine(self.features, self.vocab_size, self.use_bias, init, init, dtype)
+
+    def _embedded(self, table: nn.Embed, tokens: jax.Array, train: bool) -> jax.Array:
+        return self.embedding_dropout(table(tokens), deterministic=not train).astype(self.dtype)
+
+    def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
+        """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
+
+        The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
+        """
+        return self.decode(self.encode(source, train), source, target, train)
+
+    def encode(self, source: jax.Array, train: bool = False) -> Memory:
+        """[B, S] -> the last state of every layer, and with attention `annotations` [B, S, D], the top outputs."""
+        x_SBD = self._embedded(self.source_embedding, source.T, train)
+        y_SBD, states = self.encoder(x_SBD, source.T != PAD, reverse=self.reverse_source, train=train)
+        if self.attention == "none":
+            return {"states": states}
+        return {"states": states, "annotations": y_SBD.swapaxes(0, 1)}
+
+    def decode(self, memory: Memory, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
+        """What `encode` gave, [B, S], [B, T] -> logits [B, T, vocab_size]."""
+        x_TBD = self._embedded(self.target_embedding, target.T, train)
+        t, b, _ = x_TBD.shape
+        scale = None
+        if self.dropout and train:
+            scale = dropout_scale(self.make_rng("dropout"), self.dropout, (t, b, self.features), x_TBD.dtype)
+        if self.input_feeding or self.attention == "bahdanau":
+            return self._logits(self._step_by_step(x_TBD, scale, memory, source, train).swapaxes(0, 1))
+        y_TBD, _ = self.decoder(x_TBD, states=memory["states"], train=train)
+        y_BTD = y_TBD.swapaxes(0, 1)
+        if self.attention != "none":
+            keys, annotations = self.cross_attention.keys(memory["annotations"]), memory["annotations"]
+            context_BTD, weights_BTS = self.cross_attention.asking()(y_BTD, keys, annotations, source != PAD)
+            self.cross_attention.show(weights_BTS)
+            y_BTD = jnp.tanh(self.combine(jnp.concatenate([context_BTD, y_BTD], axis=-1)))
+        return self._logits(y_BTD if scale is None else y_BTD * scale.swapaxes(0, 1))
+
+    def _step_by_step(
+        self, x_TBD: jax.Array, scale_TBD: jax.Array | None, memory: Memory, source: jax.Array, train: bool
+    ) -> jax.Array:
+        """[T, B, D] -> what the softmax sees, [T, B, D], where a step's attention goes into the next LSTM step."""
+        cache = self.init_cache(memory, source, x_TBD.shape[0])
+        advance, asked = self._advance(cache), self.cross_attention.asked()
+
+        def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
+            gates_BG, scales, scale_BD = inputs
+            states, y_BD, weights_BS = advance(gates_BG, *carry, scales, scale_BD)
+            fed = y_BD if self.input_feeding else None
+            return (states, fed), (y_BD, weights_BS if asked else None)
+
+        scales = self.decoder.dropout_scales(*x_TBD.shape[:2], train)
+        inputs = (self.decoder.project(x_TBD), scales, scale_TBD)
+        _, (y_TBD, weights_TBS) = jax.lax.scan(step, (cache["states"], cache.get("fed")), inputs)
+        if asked:
+            self.cross_attention.show(weights_TBS.swapaxes(0, 1))
+        return y_TBD
+
+    def _advance(self, cache: Cache) -> Any:
+        """A pure function of one step's first gates [B, G], states, fed vector [B, D] and dropouts: the states after it,
+        what the softmax sees [B, D], and the weights [B, S]."""
+        recurrence = self.decoder.recurrence()
+        if self.attention != "none":
+            annotations, mask_BS = cache["annotations"], cache["source"] != PAD
+            keys, asking, combine = cache.get("keys", annotations), self.cross_attention.asking(), self.combine.pure()
+            feed = self.feed.pure() if self.input_feeding or self.attention == "bahdanau" else None
+
+        def ask(h_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
+            context_BTD, weights_BTS = asking(h_BD[:, None], keys, annotations, mask_BS)
+            return context_BTD[:, 0], weights_BTS[:, 0]
+
+        def advance(
+            gates_BG: jax.Array,
+            states: list[State],
+            fed_BD: jax.Array | None,
+            scales: list[jax.Array],
+            scale_BD: jax.Array | None,
+        ) -> tuple[list[State], jax.Array, jax.Array | None]:
+            joined, weights_BS = [], None
+            if self.input_feeding:
+                joined.append(fed_BD)
+            if self.attention == "bahdanau":
+                context_BD, weights_BS = ask(states[-1][0])
+                joined.append(context_BD)
+            if joined:
+                gates_BG = gates_BG + feed(jnp.concatenate(joined, axis=-1))
+            states = recurrence(gates_BG, states, scales)
+            y_BD = states[-1][0]
+            if self.attention != "none":
+                if self.attention != "bahdanau":
+                    context_BD, weights_BS = ask(y_BD)
+                y_BD = jnp.tanh(combine(jnp.concatenate([context_BD, y_BD], axis=-1)))
+            return states, y_BD if scale_BD is None else y_BD * scale_BD, weights_BS
+
+        return advance
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        return self.output(x, jnp.float32)
+
+    def init_cache(self, memory: Memory, source: jax.Array, max_length: int) -> Cache:
+        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""
+        if self.attention == "none":
+            return {"states": memory["states"]}
+        cache = {**memory, "source": source}
+        if self.attention != "dot":
+            cache["keys"] = self.cross_attention.keys(memory["annotations"])
+        if self.input_feeding:
+            cache["fed"] = jnp.zeros((source.shape[0], self.features), self.dtype)
+        return cache
+
+    def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """[B] the newest target tokens -> logits [B, vocab_size] of the next ones, and the cache that has seen them."""
+        gates_BG = self.decoder.project(self._embedded(self.target_embedding, token, False))
+        states, y_BD, weights_BS = self._advance(cache)(gates_BG, cache["states"], cache.get("fed"), [], None)
+        new = {**cache, "states": states}
+        if self.input_feeding:
+            new["fed"] = y_BD
+        if self.attention != "none":
+            self.cross_attention.show(weights_BS[:, None])
+        return self._logits(y_BD), new
+
+
+register("lstm_seq2seq", Seq2Seq)
+register("lstm_seq2seq_attention", Seq2Seq, vocab_size=50_000, attention="general", init_scale=0.1, dropout=0.2)

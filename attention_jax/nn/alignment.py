@@ -1,0 +1,80 @@
+"""Attention with one query for every decoder state, for recurrent networks (Bahdanau et al. 2014, Luong et al. 2015).
+
+Letters in names: B sentences, T queries, S places of the source, Q, M and K sizes of queries, memory and keys.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attention_jax.nn.multihead import MASKED
+from attention_jax.nn.recurrent import Affine
+
+SCORES = ("dot", "general", "concat")
+
+Ask = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class Alignment(nn.Module):
+    """Weights over the source and the mean under them.
+
+    Attributes:
+        score: "dot" qᵀm, "general" qᵀ W m, or "concat" vᵀ tanh(W [q; m]) (Luong et al., Section 3.1); the last is
+            Bahdanau et al.'s vᵀ tanh(W q + U m) too (Section A.1.2).
+        query_size, memory_size: Q and M; equal for "dot".
+        features: rows of W of "concat".
+        kernel_init, score_init: of the matrices and of v.
+        dtype: of products; scores and weights are float32.
+    """
+
+    score: str
+    query_size: int
+    memory_size: int
+    features: int
+    kernel_init: Callable = nn.initializers.glorot_uniform()
+    score_init: Callable = nn.initializers.glorot_uniform()
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        if self.score != "dot":
+            size = self.query_size if self.score == "general" else self.features
+            self.key = Affine(self.memory_size, size, False, self.kernel_init, dtype=self.dtype)
+        if self.score == "concat":
+            self.query = Affine(self.query_size, self.features, False, self.kernel_init, dtype=self.dtype)
+            self.vector = Affine(self.features, 1, False, self.score_init, dtype=self.dtype)
+
+    def keys(self, memory_BSM: jax.Array) -> jax.Array:
+        """[B, S, M] -> [B, S, K], which no step changes."""
+        return memory_BSM if self.score == "dot" else self.key(memory_BSM)
+
+    def asking(self) -> Ask:
+        """A pure function `(q [B, T, Q], keys, memory, mask [B, S]) -> (context [B, T, M], weights [B, T, S] float32)`.
+
+        The mask is False at padding, which gets no weight.
+        """
+        if self.score == "concat":
+            query, vector = (matrix.kernel.astype(self.dtype) for matrix in (self.query, self.vector))
+        scope = "/".join(self.path)
+
+        def ask(q_BTQ: jax.Array, k_BSK: jax.Array, m_BSM: jax.Array, mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+            with jax.named_scope(scope):
+                if self.score == "concat":
+                    hidden_BTSK = jnp.tanh((q_BTQ @ query)[:, :, None] + k_BSK[:, None])
+                    scores = jnp.matmul(hidden_BTSK, vector, preferred_element_type=jnp.float32)[..., 0]
+                else:
+                    scores = jnp.einsum("btk,bsk->bts", q_BTQ, k_BSK, preferred_element_type=jnp.float32)
+                weights = nn.softmax(jnp.where(mask_BS[:, None], scores, MASKED))
+                return jnp.einsum("bts,bsm->btm", weights.astype(m_BSM.dtype), m_BSM), weights
+
+        return ask
+
+    def asked(self) -> bool:
+        """Whether someone wants to see the weights."""
+        return self.is_mutable_collection("attention")
+
+    def show(self, weights_BTS: jax.Array) -> None:
+        """Sows `weights` as those of one head, [B, 1, T, S]."""
+        self.sow("attention", "weights", weights_BTS[:, None])

@@ -1,0 +1,265 @@
+"""Recurrent layers over padded sequences: LSTM (without peepholes) and the GRU of Bahdanau et al. (2014).
+
+Letters in names: T steps, B sentences, D features of the input, H of the state, G gates of all units together. Time comes
+first, as the scan wants it. What inputs add to the gates is one product for all steps; the scan holds the rest.
+
+A layer has `input/kernel` [D, G], `input/bias` [G] and `hidden/kernel` [H, G]. torch.nn.LSTM has the same gates in the same
+order (input, forget, candidate, output): weight_ih_l0 = input/kernelᵀ, weight_hh_l0 = hidden/kernelᵀ, and bias_ih_l0 +
+bias_hh_l0 = input/bias with `forget_bias` added to its second quarter. torch.nn.GRU is another cell: it applies the reset
+gate after the product, and its update gate is 1 minus the one here.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+State = tuple[jax.Array, ...]  # [B, H] each, the output first
+Advance = Callable[[jax.Array, State], State]
+
+
+class Affine(nn.Module):
+    """x W + b. Its sizes are given, so that the kernel is at hand before a scan, inside of which no module may be called."""
+
+    inputs: int
+    outputs: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros_init()
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", self.kernel_init, (self.inputs, self.outputs))
+        self.bias = self.param("bias", self.bias_init, (self.outputs,)) if self.use_bias else None
+
+    def __call__(self, x: jax.Array, precision: Any = None) -> jax.Array:
+        """[..., D] -> [..., outputs] in `dtype`, or in `precision` where that is given."""
+        kernel, bias = self.kernel.astype(self.dtype), self.bias
+        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=precision or self.dtype)
+        return y if bias is None else y + bias.astype(y.dtype)
+
+    def pure(self) -> Callable[[jax.Array], jax.Array]:
+        """The same as a pure function, for a scan."""
+        kernel, bias, scope = self.kernel.astype(self.dtype), self.bias, "/".join(self.path)
+
+        def affine(x: jax.Array) -> jax.Array:
+            with jax.named_scope(scope):
+                y = x @ kernel
+            return y if bias is None else y + bias.astype(y.dtype)
+
+        return affine
+
+
+class Layer(nn.Module):
+    """What LSTM and GRU share.
+
+    Attributes:
+        inputs: D.
+        features: H.
+        use_bias: one set of biases, or none.
+        dtype: of products and outputs; gates and an LSTM's cells are float32.
+    """
+
+    inputs: int
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.glorot_uniform()
+    recurrent_init: Callable = nn.initializers.orthogonal()
+    bias_init: Callable = nn.initializers.zeros_init()
+    dtype: Any = jnp.float32
+
+    gates: ClassVar[int]
+
+    def setup(self) -> None:
+        affine = functools.partial(Affine, outputs=self.gates * self.features, dtype=self.dtype)
+        self.input = affine(self.inputs, use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        self.hidden = affine(self.features, use_bias=False, kernel_init=self._by_gates)
+
+    def _by_gates(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Each gate's square matrix drawn by itself, which matters to an orthogonal one."""
+        keys = jax.random.split(key, self.gates)
+        return jnp.concatenate([self.recurrent_init(k, (shape[0], self.features)) for k in keys], axis=1)
+
+    def __call__(
+        self, x_TBD: jax.Array, mask_TB: jax.Array | None = None, state: State | None = None, reverse: bool = False
+    ) -> tuple[jax.Array, State]:
+        """[T, B, D] -> outputs [T, B, H] and the last state.
+
+        Args:
+            mask_TB: False at padding, which leaves the state as it is; the output there is the state's.
+            state: before the first step; zeros unless given.
+            reverse: from the last step to the first; the outputs stay at their steps.
+        """
+        advance = self.recurrence("hidden")
+
+        def step(state: State, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[State, jax.Array]:
+            gates_BG, mask_B = inputs
+            new = advance(gates_BG, state)
+            if mask_B is not None:
+                new = tuple(jnp.where(mask_B[:, None], a, b) for a, b in zip(new, state, strict=True))
+            return new, new[0]
+
+        state = self.zeros(x_TBD.shape[1]) if state is None else state
+        last, y_TBH = jax.lax.scan(step, state, (self.project(x_TBD), mask_TB), reverse=reverse)
+        return y_TBH, last
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., G]: what the input adds to the gates."""
+        return self.input(x)
+
+    def zeros(self, batch: int) -> State:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def recurrence(self, scope: str) -> Advance:
+        """A pure function of what the input adds to the gates, [B, G], and the state: the next state.
+
+        Its products are counted under `scope`.
+        """
+        raise NotImplementedError
+
+
+class LSTM(Layer):
+    """State (h, c): c' = σ(f)·c + σ(i)·tanh(g), h' = σ(o)·tanh(c').
+
+    Attributes:
+        forget_bias: a constant added to the forget gate before its σ; no parameter.
+    """
+
+    forget_bias: float = 0.0
+    gates: ClassVar[int] = 4
+
+    def zeros(self, batch: int) -> State:
+        """See `Layer.zeros`."""
+        return jnp.zeros((batch, self.features), self.dtype), jnp.zeros((batch, self.features))
+
+    def recurrence(self, scope: str) -> Advance:
+        """See `Layer.recurrence`."""
+        kernel_HG = self.hidden.kernel.astype(self.dtype)
+
+        def advance(gates_BG: jax.Array, state: State) -> State:
+            h, c = state
+            with jax.named_scope(scope):
+                gates = gates_BG + jnp.matmul(h, kernel_HG, preferred_element_type=jnp.float32)
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            c = nn.sigmoid(f + self.forget_bias) * c + nn.sigmoid(i) * jnp.tanh(g)
+            return (nn.sigmoid(o) * jnp.tanh(c)).astype(h.dtype), c
+
+        return advance
+
+
+class GRU(Layer):
+    """State (h,): h' = (1 - z)·h + z·tanh(input + U(r·h)), gates in the order r, z, candidate (Appendix A.1.1)."""
+
+    gates: ClassVar[int] = 3
+
+    def zeros(self, batch: int) -> State:
+        """See `Layer.zeros`."""
+        return (jnp.zeros((batch, self.features), self.dtype),)
+
+    def recurrence(self, scope: str) -> Advance:
+        """See `Layer.recurrence`."""
+        kernel_HG, n = self.hidden.kernel.astype(self.dtype), self.features
+        product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+        def advance(gates_BG: jax.Array, state: State) -> State:
+            (h,) = state
+            with jax.named_scope(scope):
+                gates = nn.sigmoid(gates_BG[:, : 2 * n] + product(h, kernel_HG[:, : 2 * n]))
+                r, z = jnp.split(gates, 2, axis=-1)
+                candidate = jnp.tanh(gates_BG[:, 2 * n :] + product((r * h).astype(h.dtype), kernel_HG[:, 2 * n :]))
+            return (((1 - z) * h + z * candidate).astype(h.dtype),)
+
+        return advance
+
+
+class Stack(nn.Module):
+    """Layers above each other, dropout between them.
+
+    Attributes:
+        layer: makes one, given `inputs`.
+        inputs: D of the first.
+        layers: how many.
+        bidirectional: every layer reads from both ends and gives both outputs, [forward, backward], to the next.
+        dropout: share dropped of what a layer gives to the next; not of what goes from step to step (Zaremba et al. 2014).
+    """
+
+    layer: Callable[..., Layer]
+    inputs: int
+    layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+
+    def setup(self) -> None:
+        first = [self.layer(inputs=self.inputs)]
+        width = first[0].features * (2 if self.bidirectional else 1)
+        above = [self.layer(inputs=width) for _ in range(self.layers - 1)]
+        self.forward = first + above
+        if self.bidirectional:
+            self.backward = [self.layer(inputs=layer.inputs) for layer in self.forward]
+
+    def __call__(
+        self,
+        x_TBD: jax.Array,
+        mask_TB: jax.Array | None = None,
+        states: list[State] | None = None,
+        reverse: bool = False,
+        train: bool = False,
+    ) -> tuple[jax.Array, list[State]]:
+        """[T, B, D] -> outputs [T, B, H or 2H] of the last layer and the last state of every layer.
+
+        Arguments as in `Layer`. With both directions a layer has two states, forward and backward, as torch orders them.
+        """
+        t, b, _ = x_TBD.shape
+        scales = self.dropout_scales(t, b, train)
+        directions = [self.forward, self.backward] if self.bidirectional else [self.forward]
+        last = []
+        for i in range(self.layers):
+            outputs = []
+            for backward, layers in enumerate(directions):
+                state = None if states is None else states[len(directions) * i + backward]
+                y_TBH, state = layers[i](x_TBD, mask_TB, state, reverse != bool(backward))
+                outputs.append(y_TBH)
+                last.append(state)
+            x_TBD = jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
+            if scales and i < self.layers - 1:
+                x_TBD = x_TBD * scales[i]
+        return x_TBD, last
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., G]: what the input adds to the first layer's gates."""
+        return self.forward[0].project(x)
+
+    def dropout_scales(self, steps: int, batch: int, train: bool) -> list[jax.Array]:
+        """What the outputs of every layer but the last are multiplied with, [T, B, H] each; empty without dropout."""
+        if not (self.dropout and train):
+            return []
+        shape = (steps, batch, self.forward[0].features * (2 if self.bidirectional else 1))
+        dtype = self.forward[0].dtype
+        return [dropout_scale(self.make_rng("dropout"), self.dropout, shape, dtype) for _ in range(self.layers - 1)]
+
+    def recurrence(self) -> Callable[[jax.Array, list[State], list[jax.Array]], list[State]]:
+        """One step through all layers, for a scan whose inputs depend on its outputs; in one direction.
+
+        The result is a pure function of what the input adds to the first layer's gates, [B, G], the states, and one step of
+        `dropout_scales`.
+        """
+        advances = [layer.recurrence("/".join(layer.hidden.path)) for layer in self.forward]
+        projections = [layer.input.pure() for layer in self.forward]
+
+        def advance(gates_BG: jax.Array, states: list[State], scales: list[jax.Array]) -> list[State]:
+            new = [advances[0](gates_BG, states[0])]
+            for i in range(1, self.layers):
+                x_BH = new[-1][0] * scales[i - 1] if scales else new[-1][0]
+                new.append(advances[i](projections[i](x_BH), states[i]))
+            return new
+
+        return advance
+
+
+def dropout_scale(key: jax.Array, rate: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """0 for a share `rate` of the entries, 1 / (1 - rate) for the others."""
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0.0).astype(dtype)
