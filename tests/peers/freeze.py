@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from tests import parity, parity_translation
-from tests.peers import torch_nets, torch_training, torch_transformer
+from tests import parity, parity_recurrent, parity_translation
+from tests.peers import torch_nets, torch_recurrent, torch_training, torch_transformer
 
 NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6
 DOUBTFUL = 1e-5  # gradient as a share of its array's largest; Adam's first step goes by the sign alone
@@ -59,6 +59,18 @@ def main(names: list[str]) -> None:
     for name in parity_translation.MARIANS:
         if not names or name in names:
             parity.save(name, torch_transformer.run_marian(name))
+    for name, stack in parity_recurrent.STACKS.items():
+        if not names or name in names:
+            parity.save(name, torch_recurrent.run_stack(stack))
+    for name, case in parity_recurrent.MODELS.items():
+        if not names or name in names:
+            results, nearest = torch_recurrent.run(case)
+            print(f"{name}: a kink is {nearest:.1e} away")
+            if nearest < NEAREST:
+                raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")
+            if faint(results):
+                raise SystemExit(f"{name}: {faint(results)} hardly matter; give the case another seed.")
+            parity.save(name, results)
     if not names or "imagenet" in names:
         parity.save("imagenet", {"logits": {name: torch_nets.imagenet_logits(name) for name in parity.IMAGENET}})
 
