@@ -132,6 +132,7 @@ def test_resnet_rs_rows_are_prefixes():
         ("visual_attention", "stage 1", ["gamma", "entropy"], "queries"),
         ("receptive_field", "self-attention", ["pixels seen %, untrained", "pixels seen %, trained"], "fields"),
         ("transformer_variations", "A: 4 heads", ["perplexity", "head diversity, cross"], None),
+        ("seq2seq_length", "LSTM + attention", ["seconds"], "lengths"),
         ("positional", "learned", ["token accuracy %, two dates", "token accuracy %, four dates"], None),
     ],
 )
