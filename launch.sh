@@ -17,7 +17,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   summary MODEL                               parameters and multiply-adds of a network
-  prepare NAME --data_dir=DIR                 make a TensorFlow data set readable (installs TensorFlow for that)
+  prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or
+                                              make a TensorFlow data set readable (installs TensorFlow for that)
   local --processes P --devices D -- VERB ... train, evaluate or table on P processes with D CPU devices each
   notebook                                    JupyterLab in experiments/notebooks
   python [ARGUMENTS]                          the environment's Python
@@ -157,7 +158,10 @@ case "$command" in
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
   prepare)
-    environment prepare
+    case "${1:-}" in
+      multi30k | multi30k_bpe | tatoeba_ko_en | tldr_ko_en) environment ;; # plain files: no TensorFlow
+      *) environment prepare ;;
+    esac
     exec "$PYTHON" -m attention_jax prepare "$@"
     ;;
   local)

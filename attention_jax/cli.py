@@ -108,8 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--length", type=int, default=64, metavar="TOKENS", help="of source and target, for translation")
     sub.add_argument("--depth", type=int, default=1, help="levels of the module path in a row")
 
-    sub = verb("prepare", _prepare, "Prepare a data set of TensorFlow Datasets as ArrayRecord; needs the extra 'prepare'.")
-    sub.add_argument("name", metavar="NAME", help="as TensorFlow Datasets spells it, e.g. cifar10")
+    sub = verb("prepare", _prepare, "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare').")
+    known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"
+    sub.add_argument("name", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
     sub.add_argument("--data_dir", required=True, metavar="DIR", help="where it goes, and its downloads")
     sub.add_argument("--manual_dir", metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
     return parser
@@ -226,8 +227,8 @@ def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from attention_jax.data.prepare import prepare
+    from attention_jax.data.prepare import prepare, usage
 
     folder = prepare(options.name, options.data_dir, options.manual_dir)
-    print(f"{folder} is ready: train with --config.data.source=tfds --config.data.args.data_dir={options.data_dir}")
+    print(f"{folder} is ready: train with {usage(options.name, options.data_dir)}")
     return 0

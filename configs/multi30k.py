@@ -2,7 +2,8 @@
 
 Launch:    ./launch.sh train --config=configs/multi30k.py --workdir=runs/multi30k --config.data.args.source='DIR/{split}.en'
            --config.data.args.target='DIR/{split}.de'
-           DIR holds train, valid and test.2016 in lower-cased byte pairs with the joiner "@@", `.gz` or not.
+           DIR holds train, valid and test.2016 in lower-cased byte pairs with the joiner "@@", `.gz` or not, as
+           ./launch.sh prepare multi30k_bpe --data_dir=DIR fetches them.
 Then:      ./launch.sh evaluate --workdir=runs/multi30k --average=10 --config.data.eval_split=test.2016
            --config.search.beam=5
 Hardware:  one accelerator, or two CPU cores for hours.
