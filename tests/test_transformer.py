@@ -167,22 +167,31 @@ def test_fused_attention_has_the_gradients_of_the_plain_one(masked: str) -> None
 
 
 def test_fused_attention_is_the_plain_one_and_maps_are_seen() -> None:
+    """Maps of every layer and head, whose rows sum to one and are zero where a mask hides; asking changes no logit."""
     model, variables = made()
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
     source[1, 3:] = 0
     fused = quick(model.apply)(variables, source, target)
     plain = quick(Transformer(**TINY, fused_attention=False).apply)(variables, source, target)
+    asked, _ = quick(functools.partial(model.apply, mutable=["attention"]))(variables, source, target)
     close(fused, plain, 1e-5)
-    maps = aj.attention_maps(model, variables, source, target)
-    layers = [f"{side}_{i}" for side in ("encoder", "decoder") for i in range(2)]
-    kinds = {"encoder": ["self_attention"], "decoder": ["self_attention", "cross_attention"]}
-    expected = [f"{layer}/{kind}/weights" for layer in layers for kind in kinds[layer.partition("_")[0]]]
-    assert sorted(maps) == sorted(expected)
-    assert maps["decoder_1/cross_attention/weights"].shape == (2, 2, 6, 5)
-    assert (maps["decoder_0/cross_attention/weights"][1, :, :, 3:] == 0).all()
-    assert np.triu(np.asarray(maps["decoder_0/self_attention/weights"][0, 0]), 1).max() == 0
-    for weights in maps.values():
-        close(weights.sum(-1), np.ones(weights.shape[:-1]), 1e-5)
+    close(fused, asked, 1e-5)
+    maps = aj.attention_maps(model, variables, (source, target))
+    close(aj.attention_maps(model, variables, source, target), maps, 0)
+    there, past = source[:, None, None] > 0, np.tril(np.ones((1, 1, 6, 6), bool))
+    shapes_and_seen = {
+        "encoder_{}/self_attention/weights": ((2, 2, 5, 5), there),
+        "decoder_{}/self_attention/weights": ((2, 2, 6, 6), past),
+        "decoder_{}/cross_attention/weights": ((2, 2, 6, 5), there),
+    }
+    assert maps.keys() == {name.format(i) for name in shapes_and_seen for i in range(2)}
+    for name, (shape, seen) in shapes_and_seen.items():
+        for i in range(2):
+            weights = np.asarray(maps[name.format(i)])
+            assert weights.shape == shape, name
+            np.testing.assert_array_equal(weights > 0, np.broadcast_to(seen, shape), err_msg=name)
+            close(weights.sum(-1), np.ones(shape[:-1]), 1e-5)
+            assert np.abs(weights[:, 0] - weights[:, 1]).max() > 1e-3, "the heads are different"
 
 
 def test_products_are_divided_by_the_root_of_the_key_size() -> None:
@@ -222,9 +231,9 @@ def test_scanned_layers_keep_the_tree_and_the_counts_and_shorten_the_program() -
     assert aj.summary(plain, TOKENS) == aj.summary(scanned, TOKENS)
     programs = [jax.jit(model.apply).lower(shapes[0], *TOKENS).as_text() for model in (plain, scanned)]
     assert len(programs[1]) < 0.6 * len(programs[0])
-    assert {"encoder_3/self_attention/weights", "decoder_3/cross_attention/weights"} <= set(
-        jax.eval_shape(lambda v: aj.attention_maps(scanned, v, *(np.ones((1, 8), int),) * 2), shapes[0])
-    )
+    params = {"params": shapes[1]["params"]}
+    maps = jax.eval_shape(lambda variables: aj.attention_maps(scanned, variables, (np.ones((1, 8), int),) * 2), params)
+    assert {"encoder_3/self_attention/weights", "decoder_3/cross_attention/weights"} <= maps.keys()
 
 
 def test_every_dropout_acts_in_training_alone() -> None:

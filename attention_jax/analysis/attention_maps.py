@@ -18,9 +18,15 @@ def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) ->
     `weights[i, y, x]` is where image i looks from the query point (y, x); a module of your own whatever it sows into the
     collection "attention". Empty for a network without attention.
 
+    The Transformer gives `weights` [B, heads, queries, keys] of every layer: `encoder_<i>/self_attention`,
+    `decoder_<i>/self_attention` (masked: zero for what comes later) and `decoder_<i>/cross_attention`.
+
     Args:
-        inputs: what `model.apply` takes, e.g. normalised images [B, H, W, C].
+        inputs: what `model.apply` takes, e.g. normalised images [B, H, W, C], or source and target tokens; several of them
+            one by one or as one tuple.
     """
+    if len(inputs) == 1 and isinstance(inputs[0], tuple):
+        (inputs,) = inputs
 
     @jax.jit
     def apply(variables: dict[str, Any], *inputs: Any) -> dict[str, Any]:
