@@ -44,7 +44,7 @@ class Case:
 CASES = {
     # torch.nn.Transformer as it comes: biases everywhere and a last norm.
     "transformer_post": Case(dict(attention_bias=True, final_norm=True, norm_eps=1e-5)),
-    "transformer_pre": Case(dict(norm="pre", attention_bias=True, norm_eps=1e-5, activation="gelu"), seed=2),
+    "transformer_pre": Case(dict(norm="pre", attention_bias=True, norm_eps=0.02, activation="gelu"), seed=2),
     "transformer_paper": Case(dict(), seed=4),
 }
 # The paper's Adam (Section 5.3).

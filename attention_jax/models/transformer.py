@@ -152,7 +152,8 @@ class Transformer(nn.Module):
         attention_dropout, relu_dropout: on weights and hidden layers; 0 in the paper, 0.1 in tensor2tensor's later presets.
         remat: recompute each layer's activations in the backward pass.
         scan_layers: compile one encoder and one decoder layer and loop over them, with the same parameter tree and results;
-            a deep network compiles sooner. Maps and single decoding steps do not use it.
+            a deep network compiles sooner and a step needs more memory (experiments/results/compile_time.md). Maps and single
+            decoding steps do not use it.
         fused_attention: may use a fused kernel where no maps are asked for.
         dtype: of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
     """

@@ -1,0 +1,112 @@
+"""How long a Transformer's training step takes to compile, unrolled and with `scan_layers`, and what the loop costs.
+
+    python experiments/benchmarks/compile_time.py [--model=transformer_big] [--layers=6,24] [--output=FILE]
+
+The step is loss, gradients and Adam in float32 with dropout, on 16 sentences of 32 tokens a side. It is only compiled, from
+shapes and without the compilation cache; nothing is computed. Processor time beside the clock's says how much of it was
+waiting on a busy machine. Temporary memory is XLA's plan for the step, without parameters and optimizer state: what
+`scan_layers` stacks, and the gradients of it, appear there.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+BATCH = (16, 32)
+WAYS = {
+    "unrolled": dict(),
+    "`scan_layers`": dict(scan_layers=True),
+    "`remat`": dict(remat=True),
+    "`scan_layers`, `remat`": dict(scan_layers=True, remat=True),
+}
+
+
+def lowered(model: Any) -> tuple[Any, int]:
+    """The step, not yet compiled, and the bytes of the parameters."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    tokens = jax.ShapeDtypeStruct(BATCH, jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    optimizer = optax.adam(1e-4, 0.9, 0.98, 1e-9)
+    state = params, jax.eval_shape(optimizer.init, params)
+
+    def step(state: tuple, source: jax.Array, target: jax.Array, key: jax.Array) -> tuple:
+        params, moments = state
+
+        def loss(params: Any) -> jax.Array:
+            logits = model.apply({"params": params}, source, target, train=True, rngs={"dropout": key})
+            return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+
+        changes, moments = optimizer.update(jax.grad(loss)(params), moments)
+        return optax.apply_updates(params, changes), moments
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return jax.jit(step, donate_argnums=0).lower(state, tokens, tokens, key), size
+
+
+def measure(name: str, layers: int, way: dict[str, bool]) -> list[str]:
+    """Cells of one row."""
+    import attention_jax as aj
+
+    model = aj.create_model(name, layers=layers, **way)
+    start = time.perf_counter(), time.process_time()
+    program, size = lowered(model)
+    traced = time.perf_counter(), time.process_time()
+    compiled = program.compile()
+    done = time.perf_counter(), time.process_time()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    return [
+        f"{len(program.as_text().splitlines()):,}",
+        f"{traced[0] - start[0]:.1f} ({traced[1] - start[1]:.1f})",
+        f"{done[0] - traced[0]:.1f} ({done[1] - traced[1]:.1f})",
+        f"{size / 2**20:,.0f}",
+        f"{temporary / 2**20:,.0f}",
+    ]
+
+
+def main() -> None:
+    """Prints the table."""
+    import jax
+    from train_step import cpu_name
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="transformer_big")
+    parser.add_argument("--layers", default="6,24", help="of encoder and decoder each")
+    parser.add_argument("--ways", default="0,1,2,3", help=f"which of {', '.join(WAYS)}, counted from 0")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+
+    measure("transformer_base", 1, {})  # what the first compilation of a process costs on top
+    command = " ".join(["python experiments/benchmarks/compile_time.py", *(a for a in sys.argv[1:] if "--output" not in a)])
+    lines = [
+        f"`{command}`",
+        "",
+        f"`{arguments.model}`; seconds (seconds of processor time) and MiB. {os.cpu_count()} threads, {cpu_name()}, "
+        f"load {os.getloadavg()[0]:.1f}, jax {jax.__version__}.",
+        "",
+        "| layers | | lines of the program | trace | compile | parameters | temporary memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for layers in map(int, arguments.layers.split(",")):
+        for number in map(int, arguments.ways.split(",")):
+            label, way = list(WAYS.items())[number]
+            cells = [f"{layers} + {layers}", label, *measure(arguments.model, layers, way)]
+            lines.append(f"| {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    text = "\n".join(["# Compile time of a training step", "", *lines, ""])
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
