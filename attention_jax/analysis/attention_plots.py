@@ -52,7 +52,8 @@ def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
     own = font_manager.findfont("DejaVu Sans")
     families, missing = ["DejaVu Sans"], {ord(c) for c in characters} - _letters(own)
-    upright = [font for font in font_manager.fontManager.ttflist if font.style == "normal" and font.name not in families]
+    # matplotlib's "Last Resort" draws a box for everything.
+    upright = [font for font in font_manager.fontManager.ttflist if font.style == "normal" and "Last Resort" not in font.name]
     for font in sorted(
         upright, key=lambda font: (abs(int(font.weight) - 400) if str(font.weight).isdigit() else 999, font.name)
     ):
