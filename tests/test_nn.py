@@ -17,6 +17,7 @@ from attention_jax.nn import norm
 from attention_jax.nn.attention import SelfAttention, attend
 from attention_jax.nn.bam import BAM, fitting_dilation
 from attention_jax.nn.conv import Conv, SqueezeExcite, average_pool
+from attention_jax.nn.dropout import drop
 from attention_jax.nn.gates import CBAM, ECA, GlobalContext, maximum
 from attention_jax.nn.norm import BatchNorm, GroupNorm, NoNorm
 from tests.blocks import TINY, close, drawn, evaluating, numbers, quick
@@ -455,3 +456,21 @@ class TestAveragePool:
         h, w = shape
         expected = [[x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, w, 2)] for i in range(0, h, 2)]
         close(average_pool(x), np.moveaxis(np.array(expected), 2, 0))
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    x = jnp.ones((300, 7, 33))  # an odd number of features
+    for rate in (0.1, 0.3):
+        y = np.asarray(drop(x, rate, jax.random.key(0)))
+        kept = y > 0
+        deviation = np.sqrt(rate * (1 - rate) / kept.size)
+        assert abs(kept.mean() - (1 - rate)) < 4 * deviation
+        assert abs(kept.mean((0, 1)) - (1 - rate)).max() < 4 * np.sqrt(33) * deviation
+        np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=2e-5)
+        halves = kept[..., :17], np.roll(kept, -17, -1)[..., :17]  # entries that share their random bits
+        assert abs((halves[0] & halves[1]).mean() - (1 - rate) ** 2) < 6 * deviation
+        other = np.asarray(drop(x, rate, jax.random.key(1))) > 0
+        assert abs((kept & other).mean() - (1 - rate) ** 2) < 4 * deviation
+    assert not np.asarray(drop(x, 1.0, jax.random.key(0))).any()
+    assert drop(x, 0.3, None) is x and drop(x, 0.0, jax.random.key(0)) is x
+    assert drop(x.astype(jnp.bfloat16), 0.3, jax.random.key(0)).dtype == jnp.bfloat16

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from attention_jax.errors import UserError
 from attention_jax.models.registry import register
 from attention_jax.nn import position
+from attention_jax.nn.dropout import drop
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
 from attention_jax.nn.product import dot_general, score_rows
 
@@ -44,8 +45,7 @@ class FeedForward(nn.Module):
         init = nn.initializers.glorot_uniform()
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=init, dot_general=dot_general)
         x = ACTIVATIONS[self.activation](dense(self.hidden, name="hidden")(x))
-        x = nn.Dropout(self.dropout, deterministic=rng is None)(x, rng=rng)
-        return dense(self.features, name="output")(x)
+        return dense(self.features, name="output")(drop(x, self.dropout, rng))
 
 
 class Sublayer(nn.Module):
@@ -64,10 +64,7 @@ class Sublayer(nn.Module):
         """[B, T, D] -> [B, T, D] around `layer(y, rng)`; `rng` is the key of all dropout, none in evaluation."""
         inside, outside = (None, None) if rng is None else jax.random.split(rng)
         y = layer(self.layer_norm(x) if self.norm == "pre" else x, inside)
-        if self.dropout and rng is not None:
-            kept = jax.random.bernoulli(outside, 1 - self.dropout, y.shape)
-            y = jnp.where(kept, y / (1 - self.dropout), jnp.zeros((), y.dtype))
-        x = x + y
+        x = x + drop(y, self.dropout, outside)
         return self.layer_norm(x) if self.norm == "post" else x
 
 
@@ -242,7 +239,6 @@ class Transformer(nn.Module):
         table = functools.partial(position.Positions, self.positions, self.features, self.max_length)
         self.source_positions = table()
         self.target_positions = table()
-        self.embedding_dropout = nn.Dropout(self.dropout)
         if self.output_bias:
             self.logits_bias = self.param("logits_bias", nn.initializers.zeros, (self.vocab_size,))
 
@@ -250,7 +246,8 @@ class Transformer(nn.Module):
         self, table: nn.Embed, places: position.Positions, tokens: jax.Array, at: jax.Array, train: bool
     ) -> jax.Array:
         x = table(tokens) * (self.features**0.5 if self.scaled_embeddings else 1.0) + places(at)
-        return self.embedding_dropout(x, deterministic=not train).astype(self.dtype)
+        rng = self.make_rng("dropout") if train and self.dropout else None
+        return drop(x, self.dropout, rng).astype(self.dtype)
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
         """[B, S], [B, T] tokens -> logits [B, T, vocab_size] float32 of the token that follows each target position.

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention_jax.nn.dropout import drop
 from attention_jax.nn.fused import MASKED, fused_attention
 from attention_jax.nn.product import dot_general
 
@@ -37,11 +38,8 @@ def attend_heads(
     if mask is not None:
         logits = jnp.where(mask, logits, MASKED)
     weights = jax.nn.softmax(logits)
-    used = weights
-    if dropout:
-        kept = jax.random.bernoulli(rng, 1 - dropout, weights.shape)
-        used = jnp.where(kept, weights / (1 - dropout), 0.0)
-    return jnp.einsum("bhts,bshv->bthv", used.astype(v_BSHV.dtype), v_BSHV), weights
+    used = drop(weights, dropout, rng).astype(v_BSHV.dtype)
+    return jnp.einsum("bhts,bshv->bthv", used, v_BSHV), weights
 
 
 class MultiHeadAttention(nn.Module):
