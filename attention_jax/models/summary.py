@@ -55,7 +55,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
         parts: list[str] = []
         for part in path.split("/"):
             name, _, method = part.partition(".")  # "ResNet._stem" is a method of the module "ResNet"
-            if not (method and name in parts[-1:]):
+            if not (method and name in parts):
                 parts.append(name)
         return "/".join((parts[1:] if parts[0] == root else parts)[:depth])
 
