@@ -151,3 +151,13 @@ def test_a_row_is_trained_measured_and_pictured(tmp_path, monkeypatch, name, row
         assert values["pixels seen %, untrained"] < 25 and values["pixels seen %, trained"] == 100
     if name == "visual_attention":
         assert values["gamma"] != 0 and 0 < values["entropy"] <= 1
+
+
+@pytest.mark.parametrize(("name", "picture"), [("complexity", "crossover"), ("scaling", "softmax")])
+def test_what_is_not_trained_is_computed_and_pictured(tmp_path, name, picture):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = run_table(ROOT / f"experiments/{name}.py", scale="smoke", workdir=tmp_path)
+    assert code == 0, said.getvalue()
+    with (tmp_path / f"{name}-smoke.csv").open() as file:
+        assert {record["status"] for record in csv.DictReader(file)} == {"computed"}
+    assert (tmp_path / f"{name}-smoke_{picture}.png").read_bytes().startswith(b"\x89PNG")
