@@ -27,6 +27,16 @@ EXPECTED = {
         ],
         3,
     ),
+    "translate": (
+        [
+            "There is no run of configs/translate_quickstart.py: a small network is trained here",
+            "I am a student -> 나는 학생입니다",
+            "the same, (6, 64): largest difference",
+            "padding changes nothing",
+            "<s> ▁나는 <pad> <pad>",
+        ],
+        4,
+    ),
 }
 
 
@@ -53,8 +63,10 @@ def test_notebook_runs(path: Path, tmp_path, monkeypatch):
 
     folder = tmp_path / "experiments" / "notebooks"
     folder.mkdir(parents=True)
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
-    monkeypatch.delenv("ATTENTION_JAX_RUNS", raising=False)
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("ATTENTION_JAX_RUNS", "ATTENTION_JAX_TRANSLATION"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in child_environment().items():
         monkeypatch.setenv(name, value)
     with warnings.catch_warnings():
