@@ -13,7 +13,6 @@ from attention_jax.analysis.chains import longest_chain
 from attention_jax.analysis.complexity import LAYER_TYPES, maximum_path_length, multiply_adds, sequential_operations
 from attention_jax.analysis.paths import dependence, path_length
 from attention_jax.errors import UserError
-from attention_jax.nn.convolve import convolve
 
 # --- chains ---------------------------------------------------------------------------------------------------------------
 
@@ -58,11 +57,12 @@ own_gradient.defvjp(lambda x: (own_gradient(x), x), lambda x, of_y: (of_y,))
         (lambda x: jax.jit(jnp.sin)(jax.checkpoint(jnp.exp)(x)), 2),
         (lambda x: own_gradient(x) + 1, 3),
         (lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: jnp.sin(jnp.exp(y)), jnp.sin, x), 3),  # chosen first, then the longer
-        (lambda x: convolve(x[None, None], jnp.ones((1, 1, 3, 3)), (1, 1), ((0, 0), (0, 0))), 1),  # XLA's own, one operation
+        (lambda x: jax.lax.platform_dependent(x, cpu=lambda x: jnp.sin(jnp.exp(x)), default=jnp.sin), 1),  # XLA's own
         (total, 4),
         (beside, 3 + 4),
         (unrelated, 2),
         (alternating, 2),
+        (lambda x: jax.lax.scan(lambda carry, row: (row, None), jnp.sin(x[0]), x)[0], 0),  # forgets
         (lambda x: total(jnp.exp(x)) + jnp.sin(x[0]), 1 + 4 + 1),
         (lambda x: jax.lax.scan(lambda c, _: (total(x + c), None), jnp.zeros(3), None, length=5)[0], 5 * (1 + 4)),
     ],
