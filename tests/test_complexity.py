@@ -196,6 +196,8 @@ def test_the_picture_says_where_self_attention_costs_as_much_as_a_recurrence(mea
     figure = complexity.picture({name: [line] for name, line in measured.items()})
     cost, seconds, paths = figure.axes
     assert cost.get_xlabel() == "n / d\nwhat joins positions: equal at n = 2 d\nwhole layers: equal at n = 2 d"
+    ratio, whole = cost.lines[3].get_data()  # after two curves of what joins positions and the line where they meet
+    np.testing.assert_allclose(whole, 4 + 2 * ratio)
     assert [line.get_label() for line in seconds.lines] == list(measured)
     assert [line.get_ydata().tolist() for line in paths.lines] == [[1, 1], [9, 33], [2, 8]]
     assert nothing_is_cut_off(figure)
