@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,25 +177,13 @@ def test_maps_are_those_of_the_translation(run):
         translation_maps(run, " ")
 
 
-class Recurrent(nn.Module):
-    """A decoder that has attention over the source alone, one head, as recurrent networks have it."""
-
-    @nn.compact
-    def __call__(self, source, target, train=False):
-        return Scores(name="cross_attention")(source, target)
-
-
-class Scores(nn.Module):
-    @nn.compact
-    def __call__(self, source, target):
-        self.sow("attention", "weights", jax.nn.softmax(jnp.zeros((1, 1, target.shape[1], source.shape[1]))))
-        return target
-
-
 def test_networks_with_cross_attention_alone(run):
     words = tokenizers.train("words", ["I am", "나는 다"], None, "", {})
-    maps = translation_maps(Translator(run.config, words, Recurrent(), {}), "I am", "나는 다")
+    model = aj.create_model("lstm_seq2seq_attention", vocab_size=words.vocab_size, layers=1, features=8)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 3), int), jnp.ones((1, 3), int))
+    maps = translation_maps(Translator(run.config, words, model, variables), "I am", "나는 다")
     assert list(maps.maps) == ["cross/0"] and maps["cross/0"].shape == (1, 3, 3)
+    np.testing.assert_allclose(maps["cross/0"].sum(-1), 1, atol=1e-6)
     assert len(attention_grid(maps).axes) == 1
     with pytest.raises(UserError, match="no encoder attention, only cross"):
         attention_grid(maps, "encoder")

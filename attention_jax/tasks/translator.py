@@ -140,6 +140,11 @@ class Translator:
         found = functools.partial(translate_tokens, self.model)
         return jax.jit(found, static_argnums=2)
 
+    @functools.cached_property
+    def _placed(self) -> dict[str, Any]:
+        """The variables where the program runs, brought there once and not with each batch."""
+        return jax.device_put(self.variables)
+
     def preprocess(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Sentences -> [N, longest] int32 with end symbols and padding, what `model.apply` takes as source."""
         rows = self._encoded([sentences] if isinstance(sentences, str) else sentences)
@@ -176,7 +181,7 @@ class Translator:
                 # As many rows as fill a power of two: few programs, whatever the number of sentences.
                 room = min(size, 1 << (len(part) - 1).bit_length())
                 source = pad_rows([encoded[i] for i in part], room, length)
-                tokens, scores = map(np.asarray, self._compiled(self.variables, source, chosen))
+                tokens, scores = map(np.asarray, self._compiled(self._placed, source, chosen))
                 for row, i in enumerate(part):
                     found[int(i)] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
         for i, sentence in enumerate(sentences):
