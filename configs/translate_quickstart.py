@@ -3,8 +3,8 @@
 Launch:    ./launch.sh train --config=configs/translate_quickstart.py --workdir=runs/translate
 Then:      echo "I am a student" | ./launch.sh translate --workdir=runs/translate
 Hardware:  two CPU cores: 79 seconds with everything, beside little other load.
-Expected:  99.7 % of the 1,018 test texts exactly right by greedy search (reproduced here; 99.8 % with other roundings, on one
-           core); of the test's dates 100 % with year, month and day aligned by the last layer's cross-attention, mean over
+Expected:  99.7 % of the 1,018 test texts exactly right by greedy search (reproduced here; 99.8 % on one core, whose
+           roundings differ); of the test's dates 100 % with year, month and day aligned by the last layer's cross-attention, mean over
            heads (reproduced here on one core, see attention_jax/analysis/alignment.py). "I am a student" becomes "나는 학생입니다".
 """
 
