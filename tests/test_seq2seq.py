@@ -264,9 +264,13 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(kind: str) -> None:
 
 
 def test_initial_values() -> None:
-    """Every parameter uniform in ±0.08 (Sutskever et al., Section 3.4); Bahdanau et al.'s Section B.1."""
+    """Uniform in ±0.08 (Sutskever et al., Section 3.4), with attention ±0.1 (Luong et al., Section 4.1), at 1000 features;
+    Bahdanau et al.'s Section B.1."""
+    assert aj.create_model("lstm_seq2seq").init_range() == 0.08
+    assert aj.create_model("lstm_seq2seq_attention").init_range() == 0.1
+    assert aj.create_model("lstm_seq2seq", features=250).init_range() == pytest.approx(0.16)
     source, target = tokens(1, 1, 3), tokens(2, 1, 3)
-    model = aj.create_model("lstm_seq2seq", vocab_size=300, features=32, layers=1, attention="concat", input_feeding=True)
+    model = aj.create_model("lstm_seq2seq", vocab_size=300, features=32, layers=1, attention="concat", init_scale=0.08)
     params = quick(model.init)(jax.random.key(0), source, target)["params"]
     for path, leaf in tree.flatten(params).items():
         assert 0.06 < np.abs(leaf).max() <= 0.08, path

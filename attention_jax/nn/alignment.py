@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from attention_jax.nn.multihead import MASKED
 from attention_jax.nn.recurrent import Affine
 
-SCORES = ("dot", "general", "concat")
-
 Ask = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
