@@ -1,5 +1,6 @@
 """Counts and laws of the recurrent translation models."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,20 +14,21 @@ from attention_jax import tree
 from attention_jax.decode import Search, search
 from attention_jax.models.rnnsearch import RNNSearch
 from attention_jax.models.seq2seq import Seq2Seq
-from tests.blocks import close, quick
+from attention_jax.nn.recurrent import LSTM, Stack
+from tests.blocks import close, drawn, numbers, quick
 
 TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 6), jnp.int32))
 VOCABULARY = 11
-LSTM = dict(vocab_size=VOCABULARY, layers=2, features=8, embedding_size=6)
-GRU = dict(vocab_size=VOCABULARY, features=8, embedding_size=6, alignment_size=5, readout_size=4)
+FIELDS = dict(vocab_size=VOCABULARY, layers=2, features=8, embedding_size=6)
+GRU_FIELDS = dict(vocab_size=VOCABULARY, features=8, embedding_size=6, alignment_size=5, readout_size=4)
 KINDS = {
-    "lstm": LSTM,
-    "dot": dict(LSTM, attention="dot", layers=1, reverse_source=False, use_bias=False, forget_bias=1.0),
-    "general, feeding": dict(LSTM, attention="general", input_feeding=True),
-    "concat": dict(LSTM, attention="concat", alignment_size=5),
-    "bahdanau": dict(LSTM, attention="bahdanau", layers=1),
-    "bahdanau, feeding": dict(LSTM, attention="bahdanau", input_feeding=True, alignment_size=5),
-    "gru": GRU,
+    "lstm": FIELDS,
+    "dot": dict(FIELDS, attention="dot", layers=1, reverse_source=False, use_bias=False, forget_bias=1.0),
+    "general, feeding": dict(FIELDS, attention="general", input_feeding=True),
+    "concat": dict(FIELDS, attention="concat", alignment_size=5),
+    "bahdanau": dict(FIELDS, attention="bahdanau", layers=1),
+    "bahdanau, feeding": dict(FIELDS, attention="bahdanau", input_feeding=True, alignment_size=5),
+    "gru": GRU_FIELDS,
 }
 ATTENDING = [kind for kind in KINDS if kind != "lstm"]
 
@@ -70,7 +72,7 @@ def test_summary_is_the_closed_form() -> None:
     s, t, e, h, v = 8, 6, 6, 8, VOCABULARY
     first, above = 4 * h * (e + h), 4 * h * (h + h)
     for attention, feeding in (("none", False), ("general", False), ("concat", True), ("bahdanau", False)):
-        model = Seq2Seq(**{**LSTM, "attention": attention, "input_feeding": feeding})
+        model = Seq2Seq(**{**FIELDS, "attention": attention, "input_feeding": feeding})
         table = {name: macs for name, (_, macs) in aj.summary(model, TOKENS).modules.items() if macs}
         expected = {"encoder": s * (first + above), "decoder": t * (first + above), "output": t * h * v}
         context = t * s * h
@@ -82,7 +84,7 @@ def test_summary_is_the_closed_form() -> None:
             expected["feed"] = t * h * 4 * h
         assert table == expected
     n, a, m = 8, 5, 6
-    table = {name: macs for name, (_, macs) in aj.summary(RNNSearch(**GRU), TOKENS).modules.items() if macs}
+    table = {name: macs for name, (_, macs) in aj.summary(RNNSearch(**GRU_FIELDS), TOKENS).modules.items() if macs}
     assert table == {
         "encoder": 2 * s * 3 * n * (m + n),
         "first_state": n * n,
@@ -185,7 +187,7 @@ def test_the_source_is_reversed_among_its_real_tokens(attention: str) -> None:
     turned = np.array([[6, 5, 4, 3, 0, 0], [8, 7, 0, 0, 0, 0]], np.int32)
     model, variables = made("lstm", attention=attention)
     assert model.reverse_source
-    forward = Seq2Seq(**{**LSTM, "attention": attention, "reverse_source": False})
+    forward = Seq2Seq(**{**FIELDS, "attention": attention, "reverse_source": False})
     ours, theirs = (
         quick(lambda v, x, m=m: m.apply(v, x, method="encode"))(variables, x) for m, x in ((model, source), (forward, turned))
     )
@@ -239,6 +241,37 @@ def test_dropout_acts_in_training_alone(kind: str) -> None:
     close(a, c, 0)
     without, _ = made(kind, dropout=0.0)
     close(*(quick(m.apply)(variables, source, target) for m in (model, without)), 0)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "general, feeding", "gru"])
+def test_dropout_acts_on_what_the_softmax_sees(kind: str) -> None:
+    """Where embeddings are zero and there is no second layer, only there."""
+    source, target = tokens(1, 2, 5), tokens(2, 2, 6)
+    model, variables = made(kind, dropout=0.5, **({} if kind == "gru" else dict(layers=1)))
+    variables = tree.map_with_path(lambda path, leaf: 0 * leaf if path.endswith("embedding") else leaf, variables)
+    train = quick(lambda variables, key: model.apply(variables, source, target, train=True, rngs={"dropout": key}))
+    a, b = (train(variables, jax.random.key(i)) for i in (0, 1))
+    assert (np.abs(np.asarray(a - b)).max(-1) > 1e-4).mean() > 0.5
+
+
+def test_dropout_between_layers() -> None:
+    """It acts below the last layer alone, and is the same step by step."""
+    x, rngs = numbers("x", 5, 3, 4), {"dropout": jax.random.key(1)}
+    for layers in (1, 3):
+        stack = Stack(functools.partial(LSTM, features=8), 4, layers, dropout=0.5)
+        variables = drawn(stack, x)
+        (trained, last), (plain, _) = (stack.apply(variables, x, train=train, rngs=rngs) for train in (True, False))
+        assert bool(np.abs(np.asarray(trained - plain)).max() > 1e-3) == (layers > 1)
+
+        def stepped(stack: Stack, x: jax.Array) -> tuple[jax.Array, Any]:
+            scales, advance, outputs = stack.dropout_scales(5, 3, True), stack.recurrence(), []
+            states = [layer.zeros(3) for layer in stack.forward]
+            for t in range(5):
+                states = advance(stack.project(x[t]), states, [scale[t] for scale in scales])
+                outputs.append(states[-1][0])
+            return jnp.stack(outputs), states
+
+        close(stack.apply(variables, x, method=stepped, rngs=rngs), (trained, last), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "general, feeding", "gru"])
@@ -297,7 +330,7 @@ def test_initial_values() -> None:
 )
 def test_mistakes(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(aj.UserError, match=message):
-        jax.eval_shape(Seq2Seq(**{**LSTM, **fields}).init, jax.random.key(0), *TOKENS)
+        jax.eval_shape(Seq2Seq(**{**FIELDS, **fields}).init, jax.random.key(0), *TOKENS)
 
 
 def test_names_in_the_tree() -> None:

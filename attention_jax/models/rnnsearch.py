@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from attention_jax.models.registry import register
 from attention_jax.models.seq2seq import PAD, Cache, Memory, check_tokens
 from attention_jax.nn.alignment import Alignment
+from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import GRU, Affine, Stack
 
 # Section B.1: standard deviations of the alignment's two matrices and of every matrix that is not recurrent.
@@ -52,8 +53,6 @@ class RNNSearch(nn.Module):
         dtype, init, n = jnp.dtype(self.dtype), nn.initializers.normal(STD), self.features
         self.source_embedding = nn.Embed(self.source_vocab_size or self.vocab_size, self.embedding_size, embedding_init=init)
         self.target_embedding = nn.Embed(self.vocab_size, self.embedding_size, embedding_init=init)
-        self.embedding_dropout = nn.Dropout(self.dropout)
-        self.readout_dropout = nn.Dropout(self.dropout)
         layer = functools.partial(GRU, features=n, use_bias=self.use_bias, kernel_init=init, dtype=dtype)
         self.encoder = Stack(layer, self.embedding_size, bidirectional=True)
         self.decoder = layer(inputs=self.embedding_size)
@@ -73,7 +72,11 @@ class RNNSearch(nn.Module):
         self.output = affine(self.readout_size, self.vocab_size)
 
     def _embedded(self, table: nn.Embed, tokens: jax.Array, train: bool) -> jax.Array:
-        return self.embedding_dropout(table(tokens), deterministic=not train).astype(self.dtype)
+        return drop(table(tokens), self.dropout, self._key(train)).astype(self.dtype)
+
+    def _key(self, train: bool) -> jax.Array | None:
+        """Of one dropout mask."""
+        return self.make_rng("dropout") if train and self.dropout else None
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
         """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
@@ -118,7 +121,7 @@ class RNNSearch(nn.Module):
         """[..., D], the word before [..., m], [..., 2D] -> [..., vocab_size] float32."""
         t = self.readout(jnp.concatenate([s, y, context], axis=-1))
         t = t.reshape(*t.shape[:-1], self.readout_size, 2).max(axis=-1)
-        return self.output(self.readout_dropout(t, deterministic=not train), jnp.float32)
+        return self.output(drop(t, self.dropout, self._key(train)), jnp.float32)
 
     def init_cache(self, memory: Memory, source: jax.Array, max_length: int) -> Cache:
         """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""

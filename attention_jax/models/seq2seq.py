@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from attention_jax.errors import UserError
 from attention_jax.models.registry import register
 from attention_jax.nn.alignment import Alignment
-from attention_jax.nn.recurrent import LSTM, Affine, Stack, State, dropout_scale
+from attention_jax.nn.dropout import drop
+from attention_jax.nn.recurrent import LSTM, Affine, Stack, State
 
 PAD = 0
 
@@ -95,7 +96,6 @@ class Seq2Seq(nn.Module):
         words = self.embedding_size or self.features
         self.source_embedding = nn.Embed(self.source_vocab_size or self.vocab_size, words, embedding_init=init)
         self.target_embedding = nn.Embed(self.vocab_size, words, embedding_init=init)
-        self.embedding_dropout = nn.Dropout(self.dropout)
         layer = functools.partial(
             LSTM,
             features=self.features,
@@ -126,7 +126,11 @@ class Seq2Seq(nn.Module):
         self.output = Affine(self.features, self.vocab_size, self.use_bias, init, init, dtype)
 
     def _embedded(self, table: nn.Embed, tokens: jax.Array, train: bool) -> jax.Array:
-        return self.embedding_dropout(table(tokens), deterministic=not train).astype(self.dtype)
+        return drop(table(tokens), self.dropout, self._key(train)).astype(self.dtype)
+
+    def _key(self, train: bool) -> jax.Array | None:
+        """Of one dropout mask."""
+        return self.make_rng("dropout") if train and self.dropout else None
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
         """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
@@ -146,12 +150,8 @@ class Seq2Seq(nn.Module):
     def decode(self, memory: Memory, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
         """What `encode` gave, [B, S], [B, T] -> logits [B, T, vocab_size]."""
         x_TBD = self._embedded(self.target_embedding, target.T, train)
-        t, b, _ = x_TBD.shape
-        scale = None
-        if self.dropout and train:
-            scale = dropout_scale(self.make_rng("dropout"), self.dropout, (t, b, self.features), x_TBD.dtype)
         if self.input_feeding or self.attention == "bahdanau":
-            return self._logits(self._step_by_step(x_TBD, scale, memory, source, train).swapaxes(0, 1))
+            return self._logits(self._step_by_step(x_TBD, memory, source, train).swapaxes(0, 1))
         y_TBD, _ = self.decoder(x_TBD, states=memory["states"], train=train)
         y_BTD = y_TBD.swapaxes(0, 1)
         if self.attention != "none":
@@ -159,11 +159,9 @@ class Seq2Seq(nn.Module):
             context_BTD, weights_BTS = self.cross_attention.asking()(y_BTD, keys, annotations, source != PAD)
             self.cross_attention.show(weights_BTS)
             y_BTD = jnp.tanh(self.combine(jnp.concatenate([context_BTD, y_BTD], axis=-1)))
-        return self._logits(y_BTD if scale is None else y_BTD * scale.swapaxes(0, 1))
+        return self._logits(drop(y_BTD, self.dropout, self._key(train)))
 
-    def _step_by_step(
-        self, x_TBD: jax.Array, scale_TBD: jax.Array | None, memory: Memory, source: jax.Array, train: bool
-    ) -> jax.Array:
+    def _step_by_step(self, x_TBD: jax.Array, memory: Memory, source: jax.Array, train: bool) -> jax.Array:
         """[T, B, D] -> what the softmax sees, [T, B, D], where a step's attention goes into the next LSTM step."""
         cache = self.init_cache(memory, source, x_TBD.shape[0])
         advance, asked = self._advance(cache), self.cross_attention.asked()
@@ -174,8 +172,10 @@ class Seq2Seq(nn.Module):
             fed = y_BD if self.input_feeding else None
             return (states, fed), (y_BD, weights_BS if asked else None)
 
-        scales = self.decoder.dropout_scales(*x_TBD.shape[:2], train)
-        inputs = (self.decoder.project(x_TBD), scales, scale_TBD)
+        t, b, _ = x_TBD.shape
+        key = self._key(train)
+        scale_TBD = None if key is None else drop(jnp.ones((t, b, self.features), x_TBD.dtype), self.dropout, key)
+        inputs = (self.decoder.project(x_TBD), self.decoder.dropout_scales(t, b, train), scale_TBD)
         _, (y_TBD, weights_TBS) = jax.lax.scan(step, (cache["states"], cache.get("fed")), inputs)
         if asked:
             self.cross_attention.show(weights_TBS.swapaxes(0, 1))

@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention_jax.nn.dropout import drop
+
 State = tuple[jax.Array, ...]  # [B, H] each, the output first
 Advance = Callable[[jax.Array, State], State]
 
@@ -336,7 +338,7 @@ class Stack(nn.Module):
             return []
         shape = (steps, batch, self.forward[0].features * (2 if self.bidirectional else 1))
         dtype = self.forward[0].dtype
-        return [dropout_scale(self.make_rng("dropout"), self.dropout, shape, dtype) for _ in range(self.layers - 1)]
+        return [drop(jnp.ones(shape, dtype), self.dropout, self.make_rng("dropout")) for _ in range(self.layers - 1)]
 
     def recurrence(self) -> Callable[[jax.Array, list[State], list[jax.Array]], list[State]]:
         """One step through all layers, for a scan whose inputs depend on its outputs; in one direction.
@@ -355,8 +357,3 @@ class Stack(nn.Module):
             return new
 
         return advance
-
-
-def dropout_scale(key: jax.Array, rate: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """0 for a share `rate` of the entries, 1 / (1 - rate) for the others."""
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0.0).astype(dtype)
