@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Step = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+Cache = dict[str, Any]
+Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 NEVER = -1e30
+_GROUP = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +71,24 @@ class Search:
         return log_prob / (((5 + length) / 6) if self.penalty == "gnmt" else jnp.maximum(length, 1)) ** self.alpha
 
 
-def search(step: Step, cache: Any, limits: jax.Array, max_length: int, options: Search) -> tuple[jax.Array, jax.Array]:
+def search(step: Step, cache: Cache, limits: jax.Array, max_length: int, options: Search) -> tuple[jax.Array, jax.Array]:
     """Tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
 
     A hypothesis that reaches its sentence's limit without an end symbol counts as it stands. Where fewer than n_best
     hypotheses exist the others are padding with score -1e30. Stops when no open hypothesis can enter the n best any more.
 
     Args:
-        step: `(token [N], cache) -> (logits [N, vocabulary], cache)`.
-        cache: before the first token, every leaf with the B sentences along its first axis.
+        step: `(token [N], cache) -> (logits [N, vocabulary], cache)`, N = B · beam with the hypotheses of a sentence together.
+        cache: before the first token, every leaf with the B sentences along its first axis; a step sees N rows, each of
+            which follows its hypothesis. What stands under "shared" is neither repeated nor moved: it is for what the
+            hypotheses of a sentence have in common, and for what a step knows how to find there.
         limits: [B] most tokens of each sentence, end symbol included, at most `max_length`.
         max_length: static length of the result.
     """
     beam, eos = options.beam, options.eos
     batch = limits.shape[0]
     candidates = beam * (options.expand if beam > 1 else 1)  # a beam of one is greedy search
-    cache = jax.tree.map(lambda x: jnp.repeat(x, beam, axis=0), cache)
+    cache = _each_own(lambda x: jnp.repeat(x, beam, axis=0), cache)
     # One open hypothesis a sentence at first, since equal ones would fill the beam with copies.
     first = {
         "t": jnp.zeros((), jnp.int32),
@@ -106,8 +110,11 @@ def search(step: Step, cache: Any, limits: jax.Array, max_length: int, options: 
         forbidden = jnp.zeros(vocabulary, bool).at[jnp.array([options.pad, options.bos])].set(True)
         forbidden = forbidden.at[eos].set(t < options.min_length)
         logits = logits.astype(jnp.float32)
-        log_probs = jax.nn.log_softmax(jnp.where(forbidden, NEVER, logits) if options.renormalise else logits)
-        log_probs = jnp.where(forbidden, NEVER, log_probs).reshape(batch, beam, vocabulary)
+        allowed = jnp.where(forbidden, NEVER, logits)
+        competing = allowed if options.renormalise else logits
+        largest = competing.max(-1, keepdims=True)
+        log_probs = allowed - largest - jnp.log(jnp.exp(competing - largest).sum(-1, keepdims=True))
+        log_probs = jnp.maximum(log_probs, NEVER).reshape(batch, beam, vocabulary)
         if options.force_end:
             end = jnp.where(jnp.arange(vocabulary) == eos, 0.0, NEVER)
             log_probs = jnp.where((t + 1 >= limits)[:, None, None], end, log_probs)
@@ -145,17 +152,30 @@ def search(step: Step, cache: Any, limits: jax.Array, max_length: int, options: 
             "open_tokens": jnp.take_along_axis(grown, kept[:, :, None], 1),
             "ended": ended,
             "ended_tokens": ended_tokens,
-            "cache": jax.tree.map(lambda x: x[rows], cache),
+            "cache": _each_own(lambda x: x[rows], cache),
         }
 
     last = jax.lax.while_loop(goes_on, advance, first)
     return last["ended_tokens"][:, : options.n_best], last["ended"][:, : options.n_best]
 
 
+def _each_own(change: Callable[[jax.Array], jax.Array], cache: Cache) -> Cache:
+    """The cache with every leaf changed that is not under "shared"."""
+    return {name: part if name == "shared" else jax.tree.map(change, part) for name, part in cache.items()}
+
+
 def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Largest values of each row with their places, filled up where a row has fewer than `count`."""
-    have = min(count, values.shape[-1])
-    best, places = jax.lax.top_k(values, have)
+    rows, size = values.shape
+    have = min(count, size)
+    if size >= 4 * _GROUP * have:
+        # The largest are in the groups with the largest maxima, equal ones in the earlier groups: a sort of few.
+        grouped = jnp.pad(values, ((0, 0), (0, -size % _GROUP)), constant_values=-jnp.inf).reshape(rows, -1, _GROUP)
+        groups = jnp.sort(jax.lax.top_k(grouped.max(-1), have)[1])
+        best, places = jax.lax.top_k(jnp.take_along_axis(grouped, groups[:, :, None], 1).reshape(rows, -1), have)
+        places = jnp.take_along_axis(groups, places // _GROUP, 1) * _GROUP + places % _GROUP
+    else:
+        best, places = jax.lax.top_k(values, have)
     extra = ((0, 0), (0, count - have))
     return jnp.pad(best, extra, constant_values=NEVER), jnp.pad(places, extra)
 

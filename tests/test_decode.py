@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention_jax.decode import NEVER, Search, search
+from attention_jax.decode import NEVER, Search, _top, search
 
 VOCABULARY, LENGTH = 5, 4  # padding, start, end and two words
 
@@ -104,6 +104,17 @@ def test_a_sentence_does_not_depend_on_its_batch() -> None:
         alone, score = run(tables[i : i + 1], limits[i : i + 1], options)
         np.testing.assert_array_equal(alone[0], tokens[i])
         np.testing.assert_array_equal(score[0], scores[i])
+
+
+def test_the_largest_of_many_are_those_of_a_sort() -> None:
+    """Equal values in the order of their places, and no group is the last one cut."""
+    rng = np.random.default_rng(0)
+    for size in (1001, 4096, 5000):
+        rows = (rng.integers(0, 6, (40, size)) * (rng.random((40, size)) < 0.01)).astype(np.float32)
+        for count in (1, 3, 8):
+            found, expected = _top(jnp.asarray(rows), count), jax.lax.top_k(rows, count)
+            for ours, plain in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(ours, plain)
 
 
 def test_early_stop_changes_nothing() -> None:

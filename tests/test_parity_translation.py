@@ -76,7 +76,7 @@ class Marian:
         def run(variables: Any, source: jax.Array) -> tuple[jax.Array, jax.Array]:
             apply = functools.partial(self.model.apply, variables)
             memory = apply(source, method="encode")
-            cache = apply(memory, source, shared.NEW_TOKENS, method="init_cache")
+            cache = apply(memory, source, shared.NEW_TOKENS, options.beam, method="init_cache")
             step = functools.partial(apply, method="decode_step")
             limits = jnp.full(len(source), shared.NEW_TOKENS)
             return search(step, cache, limits, shared.NEW_TOKENS, options)

@@ -10,6 +10,7 @@ import pytest
 
 import attention_jax as aj
 from attention_jax import tree
+from attention_jax.decode import Search, search
 from attention_jax.models.transformer import Transformer
 from attention_jax.nn.fused import fused_attention
 from attention_jax.nn.multihead import attend_heads, causal_mask
@@ -133,6 +134,35 @@ def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
     for t in range(6):
         logits, cache = step(variables, target[:, t], cache)
         close(logits, whole[:, t], 1e-5)
+
+
+def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes() -> None:
+    """Hypotheses share the rows of their cache, whichever they go on from; sentences have limits of their own."""
+    model, variables = made(key_size=3, value_size=5, embeddings="separate")
+    variables = jax.tree.map(lambda leaf: 4 * leaf, variables)
+    source, length = tokens(5, 6, 5), 6
+    source[1, 3:] = 0
+    options, limits = Search(beam=3, n_best=3, bos=1, eos=2), jnp.array([6, 4, 6, 6, 3, 6])
+    apply = functools.partial(model.apply, variables)
+
+    def from_the_start(token: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+        rows, place = jnp.arange(len(token)), cache["place"]
+        prefix = cache["prefix"].at[rows, place].set(token)
+        logits = apply(cache["source"], prefix)[rows, place]
+        return logits, {**cache, "prefix": prefix, "place": place + 1}
+
+    whole = {"source": source, "prefix": jnp.zeros((6, length), jnp.int32), "place": jnp.zeros(6, jnp.int32)}
+    cache = apply(apply(source, method="encode"), source, length, options.beam, method="init_cache")
+    step = functools.partial(apply, method="decode_step")
+    (found, scores), (expected, values) = (
+        quick(lambda cache, step=step: search(step, cache, limits, length, options))(cache)
+        for step, cache in ((step, cache), (from_the_start, whole))
+    )
+    np.testing.assert_array_equal(found, expected)
+    close(scores, values, 1e-5)
+    assert len(np.unique(np.asarray(found).reshape(-1, length), axis=0)) > 10
+    with pytest.raises(ValueError, match="another beam than 1"):
+        step(jnp.zeros(6, jnp.int32), cache)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

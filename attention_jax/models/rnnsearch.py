@@ -123,8 +123,11 @@ class RNNSearch(nn.Module):
         t = t.reshape(*t.shape[:-1], self.readout_size, 2).max(axis=-1)
         return self.output(drop(t, self.dropout, self._key(train)), jnp.float32)
 
-    def init_cache(self, memory: Memory, source: jax.Array, max_length: int) -> Cache:
-        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""
+    def init_cache(self, memory: Memory, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
+        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis.
+
+        It does not depend on `max_length` and `beam`, which the Transformer's does.
+        """
         return {**memory, "keys": self.cross_attention.keys(memory["annotations"]), "source": source}
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:

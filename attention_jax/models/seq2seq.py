@@ -222,8 +222,11 @@ class Seq2Seq(nn.Module):
     def _logits(self, x: jax.Array) -> jax.Array:
         return self.output(x, jnp.float32)
 
-    def init_cache(self, memory: Memory, source: jax.Array, max_length: int) -> Cache:
-        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""
+    def init_cache(self, memory: Memory, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
+        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis.
+
+        It does not depend on `max_length` and `beam`, which the Transformer's does.
+        """
         if self.attention == "none":
             return {"states": memory["states"]}
         cache = {**memory, "source": source}

@@ -101,29 +101,36 @@ class Layer(nn.Module):
             x = self.cross_attention_sum(x, lambda y, key: self.cross_attention(y, memory, memory_mask, key), keys[1])
         return self.mlp_sum(x, self.mlp, keys[2])
 
-    def source_cache(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of the source, which no step changes."""
-        return self.cross_attention.keys_and_values(memory)
+    def init_cache(self, memory: jax.Array, max_length: int, beam: int) -> dict[str, jax.Array]:
+        """Keys and values of the source, and room for those of `beam` hypotheses of `max_length` tokens."""
+        source_key, source_value = self.cross_attention.cached(memory)
+        (b, h, k, _), v, dtype = source_key.shape, source_value.shape[-1], source_key.dtype
+        room = {"key": jnp.zeros((b, h, k, max_length * beam), dtype), "value": jnp.zeros((b, h, max_length * beam, v), dtype)}
+        return {**room, "source_key": source_key, "source_value": source_value}
 
     def step(
-        self, x: jax.Array, cache: dict[str, jax.Array], index_B: jax.Array, source_mask: jax.Array
+        self, x_BKD: jax.Array, cache: dict[str, jax.Array], index: jax.Array, seen: jax.Array, source_mask: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """[B, 1, D] at position `index_B` -> the same layer's output and the cache with that position filled in."""
+        """[B, beam, D] at position `index` -> the same layer's output and the cache with that position filled in.
+
+        Args:
+            seen: [B, 1, beam, T · beam]: which of a sentence's cached tokens belong to which hypothesis.
+        """
         new = dict(cache)
 
         def ask_the_past(y: jax.Array, _: None) -> jax.Array:
-            k, v = self.self_attention.keys_and_values(y)
-            here = jnp.arange(cache["key"].shape[1]) == index_B[:, None]  # [B, T]
-            new["key"] = jnp.where(here[:, :, None, None], k, cache["key"])
-            new["value"] = jnp.where(here[:, :, None, None], v, cache["value"])
-            seen = jnp.arange(cache["key"].shape[1]) <= index_B[:, None]
-            return self.self_attention.ask(y, new["key"], new["value"], seen[:, None, None])
+            k_BHKS, v_BHSV = self.self_attention.cached(y)  # S is the hypotheses of a sentence
+            place = index * y.shape[1]
+            new["key"] = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BHKS, place, axis=3)
+            new["value"] = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BHSV, place, axis=2)
+            return self.self_attention.ask_cached(y, new["key"], new["value"], seen)
 
-        x = self.self_attention_sum(x, ask_the_past)
-        x = self.cross_attention_sum(
-            x, lambda y, _: self.cross_attention.ask(y, cache["source_key"], cache["source_value"], source_mask)
-        )
-        return self.mlp_sum(x, self.mlp), new
+        def ask_the_source(y: jax.Array, _: None) -> jax.Array:
+            return self.cross_attention.ask_cached(y, cache["source_key"], cache["source_value"], source_mask)
+
+        x_BKD = self.self_attention_sum(x_BKD, ask_the_past)
+        x_BKD = self.cross_attention_sum(x_BKD, ask_the_source)
+        return self.mlp_sum(x_BKD, self.mlp), new
 
 
 class Transformer(nn.Module):
@@ -307,34 +314,37 @@ class Transformer(nn.Module):
             logits = score_rows(x, table.embedding.astype(x.dtype))
         return logits + self.logits_bias if self.output_bias else logits
 
-    def init_cache(self, memory: jax.Array, source: jax.Array, max_length: int) -> Cache:
-        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis."""
+    def init_cache(self, memory: jax.Array, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
+        """What `decode_step` needs before the first word of `beam` hypotheses a sentence, as `decode.search` wants it.
+
+        Keys and values stay where they were written, whichever hypothesis goes on from them: `written` tells for each
+        hypothesis [B · beam, max_length] by which of its sentence's rows every token was.
+        """
         self.target_positions.check_length(max_length)
-        b, dtype = source.shape[0], jnp.dtype(self.dtype)
-        key_size, value_size = (size or self.features // self.heads for size in (self.key_size, self.value_size))
-        layers = []
-        for layer in self.decoder:
-            source_key, source_value = layer.source_cache(memory)
-            layers.append(
-                {
-                    "key": jnp.zeros((b, max_length, self.heads, key_size), dtype),
-                    "value": jnp.zeros((b, max_length, self.heads, value_size), dtype),
-                    "source_key": source_key,
-                    "source_value": source_value,
-                }
-            )
-        return {"index": jnp.zeros(b, jnp.int32), "source": source, "layers": layers}
+        layers = [layer.init_cache(memory, max_length, beam) for layer in self.decoder]
+        shared = {"index": jnp.zeros((), jnp.int32), "source": source, "layers": layers}
+        return {"written": jnp.zeros((source.shape[0], max_length), jnp.int32), "shared": shared}
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B] the newest target tokens -> logits [B, vocab_size] of the next ones, and the cache that has seen them."""
-        index = cache["index"]
-        x = self._embedded(self.target_embedding, self.target_positions, token[:, None], index[:, None], False)
-        source_mask = (cache["source"] != self.pad)[:, None, None, :]
+        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache that has seen them."""
+        shared, index = cache["shared"], cache["shared"]["index"]
+        b, length = shared["source"].shape[0], cache["written"].shape[1]
+        beam = token.shape[0] // b
+        if shared["layers"][0]["key"].shape[3] != length * beam:
+            raise ValueError(f"{token.shape[0]} tokens for {b} sentences, but init_cache was given another beam than {beam}")
+        token_BK = token.reshape(b, beam)
+        x = self._embedded(self.target_embedding, self.target_positions, token_BK, index[None, None], False)
+        source_mask = (shared["source"] != self.pad)[:, None, None, :]
+        rows = jnp.tile(jnp.arange(beam), b)
+        written = jax.lax.dynamic_update_slice_in_dim(cache["written"], rows[:, None], index, axis=1)
+        own_BKTK = written.reshape(b, beam, length, 1) == jnp.arange(beam)
+        seen = own_BKTK & (jnp.arange(length) <= index)[:, None]
         layers = []
-        for layer, old in zip(self.decoder, cache["layers"], strict=True):
-            x, new = layer.step(x, old, index, source_mask)
+        for layer, old in zip(self.decoder, shared["layers"], strict=True):
+            x, new = layer.step(x, old, index, seen.reshape(b, 1, beam, length * beam), source_mask)
             layers.append(new)
-        return self._logits(x)[:, 0], {**cache, "index": index + 1, "layers": layers}
+        shared = {**shared, "index": index + 1, "layers": layers}
+        return self._logits(x).reshape(b * beam, -1), {"written": written, "shared": shared}
 
 
 register("transformer_base", Transformer)

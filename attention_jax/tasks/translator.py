@@ -56,7 +56,7 @@ def translate_tokens(
     """[B, S] -> tokens [B, n_best, longest], best first, padded after the end symbol, and scores [B, n_best]."""
     memory = model.apply(variables, source, method="encode")
     most = options.max_length(source.shape[1])
-    cache = model.apply(variables, memory, source, most, method="init_cache")
+    cache = model.apply(variables, memory, source, most, options.search.beam, method="init_cache")
     own = jnp.full(source.shape[:1], options.fixed) if options.fixed else (source != PAD).sum(1) + options.max_extra
 
     def step(token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
