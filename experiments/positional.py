@@ -1,7 +1,7 @@
 """Sinusoidal positions, learned ones and none, also on texts longer than those of training.
 
 Run:       ./launch.sh table experiments/positional.py
-Hardware:  two CPU cores, less than 10 minutes.
+Hardware:  two CPU cores; meant for less than 10 minutes, not run yet.
 """
 
 import functools

@@ -10,11 +10,14 @@ import pytest
 
 import attention_jax as aj
 from attention_jax import cli, tree
+from attention_jax.analysis import lengths
 from attention_jax.data.tokenizer import PAD
 from attention_jax.errors import UserError
+from attention_jax.tables import measures
 from attention_jax.tasks import translation
 from attention_jax.tasks.translator import options, translate_tokens
 from attention_jax.train import checkpoint
+from attention_jax.train.evaluate import evaluate
 from attention_jax.train.loop import train
 from attention_jax.train.program import build
 from tests.small_text import as_options, small_config, write_pairs
@@ -247,6 +250,58 @@ def test_evaluate_translates_though_training_did_not(folder, tmp_path, capsys):
     assert {"bleu", "bleu_signature", "chrf", "chrf_signature", "exact_match"} == scores[0].keys() - scores[1].keys()
     assert "tok:char" in scores[0]["bleu_signature"]
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
+
+
+def test_lengths_that_are_no_multiple_of_a_buckets(folder):
+    """A bucket may be longer than `data.max_length`; all batches' translations have one width all the same."""
+    config = small_config(folder, data__max_length=5, data__too_long="truncate", data__bucket_lengths=2, total_steps=9)
+    program = build(config)
+    assert program.config.data.bucket_lengths[-1] > 5 > program.config.data.bucket_lengths[0]
+    scores, outputs = evaluate(program, program.init(0).variables(), program.config)
+    assert outputs["hypothesis"].shape == (40, 5 + config.search.max_extra) and "exact_match" in scores
+
+
+def test_no_pair_is_left(folder, tmp_path):
+    for name in ("train.x", "train.y"):
+        (tmp_path / name).write_text("a b c d\n")
+    with pytest.raises(UserError, match="no sentence pair is left"):
+        build(small_config(tmp_path, data__max_length=3))
+
+
+def test_byte_pairs_are_compared_as_words(tmp_path):
+    """Whatever the tokenization of BLEU: the references of such files are joined like the translations."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.x").write_text("a@@ b c\n" * 8)
+        (tmp_path / f"{split}.y").write_text("A@@ B C@@\n" * 8)
+    for tokenize in ("none", "13a"):
+        changes = dict(data__joiner="@@", evaluation__bleu=tokenize, data__bucket_lengths=1)
+        config = translation.resolve(small_config(tmp_path, **changes))
+        words = translation.tokenizer(config)
+        hypothesis = np.array([words.encode("A@@ B C@@")] * 8)
+        ones = np.ones(8, np.float32)
+        scores, kept = translation.metrics(config, {"hypothesis": hypothesis, "loss": ones, "right": ones, "tokens": ones})
+        assert scores["exact_match"] == 1 and kept["correct"].tolist() == [1] * 8
+        assert words.decode(hypothesis[0]) == "AB C"
+
+
+def test_an_adopted_tokenizer_reads_the_data_anew(folder, config):
+    config = translation.resolve(config)
+    before = translation.loader(config, "test", (0, 1), training=False).pairs
+    own = translation.tokenizer(config)
+    turned = type(own)((*own.words[:4], *own.words[:3:-1]), own.joiner)
+    try:
+        translation.adopt(config, turned.assets())
+        after = translation.loader(config, "test", (0, 1), training=False).pairs
+    finally:
+        translation.adopt(config, own.assets())
+    assert turned.decode(after.side(0, 0)) == own.decode(before.side(0, 0))
+    assert after.side(0, 0).tolist() != before.side(0, 0).tolist()
+
+
+def test_measures_of_tokenised_text(program, run):
+    assert measures.bleu(program, run)["tokenised BLEU"] == log(run.path.parent.parent)[-1]["eval_ema/bleu_tokenised"]
+    found = lengths.by_length(program, run, number=2)
+    assert len(found["BLEU"]) == len(found["ranges"]) == 2 and found["pairs"].sum() == 40
 
 
 def test_start_and_the_last_token(program):

@@ -11,7 +11,7 @@ from attention_jax.analysis import plots
 from attention_jax.data import tokenizer as tokenizers
 from attention_jax.data.parallel_text import open_pairs
 from attention_jax.load import Run
-from attention_jax.tasks.translator import score_texts
+from attention_jax.tasks.translator import bleu_name, score_texts
 from attention_jax.train.evaluate import evaluate
 from attention_jax.train.loop import EVALUATION
 from attention_jax.train.program import Program
@@ -49,11 +49,10 @@ def by_length(program: Program, run: Run, number: int = 4) -> dict[str, Any]:
     found[f"{metric} %"] = 100 * np.array(shares)
     found["next tokens right %"] = np.array([100 * outputs["right"][i].sum() / outputs["tokens"][i].sum() for i in members])
     if config.evaluation.translate:
-        texts = [words.decode(row) for row in outputs["hypothesis"].tolist()]
-        scores = [
-            score_texts([texts[i] for i in rows], [pairs[i][1] for i in rows], config.evaluation.bleu)[0] for rows in members
-        ]
-        found["BLEU"] = np.array([score["bleu"] for score in scores])
+        program.task.adopt(config, run.assets)
+        both, tokenize = program.task.texts(config, outputs), config.evaluation.bleu
+        scores = [score_texts(*([texts[i] for i in rows] for texts in both), tokenize)[0] for rows in members]
+        found["BLEU"] = np.array([score[bleu_name(tokenize)] for score in scores])
     return found
 
 

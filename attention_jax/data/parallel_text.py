@@ -66,9 +66,9 @@ def _judged(on_broken: str, left_out: list[str]) -> Iterator[None]:
         left_out.append(str(reason))
 
 
-def _report(left_out: list[str], kept: int, what: str) -> None:
+def _report(left_out: list[str], total: int, what: str) -> None:
     if left_out:
-        logger.warning("data: %d of %d pairs of %s are left out; the first: %s.", len(left_out), kept, what, left_out[0])
+        logger.warning("data: %d of %d pairs of %s are left out; the first: %s.", len(left_out), total, what, left_out[0])
 
 
 def _paths(paths: str | Sequence[str], split: str) -> list[Path]:

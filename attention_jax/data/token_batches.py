@@ -5,6 +5,7 @@ bucket and has the bucket's shape, so that a program is compiled once a bucket. 
 (seed, epoch), as it is for images.
 """
 
+import array
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ class TokenPairs:
             max_length: of a side, end symbol included.
             too_long: "drop" leaves a pair out of which one side is longer, "truncate" cuts the side.
         """
-        flat: list[int] = []
+        flat = array.array("i")
         starts, kept, long = [0], [], 0
         for index, sides in enumerate(pairs):
             is_long = max(map(len, sides)) >= max_length
@@ -61,7 +62,7 @@ class TokenPairs:
             if is_long and too_long == "drop":
                 continue
             for side in sides:
-                flat += [*side[: max_length - 1], EOS]
+                flat.extend([*side[: max_length - 1], EOS])
                 starts.append(len(flat))
             kept.append(index)
         return cls(np.array(flat, np.int32), np.array(starts, np.int64), np.array(kept, np.int64)), long

@@ -37,6 +37,10 @@ class Tokenizer(Protocol):
         """Each token as a person reads it, symbols included."""
         ...
 
+    def joined(self, text: str) -> str:
+        """A text of the data as a translation would have it: words that are in pieces there, whole."""
+        ...
+
     def assets(self) -> dict[str, bytes]:
         """{file name: content} from which `from_assets` makes it again."""
         ...
@@ -66,7 +70,9 @@ class Words:
         return [self._index.get(word, UNKNOWN) for word in text.split()]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text = " ".join(self.words[i] for i in tokens if i not in (PAD, BOS, EOS))
+        return self.joined(" ".join(self.words[i] for i in tokens if i not in (PAD, BOS, EOS)))
+
+    def joined(self, text: str) -> str:
         return text.replace(f"{self.joiner} ", "").removesuffix(self.joiner) if self.joiner else text
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
@@ -115,6 +121,9 @@ class SentencePiece:
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         return [self._processor.id_to_piece(int(i)) for i in tokens]
+
+    def joined(self, text: str) -> str:
+        return text
 
     def assets(self) -> dict[str, bytes]:
         return {_SENTENCEPIECE: self._model}

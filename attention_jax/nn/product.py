@@ -30,7 +30,6 @@ def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple:
 
 def _product_backward(saved: tuple, of_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-
     return jnp.matmul(of_y, kernel.T), _sum_of_products(x, of_y)
 
 
@@ -57,7 +56,6 @@ def _scores_forward(x: jax.Array, table: jax.Array) -> tuple:
 
 def _scores_backward(saved: tuple, of_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, table = saved
-
     return jnp.matmul(of_y, table), _sum_of_products(of_y, x)
 
 

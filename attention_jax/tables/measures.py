@@ -11,6 +11,7 @@ from attention_jax import config as configs
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
 from attention_jax.plugins import load_object
+from attention_jax.tasks.translator import bleu_name
 from attention_jax.train.evaluate import evaluate
 from attention_jax.train.program import Program
 
@@ -44,7 +45,8 @@ def _logged(program: Program, run: Run, name: str) -> float:
 
 def bleu(program: Program, run: Run) -> dict[str, float]:
     """BLEU, 0 to 100, by the tokenization that `evaluation.bleu` names. Raises UserError where nothing was translated."""
-    return {"BLEU": _logged(program, run, "bleu")}
+    tokenize = run.config.evaluation.bleu
+    return {"tokenised BLEU" if tokenize == "none" else "BLEU": _logged(program, run, bleu_name(tokenize))}
 
 
 def chrf(program: Program, run: Run) -> dict[str, float]:

@@ -66,28 +66,32 @@ def assets(config: ConfigDict) -> dict[str, bytes]:
     return tokenizer(config).assets()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """The tokens of a split, by all that decides them; the config beside it says where to read."""
+
+    key: str
+    split: str
+    too_long: str
+    max_length: int
+    tokenizer: Tokenizer
+    config: ConfigDict = dataclasses.field(compare=False)
+
+
 @functools.lru_cache(maxsize=4)
-def _tokens_of(key: str, split: str, too_long: str, max_length: int, text: "_Text") -> TokenPairs:
-    pairs, encode = text.pairs, text.tokenizer.encode
-    tokens, long = TokenPairs.of((tuple(map(encode, pairs[i])) for i in range(len(pairs))), max_length, too_long)
+def _tokens_of(wanted: _Wanted) -> TokenPairs:
+    pairs, encode = _pairs(wanted.config, wanted.split), wanted.tokenizer.encode
+    sides = (tuple(map(encode, pairs[i])) for i in range(len(pairs)))
+    tokens, long = TokenPairs.of(sides, wanted.max_length, wanted.too_long)
     if long:
-        done = "left out" if too_long == "drop" else "cut"
+        done = "left out" if wanted.too_long == "drop" else "cut"
         text = "data: %d of %d pairs of split %r have more than %d tokens a side and are %s."
-        logger.warning(text, long, len(pairs), split, max_length, done)
+        logger.warning(text, long, len(pairs), wanted.split, wanted.max_length, done)
     return tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class _Text:
-    """Pairs with the tokenizer that reads them; equal to any other, for the key beside it in a cache says which they are."""
-
-    pairs: Pairs = dataclasses.field(compare=False)
-    tokenizer: Tokenizer = dataclasses.field(compare=False)
-
-
 def _tokens(config: ConfigDict, split: str, too_long: str) -> TokenPairs:
-    text = _Text(_pairs(config, split), tokenizer(config))
-    return _tokens_of(_key(config), split, too_long, config.data.max_length, text)
+    return _tokens_of(_Wanted(_key(config), split, too_long, config.data.max_length, tokenizer(config), config))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -102,7 +106,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             config.model.vocab_size = tokenizer(config).vocab_size
         if isinstance(data.bucket_lengths, int) or None in (data.num_examples, data.num_batches):
             tokens = _tokens(config, data.train_split, data.too_long)
-            if isinstance(data.bucket_lengths, int) and len(tokens):
+            if isinstance(data.bucket_lengths, int):
                 data.bucket_lengths = choose_buckets(tokens.lengths, data.bucket_lengths)
             data.num_examples = len(tokens)
             data.num_batches = _plan(config, tokens, config.batch_size, data.bucket_lengths).steps_per_epoch
@@ -239,18 +243,29 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
         "index": batch["index"],
     }
     if config.evaluation.translate:
-        tokens, _ = translator.translate_tokens(model, variables, source, translator.options(config))
-        room = translator.options(config).max_length(config.data.max_length) - tokens.shape[-1]
-        found["hypothesis"] = jnp.pad(tokens[:, 0], ((0, 0), (0, max(0, room))))
+        options = translator.options(config)
+        tokens, _ = translator.translate_tokens(model, variables, source, options)
+        # One width for all buckets. One that is longer than the longest sentence has nothing beyond it.
+        width = options.max_length(config.data.max_length)
+        best = tokens[:, 0, :width]
+        found["hypothesis"] = jnp.pad(best, ((0, 0), (0, width - best.shape[1])))
     return found
+
+
+def texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
+    """Translations and references of an evaluation that translated, pair by pair."""
+    pairs, words = _pairs(config, config.data.eval_split), tokenizer(config)
+    hypotheses = [words.decode(row) for row in outputs["hypothesis"].tolist()]
+    return hypotheses, [words.joined(pairs[i][1]) for i in range(len(pairs))]
 
 
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Loss (nats a target token), perplexity, accuracy of the next token, and with `evaluation.translate` those of texts.
 
-    The texts are compared with the references as they stand in the data: BLEU ("bleu_tokenised" where `evaluation.bleu`
-    says that they are tokens already) and chrF of sacrebleu (0 to 100) with their signatures, and the share that is exactly
-    equal. Of the outputs "correct" says which are, or without translation which share of a pair's tokens was right.
+    Translations are compared with the references of the data, both joined where words are in pieces: BLEU ("bleu_tokenised"
+    where `evaluation.bleu` says that they are tokens already) and chrF of sacrebleu (0 to 100) with their signatures, and
+    the share that is exactly equal. Of the outputs "correct" says which are, or without translation which share of a pair's
+    tokens was right.
     """
     tokens = outputs["tokens"].astype(np.float64).sum()
     loss = float(outputs["loss"].astype(np.float64).sum() / tokens)
@@ -261,19 +276,9 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
     }
     correct = outputs["right"] / outputs["tokens"]
     if config.evaluation.translate:
-        pairs, words = _pairs(config, config.data.eval_split), tokenizer(config)
-        hypotheses = [words.decode(row) for row in outputs["hypothesis"].tolist()]
-        own = data_own_form(words) if config.evaluation.bleu == "none" else str
-        references = [own(pairs[i][1]) for i in range(len(pairs))]
-        texts, correct = translator.score_texts(hypotheses, references, config.evaluation.bleu)
-        scores.update(texts)
+        found, correct = translator.score_texts(*texts(config, outputs), config.evaluation.bleu)
+        scores.update(found)
     return scores, {**outputs, "correct": correct}
-
-
-def data_own_form(words: Tokenizer) -> Any:
-    """What turns a reference that is tokens already (byte pairs) into the words that a translation is given in."""
-    joiner = getattr(words, "joiner", "")
-    return (lambda text: text.replace(f"{joiner} ", "")) if joiner else str
 
 
 def predictor(config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Translator:
