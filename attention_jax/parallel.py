@@ -25,20 +25,28 @@ DATA = "data"
 def start() -> None:
     """Joins the other processes when a launcher has set AJ_COORDINATOR, AJ_PROCESSES and AJ_PROCESS; else does nothing.
 
+    AJ_COORDINATOR=auto alone leaves it to JAX to find them, as on a TPU slice, whose hosts know each other.
+
     Raises UserError when the platform that JAX_PLATFORMS asks for is not there, or the other processes do not answer.
     """
-    if "AJ_COORDINATOR" in os.environ and not jax.distributed.is_initialized():
+    address = os.environ.get("AJ_COORDINATOR")
+    if address and not jax.distributed.is_initialized():
+        about: dict[str, Any] = {}
+        if address != "auto":
+            about = {
+                "coordinator_address": address,
+                "num_processes": int(os.environ["AJ_PROCESSES"]),
+                "process_id": int(os.environ["AJ_PROCESS"]),
+                # Under Slurm, JAX would otherwise give each process the one card that has its number on the node.
+                "cluster_detection_method": "deactivate",
+            }
         try:
-            jax.distributed.initialize(
-                os.environ["AJ_COORDINATOR"],
-                int(os.environ["AJ_PROCESSES"]),
-                int(os.environ["AJ_PROCESS"]),
-                initialization_timeout=int(os.environ.get("AJ_START_SECONDS", "120")),
-            )
+            jax.distributed.initialize(**about, initialization_timeout=int(os.environ.get("AJ_START_SECONDS", "120")))
         except Exception as error:
+            who = f"process {about['process_id']} of {about['num_processes']}" if about else "this process"
             raise UserError(
-                f"process {os.environ['AJ_PROCESS']} of {os.environ['AJ_PROCESSES']} could not join "
-                f"{os.environ['AJ_COORDINATOR']} ({one_sentence(error)}): check that every process was started."
+                f"{who} could not join {address if about else 'the others'} ({one_sentence(error)}): "
+                "check that every process was started."
             ) from error
     try:
         jax.devices()
