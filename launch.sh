@@ -17,6 +17,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   summary MODEL                               parameters and multiply-adds of a network
+  preflight --config=FILE --topology=SLICE    what a train step needs on a TPU slice that need not be there, e.g. v5e-16;
+                                              preflight all: the committed table (installs the TPU compiler for that)
   prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or
                                               make a TensorFlow data set readable (installs TensorFlow for that)
   local --processes P --devices D -- VERB ... train, evaluate or table on P processes with D CPU devices each
@@ -157,6 +159,11 @@ case "$command" in
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
+  preflight)
+    environment tpu
+    if [[ "${1:-}" == all ]]; then set -- "$ROOT/experiments/preflight.py" "${@:2}"; fi
+    exec "$PYTHON" -m attention_jax preflight "$@"
+    ;;
   prepare)
     case "${1:-}" in
       multi30k | multi30k_bpe | tatoeba_ko_en | tldr_ko_en) environment ;; # plain files: no TensorFlow
@@ -189,5 +196,5 @@ case "$command" in
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, summary, prepare, local, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, summary, preflight, prepare, local, notebook, python, test, setup." ;;
 esac

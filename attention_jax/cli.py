@@ -1,7 +1,7 @@
-"""The library's verbs: python -m attention_jax train | evaluate | translate | table | summary | prepare.
+"""The library's verbs: python -m attention_jax train | evaluate | translate | table | summary | preflight | prepare.
 
-Exit code 0: done, or stopped by a signal after saving. 1: rows of a table failed. 2: something that the user can mend,
-said in one sentence.
+Exit code 0: done, or stopped by a signal after saving. 1: rows of a table failed, or a step does not fit a slice.
+2: something that the user can mend, said in one sentence.
 """
 
 import argparse
@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
     try:
-        if overrides and options.verb not in ("train", "evaluate"):
-            raise UserError(f"--{next(iter(overrides))}: only train and evaluate take --config.key=value.")
+        if overrides and options.verb not in ("train", "evaluate", "preflight"):
+            raise UserError(f"--{next(iter(overrides))}: only train, evaluate and preflight take --config.key=value.")
         return options.run(options, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -107,6 +107,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--channels", type=int, default=3)
     sub.add_argument("--length", type=int, default=64, metavar="TOKENS", help="of source and target, for translation")
     sub.add_argument("--depth", type=int, default=1, help="levels of the module path in a row")
+
+    sub = verb("preflight", _preflight, "What a config's train step needs on a TPU slice that need not be there.")
+    sub.add_argument("file", nargs="?", metavar="FILE.py", help="rows of a table, in place of --config and --topology")
+    sub.add_argument("--config", metavar="FILE.py[:ARG]", help="defines get_config()")
+    sub.add_argument("--topology", metavar="SLICE", help="v5e-16, v5e:4x4, v4-8, v5p-8, v6e-8, ...")
+    sub.add_argument(
+        "--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are"
+    )
+    sub.add_argument("--output", metavar="DIR", help="for a table; default experiments/results; the same command resumes")
+    sub.add_argument("--json", action="store_true", help="print everything as one JSON object")
 
     sub = verb("prepare", _prepare, "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare').")
     known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"
@@ -224,6 +234,21 @@ def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         shape = (jax.ShapeDtypeStruct((1, options.length), "int32"),) * 2
     print(summary(model, shape, options.depth))
     return 0
+
+
+def _preflight(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
+    from attention_jax import config as configs
+    from attention_jax.preflight import run, table
+
+    if options.file:
+        if overrides or options.config or options.topology or options.json:
+            raise UserError(f"preflight {options.file}: its rows say which configs and slices; give them alone.")
+        return table.run(options.file, options.rows.split(",") if options.rows else ["*"], options.output)
+    if not (options.config and options.topology):
+        raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
+    config = _overridden(configs.load_config(options.config), overrides)
+    return run.run(config, options.topology, options.json)
 
 
 def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> int:

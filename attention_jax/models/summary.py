@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from attention_jax import tree
@@ -47,8 +48,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     mutable = ["batch_stats"] if kwargs.get("train") else False
     jaxpr = jax.make_jaxpr(lambda v, *x: model.apply(v, *x, mutable=mutable, **kwargs))(variables, *inputs)
 
-    macs: dict[str, int] = defaultdict(int)
-    _count(jaxpr.jaxpr, "", 1, macs)
+    macs = multiply_adds(jaxpr.jaxpr)
     root = type(model).__name__
 
     def module_of(path: str) -> str:
@@ -68,27 +68,52 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     return Summary(sum(p for p, _ in table.values()), sum(m for _, m in table.values()), table)
 
 
-def _count(jaxpr: core.Jaxpr, stack: str, times: int, macs: dict[str, int]) -> None:
+def multiply_adds(jaxpr: core.Jaxpr, padding: bool = True) -> dict[str, int]:
+    """Multiply-adds of a traced program's convolutions and matrix products, by the module scope they were traced in.
+
+    Args:
+        padding: whether a convolution also counts products with the zeros of its padding and dilation, as papers do.
+    """
+    macs: dict[str, int] = defaultdict(int)
+    _count(jaxpr, "", 1, padding, macs)
+    return macs
+
+
+def _count(jaxpr: core.Jaxpr, stack: str, times: int, padding: bool, macs: dict[str, int]) -> None:
     """Adds each product's multiply-adds to the module whose scope it was traced in."""
     for equation in jaxpr.eqns:
         here = "/".join(filter(None, [stack, str(equation.source_info.name_stack)]))
         name, params = equation.primitive.name, equation.params
         macs[here] += 0  # a module without products keeps its place in the table
         if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
-            macs[here] += times * equation.outvars[0].aval.size * math.prod(kernel) // out_features
+            macs[here] += times * _convolution(equation, padding)
         elif name == "dot_general":
             (contract, _), _ = params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             macs[here] += times * equation.outvars[0].aval.size * math.prod(left[i] for i in contract)
         elif params.get("branches_platforms"):  # `jax.lax.platform_dependent`: one branch runs, the default is XLA's own
             branch = params["branches_platforms"].index(None)
-            _count(params["branches"][branch].jaxpr, here, times, macs)
+            _count(params["branches"][branch].jaxpr, here, times, padding, macs)
         else:
-            repeat = params["length"] if name == "scan" else 1
+            repeat = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
             for value in jax.tree.leaves(
                 list(params.values()), is_leaf=lambda v: isinstance(v, (core.Jaxpr, core.ClosedJaxpr))
             ):
                 if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
-                    _count(getattr(value, "jaxpr", value), here, times * repeat, macs)
+                    _count(getattr(value, "jaxpr", value), here, times * repeat, padding, macs)
+
+
+def _convolution(equation: core.JaxprEqn, padding: bool) -> int:
+    """Multiply-adds of one convolution."""
+    x, kernel, out, params = equation.invars[0].aval, equation.invars[1].aval, equation.outvars[0].aval, equation.params
+    numbers = params["dimension_numbers"]
+    if padding:
+        return out.size * math.prod(kernel.shape) // kernel.shape[numbers.rhs_spec[0]]
+    channels = out.shape[numbers.out_spec[0]] * out.shape[numbers.out_spec[1]] * kernel.shape[numbers.rhs_spec[1]]
+    for i, (low, _) in enumerate(params["padding"]):
+        taps = np.arange(kernel.shape[numbers.rhs_spec[2 + i]]) * params["rhs_dilation"][i]
+        starts = np.arange(out.shape[numbers.out_spec[2 + i]]) * params["window_strides"][i] - low
+        places, holes = starts[:, None] + taps, params["lhs_dilation"][i]
+        last = (x.shape[numbers.lhs_spec[2 + i]] - 1) * holes
+        channels *= int(((places >= 0) & (places <= last) & (places % holes == 0)).sum())
+    return channels

@@ -1,0 +1,113 @@
+"""TPU chips and slices: what one can do, and what people call them."""
+
+import dataclasses
+import math
+import re
+
+from attention_jax.errors import UserError, suggestion
+
+_DOCS = "https://cloud.google.com/tpu/docs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one chip can do at most; of the published tables, read in November 2026."""
+
+    name: str
+    flops: float  # floating-point operations a second, bfloat16; float32 products take the same unit by default
+    hbm: float  # bytes of memory
+    bandwidth: float  # bytes a second between chip and memory
+    link: float  # bytes a second in one direction of one link to a neighbour
+    devices: int  # that JAX sees in a chip
+    cores: int  # that a name such as v4-8 counts in a chip
+    wraps: int  # a side that is this long, or a multiple of it, is a ring; shorter ones are open chains
+    shapes: tuple[str, ...]  # of slices, smallest first
+    source: str
+
+
+# Links: bandwidth of all-reduce of a pod / chips / links of a chip (v3 4, v4 6, v5e 4, v6e 4), as the pages give them; of v5p
+# the chip's 1,200 GB/s in both directions over 6 links. HBM of v5e in the pages is 819 GB/s or 800 GiB/s, of v6e 1,640.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v3", 123e12, 32 * 2**30, 900e9, 83e9, 2, 2, 32, ("2x2", "4x4", "8x8", "8x16", "16x16"), f"{_DOCS}/v3"),
+        Chip("v4", 275e12, 32 * 2**30, 1200e9, 45e9, 1, 2, 4, _CUBIC, f"{_DOCS}/v4"),
+        Chip("v5e", 197e12, 16 * 2**30, 819e9, 50e9, 1, 1, 16, _FLAT, f"{_DOCS}/v5e"),
+        Chip("v5p", 459e12, 95 * 2**30, 2765e9, 100e9, 1, 2, 4, _CUBIC, f"{_DOCS}/v5p"),
+        Chip("v6e", 918e12, 32 * 2**30, 1640e9, 100e9, 1, 1, 16, _FLAT, f"{_DOCS}/v6e"),
+    )
+}
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Chips that are wired together, `sides` of them along each axis."""
+
+    chip: Chip
+    sides: tuple[int, ...]
+
+    @property
+    def topology(self) -> str:
+        """The name that the compiler takes: `v5e:4x4`."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.sides))}"
+
+    @property
+    def name(self) -> str:
+        """The name that one orders: `v5litepod-16`, `v4-8`."""
+        family = "v5litepod" if self.chip.name == "v5e" else self.chip.name
+        return f"{family}-{self.chips * self.chip.cores}"
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return math.prod(self.sides)
+
+    @property
+    def devices(self) -> int:
+        """That JAX sees."""
+        return self.chips * self.chip.devices
+
+    @property
+    def hosts(self) -> int:
+        """Machines, each with a process: of four chips; v5e and v6e also come as one machine of up to eight."""
+        if self.chips <= 8 and self.chip.cores == 1:
+            return 1
+        return max(1, self.chips // 4)
+
+    @property
+    def egress(self) -> float:
+        """Bytes a second that a chip at a corner can send over all of its links; 0 for a single chip."""
+        links = 0
+        for side in self.sides:
+            ring = side % self.chip.wraps == 0
+            if len(self.sides) == 3:  # a slice of v4 or v5p is a torus when all of its sides allow it
+                ring = all(other % self.chip.wraps == 0 for other in self.sides)
+            links += 0 if side == 1 else 2 if ring else 1
+        return links * self.chip.link
+
+
+def find_slice(text: str) -> Slice:
+    """The slice that `v5e-16`, `v5litepod-16`, `v5e:4x4`, `v4-8`, `v4:2x2x1`, … names. Raises UserError for any other."""
+    match = re.fullmatch(r"(?:tpu[ -])?([a-z0-9]+)(?:-(\d+)|:(\d+(?:x\d+)*))", text.strip().lower())
+    family = _ALIASES.get(match[1], match[1]) if match else ""
+    if family not in CHIPS:
+        near = suggestion(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
+        raise UserError(f"--topology={text}: not a slice{near}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
+    chip = CHIPS[family]
+    slices = [Slice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]
+    if match[2]:
+        count = int(match[2])
+        found = [s for s in slices if s.chips * chip.cores == count]
+        names = [f"{match[1]}-{s.chips * chip.cores}" for s in slices]
+        counted = "cores, two a chip" if chip.cores == 2 else "chips"
+        known = f"the number counts {counted}: give one of {', '.join(names)}"
+    else:
+        sides = tuple(map(int, match[3].split("x")))
+        found = [s for s in slices if s.sides == sides or (len(sides) == 2 and s.sides == (*sides, 1))]
+        known = f"give one of {', '.join(s.topology for s in slices)}"
+    if not found:
+        raise UserError(f"--topology={text}: there is no such slice; {known}.")
+    return found[0]

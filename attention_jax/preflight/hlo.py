@@ -1,0 +1,296 @@
+"""What a compiled program's text says: its arrays and their layouts, its collectives, what it reads and writes.
+
+XLA's own cost analysis counts the body of a loop once and memory on the chip like memory beside it; here a body counts
+as often as it runs, and only arrays in the chip's main memory count as traffic.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+_BITS = {"pred": 8, "s2": 2, "s4": 4, "u2": 2, "u4": 4, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+# What moves no bytes of its own.
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "domain",
+}
+_PLUMBING = re.compile(r"while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|shard_map")
+_READS_A_PART = {"dynamic-slice", "slice", "gather"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array as a chip holds it."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    layout: str  # "1,0:T(8,128)S(1)": axes from the fastest to the slowest, tiles, memory
+
+    @property
+    def item(self) -> float:
+        """Bytes of an element."""
+        bits = _BITS.get(self.dtype) or int((re.search(r"\d+", self.dtype) or [8])[0])
+        return 0 if self.dtype in ("token", "opaque") else bits / 8
+
+    @property
+    def bytes(self) -> int:
+        """Of its elements alone."""
+        return math.ceil(math.prod(self.dims) * self.item)
+
+    @property
+    def padded(self) -> int:
+        """Bytes with the filling of its tiles."""
+        order, _, rest = self.layout.partition(":")
+        tile = re.match(r"T\(([\d,]+)\)", rest)
+        if not tile:
+            return self.bytes
+        tiles = [int(n) for n in tile[1].split(",")]
+        sides = [self.dims[int(axis)] for axis in reversed(order.split(",")) if axis]
+        sides = [1] * (len(tiles) - len(sides)) + sides
+        for i, n in enumerate(reversed(tiles), 1):
+            sides[-i] = -(-sides[-i] // n) * n
+        return math.ceil(math.prod(sides) * self.item)
+
+    @property
+    def in_main_memory(self) -> bool:
+        """Whether it lies beside the chip and not on it."""
+        space = re.search(r"S\((\d+)\)", self.layout)
+        return not space or space[1] == "0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a program."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]  # of its result
+    operands: tuple[str, ...]
+    rest: str  # attributes
+
+    @property
+    def scope(self) -> str:
+        """Where in the Python program it comes from: `jit(train_step)/transpose(jvp(ResNet))/stem_conv/…`."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
+        return found[1].replace("\\'", "'") if found else ""
+
+    def called(self) -> list[str]:
+        """Names of the computations it uses."""
+        names = re.findall(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)", self.rest)
+        branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
+        return names + (re.findall(r"%?([\w.\-]+)", branches[1]) if branches else [])
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Something that devices exchange, `times` a step."""
+
+    kind: str
+    group: int  # devices that take part in one exchange
+    arrays: tuple[tuple[str, int], ...]  # what for, and bytes on one device: of what is reduced, gathered or moved
+    times: int
+
+    @property
+    def bytes(self) -> int:
+        """On one device, a step."""
+        return self.times * sum(size for _, size in self.arrays)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device must send at least, a step: those of a ring over the group."""
+        return (
+            self.bytes
+            * (2 if self.kind == "all-reduce" else 1)
+            * (1 if self.kind.startswith("collective") else (self.group - 1) / self.group)
+        )
+
+
+class Program:
+    """A compiled program's text, taken apart."""
+
+    def __init__(self, text: str):
+        self.header = text[: text.find("\n")]
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        here: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if line.startswith((" ", "\t")):
+                found = _INSTRUCTION.match(line)
+                if found:
+                    inside, rest = _parenthesis(line, found.end())
+                    operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or tuple(re.findall(r"[A-Za-z_][\w.\-]*", inside))
+                    if found[3] in ("constant", "iota"):
+                        operands = ()
+                    if found[3] == "parameter":
+                        operands, rest = (), f" number={inside}{rest}"
+                    here[found[1]] = Instruction(found[1], found[3], _arrays(found[2]), operands, rest)
+            elif found := _COMPUTATION.match(line):
+                here = self.computations[found[2]] = {}
+                if found[1]:
+                    self.entry = found[2]
+
+    def parameters(self) -> list[Instruction]:
+        """Of the entry: the arguments of the program, with the names that they have in Python."""
+        found = [i for i in self.computations[self.entry].values() if i.opcode == "parameter"]
+        return sorted(found, key=lambda i: int(re.search(r"number=(\d+)", i.rest)[1]))
+
+    def aliased(self) -> int:
+        """How many results are written over an argument."""
+        found = re.search(r"input_output_alias=\{(.*?)\}, entry_computation_layout", self.header)
+        return len(re.findall(r"(?:may|must)-alias", found[1])) if found else 0
+
+    def runs(self) -> dict[str, int]:
+        """How often each computation runs in a step; those inside fusions and reductions are not among them."""
+        counts: dict[str, int] = {}
+
+        def visit(name: str, times: int) -> None:
+            counts[name] = counts.get(name, 0) + times
+            for instruction in self.computations[name].values():
+                if instruction.opcode in ("while", "conditional", "call", "async-start"):
+                    found = re.search(r"known_trip_count[^0-9]*(\d+)", instruction.rest)
+                    inner = int(found[1]) if found and instruction.opcode == "while" else 1
+                    for called in instruction.called():
+                        if called in self.computations:
+                            visit(called, times * inner)
+
+        visit(self.entry, 1)
+        return counts
+
+    def collectives(self) -> list[Collective]:
+        """All exchanges between devices."""
+        devices = int((re.search(r"num_partitions=(\d+)", self.header) or [0, 1])[1])
+        found = []
+        for name, times in self.runs().items():
+            for instruction in self.computations[name].values():
+                for one, within in self._exchanges(instruction, name):
+                    kind = one.opcode.removesuffix("-start")
+                    if instruction.opcode == "fusion" and "scatter" in instruction.rest.partition("calls=")[2][:80]:
+                        kind = "reduce-scatter"  # on TPU an all-reduce of which each device keeps its part, in one fusion
+                    arrays = self._moved(kind, one, within)
+                    found.append(Collective(kind, _group(one.rest, devices), arrays, times))
+        return found
+
+    def _exchanges(self, instruction: Instruction, within: str) -> Iterator[tuple[Instruction, str]]:
+        if instruction.opcode.removesuffix("-start") in _KINDS:
+            yield instruction, within
+        elif instruction.opcode == "fusion":
+            for called in instruction.called():
+                for inner in self.computations.get(called, {}).values():
+                    if inner.opcode.removesuffix("-start") in _KINDS:
+                        yield inner, called
+
+    def _moved(self, kind: str, one: Instruction, within: str) -> tuple[tuple[str, int], ...]:
+        """(purpose, bytes) of each array; of an all-gather the results, which are larger, else the operands."""
+        here = self.computations[within]
+        operands = [here[name] for name in one.operands if name in here]
+        if kind == "all-gather":
+            results = one.arrays[len(operands) :] if one.opcode.endswith("-start") else one.arrays
+            return tuple((_purpose(o.scope or one.scope, a), a.bytes) for o, a in zip(operands, results, strict=False))
+        return tuple((_purpose(self._origin(o, here) or one.scope, a), a.bytes) for o in operands for a in o.arrays[:1])
+
+    def _origin(self, instruction: Instruction, here: Mapping[str, Instruction]) -> str:
+        """The scope of what made an array, behind tuples and copies."""
+        while not instruction.scope and instruction.operands and instruction.operands[0] in here:
+            instruction = here[instruction.operands[0]]
+        return instruction.scope
+
+    def traffic(self) -> int:
+        """Bytes that a device reads from and writes to its main memory in a step, filling of tiles counted."""
+        total = 0
+        for name, times in self.runs().items():
+            here = self.computations[name]
+            total += times * sum(self._traffic_of(i, here) for i in here.values())
+        return total
+
+    def _traffic_of(self, instruction: Instruction, here: Mapping[str, Instruction]) -> int:
+        if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+            return 0
+        arrays = instruction.arrays
+        if instruction.opcode.endswith("-start"):  # (operand, result, context)
+            arrays = arrays[1:2]
+        written = [a.padded for a in arrays if a.in_main_memory]
+        read = [sum(a.padded for a in here[n].arrays[:1] if a.in_main_memory) for n in instruction.operands if n in here]
+        if instruction.opcode in _READS_A_PART:
+            read = [min(size, arrays[0].padded) for size in read]
+        if instruction.opcode == "dynamic-update-slice":  # in place: what changes is read and written
+            read, written = read[1:2], read[1:2]
+        if instruction.opcode == "fusion":
+            inside = next((self.computations[c] for c in instruction.called() if c in self.computations), {})
+            read, written = self._parts(inside, read, written)
+        return sum(read) + sum(written)
+
+    def _parts(self, inside: Mapping[str, Instruction], read: list[int], written: list[int]) -> tuple[list[int], list[int]]:
+        """As `read` and `written`, where a fusion only looks at a slice of an operand or changes one in place."""
+        users: dict[str, list[Instruction]] = {}
+        for instruction in inside.values():
+            for name in instruction.operands:
+                users.setdefault(name, []).append(instruction)
+        read = list(read)
+        for instruction in inside.values():
+            if instruction.opcode != "parameter":
+                continue
+            number = int(re.search(r"number=(\d+)", instruction.rest)[1])
+            by = users.get(instruction.name, [])
+            if number >= len(read) or not by:
+                continue
+            if all(u.opcode in _READS_A_PART for u in by):
+                read[number] = min(read[number], sum(u.arrays[0].padded for u in by))
+            elif all(u.opcode == "dynamic-update-slice" and u.operands[0] == instruction.name for u in by):
+                changed = sum(inside[u.operands[1]].arrays[0].padded for u in by if u.operands[1] in inside)
+                whole = read[number]
+                read[number] = min(whole, changed)
+                written = [changed if size == whole else size for size in written]
+        return read, written
+
+
+def _parenthesis(line: str, start: int) -> tuple[str, str]:
+    """(what is inside, what follows) a parenthesis whose first character after the opening one is at `start`."""
+    depth = 1
+    for match in re.compile(r"[()]").finditer(line, start):
+        depth += 1 if match[0] == "(" else -1
+        if not depth:
+            return line[start : match.start()], line[match.end() :]
+    return line[start:], ""
+
+
+def _arrays(shape: str) -> tuple[Array, ...]:
+    found = _ARRAY.findall(shape)
+    return tuple(
+        Array(dtype, tuple(int(re.sub(r"\D", "", n)) for n in dims.split(",") if n), layout) for dtype, dims, layout in found
+    )
+
+
+def _group(rest: str, devices: int) -> int:
+    """How many devices exchange with one another."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", found[2]))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return found[1].count(",") + 1
+    return devices
+
+
+def _purpose(scope: str, array: Array) -> str:
+    """`stage4_block1/conv2 f32[3,3,512,512]`: the layer for which an array is exchanged."""
+    found = re.match(r"state\.(\w+)\[(.*)\]$", scope)
+    if found:
+        path = "/".join(re.findall(r"'([^']+)'", found[2]))
+    else:
+        parts = [p for p in scope.split("/")[1:-1] if "(" not in p and "." not in p]  # without program and primitive
+        path = "/".join(p for p in parts if not _PLUMBING.fullmatch(p)) or "the loss and what else is summed"
+    return f"{path} {array.dtype}[{','.join(map(str, array.dims))}]"

@@ -1,0 +1,42 @@
+"""How many images a second one core of this machine prepares as a config says."""
+
+import io
+import time
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+SECONDS = 1.5
+
+
+def images_a_second(config: ConfigDict, seconds: float = SECONDS) -> float | None:
+    """Images a second of processor time through the config's own training transform; None for another task.
+
+    A config that crops or resizes gets a JPEG of 500 x 375 pixels, as ImageNet's are on average; any other an array.
+    """
+    from attention_jax.tasks import classification
+
+    if config.task != "classification":
+        return None
+    pixels, example = classification.training_pixels(config), _example(config)
+    rng = np.random.default_rng(0)
+    pixels(example, rng)
+    count, begin = 0, time.process_time()
+    while time.process_time() - begin < seconds:
+        for _ in range(8):
+            pixels(example, rng)
+        count += 8
+    return count / (time.process_time() - begin)
+
+
+def _example(config: ConfigDict) -> Any:
+    if not (config.data.crop == "random_resized" or config.data.eval_resize):
+        return np.random.default_rng(0).integers(0, 256, config.data.image_shape, np.uint8)
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((500, 375), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    photo.convert({1: "L", 3: "RGB"}[config.data.image_shape[-1]]).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()

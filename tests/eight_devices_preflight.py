@@ -1,0 +1,36 @@
+"""What preflight reads off steps compiled for eight devices; `test_preflight.py` runs this file in a process of its own."""
+
+import jax
+import pytest
+
+from attention_jax.preflight.measure import KINDS, measure
+from tests.small import small_config
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return measure(small_config(batch_norm__granularity="per_replica"), jax.devices())[0]
+
+
+def test_a_data_parallel_network_only_reduces(measured):
+    assert set(measured.collectives) == {"all-reduce"}
+    _, size, sent = measured.collectives["all-reduce"]
+    gradients = measured.state["params"]
+    assert gradients <= size <= 1.5 * gradients + 4096  # and statistics and sums
+    assert sent == pytest.approx(2 * size * 7 / 8)
+
+
+def test_the_state_is_overwritten_in_place(measured):
+    assert measured.donated[0] == measured.donated[1] > 40
+
+
+def test_bytes_by_kind_are_the_arguments(measured):
+    assert set(measured.state) == set(KINDS)  # every kind is in use here
+    assert sum(measured.laid_out.values()) == sum(measured.state.values())  # nothing is filled up on CPU
+    assert sum(measured.state.values()) <= measured.arguments <= 1.02 * sum(measured.state.values()) + 8  # and the seed
+    assert measured.state["ema"] == measured.state["params"] + measured.state["batch_stats"]
+
+
+def test_traffic_and_operations_are_there(measured):
+    assert measured.operations > 0 and measured.traffic > sum(measured.state.values())
+    assert measured.needed > measured.arguments + measured.temporaries
