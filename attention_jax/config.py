@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from attention_jax.errors import UserError, suggestion
 from attention_jax.plugins import load_file, load_object
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,24 @@ def _is_shape(value: Any) -> bool:
     return value is None or (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value))
 
 
-def _is_rules(value: Any) -> bool:
+def _is_rules(value: Any, ok: Callable[[Any], bool] = lambda value: isinstance(value, bool)) -> bool:
     try:
-        return all(len(rule) == 2 and isinstance(rule[1], bool) and re.compile(rule[0]) for rule in value)
+        return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
     except (re.error, TypeError):
         return False
+
+
+_PLACEMENTS = "'fsdp', 'replicated' or a tuple with None, 'fsdp' or 'model' for each dimension"
+
+
+def _is_placing(value: Any) -> bool:
+    def ok(placement: Any) -> bool:
+        if isinstance(placement, str):
+            return placement in ("fsdp", "replicated")
+        axes = [axis for axis in placement if axis is not None]
+        return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
+
+    return _is_rules(value, ok)
 
 
 _OWN_NUMBER = Field((int, type(None)), "a whole number, or None for the data's own", lambda v: v is None or v >= 1)
@@ -128,7 +141,14 @@ _COMMON: dict[Any, Any] = {
     "logging": {**_duration("every"), "tensorboard": _FLAG},
     "parallel": {
         "mode": _choice("jit", "pmap"),
-        "data": Field(int, "a whole number of devices, or -1 for all of them", lambda value: value == -1 or value >= 1),
+        "data": Field(
+            int,
+            "a whole number of devices, or -1 for all of them that fsdp and model leave",
+            lambda value: value == -1 or value >= 1,
+        ),
+        "fsdp": _positive("devices"),
+        "model": _positive("devices"),
+        "rules": Field((tuple, list), f"a tuple of (path regex, {_PLACEMENTS})", _is_placing),
     },
     "profile": {"first_step": _STEP, "num_steps": _STEP},
 }
@@ -458,8 +478,20 @@ def _upgrade_1(config: ConfigDict) -> ConfigDict:
     return ConfigDict({**plain, "version": 2})
 
 
+# What the library did before the field of version 3 existed.
+_BEFORE_3: dict[str, Any] = {"parallel": {"fsdp": 1, "model": 1, "rules": ()}}
+
+
+def _upgrade_2(config: ConfigDict) -> ConfigDict:
+    """Version 3 can divide the state over devices."""
+    plain = config.copy_and_resolve_references().to_dict()
+    for section, fields in _BEFORE_3.items():
+        plain[section] = {**fields, **plain.get(section, {})}
+    return ConfigDict({**plain, "version": 3})
+
+
 # One function for each old version: ConfigDict of that version -> ConfigDict of the next.
-UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {1: _upgrade_1}
+UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {1: _upgrade_1, 2: _upgrade_2}
 
 
 def upgrade(config: ConfigDict) -> ConfigDict:

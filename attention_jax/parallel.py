@@ -1,25 +1,27 @@
-"""Processes, mesh, and how a batch and a state lie on the devices.
+"""Processes, mesh, and how a batch lies on the devices; `placement.py` says how a state does.
 
-One mesh axis, `data`: parameters are replicated, a batch is split. `parallel.mode` says how the step is written:
-"jit" is the global view, in which XLA inserts the collectives; "pmap" gives each replica its own program through
-`shard_map`, so that a replica normalises with its own batch statistics, as `jax.pmap` code always did.
+The mesh has three axes. A batch is split over `data` and `fsdp`; over `fsdp` the state is as well, and over `model` the
+heads, hidden layers and vocabulary of one network. `parallel.mode` says how the step is written: "jit" is the global view,
+in which XLA inserts the collectives; "pmap" gives each replica its own program through `shard_map`, so that a replica
+normalises with its own batch statistics, as `jax.pmap` code always did.
 """
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from attention_jax.errors import UserError, one_sentence
 
-DATA = "data"
+AXES = DATA, FSDP, MODEL = "data", "fsdp", "model"
+ROWS = (DATA, FSDP)  # the axes over which a batch is divided
 
 
 def start() -> None:
@@ -57,16 +59,37 @@ def start() -> None:
         raise UserError(f"JAX_PLATFORMS={wanted}: JAX finds no such devices here: {mend}.") from error
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """A mesh with the axis `data` over all devices, or over the first `data` of them."""
-    devices = jax.devices()
-    if data > len(devices):
-        raise UserError(f"parallel.data={data}: only {len(devices)} devices are here; give -1 for all of them.")
-    if 0 < data < len(devices):
-        if jax.process_count() > 1:
-            raise UserError(f"parallel.data={data}: with several processes all {len(devices)} devices take part; give -1.")
-        devices = devices[:data]
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of data x fsdp x model devices.
+
+    Args:
+        data: -1 takes all devices that the other two leave. One process may take fewer than there are.
+        fsdp, model: sizes of these axes.
+        devices: None takes those of all processes.
+
+    Raises:
+        UserError: the sizes do not fit the devices, or the devices are several TPU slices.
+    """
+    devices = list(devices or jax.devices())
+    here, asked = len(devices), f"parallel.data={data}, fsdp={fsdp}, model={model}"
+    slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
+    if len(slices) > 1:
+        raise UserError(f"these {here} devices are {len(slices)} TPU slices, which is not supported yet: start on one slice.")
+    if data == -1:
+        if here % (fsdp * model):
+            raise UserError(f"{asked}: fsdp x model = {fsdp * model} does not divide the {here} devices that are here.")
+        data = here // (fsdp * model)
+    wanted = data * fsdp * model
+    if wanted > here:
+        raise UserError(f"{asked} takes {wanted} devices: only {here} devices are here; data=-1 takes what is left of them.")
+    if wanted < here and len({device.process_index for device in devices}) > 1:
+        raise UserError(f"{asked} takes {wanted} devices: with several processes all {here} take part; give data=-1.")
+    shape, devices = (data, fsdp, model), devices[:wanted]
+    if devices[0].platform == "tpu":  # neighbours in the mesh are neighbours in the slice
+        ordered = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        ordered = np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
+    return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def process() -> tuple[int, int]:
@@ -85,18 +108,53 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The first axis is divided over `data`."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    """The first axis is divided over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def replicas(mesh: Mesh) -> int:
+    """Parts into which a batch is divided."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+Share = tuple[int | tuple[int, ...], int]
+
+
+def share(mesh: Mesh) -> Share:
+    """Which part of a batch this process loads and of how many, or which parts; what `task.loader` takes.
+
+    Processes whose devices differ along `model` alone have the same share.
+    """
+    processes = np.array([device.process_index for device in mesh.devices.flat]).reshape(replicas(mesh), -1)
+    return share_of(jax.process_index(), processes)
+
+
+def share_of(process: int, processes: np.ndarray) -> Share:
+    """The share of `process`, given which process has each device of a mesh [parts of a batch, devices of a part]."""
+    parts = np.flatnonzero((processes == process).any(axis=1))
+    count, first = len(processes), int(parts[0])
+    if count % len(parts) == 0 and first % len(parts) == 0 and parts[-1] - first == len(parts) - 1:
+        return first // len(parts), count // len(parts)
+    return tuple(map(int, parts)), count  # neighbours in a TPU slice are not always of one host
 
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises UserError unless `batch_size` divides evenly over the devices, and each share into `parts`."""
-    replicas = mesh.shape[DATA]
-    if batch_size % (replicas * parts):
-        step = replicas * parts
+    step = replicas(mesh) * parts
+    if batch_size % step:
         nearest = max(step, round(batch_size / step) * step)
         micro = f" times {parts} micro-batches" if parts > 1 else ""
-        raise UserError(f"{name}={batch_size} cannot be divided by {replicas} devices{micro}: {nearest} could.")
+        by = f"{replicas(mesh)} {'devices' if mesh.shape[MODEL] == 1 else 'groups of devices'}"
+        raise UserError(f"{name}={batch_size} cannot be divided by {by}{micro}: {nearest} could.")
+
+
+def check_mode(mode: str, mesh: Mesh) -> None:
+    """Raises UserError for mode "pmap" on a mesh that divides more than the batch."""
+    if mode == "pmap" and mesh.shape[FSDP] * mesh.shape[MODEL] > 1:
+        raise UserError(
+            f"parallel.mode='pmap' is one program a replica, so that parallel.fsdp={mesh.shape[FSDP]} and "
+            f"model={mesh.shape[MODEL]} cannot divide the state: give 1 for both, or parallel.mode='jit'."
+        )
 
 
 def norm_group_size(config: ConfigDict, mesh: Mesh) -> int | None:
@@ -106,9 +164,9 @@ def norm_group_size(config: ConfigDict, mesh: Mesh) -> int | None:
     number that many consecutive examples. In mode "pmap" the model sees one replica's part, and "all" is a contradiction.
     """
     granularity, per_replica_view = config.batch_norm.granularity, config.parallel.mode == "pmap"
-    part = config.batch_size // config.accumulation // mesh.shape[DATA]
+    part = config.batch_size // config.accumulation // replicas(mesh)
     if granularity == "all":
-        if per_replica_view and mesh.shape[DATA] > 1:
+        if per_replica_view and replicas(mesh) > 1:
             raise UserError(
                 "batch_norm.granularity='all' contradicts parallel.mode='pmap', in which a replica normalises alone: "
                 "give 'per_replica' or a number of examples, or parallel.mode='jit'."

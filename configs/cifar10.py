@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config(model: str = "resnet20") -> ConfigDict:
     """The paper's recipe: 64,000 steps of 128 images, learning rate divided by 10 at 32,000 and 48,000."""
     config = ConfigDict()
-    config.version = 2  # of the config's fields
+    config.version = 3  # of the config's fields
     config.task = "classification"  # what to train: tasks are listed in attention_jax/tasks
     config.seed = 0  # of initialisation, data order and augmentation
     config.batch_size = 128  # examples, over all devices
@@ -104,7 +104,10 @@ def get_config(model: str = "resnet20") -> ConfigDict:
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" | "pmap": one program over all devices, or one a replica
-    config.parallel.data = -1  # devices on the data axis, -1 for all
+    config.parallel.data = -1  # devices that only divide the batch, -1 for all that the other two leave
+    config.parallel.fsdp = 1  # devices that divide the batch and also parameters, optimizer state and averages
+    config.parallel.model = 1  # devices that divide a Transformer's heads, hidden layers and vocabulary
+    config.parallel.rules = ()  # (path regex, placement) before the network's own rules, see attention_jax/parallel.py
 
     config.profile = ConfigDict()
     config.profile.first_step = 0  # a trace of num_steps steps goes to profile/ in the workdir

@@ -20,13 +20,15 @@ STEPS = 3
 
 
 def three_steps(config=None, **fields):
-    """(state as numpy, metrics of each step) after three steps of a program."""
+    """(state as numpy, metrics of each step) after three steps of a program, which keeps its state where it was."""
     program = build(config or small_config(**fields))
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state, seen = program.init(0), []
     for batch in parallel.prefetch(loader.training(0, STEPS), program.mesh):
         state, metrics = program.train_step(state, batch, np.uint32(0))
         seen.append(jax.device_get(metrics))
+    for path, leaf in tree.flatten(program.abstract_state).items():
+        assert tree.flatten(state)[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
     return tree.flatten(jax.device_get(state)), seen
 
 
@@ -98,12 +100,59 @@ def test_mixing_is_of_the_global_batch():
         assert_close(apart, one, collections=("params", "opt_state"))
 
 
-def test_translation_on_eight_devices_is_that_on_one(tmp_path):
-    """With dropout, accumulation and the average of the weights."""
-    folder = small_text.write_pairs(tmp_path)
-    fields = dict(data__rows_multiple=16, accumulation=2, model__dropout=0.1, batch_size=400)
-    one, eight = (three_steps(small_text.small_config(folder, parallel__data=n, **fields)) for n in (1, 8))
-    assert_close(eight, one, collections=("params", "ema"))
+# With accumulation and the averages; a head and convolutions can be divided as well, by rules of the config.
+OF_CONVOLUTIONS = ((r"conv\d/kernel$", (None, None, None, "model")), (r"head/kernel$", ("model", None)))
+MESHES = {
+    "fsdp": dict(parallel__fsdp=8),
+    "data and fsdp": dict(parallel__fsdp=4),
+    "tensor": dict(parallel__model=2, parallel__rules=OF_CONVOLUTIONS),
+    "all three": dict(parallel__fsdp=2, parallel__model=2, parallel__rules=OF_CONVOLUTIONS),
+}
+
+
+@pytest.fixture(scope="module")
+def accumulated():
+    return three_steps(parallel__data=1, accumulation=2)
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_classification_on_every_mesh_is_that_on_one_device(accumulated, sizes):
+    assert_close(three_steps(accumulation=2, **sizes), accumulated)
+
+
+# With dropout, accumulation, recomputed layers and the average of the weights; looping over layers changes no numbers.
+SENTENCES = dict(
+    data__rows_multiple=16,
+    data__bucket_lengths=1,
+    batch_size=400,
+    accumulation=2,
+    model__dropout=0.1,
+    model__remat=True,
+    model__layers=2,
+)
+MESHES_OF_SENTENCES = {
+    "data": {},
+    "fsdp": dict(parallel__fsdp=8),
+    "tensor": dict(parallel__model=2),
+    "all three": dict(parallel__fsdp=2, parallel__model=2),
+    "all three, layers in a loop": dict(parallel__fsdp=2, parallel__model=2, model__scan_layers=True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small_text.write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def translated(folder):
+    return three_steps(small_text.small_config(folder, parallel__data=1, **SENTENCES))
+
+
+@pytest.mark.parametrize("sizes", MESHES_OF_SENTENCES.values(), ids=MESHES_OF_SENTENCES)
+def test_translation_on_every_mesh_is_that_on_one_device(translated, folder, sizes):
+    eight = three_steps(small_text.small_config(folder, **SENTENCES, **sizes))
+    assert_close(eight, translated, collections=("params", "ema"))
 
 
 def test_contradictions_are_refused():

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "attention_jax"
 
 # Part -> the other parts that it may import. A part that is not listed may not be there.
 GROUND = {"errors", "tree", "config", "plugins", "recipes"}
-BUILDING = GROUND | {"nn", "models", "data", "optim", "parallel", "decode"}
+BUILDING = GROUND | {"nn", "models", "data", "optim", "parallel", "placement", "decode"}
 TRAINING = BUILDING | {"tasks", "train"}
 ALLOWED = {
     "errors": set(),
@@ -28,6 +28,7 @@ ALLOWED = {
     "data": GROUND,
     "optim": GROUND,
     "parallel": GROUND,
+    "placement": GROUND | {"parallel"},
     "decode": GROUND,
     "tasks": BUILDING,
     "train": BUILDING | {"tasks"},

@@ -76,7 +76,7 @@ class Loader:
         transform: `(example, rng or None) -> {field: array}`; rng is None in evaluation.
         collate: stacked fields -> batch.
         threads: that load batches ahead of the training step.
-        process: (index, count).
+        process: (index, count), or of a process with several parts of a batch (their indices, count).
         on_broken: "skip" replaces an image that cannot be decoded in training, and takes it out of the evaluation; "stop"
             raises UserError.
         broken: index -> reason, of the examples that could not be decoded so far.
@@ -88,7 +88,7 @@ class Loader:
     transform: Callable[[dict[str, Any], np.random.Generator | None], dict[str, Any]]
     collate: Callable[[Batch], Batch]
     threads: int = 2
-    process: tuple[int, int] = (0, 1)
+    process: tuple[int | tuple[int, ...], int] = (0, 1)
     on_broken: str = "skip"
     broken: dict[int, str] = dataclasses.field(default_factory=dict)
 
@@ -153,9 +153,8 @@ class Loader:
                 logger.warning("data: %d of %d images could not be decoded.", len(self.broken), len(self.source))
 
     def _rows(self, values: np.ndarray) -> np.ndarray:
-        index, count = self.process
-        share = self.batch_size // count
-        return values[index * share : (index + 1) * share]
+        parts, count = self.process
+        return values.reshape(count, -1)[np.atleast_1d(parts)].ravel()
 
 
 def ahead(first: int, end: int, load: Callable[[int], Batch], threads: int) -> Iterator[Batch]:

@@ -173,13 +173,14 @@ class TokenLoader:
     """Makes this process's rows of each batch.
 
     A batch has "source" and "target" [rows, length] with end symbols and padding 0, "weight" [rows], 0 where a row is
-    filled up, and "index" [rows] of the pair in its source. Process i of P has rows [i·rows/P, (i+1)·rows/P).
+    filled up, and "index" [rows] of the pair in its source. Process i of P has rows [i·rows/P, (i+1)·rows/P); of a process
+    with several parts of a batch i is a tuple.
     """
 
     pairs: TokenPairs
     plan: Plan
     threads: int = 2
-    process: tuple[int, int] = (0, 1)
+    process: tuple[int | tuple[int, ...], int] = (0, 1)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Batches of the steps after `first_step`, up to and with `num_steps`, made ahead in threads."""
@@ -196,8 +197,8 @@ class TokenLoader:
 
     def _batch(self, bucket: int, indices: np.ndarray) -> Batch:
         rows, length = self.plan.rows(bucket), self.plan.buckets[bucket]
-        index, count = self.process
-        mine = range(index * rows // count, (index + 1) * rows // count)
+        parts, count = self.process
+        mine = np.arange(rows).reshape(count, -1)[np.atleast_1d(parts)].ravel()
         source = np.full((len(mine), length), PAD, np.int32)
         target = np.full((len(mine), length), PAD, np.int32)
         source[:, 0] = EOS  # an encoder wants something to look at in a row that is filled up

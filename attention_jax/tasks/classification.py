@@ -173,7 +173,7 @@ def training_pixels(config: ConfigDict) -> Pixels:
     return lambda picture, rng: finish(begin(picture, rng), rng)
 
 
-def loader(config: ConfigDict, split: str, process: tuple[int, int], training: bool) -> Loader:
+def loader(config: ConfigDict, split: str, process: parallel.Share, training: bool) -> Loader:
     """The loader of one split."""
     pixels = training_pixels(config) if training else evaluation_pixels(config)
 

@@ -182,7 +182,7 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
     return shapes
 
 
-def loader(config: ConfigDict, split: str, process: tuple[int, int], training: bool) -> TokenLoader:
+def loader(config: ConfigDict, split: str, process: parallel.Share, training: bool) -> TokenLoader:
     """The loader of one split. In evaluation too long pairs are cut, never left out, and longer buckets join."""
     data = config.data
     if training:

@@ -22,7 +22,7 @@ def evaluate(
     What has weight 0 (padding of the last batch, an image that cannot be decoded) is cut out; where the outputs say which
     "index" an example has, they are put into that order. `stop` is asked before each batch; Interrupted when it says so.
     """
-    loader = program.task.loader(config, config.data.eval_split, parallel.process(), training=False)
+    loader = program.task.loader(config, config.data.eval_split, parallel.share(program.mesh), training=False)
     collected: list[dict[str, Any]] = []
     for batch in parallel.prefetch(loader.evaluation(), program.mesh):
         if stop():

@@ -157,7 +157,7 @@ def train(
             evaluate_and_log()
             log.flush()
 
-        loader = task.loader(config, config.data.train_split, parallel.process(), training=True)
+        loader = task.loader(config, config.data.train_split, parallel.share(program.mesh), training=True)
         unread, stopped = None, False
         with (
             contextlib.closing(parallel.prefetch(loader.training(step, every.total), program.mesh)) as batches,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
-from attention_jax import parallel
+from attention_jax import parallel, placement, tree
 from attention_jax.errors import UserError
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
@@ -37,22 +37,26 @@ class Durations:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A config with its model, mesh and jitted functions. The seed is an argument of the functions, not a part of them."""
+    """A config with its model, mesh and jitted functions. The seed is an argument of the functions, not a part of them.
+
+    `abstract_state` has the shapes and shardings of the state.
+    """
 
     config: ConfigDict
     task: ModuleType
     model: nn.Module
     mesh: Mesh
+    placement: placement.Placement
+    abstract_state: states.State
     durations: Durations
     init: Callable[[Any], states.State]
     train_step: Callable[..., tuple[states.State, dict[str, jax.Array]]]
     outputs: Callable[..., dict[str, jax.Array]]
 
     @property
-    def abstract_state(self) -> states.State:
-        """Shapes and shardings of the state."""
-        shapes = jax.eval_shape(self.init, 0)
-        sharding = parallel.replicated(self.mesh)
+    def abstract_batches(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """Shapes and shardings of a training batch, of each shape for which the step is compiled."""
+        sharding, shapes = parallel.split(self.mesh), self.task.batch_shapes(self.config)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
     @property
@@ -62,10 +66,17 @@ class Program:
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
-    """Resolves and checks a config against its data and devices, and sets up what it compiles to; compiles nothing yet."""
+    """Resolves and checks a config against its data and devices, and sets up what it compiles to; compiles nothing yet.
+
+    Args:
+        config: checked.
+        mesh: None makes the one that the config says of the devices that are here. Devices that are only described
+            (`jax.experimental.topologies`) will do for what is compiled and never run.
+    """
     task = get_task(config.task)
     config = task.resolve(config)
-    mesh = mesh or parallel.make_mesh(config.parallel.data)
+    mesh = mesh or parallel.make_mesh(config.parallel.data, config.parallel.fsdp, config.parallel.model)
+    parallel.check_mode(config.parallel.mode, mesh)
     task.check(config, mesh)
 
     durations = resolve_durations(config)
@@ -87,29 +98,35 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     def init(seed: Any) -> states.State:
         return states.create(model, optimizer, inputs, seed, with_ema=bool(config.ema.decay))
 
+    try:
+        shapes = jax.eval_shape(init, 0)
+    except KeyError as error:  # a rule list that misses a parameter
+        raise UserError(str(error.args[0])) from error
+    rules = placement.rules_for(config.model.name, config.parallel.rules)
+    weights = {**tree.flatten(shapes.params), **tree.flatten(shapes.batch_stats)}
+    placed = placement.place(shapes, weights, rules, mesh)
+
     def outputs(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.outputs(config, model, variables, batch)
+        lie = {name: getattr(placed.shardings, name) for name in variables}
+        return task.outputs(config, model, placed.gathered(variables, lie), batch)
 
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    step = make_train_step(config, task, model, optimizer, schedule, unroll=on_cpu)
+    step = make_train_step(config, task, model, optimizer, schedule, placed, unroll=on_cpu)
     if config.parallel.mode == "pmap":
         step = parallel.per_replica(step, mesh)
     everywhere = parallel.replicated(mesh)
-    program = Program(
+    return Program(
         config=config,
         task=task,
         model=model,
         mesh=mesh,
+        placement=placed,
+        abstract_state=placed.abstract(shapes),
         durations=durations,
-        init=jax.jit(init, out_shardings=everywhere, compiler_options=_QUICKLY if on_cpu else None),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=everywhere),
+        init=jax.jit(init, out_shardings=placed.shardings, compiler_options=_QUICKLY if on_cpu else None),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.shardings, everywhere)),
         outputs=jax.jit(outputs, out_shardings=everywhere),
     )
-    try:
-        _ = program.abstract_state
-    except KeyError as error:  # a rule list that misses a parameter
-        raise UserError(str(error.args[0])) from error
-    return program
 
 
 def resolve_durations(config: ConfigDict) -> Durations:

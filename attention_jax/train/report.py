@@ -11,6 +11,7 @@ import jax
 
 from attention_jax import parallel
 from attention_jax.models.summary import summary
+from attention_jax.placement import bytes_per_device
 from attention_jax.train import metrics
 from attention_jax.train.checkpoint import packages
 from attention_jax.train.loop import Result
@@ -27,7 +28,8 @@ def describe(program: Program, overrides: Mapping[str, str]) -> str:
         "versions": f"python {platform.python_version()}, {versions}",
         "devices": f"{jax.process_count()} process(es) x {jax.local_device_count()} {devices.flat[0].device_kind}, "
         f"{parallel.threads()} threads a process",
-        "mesh": f"{mesh}, mode {config.parallel.mode}; all of the state is replicated",
+        "mesh": f"{mesh}, mode {config.parallel.mode}",
+        "state": _state(program),
         "precision": config.precision,
         **program.task.describe(config),
         "network": f"{config.model.name}: {counts.params:,} parameters, {counts.macs:,} multiply-adds an example",
@@ -37,6 +39,17 @@ def describe(program: Program, overrides: Mapping[str, str]) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _state(program: Program) -> str:
+    """How much of the state a device holds, and what is whole against its rule."""
+    placement, state = program.placement, program.abstract_state
+    if not placement.divides:
+        return "all of it on every device"
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    text = f"{bytes_per_device(state):,} of {whole:,} bytes on a device"
+    left, rest = placement.undivided[:8], len(placement.undivided[8:])
+    return f"{text}; whole against its rule: {', '.join(left) or 'nothing'}{f' and {rest} more' if rest else ''}"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.optim import ema
 from attention_jax.parallel import DATA
+from attention_jax.placement import Placement
 from attention_jax.train.state import State
 
 Metrics = dict[str, jax.Array]
@@ -24,6 +25,7 @@ def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    placement: Placement,
     unroll: bool,
 ) -> Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]]:
     """`(state, batch, seed) -> (state, metrics)`.
@@ -33,17 +35,21 @@ def make_train_step(
     over `data`; what mixes examples then mixes those of one replica.
 
     Args:
+        placement: of the state.
         unroll: unrolls the loop over micro-batches; on CPU the gradient of a convolution inside a loop is 20 times slower.
     """
     replicas_apart = config.parallel.mode == "pmap"
 
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
+        statistics = placement.gathered(batch_stats, placement.shardings.batch_stats)
+
         def summed_loss(params):
-            variables = {"params": params, "batch_stats": batch_stats}
+            variables = {"params": placement.in_parts(params), "batch_stats": statistics}
             sums, changed = task.loss(config, model, variables, batch, rng, train=True)
             return sums["loss"], (sums, changed.get("batch_stats", {}))
 
-        (_, (sums, batch_stats_)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
+        loss = placement.remembering_parts(summed_loss, params)
+        (_, (sums, batch_stats_)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, sums, batch_stats_
 
     def accumulated(state: State, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
