@@ -177,13 +177,11 @@ def measure(config: ConfigDict, devices: list[Any], which: int = -1) -> tuple[Me
 
 
 def _build(config: ConfigDict, devices: list[Any]) -> Any:
-    import jax
-    from jax.sharding import AxisType
-
+    from attention_jax import parallel
     from attention_jax.train.program import build
 
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    return build(config, mesh)
+    sizes = config.parallel
+    return build(config, parallel.make_mesh(sizes.data, sizes.fsdp, sizes.model, devices))
 
 
 def _batches(program: Any) -> list[dict[str, Any]]:

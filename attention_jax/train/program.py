@@ -54,12 +54,6 @@ class Program:
     outputs: Callable[..., dict[str, jax.Array]]
 
     @property
-    def abstract_batches(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """Shapes and shardings of a training batch, of each shape for which the step is compiled."""
-        sharding, shapes = parallel.split(self.mesh), self.task.batch_shapes(self.config)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-    @property
     def weights(self) -> tuple[str, ...]:
         """The weights that evaluation looks at, the ones that count last."""
         return ("params", "ema") if self.config.ema.decay else ("params",)
