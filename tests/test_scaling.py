@@ -32,3 +32,12 @@ def test_division_keeps_the_softmax_as_it_is_with_one_component():
     curves = {line.get_label(): line.get_xydata().tolist() for axes in figure.axes for line in axes.lines}
     assert curves["divided, median"] == [[1, small["gradient, divided: median"]], [256, large["gradient, divided: median"]]]
     assert nothing_is_cut_off(figure)
+
+
+def test_entropy_of_attention_is_a_share_of_what_even_weights_have():
+    even, single = np.tril(np.ones((4, 4))), np.eye(4)
+    weights_NHTS = np.stack([even / even.sum(1, keepdims=True), single])[None]
+    found = scaling.relative_entropy(weights_NHTS, np.arange(1, 5)[None])
+    assert found.shape == (1, 4, 2)
+    np.testing.assert_allclose(found[0, 1:, 0], 1)  # the first query sees one key, whose log is 0
+    np.testing.assert_allclose(found[0, 1:, 1], 0)

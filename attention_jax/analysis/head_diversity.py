@@ -5,6 +5,7 @@ Letters in names: N pairs, H heads, T queries, S keys.
 
 import itertools
 import re
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,17 +56,28 @@ def measure(program: Program, run: Run, pairs: int = 128) -> dict[str, float]:
     Asked are all tokens that are no padding and see more than one key, which in the decoder's self-attention leaves out the
     first. Columns "head diversity, encoder", "…, decoder" (self-attention) and "…, cross"; nan with a single head.
     """
+    found = {}
+    for place, arrays, asked_NT, _ in maps_by_place(run, pairs):
+        found[f"head diversity, {place}"] = float(np.mean([diversity(array, asked_NT) for array in arrays]))
+    return found
+
+
+def maps_by_place(run: Run, pairs: int) -> Iterator[tuple[str, list[np.ndarray], np.ndarray, np.ndarray]]:
+    """A Transformer's attention over the first pairs of the evaluation split, for each of `PLACES`.
+
+    Gives: the place, the weights [N, H, T, S] of its layers, which queries [N, T] are no padding and see more than one key,
+    and how many keys [N, T] each sees.
+    """
     data, words = run.config.data, tokenizers.from_assets(run.assets)
     rows = open_pairs(data.source, data.eval_split, data.args.to_dict(), data.on_broken)
     rows = [rows[i] for i in range(min(pairs, len(rows)))]
     tokens = [[[*words.encode(text)[: data.max_length - 1], EOS] for text in side] for side in zip(*rows, strict=True)]
     source, target = (pad_rows(side, len(side), max(map(len, side))) for side in tokens)
     maps = attention_maps(run.model, run.variables, source, shifted(jnp.asarray(target)))
-    found = {}
     for place, pattern in PLACES.items():
-        asked = (source if place == "encoder" else target) != PAD
-        if place == "decoder":
-            asked = asked & (np.arange(target.shape[1]) > 0)
+        asked = source if place == "encoder" else target
+        lengths = (source != PAD).sum(1)[:, None]
+        keys = 1 + np.arange(target.shape[1])[None] if place == "decoder" else lengths
+        keys = np.broadcast_to(keys, asked.shape)
         arrays = [np.asarray(array) for path, array in maps.items() if re.match(pattern, path)]
-        found[f"head diversity, {place}"] = float(np.mean([diversity(array, asked) for array in arrays]))
-    return found
+        yield place, arrays, (asked != PAD) & (keys > 1), keys

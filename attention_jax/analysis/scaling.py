@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attention_jax.analysis import plots
+from attention_jax.analysis.head_diversity import maps_by_place
+from attention_jax.load import Run
+from attention_jax.train.program import Program
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +44,37 @@ def measure(key_size: int, words: int, examples: int) -> dict[str, Any]:
     return values
 
 
+def trained(program: Program, run: Run, pairs: int = 128) -> dict[str, float]:
+    """A measure of tables: entropy of a trained Transformer's softmax, mean over layers, heads, queries that see two or more
+    keys, and the first pairs of the evaluation split, as a share of the log of the number of keys that a query sees.
+
+    Columns "entropy / log n, encoder", "…, decoder" (self-attention) and "…, cross".
+    """
+    found = {}
+    for place, arrays, asked_NT, keys_NT in maps_by_place(run, pairs):
+        found[f"entropy / log n, {place}"] = float(
+            np.mean([relative_entropy(array, keys_NT)[asked_NT].mean() for array in arrays])
+        )
+    return found
+
+
+def relative_entropy(weights_NHTS: np.ndarray, keys_NT: np.ndarray) -> np.ndarray:
+    """Attention's weights and how many keys a query sees -> entropy over the log of that number, [N, T, H]; nan for one key."""
+    p = np.asarray(weights_NHTS, np.float64).transpose(0, 2, 1, 3)
+    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return entropy / np.log(keys_NT)[..., None]
+
+
 def _scales(key_size: int) -> dict[str, float]:
     return {"not divided": 1.0, "divided": key_size**-0.5}
 
 
-def picture(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
-    """Entropy and gradient against d_k, divided and not, of the rows that `measure` gave."""
+def picture(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure | None":
+    """Entropy and gradient against d_k, divided and not, of the rows that `measure` gave; None without such rows."""
     rows = [values for label in measured for values in measured[label] if "key sizes" in values]
+    if not rows:
+        return None
     sizes = [row["key sizes"][0] for row in rows]
     figure = plots.new_figure(9, 4)
     entropy, gradient = figure.subplots(1, 2)
