@@ -133,7 +133,7 @@ def test_resnet_rs_rows_are_prefixes():
         ("receptive_field", "self-attention", ["pixels seen %, untrained", "pixels seen %, trained"], "fields"),
         ("transformer_variations", "A: 4 heads", ["perplexity", "head diversity, cross"], None),
         ("seq2seq_length", "LSTM + attention", ["seconds"], "lengths"),
-        ("positional", "learned", ["token accuracy %, two dates", "token accuracy %, four dates"], None),
+        ("positional", "learned", ["token accuracy %, one date", "next tokens right %, four dates"], None),
         ("scaling", "not divided at d_k = 8", ["perplexity", "entropy / log n, decoder"], None),
     ],
 )

@@ -60,15 +60,18 @@ def elsewhere(program: Program, run: Run, changes: Mapping[str, Mapping[str, Any
     """A measure of tables: the same weights and tokenizer on other data.
 
     Args:
-        changes: {what they are called: {dotted config field: value}}; a column each of what "correct" means, in percent.
+        changes: {what they are called: {dotted config field: value}}.
+
+    Columns of each: what "correct" means, in percent, and the share of next tokens that are right after the right ones.
     """
-    found = {}
+    whole, next_ones = {}, {}
     for name, fields in changes.items():
         config = program.task.resolve(configs.override(run.config, fields))
         program.task.adopt(config, run.assets)
         _, outputs = evaluate(dataclasses.replace(program, config=config), run.variables, config)
-        found[f"{program.task.correct_means(config)} %, {name}"] = 100 * float(np.mean(outputs["correct"]))
-    return found
+        whole[f"{program.task.correct_means(config)} %, {name}"] = 100 * float(np.mean(outputs["correct"]))
+        next_ones[f"next tokens right %, {name}"] = 100 * float(outputs["right"].sum() / outputs["tokens"].sum())
+    return whole | next_ones
 
 
 def picture(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
