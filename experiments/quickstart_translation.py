@@ -20,8 +20,9 @@ notes = (
     "Equal updates say which network learns fastest, not which is best in the end. The recurrent rows have what such networks "
     "are usually given: a forget gate that starts open (forget_bias 1), gradients clipped to norm 1, and a peak rate of their "
     "own, the best of a few that were tried for 600 updates on this data. "
-    "All rows: the same tokens, batches, number of updates and shape of the schedule, greedy search. Exact match: the translation is the "
-    "reference, character by character. BLEU on characters, chrF: sacrebleu. MACs: of a pair as long as the longest bucket.\n"
+    "All rows: the same tokens, batches, number of updates and shape of the schedule, greedy search. Exact match: the "
+    "translation is the reference, character by character. BLEU on characters, chrF: sacrebleu. MACs: of a pair as long as the "
+    "longest bucket.\n"
     "Dates aligned: of the test split's dates, the share of which every token of the Korean year, month and day gives its "
     "largest attention to a token of the same part of the English text; end symbols and punctuation would be misses. Layer "
     'and head (or the mean of a layer\'s heads) are chosen on the split "dev".'
