@@ -82,9 +82,11 @@ scales = {
         "overrides": {
             "data.args.source": f"{_MULTI30K}/{{split}}.en.gz",
             "data.args.target": f"{_MULTI30K}/{{split}}.de.gz",
-            "total_steps": 1500,
-            "schedule.warmup_steps": 500,
-            "evaluation.every_steps": 1500,
+            "batch_size": 4096,
+            "total_steps": 1000,
+            "schedule.warmup_steps": 300,
+            "schedule.learning_rate": 0.98,  # of noam: 0.005 · sqrt(128 · 300)
+            "evaluation.every_steps": 1000,
             "evaluation.translate": True,
             "checkpoint.every_steps": 500,
             "logging.tensorboard": False,
