@@ -16,6 +16,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
+  plot DIR ... --output=OUT.png               learning curves of runs
+  plot DIR ... --output=OUT.png               learning curves of runs
   summary MODEL                               parameters and multiply-adds of a network
   preflight --config=FILE --topology=SLICE    what a train step needs on a TPU slice that need not be there, e.g. v5e-16;
                                               preflight all: the committed table (installs the TPU compiler for that)
@@ -155,7 +157,7 @@ case "$command" in
     fi
     exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
-  train | evaluate | translate | table | summary)
+  train | evaluate | translate | table | plot | summary)
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
@@ -196,5 +198,5 @@ case "$command" in
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, summary, preflight, prepare, local, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, plot, summary, preflight, prepare, local, notebook, python, test, setup." ;;
 esac

@@ -1,4 +1,4 @@
-"""The library's verbs: python -m attention_jax train | evaluate | translate | table | summary | preflight | prepare.
+"""The library's verbs: python -m attention_jax train | evaluate | translate | table | plot | summary | preflight | prepare.
 
 Exit code 0: done, or stopped by a signal after saving. 1: rows of a table failed, or a step does not fit a slice.
 2: something that the user can mend, said in one sentence.
@@ -100,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workdir", metavar="DIR", help="default runs/<file>[-<scale>]")
     sub.add_argument("--output", metavar="DIR", help="for the table, chart and pictures; default the workdir")
     sub.add_argument("--dry-run", action="store_true", help="show what would run")
+
+    sub = verb("plot", _plot, "Draw the learning curves of runs: score and training loss by epoch.")
+    sub.add_argument("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; a label is by default the folder")
+    sub.add_argument("--output", required=True, metavar="OUT.png", help="must not be there yet")
 
     sub = verb("summary", _summary, "Parameters and multiply-adds of a network.")
     sub.add_argument("model", help="a name; a pattern such as 'bam_*' lists the names that match")
@@ -216,6 +220,15 @@ def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         output=options.output,
         dry_run=options.dry_run,
     )
+
+
+def _plot(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # drawing needs no accelerator
+    from attention_jax.analysis.curves import draw
+
+    draw(options.workdirs, options.output)
+    print(f"{options.output} is written.")
+    return 0
 
 
 def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from attention_jax.analysis.plots import PICTURES
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.load import load_run
 from attention_jax.tasks import get_task
@@ -19,7 +20,6 @@ from attention_jax.tasks.translator import Translation, Translator
 from attention_jax.train.report import progress_bar
 
 CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that output begins early
-PICTURES = (".png", ".pdf", ".svg")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from make_tiny_run import RUN
 from small import small_config
 
+from attention_jax import cli
 from attention_jax.analysis import plots
 from attention_jax.errors import UserError
-from attention_jax.load import Run
+from attention_jax.load import Run, load_run
 from attention_jax.tasks import classification
 
 
@@ -73,6 +75,24 @@ def test_learning_curves_mean_over_seeds_by_epoch():
 def test_learning_curves_of_a_run_without_a_log():
     with pytest.raises(UserError, match="a: 'headline' was not logged"):
         plots.learning_curves({"a": [[{"step": 1, "epoch": 0.1, "train/loss": 1.0}]]})
+
+
+def test_the_verb_plot_draws_the_logs_of_runs(tmp_path, monkeypatch, capsys):
+    drawn = {}
+    monkeypatch.setattr(plots, "learning_curves", lambda runs, **_: drawn.update(runs) or plots.new_figure(1, 1))
+    picture = tmp_path / "curves.png"
+    assert cli.main(["plot", str(RUN), f"twice={RUN}", f"twice={RUN}", f"--output={picture}"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in capsys.readouterr().out
+    assert {label: len(seeds) for label, seeds in drawn.items()} == {RUN.name: 1, "twice": 2}
+    assert drawn["twice"][0] == load_run(RUN).metrics
+    for arguments, said in (
+        ([str(RUN), f"--output={picture}"], "there already"),
+        ([str(tmp_path), f"--output={tmp_path / 'b.png'}"], "is no run's folder"),
+        ([str(RUN), f"--output={tmp_path / 'b.txt'}"], "ends in .png"),
+        ([str(RUN), f"--output={tmp_path / 'none' / 'b.png'}"], "cannot be written"),
+    ):
+        assert cli.main(["plot", *arguments]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_notebook_shows_a_figure_without_pyplot():

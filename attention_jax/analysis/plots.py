@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")
 _GREY = "#555555"
+PICTURES = (".png", ".pdf", ".svg")  # what a picture's file may end in
 
 
 @functools.cache
