@@ -17,7 +17,6 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   plot DIR ... --output=OUT.png               learning curves of runs
-  plot DIR ... --output=OUT.png               learning curves of runs
   summary MODEL                               parameters and multiply-adds of a network
   preflight --config=FILE --topology=SLICE    what a train step needs on a TPU slice that need not be there, e.g. v5e-16;
                                               preflight all: the committed table (installs the TPU compiler for that)
