@@ -1,7 +1,7 @@
 """Sinusoidal positions, learned ones and none, also on texts longer than those of training.
 
 Run:       ./launch.sh table experiments/positional.py
-Hardware:  two CPU cores; less than 10 minutes.
+Hardware:  a CPU core; the results took 4 minutes on one that others shared.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """The second table: an LSTM, the same with attention, and a Transformer on the embedded English-Korean pairs.
 
 Run:       ./launch.sh quickstart translation
-Hardware:  two CPU cores; the results took 16 minutes on one that others shared.
+Hardware:  a CPU core; the results took 7 minutes on one that others shared.
 Expected:  experiments/results/quickstart_translation.md
 """
 

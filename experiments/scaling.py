@@ -1,7 +1,7 @@
 """Why attention divides by √d_k: the softmax of random queries and keys, and Transformers trained with and without.
 
 Run:       ./launch.sh table experiments/scaling.py
-Hardware:  two CPU cores; meant for less than 10 minutes.
+Hardware:  a CPU core; the results took 6 minutes on one that others shared.
 """
 
 import functools
