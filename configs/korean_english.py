@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.model.hidden = 256
     config.model.heads = 4
     config.model.dropout = 0.3
+    config.model.norm = "pre"  # "post" | "pre" | "none"
 
     config.data = ConfigDict()
     config.data.source = "tsv"  # a built-in name, a dotted path, or path/to/file.py:make

@@ -85,7 +85,8 @@ scales = {
             "batch_size": 4096,
             "total_steps": 1000,
             "schedule.warmup_steps": 300,
-            "schedule.learning_rate": 0.98,  # of noam: 0.005 · sqrt(128 · 300)
+            "schedule.learning_rate": 0.784,  # of noam: 0.004 · sqrt(128 · 300)
+            "model.norm": "pre",  # the other kind has not begun to look at the source after so few updates
             "evaluation.every_steps": 1000,
             "evaluation.translate": True,
             "checkpoint.every_steps": 500,
