@@ -1,10 +1,12 @@
 """Laws of text: files with everything that files have, tokenizers that lose nothing, batches that lose no pair."""
 
 import gzip
+import itertools
 import logging
 
 import numpy as np
 import pytest
+import sentencepiece as sentencepiece_library
 
 from attention_jax.data import tokenizer as tokenizers
 from attention_jax.data.parallel_text import files, open_pairs, tsv
@@ -63,6 +65,8 @@ def test_files_of_unequal_length_and_files_that_are_missing(tmp_path):
         files("train", f"{tmp_path}/a", f"{tmp_path}/b", on_broken="skip")
     with pytest.raises(UserError, match=r"c: there is no such file; its folder has a, b\."):
         files("train", f"{tmp_path}/a", f"{tmp_path}/c")
+    with pytest.raises(UserError, match="2 source files and 1 target files"):
+        files("train", (f"{tmp_path}/a", f"{tmp_path}/a"), f"{tmp_path}/a")
     write(tmp_path / "t.tsv", ["one\teins", "two"])
     with pytest.raises(UserError, match=r"t.tsv:2 has 1 columns, not 2"):
         tsv("train", f"{tmp_path}/t.tsv")
@@ -106,6 +110,13 @@ def test_byte_pairs_are_joined_and_rare_words_unknown():
     assert words.pieces(range(6)) == ["<pad>", "<s>", "</s>", "<unk>", "a@@", "b"]
     assert words.encode("a@@ b c") == [4, 5, UNKNOWN]
     assert words.decode([4, 5, 4]) == "ab a"
+    assert tokenizers.from_assets(words.assets()).decode([4, 5, 4]) == "ab a"
+
+
+def test_equally_frequent_words_are_in_the_order_of_the_alphabet_and_symbols_are_not_words():
+    words = tokenizers.train("words", ["c b a <unk>", "<unk> b </s>"], None, "", {})
+    assert words.pieces(range(7)) == ["<pad>", "<s>", "</s>", "<unk>", "b", "a", "c"] and words.vocab_size == 7
+    assert words.encode("<unk> a") == [UNKNOWN, 5]
 
 
 def test_mistakes_with_tokenizers(tmp_path):
@@ -118,6 +129,11 @@ def test_mistakes_with_tokenizers(tmp_path):
     (tmp_path / "x.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="no sentencepiece model"):
         tokenizers.from_file(f"{tmp_path}/x.model")
+    lines = iter(ENGLISH)
+    train = sentencepiece_library.SentencePieceTrainer.train
+    train(sentence_iterator=lines, model_prefix=f"{tmp_path}/y", vocab_size=30, model_type="char", minloglevel=2)
+    with pytest.raises(UserError, match="pad, bos, eos, unk = .* --pad_id=0"):
+        tokenizers.from_file(f"{tmp_path}/y.model")
 
 
 # Batches
@@ -149,8 +165,10 @@ def test_an_epoch_has_no_pair_twice_and_few_left_out(pairs):
             assert len(indices) == plan.rows(bucket) and plan.rows(bucket) % 4 == 0
             assert plan.rows(bucket) * plan.buckets[bucket] <= 400
             assert (pairs.lengths[indices] <= plan.buckets[bucket]).all()
-        orders.append(seen.tolist())
-    assert orders[0] != orders[1]
+        orders.append(batches)
+    assert [bucket for bucket, _ in orders[0]] != [bucket for bucket, _ in orders[1]]
+    together = [{frozenset(indices.tolist()) for _, indices in batches} for batches in orders]
+    assert not together[0] & together[1], "other pairs share a batch"
     again = plan_of(pairs)
     assert [again.batch(i)[1].tolist() for i in range(5)] == [plan.batch(i)[1].tolist() for i in range(5)]
     assert plan_of(pairs, seed=1).batch(0)[1].tolist() != plan.batch(0)[1].tolist()
@@ -169,6 +187,26 @@ def test_evaluation_has_every_pair_once(pairs):
             if i >= 0:
                 source = batch["source"][row]
                 assert source[source != PAD].tolist() == pairs.side(i, 0).tolist() and EOS in source
+            else:
+                assert batch["source"][row].tolist() == [EOS] + [PAD] * (batch["source"].shape[1] - 1)
+                assert batch["weight"][row] == 0 and not batch["target"][row].any()
+    assert any((batch["index"] < 0).any() for batch in batches)
+
+
+def test_a_last_batch_of_one_pair_is_evaluated():
+    plan = Plan(np.full(17, 4), (4,), 64, 2, 0)
+    assert [len(indices) for _, indices in plan.every()] == [16, 1]
+
+
+def test_what_is_padding():
+    assert Plan(np.array([2, 4, 8]), (4, 8), 64, 1, 0).padding() == 1 - 14 / 16
+
+
+def test_the_index_is_that_of_the_source_though_pairs_were_left_out():
+    sides = [([5] * 9, [6]), ([7], [8]), ([9] * 9, [6]), ([10, 10], [11])]
+    pairs, _ = TokenPairs.of(iter(sides), 5, "drop")
+    (batch,) = TokenLoader(pairs, Plan(pairs.lengths, (4,), 8, 2, 0)).evaluation()
+    assert batch["index"].tolist() == [1, 3] and batch["source"][:, 0].tolist() == [7, 10]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -196,10 +234,18 @@ def test_buckets_pad_least():
         key=lambda cut: sum(min(c for c in cut if c >= length) for length in lengths),
     )
     assert choose_buckets(lengths, 3, 1) == best
+    lengths = np.random.default_rng(0).integers(1, 13, 40) ** 2
+    shapes = sorted(set((-(-lengths // 4) * 4).tolist()))
+
+    def positions(cut: tuple[int, ...]) -> int:
+        return sum(min(c for c in cut if c >= length) for length in lengths)
+
+    cuts = [(*cut, shapes[-1]) for cut in itertools.combinations(shapes[:-1], 3)]
+    assert positions(choose_buckets(lengths, 4)) == min(map(positions, cuts))
 
 
 def test_long_pairs_are_dropped_or_cut():
-    sides = [([5] * 3, [6] * 3), ([5] * 9, [6] * 2), ([5] * 4, [6] * 4)]
+    sides = [([5] * 3, [6] * 3), ([5] * 5, [6] * 2), ([5] * 4, [6] * 4)]  # of 5 with the end symbol 6
     kept, long = TokenPairs.of(iter(sides), 5, "drop")
     assert long == 1 and kept.kept.tolist() == [0, 2] and kept.side(1, 0).tolist() == [5, 5, 5, 5, EOS]
     cut, long = TokenPairs.of(iter(sides), 5, "truncate")
@@ -238,5 +284,12 @@ def test_wmt14_by_way_of_tfds(tmp_path):
         assert batch["source"].shape == batch["target"].shape and (batch["source"] != batch["target"]).any()
         evaluated = list(translation.loader(config, "validation", (0, 1), training=False).evaluation())
         assert sum(batch["weight"].sum() for batch in evaluated) == 40
+        languages = {"name": "wmt14_translate/de-en", "source": "en", "target": "de"}
+        found = open_pairs("tfds", "train", languages, "stop")
+        english, german = found[0]
+        record = found._records[0]
+        assert (english, german) == (record["en"].decode(), record["de"].decode())
+        turned = open_pairs("tfds", "train", {**languages, "source": "de", "target": "en"}, "stop")
+        assert turned[0] == (german, english)
         with pytest.raises(UserError, match="has the languages de, en"):
             open_pairs("tfds", "train", {"name": "wmt14_translate/de-en", "source": "en", "target": "fr"}, "stop")

@@ -33,7 +33,7 @@ class _Unusable(Exception):
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file without their ends; `.gz` is unpacked. A byte order mark at the beginning is left out."""
+    """The lines of a file, of which "\r" may be left; `.gz` is unpacked. A byte order mark at the beginning is left out."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError as error:
@@ -42,7 +42,7 @@ def _lines(path: Path) -> list[bytes]:
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({one_sentence(error)}).") from error
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [line.removesuffix(b"\r") for line in (lines[:-1] if not lines[-1] else lines)]
+    return lines if lines[-1] else lines[:-1]
 
 
 def _text(line: bytes, where: str) -> str:

@@ -117,7 +117,7 @@ class SentencePiece:
         return self._processor.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in tokens if i not in (PAD, BOS, EOS)])
+        return self._processor.decode([int(i) for i in tokens])  # nothing comes of padding, start and end
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         return [self._processor.id_to_piece(int(i)) for i in tokens]
