@@ -108,12 +108,13 @@ class RNNSearch(nn.Module):
     def _advance(self, cache: Cache) -> Any:
         """A pure function of the gates [B, G] and the state [B, D]: the next state, the context and the weights [B, S]."""
         recurrence = self.decoder.recurrence("/".join(self.decoder.hidden.path))
-        asking, feed, mask_BS = self.cross_attention.asking(), self.feed.pure(), cache["source"] != PAD
+        shared, feed = cache["shared"], self.feed.pure()
+        ask = self.cross_attention.asking_once(shared["keys"], shared["annotations"], shared["source"] != PAD)
 
         def advance(gates_BG: jax.Array, s_BD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            context_BTD, weights_BTS = asking(s_BD[:, None], cache["keys"], cache["annotations"], mask_BS)
-            (new_BD,) = recurrence(gates_BG + feed(context_BTD[:, 0]), (s_BD,))
-            return new_BD, context_BTD[:, 0], weights_BTS[:, 0]
+            context_BD, weights_BS = ask(s_BD)
+            (new_BD,) = recurrence(gates_BG + feed(context_BD), (s_BD,))
+            return new_BD, context_BD, weights_BS
 
         return advance
 
@@ -128,10 +129,12 @@ class RNNSearch(nn.Module):
 
         It does not depend on `max_length` and `beam`, which the Transformer's does.
         """
-        return {**memory, "keys": self.cross_attention.keys(memory["annotations"]), "source": source}
+        annotations = memory["annotations"]
+        shared = {"annotations": annotations, "keys": self.cross_attention.keys(annotations), "source": source}
+        return {"state": memory["state"], "shared": shared}
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B] the newest target tokens -> logits [B, vocab_size] of the next ones, and the cache that has seen them."""
+        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache that has seen them."""
         y_BD = self._embedded(self.target_embedding, token, False)
         new_BD, context_BD, weights_BS = self._advance(cache)(self.decoder.project(y_BD), cache["state"])
         self.cross_attention.show(weights_BS[:, None])

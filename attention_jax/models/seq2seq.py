@@ -186,13 +186,10 @@ class Seq2Seq(nn.Module):
         what the softmax sees [B, D], and the weights [B, S]."""
         recurrence = self.decoder.recurrence()
         if self.attention != "none":
-            annotations, mask_BS = cache["annotations"], cache["source"] != PAD
-            keys, asking, combine = cache.get("keys", annotations), self.cross_attention.asking(), self.combine.pure()
+            annotations, mask_BS = cache["shared"]["annotations"], cache["shared"]["source"] != PAD
+            keys, combine = cache["shared"].get("keys", annotations), self.combine.pure()
+            ask = self.cross_attention.asking_once(keys, annotations, mask_BS)
             feed = self.feed.pure() if self.input_feeding or self.attention == "bahdanau" else None
-
-        def ask(h_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-            context_BTD, weights_BTS = asking(h_BD[:, None], keys, annotations, mask_BS)
-            return context_BTD[:, 0], weights_BTS[:, 0]
 
         def advance(
             gates_BG: jax.Array,
@@ -229,15 +226,16 @@ class Seq2Seq(nn.Module):
         """
         if self.attention == "none":
             return {"states": memory["states"]}
-        cache = {**memory, "source": source}
+        shared = {"annotations": memory["annotations"], "source": source}
+        cache = {"states": memory["states"], "shared": shared}
         if self.attention != "dot":
-            cache["keys"] = self.cross_attention.keys(memory["annotations"])
+            shared["keys"] = self.cross_attention.keys(memory["annotations"])
         if self.input_feeding:
             cache["fed"] = jnp.zeros((source.shape[0], self.features), self.dtype)
         return cache
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B] the newest target tokens -> logits [B, vocab_size] of the next ones, and the cache that has seen them."""
+        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache that has seen them."""
         gates_BG = self.decoder.project(self._embedded(self.target_embedding, token, False))
         states, y_BD, weights_BS = self._advance(cache)(gates_BG, cache["states"], cache.get("fed"), [], None)
         new = {**cache, "states": states}

@@ -69,6 +69,16 @@ class Alignment(nn.Module):
 
         return ask
 
+    def asking_once(self, keys: jax.Array, memory: jax.Array, mask: jax.Array) -> Callable[[jax.Array], tuple]:
+        """A pure function `q [B · n, Q] -> (context [B · n, M], weights [B · n, S])` of n queries for each sentence."""
+        ask, (b, _, size) = self.asking(), memory.shape
+
+        def ask_once(q: jax.Array) -> tuple[jax.Array, jax.Array]:
+            context, weights = ask(q.reshape(b, -1, q.shape[-1]), keys, memory, mask)
+            return context.reshape(-1, size), weights.reshape(-1, mask.shape[1])
+
+        return ask_once
+
     def asked(self) -> bool:
         """Whether someone wants to see the weights."""
         return self.is_mutable_collection("attention")
