@@ -11,9 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
+from attention_jax import far
 from attention_jax.errors import UserError
 from attention_jax.tasks import get_task
-from attention_jax.train import checkpoint, metrics
+from attention_jax.train import checkpoint, far_checkpoints, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +75,14 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
     """Everything about a run: network, weights, config, assets, metrics, and `predict`.
 
     Args:
-        path: a workdir (its newest good checkpoint), or the folder of one step.
+        path: a workdir (its newest good checkpoint), or the folder of one step; of one at an address a copy is made here.
         weights: "ema" or "params"; None takes the average where there is one.
         average: takes the mean of the newest n checkpoints' weights (Vaswani et al. 2017, Section 6.1: 5 or 20).
 
     Raises:
         UserError: nothing there, no such weights, or fewer checkpoints.
     """
+    path = far_checkpoints.local_copy(str(path), average) if far.is_far(path) else path
     state, about, folder = checkpoint.read_newest(path)
     config = configs.from_json(about["config"])
     has_ema = state.get("ema") is not None

@@ -113,14 +113,14 @@ def _wait(processes: list[subprocess.Popen], asked: list[int]) -> int:
             passed_on = len(asked)
             _send(processes, signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
         if failed is None and (failed := _first_failed(processes)) is not None:
-            _say(f"process {failed} of {len(processes)} {_how(processes[failed])}; stopping the others")
+            _say(f"{_who(failed, processes)} {_how(processes[failed])}; stopping the others")
             _send(processes, signal.SIGTERM)
             deadline = time.monotonic() + _GRACE
         if time.monotonic() > deadline:
             _send(processes, signal.SIGKILL)
         time.sleep(0.05)
     if failed is None and (failed := _first_failed(processes)) is not None:
-        _say(f"process {failed} of {len(processes)} {_how(processes[failed])}")
+        _say(f"{_who(failed, processes)} {_how(processes[failed])}")
     if failed is None:
         return 0
     code = processes[failed].returncode
@@ -128,12 +128,24 @@ def _wait(processes: list[subprocess.Popen], asked: list[int]) -> int:
 
 
 def _first_failed(processes: list[subprocess.Popen]) -> int | None:
-    return next((index for index, process in enumerate(processes) if process.poll() not in (None, 0)), None)
+    """Which failed; of several the one that was not ended by the runtime, which aborts those that have lost another."""
+    failed = [index for index, process in enumerate(processes) if process.poll() not in (None, 0)]
+    return min(failed, key=lambda index: (processes[index].returncode == -signal.SIGABRT, index), default=None)
+
+
+def _who(index: int, processes: list[subprocess.Popen]) -> str:
+    return f"process {index} of {len(processes)} on {socket.gethostname()}"
 
 
 def _how(process: subprocess.Popen) -> str:
     code = process.returncode
-    return f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+    if code > 0:
+        return f"ended with exit code {code}"
+    hint = {
+        signal.SIGKILL: " (by hand, or by the kernel because memory ran out)",
+        signal.SIGABRT: " (by the runtime: it lost another process, or its own words are above)",
+    }.get(-code, "")
+    return f"was ended by {signal.Signals(-code).name}{hint}"
 
 
 def _say(message: str) -> None:

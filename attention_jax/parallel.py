@@ -18,6 +18,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from attention_jax import rollcall
 from attention_jax.errors import UserError, one_sentence
 
 AXES = DATA, FSDP, MODEL = "data", "fsdp", "model"
@@ -27,13 +28,15 @@ ROWS = (DATA, FSDP)  # the axes over which a batch is divided
 def start() -> None:
     """Joins the other processes when a launcher has set AJ_COORDINATOR, AJ_PROCESSES and AJ_PROCESS; else does nothing.
 
-    AJ_COORDINATOR=auto alone leaves it to JAX to find them, as on a TPU slice, whose hosts know each other.
+    AJ_COORDINATOR=auto alone leaves it to JAX to find them, as on a TPU slice, whose hosts know each other. AJ_HOSTS, names
+    divided by commas, lets a message name the host of a process that has not come within AJ_START_SECONDS.
 
     Raises UserError when the platform that JAX_PLATFORMS asks for is not there, or the other processes do not answer.
     """
     address = os.environ.get("AJ_COORDINATOR")
     if address and not jax.distributed.is_initialized():
         about: dict[str, Any] = {}
+        seconds = int(os.environ.get("AJ_START_SECONDS", "120"))
         if address != "auto":
             about = {
                 "coordinator_address": address,
@@ -42,8 +45,10 @@ def start() -> None:
                 # Under Slurm, JAX would otherwise give each process the one card that has its number on the node.
                 "cluster_detection_method": "deactivate",
             }
+            hosts = list(filter(None, os.environ.get("AJ_HOSTS", "").split(",")))
+            rollcall.call(address, about["process_id"], about["num_processes"], seconds, hosts)
         try:
-            jax.distributed.initialize(**about, initialization_timeout=int(os.environ.get("AJ_START_SECONDS", "120")))
+            jax.distributed.initialize(**about, initialization_timeout=seconds)
         except Exception as error:
             who = f"process {about['process_id']} of {about['num_processes']}" if about else "this process"
             raise UserError(

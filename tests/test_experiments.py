@@ -19,7 +19,7 @@ from attention_jax.tables.table import load_table
 from attention_jax.tasks import get_task
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if not path.stem.startswith("chaos"))
 
 
 def table(name: str):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -331,13 +332,16 @@ def test_local_gives_each_process_its_place(local):
 
 @pytest.mark.parametrize(
     ("verb", "at_term", "code", "how"),
-    [("fail", "0", 3, "ended with exit code 3"), ("die", "5", 137, "was ended by SIGKILL")],
+    [
+        ("fail", "0", 3, "ended with exit code 3"),
+        ("die", "5", 137, "was ended by SIGKILL (by hand, or by the kernel because memory ran out)"),
+    ],
 )
 def test_local_names_the_process_that_failed_and_stops_the_rest(local, verb, at_term, code, how):
     process = local.start("--processes=3", "--", verb, AT_TERM=at_term)
     _, stderr = process.communicate(timeout=8)  # before those that do not listen would be killed
     assert process.returncode == code
-    assert f"local: process 1 of 3 {how}; stopping the others.\n" in stderr
+    assert f"local: process 1 of 3 on {socket.gethostname()} {how}; stopping the others.\n" in stderr
     assert not any(map(is_alive, local.pids(3)))
 
 

@@ -321,7 +321,7 @@ def fake(monkeypatch):
         lines = [{"step": 1, "epoch": 0.1, "train/loss": 1.0}, {"step": step, "headline": 0.9}]
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         progress(step)
-        return Result(step, stopped)
+        return Result(step, stopped, path)
 
     monkeypatch.setattr(runner, "build", build)
     monkeypatch.setattr(runner, "train", train)

@@ -1,12 +1,14 @@
 """Data sets that are files of one's own: folders of images, and `.npz` archives."""
 
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from attention_jax import far
 from attention_jax.data.arrays import ArraySource
 from attention_jax.data.decode import BrokenImage
 from attention_jax.errors import UserError, suggestion
@@ -63,6 +65,11 @@ def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     """
     if not 0 <= holdout < 1:
         raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
+    if far.is_far(path):
+        raise UserError(
+            f"data.args.path={path}: a folder of images must be on a mounted file system; at an address give an .npz archive "
+            "or a set of TensorFlow Datasets."
+        )
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
         raise UserError(f"data.args.path={path}: there is no such folder.")
@@ -119,10 +126,10 @@ def npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_{spli
 
     Args:
         split: stands in for `{split}` in the names.
-        path: of the archive.
+        path: of the archive, or its address (gs://…).
         images, labels: names of the arrays; by default x_train, y_train, x_test, … as Keras has them.
     """
-    file = Path(path).expanduser()
+    file = io.BytesIO(far.read(path, f"data.args.path={path}")) if far.is_far(path) else Path(path).expanduser()
     try:
         archive = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:

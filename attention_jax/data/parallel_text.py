@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from attention_jax import far
 from attention_jax.data import embedded
-from attention_jax.errors import UserError, one_sentence, require
+from attention_jax.errors import UserError, one_sentence
 from attention_jax.plugins import load_object
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,17 @@ class _Unusable(Exception):
     """A line that cannot be used: where, and why."""
 
 
-def _lines(path: Path) -> list[bytes]:
-    """The lines of a file, of which "\r" may be left; `.gz` is unpacked. A byte order mark at the beginning is left out."""
+def _lines(path: Path | str) -> list[bytes]:
+    """The lines of a file, of which "\\r" may be left; `.gz` is unpacked. A byte order mark at the beginning is left out.
+
+    Args:
+        path: of a file, or the address of one.
+    """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = far.read(path) if isinstance(path, str) else path.read_bytes()
+        content = gzip.decompress(content) if str(path).endswith(".gz") else content
     except FileNotFoundError as error:
-        near = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
+        near = sorted(p.name for p in Path(path).parent.iterdir())[:8] if Path(path).parent.is_dir() else []
         raise UserError(f"{path}: there is no such file; its folder has {', '.join(near) or 'nothing'}.") from error
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({one_sentence(error)}).") from error
@@ -71,9 +77,10 @@ def _report(left_out: list[str], total: int, what: str) -> None:
         logger.warning("data: %d of %d pairs of %s are left out; the first: %s.", len(left_out), total, what, left_out[0])
 
 
-def _paths(paths: str | Sequence[str], split: str) -> list[Path]:
+def _paths(paths: str | Sequence[str], split: str) -> list[Path | str]:
     paths = [paths] if isinstance(paths, str) else list(paths)
-    return [Path(path.replace("{split}", split)).expanduser() for path in paths]
+    paths = [path.replace("{split}", split) for path in paths]
+    return [path if far.is_far(path) else Path(path).expanduser() for path in paths]
 
 
 def files(split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop") -> Pairs:
@@ -81,7 +88,7 @@ def files(split: str, source: str | Sequence[str], target: str | Sequence[str], 
 
     Args:
         split: stands for "{split}" in the paths: "data/{split}.en" is data/train.en for the split "train".
-        source, target: paths, `.gz` too, or tuples of paths that are read one after another.
+        source, target: paths or addresses (gs://…), `.gz` too, or tuples of them that are read one after another.
         on_broken: "stop" raises UserError at an empty line or one that is not UTF-8, "skip" leaves its pair out.
 
     Raises:
@@ -110,7 +117,7 @@ def tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), 
 
     Args:
         split: stands for "{split}" in the path.
-        path: of a file, `.gz` too, or a tuple of paths that are read one after another.
+        path: of a file or its address (gs://…), `.gz` too, or a tuple of them that are read one after another.
         columns: those of source and target, from 0; others are ignored.
         on_broken: as in `files`; a line with too few columns is one that cannot be used, too.
     """
@@ -139,8 +146,8 @@ def tfds(split: str, name: str, source: str, target: str, data_dir: str | None =
     """
     import tensorflow_datasets
 
-    if str(data_dir).startswith("gs://"):
-        require("gcsfs", "gcs", f"data.args.data_dir={data_dir}")
+    if far.is_far(data_dir):
+        far.Folder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
     with contextlib.suppress(ImportError):  # its builders register themselves when they are imported, and only then
         __import__(f"tensorflow_datasets.translate.{name.split('_')[0]}")
     try:

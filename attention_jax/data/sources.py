@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from attention_jax import far
 from attention_jax.data import embedded
 from attention_jax.data.arrays import ArraySource
 from attention_jax.data.decode import BrokenImage
 from attention_jax.data.files import folder, npz
-from attention_jax.errors import UserError, one_sentence, require
+from attention_jax.errors import UserError, one_sentence
 from attention_jax.plugins import load_object
 
 
@@ -47,8 +48,8 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
     """
     import tensorflow_datasets
 
-    if str(data_dir).startswith("gs://"):
-        require("gcsfs", "gcs", f"data.args.data_dir={data_dir}")
+    if far.is_far(data_dir):
+        far.Folder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
         image, label = _image_and_label(name, builder.info)

@@ -9,8 +9,10 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from attention_jax import far
 from attention_jax.errors import UserError, one_sentence
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
@@ -182,10 +184,9 @@ def from_assets(assets: Mapping[str, bytes]) -> Tokenizer:
 
 
 def from_file(path: str) -> Tokenizer:
-    """A tokenizer of a file: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
+    """A tokenizer of a file or its address: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = far.read(path, f"data.tokenizer={path}") if far.is_far(path) else Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"data.tokenizer={path}: {error.strerror}: give a file, or one of {', '.join(KINDS)}.") from error
     return from_assets({_WORDS if path.endswith(".json") else _SENTENCEPIECE: content})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from attention_jax import parallel
+from attention_jax import far, parallel
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.tables import measures, publish, results
 from attention_jax.tables.computed import Computed, compute
@@ -57,6 +57,11 @@ def run_table(
     scale = table.scale(scale)
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds={seeds} is not right: give a whole number from 1.")
+    for option, place in (("workdir", workdir), ("output", output)):
+        if far.is_far(place):
+            raise UserError(
+                f"--{option}={place}: a table needs a folder of a mounted file system; only training takes addresses."
+            )
     folder = Path(workdir or Path("runs") / table.edition(scale)).expanduser()
     order = Order(
         table=table,

@@ -65,11 +65,34 @@ def _pack(about: dict[str, Any]) -> dict[str, str]:
     return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _unpack(packed: Mapping[str, str]) -> dict[str, Any]:
+def unpack(packed: Mapping[str, str]) -> dict[str, Any]:
+    """`about` of a checkpoint as it was saved. Raises Damaged."""
     if hashlib.sha256(packed["text"].encode()).hexdigest() != packed["sha256"]:
         raise Damaged("its description differs from its checksum")
     about = json.loads(packed["text"])
     return {**about, "assets": {name: base64.b64decode(text) for name, text in about["assets"].items()}}
+
+
+def described(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> dict[str, str]:
+    """`about` of a state as it is saved, with checksums, versions and assets.
+
+    Raises UserError for a state that is not finite.
+    """
+    step = int(state.step)
+    checksums, finite = fingerprint(state)
+    if not finite:
+        raise UserError(
+            f"the state after step {step} is not finite: nothing was saved; lower the learning rate or clip gradients."
+        )
+    return _pack(
+        {
+            **about,
+            "step": step,
+            "checksums": checksums,
+            "packages": packages(),
+            "assets": {name: base64.b64encode(data).decode() for name, data in assets.items()},
+        }
+    )
 
 
 def packages() -> dict[str, str]:
@@ -98,7 +121,7 @@ class KeepBest:
 
 
 @functools.cache
-def _orbax() -> Any:
+def orbax() -> Any:
     """Orbax, imported when first needed (it takes seconds) and quiet about what this file reports in one sentence."""
     import orbax.checkpoint
 
@@ -127,7 +150,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        ocp = _orbax()
+        ocp = orbax()
         self._ocp, self._folder = ocp, workdir / FOLDER
         keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), KeepBest(keep_best, score)])
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
@@ -143,23 +166,17 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        checksums, finite = fingerprint(state)
-        if not finite:
-            raise UserError(
-                f"the state after step {step} is not finite: nothing was saved; lower the learning rate or clip gradients."
-            )
-        packed = _pack(
-            {
-                **about,
-                "step": step,
-                "checksums": checksums,
-                "packages": packages(),
-                "assets": {name: base64.b64encode(data).decode() for name, data in assets.items()},
-            }
-        )
+        packed = described(state, about, assets)
         save = self._ocp.args
         try:
             self._manager.save(step, args=save.Composite(state=save.PyTreeSave(state), about=save.JsonSave(packed)), force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def check(self) -> None:
+        """Raises UserError when a save in the background has failed so far."""
+        try:
+            self._manager.check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
 
@@ -195,8 +212,8 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=args.Composite(state=args.PyTreeRestore(abstract_state, restore_args), about=args.JsonRestore())
         )
-        about = _unpack(restored.about)
-        _verify(restored.state, about)
+        about = unpack(restored.about)
+        verify(restored.state, about)
         return restored.state, about
 
     def _move_aside(self, step: int) -> None:
@@ -219,7 +236,8 @@ class Checkpoints:
         )
 
 
-def _verify(state: Any, about: Mapping[str, Any]) -> None:
+def verify(state: Any, about: Mapping[str, Any]) -> None:
+    """Raises Damaged unless every array is what was saved."""
     saved, (found, _) = about["checksums"], fingerprint(state)
     wrong = [path for path in saved if found.get(path) != saved[path]]
     if wrong or found.keys() != saved.keys():
@@ -266,13 +284,13 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    ocp = _orbax()
+    ocp = orbax()
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        about = _unpack(reader.restore(folder / "about"))
+        about = unpack(reader.restore(folder / "about"))
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as reader:
         shapes = reader.metadata(folder / "state").item_metadata.tree
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         state = reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=restore_args))
-    _verify(state, about)
+    verify(state, about)
     return state, about

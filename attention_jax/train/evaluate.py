@@ -1,6 +1,6 @@
 """Evaluation over every example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,21 @@ class Interrupted(Exception):
 
 
 def evaluate(
-    program: Program, variables: dict[str, Any], config: ConfigDict, stop: Callable[[], bool] = lambda: False
+    program: Program,
+    variables: dict[str, Any],
+    config: ConfigDict,
+    stop: Callable[[], bool] = lambda: False,
+    watched: Callable[[Iterator[Any]], Iterator[Any]] = iter,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics over the whole evaluation split, and the per-example outputs [N, ...] they were made from.
 
     What has weight 0 (padding of the last batch, an image that cannot be decoded) is cut out; where the outputs say which
     "index" an example has, they are put into that order. `stop` is asked before each batch; Interrupted when it says so.
+    `watched` is put around the batches.
     """
     loader = program.task.loader(config, config.data.eval_split, parallel.share(program.mesh), training=False)
     collected: list[dict[str, Any]] = []
-    for batch in parallel.prefetch(loader.evaluation(), program.mesh):
+    for batch in watched(parallel.prefetch(loader.evaluation(), program.mesh)):
         if stop():
             raise Interrupted
         collected.append(program.outputs(variables, batch))

@@ -22,8 +22,10 @@ from attention_jax.errors import UserError
 from attention_jax.train import workdir
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate
+from attention_jax.train.far_checkpoints import FarCheckpoints
 from attention_jax.train.metrics import Log
 from attention_jax.train.program import Program, build
+from attention_jax.train.stalls import Stalls
 
 EVALUATION = "evaluation.npz"
 _LAST = ("grad_norm", "learning_rate")  # metrics that are no sums: the interval's last value is logged
@@ -31,10 +33,17 @@ _LAST = ("grad_norm", "learning_rate")  # metrics that are no sums: the interval
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a call of `train` ended: the step reached, and whether a signal had asked it to stop."""
+    """How a call of `train` ended.
+
+    Attributes:
+        step: reached.
+        stopped: whether a signal had asked it to stop.
+        folder: with the log; where the workdir is an address, the local one that stands for it.
+    """
 
     step: int
     stopped: bool
+    folder: Path
 
 
 @dataclasses.dataclass
@@ -94,7 +103,7 @@ def train(
 
     Args:
         config: checked; its seed may differ from the program's.
-        path: the workdir; made when missing.
+        path: the workdir; made when missing. May be an address, as gs://bucket/run.
         program: of this config but for the seed, to use what is already compiled.
         progress: called with the number of steps done.
 
@@ -107,14 +116,18 @@ def train(
     task, every, seed = program.task, program.durations, np.uint32(config.seed)
     headline = task.headline(config)
 
-    with workdir.claimed(path, config) as folder, StopSignal().installed() as stop_signal, _disk_errors(folder):
+    with workdir.claimed(path, config) as place, StopSignal().installed() as stop_signal, _disk_errors(place.folder):
+        folder = place.folder
         log = Log(folder, config.logging.tensorboard, active=parallel.is_main())
-        checkpoints = Checkpoints(folder, config.checkpoint.keep_last, config.checkpoint.keep_best, log.score)
+        keep = config.checkpoint.keep_last, config.checkpoint.keep_best, log.score
+        checkpoints = FarCheckpoints(place.far, folder, *keep) if place.far else Checkpoints(folder, *keep)
         restored = checkpoints.restore(program.abstract_state)
         state, about = restored or (program.init(seed), {"sums": {}})
         step, sums = int(state.step), Sums(about["sums"])
         log.start(step)
+        log.time({"event": "start", "step": step, "processes": jax.process_count(), "devices": jax.device_count()})
         clock = _Clock(log, task.examples_per_step(config))
+        stalls = Stalls(ended=lambda kind, seconds: log.time({"event": f"waited for {kind}", "seconds": seconds}))
         assets = task.assets(config)
         if restored and about["assets"] != assets:
             raise UserError(
@@ -124,7 +137,8 @@ def train(
 
         def read(step: int, metrics: dict[str, jax.Array]) -> None:
             """Takes in the metrics of a finished step, which waits for that step alone."""
-            sums.add(metrics)
+            with stalls.for_step(step):
+                sums.add(metrics)
             if not all(map(math.isfinite, sums.values.values())):
                 checkpoints.wait()
                 raise UserError(
@@ -135,10 +149,13 @@ def train(
                 log.write(step, {"epoch": step / every.steps_per_epoch, **sums.take()})
                 clock.lap(step)
 
+        def watched(batches: Iterator[Any]) -> Iterator[Any]:
+            return stalls.over_data(batches, config.data.threads)
+
         def evaluate_and_log() -> None:
             values = {}
             for weights in program.weights:
-                scores, outputs = evaluate(program, state.variables(weights), config, lambda: stop_signal.asked)
+                scores, outputs = evaluate(program, state.variables(weights), config, lambda: stop_signal.asked, watched)
                 prefix = "eval" if weights == "params" else f"eval_{weights}"
                 values.update({f"{prefix}/{name}": value for name, value in scores.items()})
             if parallel.is_main():
@@ -162,12 +179,14 @@ def train(
         with (
             contextlib.closing(parallel.prefetch(loader.training(step, every.total), program.mesh)) as batches,
             _Profiler(folder, config.profile.first_step, config.profile.num_steps) as profiler,
+            stalls,
         ):
-            for batch in batches:
+            for batch in watched(batches):
                 with clock.first_step():
                     state, metrics = program.train_step(state, batch, seed)
                 step += 1
                 profiler.after(step)
+                checkpoints.check()
                 if unread is not None:
                     read(step - 1, unread)
                 unread = metrics
@@ -190,7 +209,7 @@ def train(
         checkpoints.close()
         log.time({"event": "call", "step": step, "seconds": time.perf_counter() - begin})
         log.close()
-    return Result(step, stopped or stop_signal.asked)
+    return Result(step, stopped or stop_signal.asked, folder)
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:

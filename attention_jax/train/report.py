@@ -5,7 +5,6 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import jax
 
@@ -63,11 +62,11 @@ def progress_bar(
         yield lambda step: bar.update(step - bar.n)
 
 
-def outcome(workdir: str, result: Result) -> str:
+def outcome(result: Result) -> str:
     """The last sentence of a training command."""
     if result.stopped:
         return f"stopped after step {result.step} and saved; the same command goes on from there."
-    lines = list(metrics.read(Path(workdir).expanduser() / metrics.METRICS))
+    lines = list(metrics.read(result.folder / metrics.METRICS))
     last = next(line for line in reversed(lines) if "headline" in line)
     scores = {name: v if isinstance(v, str) else round(v, 6) for name, v in last.items() if "/" in name}
     return f"done after step {result.step}: {json.dumps(scores)}"

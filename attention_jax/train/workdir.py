@@ -1,54 +1,96 @@
-"""A run's folder: one config, one writer."""
+"""A run's folder: one config, one writer. One at an address has a local folder that stands for it while training runs."""
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
+from attention_jax import far as files
 from attention_jax import parallel
 from attention_jax.errors import UserError
+from attention_jax.train.metrics import TIMING
 
 CONFIG, LOCK = "config.json", ".lock"
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run writes: a local folder, and the one at an address that it stands for, if any."""
+
+    folder: Path
+    far: files.Folder | None = None
+
+
 @contextlib.contextmanager
-def claimed(path: str | Path, config: ConfigDict) -> Iterator[Path]:
-    """The absolute path of a workdir that belongs to this config and, until the end, to this process.
+def claimed(path: str | Path, config: ConfigDict) -> Iterator[Place]:
+    """A workdir that belongs to this config and, until the end, to this process.
 
     Raises:
         UserError: it is a file, cannot be written to, is in use, or was made by another config (the difference is shown).
     """
-    if "://" in str(path):
-        raise UserError(f"workdir={path}: give a folder of a mounted file system; addresses are not supported.")
-    workdir = Path(path).expanduser().resolve()
+    if files.is_far(path):
+        far = files.Folder(str(path), write=parallel.is_main())
+        with _locked(stand_in(str(path)), path, True) as folder:
+            for left in folder.iterdir():  # of a call that was killed: what counts is at the address
+                if left.name not in (LOCK, TIMING):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if not (folder / TIMING).exists():
+                (folder / TIMING).write_bytes(far.read(TIMING) or b"")
+            saved = far.read(CONFIG)
+            _check(path, configs.from_json(saved.decode()) if saved else None, config)
+            if saved is None and parallel.is_main():
+                configs.save_json(folder / CONFIG, config)
+                far.write(CONFIG, (folder / CONFIG).read_bytes())
+            yield Place(folder, far)
+        return
+    with _locked(Path(path).expanduser().resolve(), path, parallel.is_main()) as workdir:
+        saved = read_config(workdir)
+        _check(path, saved, config)
+        if saved is None and parallel.is_main():
+            configs.save_json(workdir / CONFIG, config)
+        yield Place(workdir)
+
+
+def stand_in(address: str) -> Path:
+    """The local folder that stands for an address in this process: in AJ_STAGING, by default in the user's cache."""
+    base = os.environ.get("AJ_STAGING") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "attention_jax", "far")
+    address = address.rstrip("/")
+    name = f"{files.name_of(address)}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+    return Path(base).expanduser().resolve() / name / str(parallel.process()[0])
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path, path: str | Path, lock_it: bool) -> Iterator[Path]:
+    """Makes a folder, which is this process's until the end."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir={path} is a file: give a folder.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / LOCK).open("w") if parallel.is_main() else None
+        lock = (workdir / LOCK).open("w") if lock_it else None
     except OSError as error:
         raise UserError(f"workdir={path} cannot be written to ({os.strerror(error.errno)}): give a folder that can.") from error
-    with contextlib.ExitStack() as stack:
+    with lock or contextlib.nullcontext():
         if lock:
-            stack.enter_context(lock)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"workdir={path} is in use by another process: wait for it or give another folder.") from error
-        saved = read_config(workdir)
-        if saved is not None:
-            lines = configs.difference(saved, config)
-            if lines:
-                raise UserError(
-                    f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
-                )
-        elif parallel.is_main():
-            configs.save_json(workdir / CONFIG, config)
         yield workdir
+
+
+def _check(path: str | Path, saved: ConfigDict | None, config: ConfigDict) -> None:
+    lines = configs.difference(saved, config) if saved is not None else []
+    if lines:
+        raise UserError(
+            f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
+        )
 
 
 def read_config(workdir: Path) -> ConfigDict | None:

@@ -1,0 +1,246 @@
+"""Workdirs and data at addresses: the same run as in a folder, on a file system that neither appends nor renames."""
+
+import json
+import logging
+import threading
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import attention_jax as aj
+from attention_jax import far, tree
+from attention_jax.data import files, parallel_text, tokenizer
+from attention_jax.errors import UserError
+from attention_jax.train import checkpoint, far_checkpoints
+from attention_jax.train.loop import train
+from attention_jax.train.program import build
+from tests.small import small_config
+
+CONFIG = small_config()
+RUN = "objects://bucket/run"
+
+
+class Objects(MemoryFileSystem):
+    """Whole objects, as stores have them; `before_write` may refuse one, `written` has the names in order."""
+
+    protocol = "objects"
+    store, pseudo_dirs, written = {}, [""], []
+    before_write = staticmethod(lambda path: None)
+    before_read = staticmethod(lambda path: None)
+    cachable = False
+
+    def _open(self, path, mode="rb", **options):
+        if mode != "rb":
+            raise NotImplementedError(f"an object store does not open with mode {mode!r}")
+        return super()._open(path, mode, **options)
+
+    def pipe_file(self, path, value, mode="overwrite", **options):
+        type(self).before_write(path)
+        self.written.append(path.removeprefix("objects:/").lstrip("/").removeprefix("bucket/run/"))
+        with super()._open(path, "wb") as file:
+            file.write(value)
+
+    def cat_file(self, path, start=None, end=None, **options):
+        type(self).before_read(path)
+        return super().cat_file(path, start, end, **options)
+
+    def mv(self, *arguments, **options):
+        raise NotImplementedError("an object store renames nothing")
+
+    cp_file = mv
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """An empty store; the local folders that stand for addresses lie in `tmp_path`."""
+    fsspec.register_implementation("objects", Objects, clobber=True)
+    monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
+    monkeypatch.setattr(far, "PAUSES", (0, 0))
+    for name, empty in (("store", {}), ("pseudo_dirs", [""]), ("written", [])):
+        monkeypatch.setattr(Objects, name, empty)
+    return Objects
+
+
+@pytest.fixture(scope="module")
+def program():
+    return build(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def near(program, tmp_path_factory):
+    """The run in a folder: arrays of its last checkpoint, and its log."""
+    workdir = tmp_path_factory.mktemp("near")
+    train(CONFIG, workdir, program)
+    return tree.flatten(checkpoint.read_newest(workdir)[0]), (workdir / "metrics.jsonl").read_bytes()
+
+
+def assert_same_as(near) -> None:
+    folder = far_checkpoints.local_copy(RUN)
+    arrays, log = tree.flatten(checkpoint.read_newest(folder)[0]), (folder / "metrics.jsonl").read_bytes()
+    assert arrays.keys() == near[0].keys()
+    assert all(arrays[path].tobytes() == near[0][path].tobytes() for path in arrays)
+    assert log == near[1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(step: int):
+    """Ends a call after a step. Its last upload may still end, as a request may that a dead process has sent."""
+
+    def progress(done: int) -> None:
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+def uploads_end() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "upload":
+            thread.join()
+
+
+def another_machine(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("AJ_STAGING", str(tmp_path / "another machine"))
+
+
+def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, near, store, tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        train(CONFIG, RUN, program, killed_after(21))
+    uploads_end()
+    another_machine(monkeypatch, tmp_path)
+    assert train(CONFIG, RUN, program).step == 36
+    assert_same_as(near)
+    # What counts is written once: nothing was appended to and no marker or segment took another's place.
+    once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
+    assert len(set(once)) == len(once) >= 8
+    run = aj.load_run(RUN)
+    assert run.step == 36 and run.metrics[-1]["headline"] == json.loads(near[1].splitlines()[-1])["headline"]
+    before = len(store.written)
+    assert train(CONFIG, RUN, program).step == 36  # a finished run, started again
+    assert not [name for name in store.written[before:] if name.startswith(("log/", "checkpoints/"))]
+
+
+def test_checkpoint_counts_only_with_its_marker(program, near, store, tmp_path, monkeypatch):
+    def refuse(path):
+        if path.endswith("checkpoints/12.json"):
+            raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "before_write", staticmethod(refuse))
+        with pytest.raises(UserError, match=r"Permission denied.*the last good one is kept"):
+            train(CONFIG, RUN, program)
+    assert "checkpoints/12/about/metadata" in store.written and "checkpoints/12.json" not in store.written
+    assert far_checkpoints.local_copy(RUN).joinpath("checkpoints", "6").is_dir()
+    assert train(CONFIG, RUN, program).step == 36
+    assert_same_as(near)
+
+
+def test_damaged_newest_at_an_address_costs_steps_and_nothing_else(program, near, store, caplog):
+    with pytest.raises(Killed):
+        train(CONFIG, RUN, program, killed_after(30))
+    uploads_end()
+    newest = max(far_checkpoints.steps(far.Folder(RUN)))
+    largest = max((path for path in store.store if f"checkpoints/{newest}/" in path), key=lambda path: store.store[path].size)
+    content = bytearray(store.store[largest].getvalue())
+    content[len(content) // 2] ^= 1
+    Objects().pipe_file(largest, bytes(content))
+    with caplog.at_level(logging.WARNING, "attention_jax"):
+        train(CONFIG, RUN, program)
+    assert f"checkpoint {newest} is damaged" in caplog.text and f"checkpoints/{newest}.damaged" in store.written
+    assert_same_as(near)
+
+
+def test_network_that_fails_for_a_while(program, near, store, monkeypatch):
+    failed = set()
+
+    def fail_first(path):
+        if len(failed) < 12 and path not in failed and "probe" not in path:
+            failed.add(path)
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(Objects, "before_write", staticmethod(fail_first))
+    monkeypatch.setattr(Objects, "before_read", staticmethod(fail_first))
+    train(CONFIG, RUN, program)
+    assert_same_as(near)
+    assert len(failed) == 12
+
+
+def test_who_comes_later_takes_the_workdir_over(program, store):
+    def taken_over(step: int) -> None:
+        if step == 13:
+            far.Folder(RUN).write("writer.json", b'{"token": "another machine"}')
+
+    with pytest.raises(UserError, match="another process writes to this workdir"):
+        train(CONFIG, RUN, program, taken_over)
+    assert max(far_checkpoints.steps(far.Folder(RUN))) <= 12
+
+
+def test_workdir_of_another_config_at_an_address(program, store):
+    with pytest.raises(Killed):
+        train(CONFIG, RUN, program, killed_after(1))
+    other = small_config(schedule__learning_rate=0.5)
+    with pytest.raises(UserError, match=r"belongs to another config .*learning_rate"):
+        train(other, RUN, build(other, program.mesh))
+
+
+def test_address_that_does_not_answer_is_said_in_time(monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(far, "SECONDS", 0.2)
+    monkeypatch.setattr(Objects, "before_write", staticmethod(lambda path: never.wait(30)))
+    with pytest.raises(UserError, match=r"objects://bucket/run: no answer within 0.2 s: see that this machine has a network"):
+        train(CONFIG, RUN)
+    monkeypatch.setattr(Objects, "info", lambda self, path: never.wait(30))
+    with pytest.raises(UserError, match="no answer within"):
+        parallel_text.open_pairs("tsv", "train", {"path": "objects://bucket/{split}.tsv"}, "stop")
+    never.set()
+
+
+def test_address_of_an_unknown_kind_or_that_is_not_there():
+    with pytest.raises(UserError, match=r"Protocol not known: nowhere.* give an address that fsspec knows"):
+        far.Folder("nowhere://bucket/run")
+    with pytest.raises(UserError, match="data.tokenizer=objects://bucket/none.model"):
+        tokenizer.from_file("objects://bucket/none.model")
+    with pytest.raises(UserError, match="must be on a mounted file system"):
+        files.folder("train", "objects://bucket/images")
+
+
+def test_data_at_an_address_are_those_in_a_folder(tmp_path):
+    lines = {"train.en": "one\ntwo\n", "train.de": "eins\nzwei\n", "train.tsv": "one\teins\ntwo\tzwei\n"}
+    words = tokenizer.train("words", ["one two eins zwei"], None, "", {})
+    np.savez(tmp_path / "digits.npz", x_train=np.zeros((3, 4, 4), np.uint8), y_train=np.arange(3))
+    contents = {name: text.encode() for name, text in lines.items()}
+    contents |= {"words.json": words.assets()["words.json"], "digits.npz": (tmp_path / "digits.npz").read_bytes()}
+    folder = far.Folder("objects://bucket/data", write=True)
+    for name, content in contents.items():
+        folder.write(name, content)
+    pairs = [("one", "eins"), ("two", "zwei")]
+    for source, args in (("files", {"source": "{split}.en", "target": "{split}.de"}), ("tsv", {"path": "{split}.tsv"})):
+        args = {name: f"objects://bucket/data/{value}" for name, value in args.items()}
+        assert list(parallel_text.open_pairs(source, "train", args, "stop")) == pairs
+    assert tokenizer.from_file("objects://bucket/data/words.json") == words
+    assert files.npz("train", "objects://bucket/data/digits.npz")[2]["label"] == 2
+
+
+def test_google_cloud_storage_as_an_emulator_speaks_it(program, near, monkeypatch):
+    pytest.importorskip("gcsfs", reason="needs the extra gcs")
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="needs the package gcp-storage-emulator")
+    emulator = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    emulator.start()
+    try:
+        host, port = emulator._api._httpd.server_address[:2]
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
+        with pytest.raises(Killed):
+            train(CONFIG, "gs://bucket/run", program, killed_after(21))
+        uploads_end()
+        train(CONFIG, "gs://bucket/run", program)
+        folder = far_checkpoints.local_copy("gs://bucket/run")
+        assert (folder / "metrics.jsonl").read_bytes() == near[1]
+        arrays = tree.flatten(checkpoint.read_newest(folder)[0])
+        assert all(arrays[path].tobytes() == near[0][path].tobytes() for path in near[0])
+    finally:
+        emulator.stop()

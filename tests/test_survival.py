@@ -1,0 +1,176 @@
+"""What a run says and keeps when something around it fails; `experiments/chaos.py` tries more, and for longer."""
+
+import json
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from attention_jax import local, rollcall
+from attention_jax.errors import UserError
+from attention_jax.train import stalls
+from attention_jax.train.checkpoint import Checkpoints
+from attention_jax.train.loop import train
+from tests.conftest import child_environment
+from tests.small import as_options, small_config
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def call_roll(address: str, who: list[int], count: int, seconds: float, hosts=()) -> list[str]:
+    """What each of the processes `who`, here threads, is told; "" when all have come."""
+    told = {}
+
+    def one(place: int) -> None:
+        try:
+            told[place] = rollcall.call(address, who[place], count, seconds, hosts) or ""
+        except UserError as error:
+            told[place] = str(error)
+
+    threads = [threading.Thread(target=one, args=(place,)) for place in range(len(who))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [told[place] for place in range(len(who))]
+
+
+def test_roll_is_called_and_its_port_free_again():
+    address = f"localhost:{free_port()}"
+    for _ in range(2):
+        assert call_roll(address, [2, 0, 1], 3, 60) == ["", "", ""]
+
+
+def test_every_process_that_came_is_told_who_did_not():
+    for said in call_roll(f"localhost:{free_port()}", [0, 2], 4, 1, hosts=["a", "b", "c", "d"]):
+        assert said.startswith("of 4 processes 2 did not come within 1 s: 1 on b, 3 on d (here: 0 on ")
+
+
+def test_process_0_that_is_missing_is_named():
+    (said,) = call_roll(address := f"localhost:{free_port()}", [1], 2, 0.5)
+    assert f"did not reach process 0 at {address} within 0.5 s (Connection refused)" in said
+
+
+def test_what_else_talks_to_the_port_is_not_counted():
+    port, told = free_port(), []
+    roll = threading.Thread(target=lambda: told.extend(call_roll(f"localhost:{port}", [0, 1], 3, 2)))
+    roll.start()
+    for line in (b"GET / HTTP/1.1\r\n\r\n", b'{"word": "other", "process": 2}\n'):
+        with socket.create_connection(("localhost", port), timeout=5) as stranger:
+            stranger.sendall(line)
+    roll.join()
+    assert len(told) == 2 and all("of 3 processes 1 did not come within 2 s: 2 (here" in said for said in told)
+
+
+def test_start_that_waits_in_vain_ends_with_one_sentence(run_cli, tmp_path):
+    alone = {
+        "AJ_COORDINATOR": f"127.0.0.1:{free_port()}",
+        "AJ_PROCESSES": "2",
+        "AJ_PROCESS": "0",
+        "AJ_START_SECONDS": "1",
+        "AJ_HOSTS": "near,far",
+    }
+    done = run_cli("train", *as_options(), f"--workdir={tmp_path}", env=alone)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: of 2 processes 1 did not come within 1 s: 1 on far (here: 0 on ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_launcher_names_the_cause_and_not_whom_the_runtime_aborted():
+    def ended(code):
+        return SimpleNamespace(returncode=code, poll=lambda: code)
+
+    assert local._first_failed([ended(-signal.SIGABRT), ended(None), ended(-signal.SIGKILL)]) == 2
+    assert local._first_failed([ended(0), ended(-signal.SIGABRT)]) == 1
+    assert local._first_failed([ended(0), ended(None)]) is None
+
+
+class Heard(logging.Handler):
+    """Knows when something has been said that contains a text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text, self.said = text, threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.text in record.getMessage():
+            self.said.set()
+
+
+def test_stalled_input_is_said_and_training_goes_on(tmp_path, monkeypatch):
+    heard = Heard("waiting for data since")
+    monkeypatch.setattr(stalls, "DATA_SECONDS", 0.05)
+    monkeypatch.setattr(stalls.Stalls.__init__, "__defaults__", (0.02, lambda kind, seconds: None))
+    from attention_jax.data.loader import Loader
+
+    batch = Loader.training_batch
+
+    def stalled(self, step):
+        if step == 7:  # the disk answers only when somebody has complained
+            assert heard.said.wait(60)
+        return batch(self, step)
+
+    monkeypatch.setattr(Loader, "training_batch", stalled)
+    logging.getLogger("attention_jax").addHandler(heard)
+    try:
+        assert train(small_config(total_steps=12), tmp_path).step == 12
+    finally:
+        logging.getLogger("attention_jax").removeHandler(heard)
+    assert heard.said.is_set()
+    assert any('"waited for data"' in line for line in (tmp_path / "timing.jsonl").open())
+
+
+def test_save_that_failed_is_said_at_the_next_step(tmp_path, monkeypatch):
+    steps = []
+    check = Checkpoints.check
+
+    def failing(self):
+        if steps and steps[-1] >= 7:  # the save of step 6 has failed in the background; the next one would be at 12
+            monkeypatch.setattr(self._manager, "check_for_errors", lambda: (_ for _ in ()).throw(OSError(30, "Read-only")))
+        check(self)
+
+    monkeypatch.setattr(Checkpoints, "check", failing)
+    with pytest.raises(UserError, match=r"could not be written .*Read-only.*the last good one is kept"):
+        train(small_config(), tmp_path, progress=steps.append)
+    assert steps[-1] == 7
+
+
+READ_ONLY = """
+cd "$0"
+"$@" & training=$!
+while [ -z "$(ls run/checkpoints 2>/dev/null | grep -x '[0-9]*')" ]; do sleep 0.1; done
+mount --bind run/checkpoints run/checkpoints && mount -o remount,bind,ro run/checkpoints || exit 77
+wait $training; echo "first: $?"
+umount run/checkpoints
+"$@"; echo "second: $?"
+"""
+
+
+def test_workdir_that_becomes_read_only_and_the_same_command_afterwards(tmp_path):
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "-rm", "mount", "--bind", tmp_path, tmp_path], check=False).returncode:
+        pytest.skip("this account may not mount a folder to make it read-only")
+    options = as_options(total_steps=800, evaluation__every_steps=800, checkpoint__every_steps=50)
+    train = [sys.executable, "-m", "attention_jax", "train", *options, "--workdir=run"]
+    done = subprocess.run(
+        [unshare, "-rm", "sh", "-c", READ_ONLY, tmp_path, *train],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "first: 2" in done.stdout and "second: 0" in done.stdout, done.stdout + done.stderr
+    assert "a checkpoint could not be written" in done.stderr and "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+    log = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert sorted(set(log)) == list(range(4, 801, 4)) and len(log) == 201  # each line once, and the evaluation's
