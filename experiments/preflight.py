@@ -63,7 +63,7 @@ source gives hours. published / at best is what the bound leaves out; the error 
 
 def _latency(depth: int, side: int, milliseconds: float) -> dict:
     return {
-        "label": f"ResNet-RS-{depth}, {side} pixels",
+        "label": f"ResNet-RS-{depth} at {side}",
         "config": f"{_IMAGENET}:resnetrs{depth}",
         "fields": {**_RS, "data.image_shape": (side, side, 3)},
         "slices": ("v3-8",),
