@@ -9,7 +9,7 @@ from tests.small import small_config
 
 @pytest.fixture(scope="module")
 def measured():
-    return measure(small_config(batch_norm__granularity="per_replica"), jax.devices())[0]
+    return measure(small_config(batch_norm__granularity="per_replica"), jax.devices())
 
 
 def test_a_data_parallel_network_only_reduces(measured):

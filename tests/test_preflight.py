@@ -13,6 +13,7 @@ import pytest
 from attention_jax import cli
 from attention_jax.errors import UserError
 from attention_jax.models.summary import multiply_adds, summary
+from attention_jax.plugins import load_file
 from attention_jax.preflight import chips, measure, report, table
 from attention_jax.preflight.hlo import Program
 from attention_jax.train.program import build
@@ -385,3 +386,21 @@ def test_the_committed_table_is_that_of_its_numbers(root):
         if measured.mesh.get("fsdp", 1) * measured.mesh.get("model", 1) == 1:
             assert set(measured.collectives) <= {"all-reduce"}, key
     assert np.isfinite([kept["images_a_second"] or 0 for kept in found.values()]).all()
+
+
+# --- the day a card is lent ---------------------------------------------------------------------------------------------
+def test_a_question_that_fails_keeps_none_of_the_others(root, monkeypatch):
+    asked = load_file(root / "experiments/benchmarks/on_device.py")
+
+    def broken(quick):
+        yield asked.Answer("before", "1", "")
+        raise RuntimeError("no such card\nand more")
+
+    monkeypatch.setattr(asked, "losses", broken)
+    monkeypatch.setattr(asked, "steps", lambda quick: iter([asked.Answer("a step", "2 ms", "")]))
+    answers = list(asked.ask(minutes=5, quick=True))
+    assert [answer.question.partition(" [")[0] for answer in answers] == ["before", "broken", "attention", "a step"]
+    assert answers[1].answer == "failed: RuntimeError: no such card"
+    assert float(answers[2].answer.split("at most ")[1].split()[0]) < 1e-5  # fused and plain attention agree
+    assert [answer.answer for answer in asked.ask(minutes=-1, quick=True)] == ["not run"] * 3
+    assert asked.slice_here() is None

@@ -102,12 +102,20 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def measure(config: ConfigDict, devices: list[Any], which: int = -1) -> tuple[Measured, str]:
-    """What the step of a config takes on these devices, and the compiled program's text ("" when it does not fit).
+def measure(config: ConfigDict, devices: list[Any]) -> Measured:
+    """What the step of a checked config takes on these devices, of a slice or of this machine.
+
+    Data that are not here need not be when the config states what it would read off them.
+    """
+    return measure_program(_build(config, devices), devices)[0]
+
+
+def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[Measured, Any]:
+    """The same of a built program, and its compiled step, None when the compiler finds that it does not fit.
 
     Args:
-        config: checked; data that are not here need not be when the config states what it would read off them.
-        devices: of a slice, or of this machine.
+        program: of `attention_jax.train.program.build`.
+        devices: those of its mesh.
         which: of the batch shapes, the longest last.
     """
     import jax
@@ -115,9 +123,8 @@ def measure(config: ConfigDict, devices: list[Any], which: int = -1) -> tuple[Me
     from attention_jax import tree
     from attention_jax.models.summary import multiply_adds, summary
 
-    program = _build(config, devices)
     config = program.config
-    batches = _batches(program)
+    batches = batches_of(program)
     state, batch = program.abstract_state, batches[which]
     seed = jax.ShapeDtypeStruct((), "uint32")
     begin = time.perf_counter()
@@ -169,11 +176,10 @@ def measure(config: ConfigDict, devices: list[Any], which: int = -1) -> tuple[Me
             compiled = lowered.compile()
     except Exception as error:
         found.too_large = _too_large(error)
-        return found, ""
+        return found, None
     seconds["compile"] = time.perf_counter() - begin
-    text = compiled.as_text()
-    _take_down(found, compiled, Text(text))
-    return found, text
+    _take_down(found, compiled, Text(compiled.as_text()))
+    return found, compiled
 
 
 def _build(config: ConfigDict, devices: list[Any]) -> Any:
@@ -184,7 +190,8 @@ def _build(config: ConfigDict, devices: list[Any]) -> Any:
     return build(config, parallel.make_mesh(sizes.data, sizes.fsdp, sizes.model, devices))
 
 
-def _batches(program: Any) -> list[dict[str, Any]]:
+def batches_of(program: Any) -> list[dict[str, Any]]:
+    """Shapes and shardings of its training batches, of each shape for which the step is compiled."""
     import jax
 
     from attention_jax import parallel

@@ -16,7 +16,7 @@ def preflight(config: ConfigDict, topology: str) -> Report:
     slice_ = find_slice(topology)
     config = resolved(config)
     devices = described(slice_)
-    measured, _ = measure(config, devices)
+    measured = measure(config, devices)
     return Report(slice_, measured, images_a_second(config))
 
 

@@ -95,7 +95,7 @@ def _measured(row: Row, beside: Path) -> dict[str, Any]:
     path, _, argument = row.config.partition(":")
     spec = f"{beside / path}:{argument}" if argument else str(beside / path)
     config = resolved(configs.override(configs.load_config(spec), row.fields))
-    measured, _ = measure(config, described(find_slice(row.topology)))
+    measured = measure(config, described(find_slice(row.topology)))
     return {"measured": dataclasses.asdict(measured), "images_a_second": images_a_second(config)}
 
 

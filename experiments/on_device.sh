@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The day a card is lent: ten minutes, one table of what cannot be known without it.
+#   experiments/on_device.sh [--quick] [--minutes=10] [--output=FILE.md]
+# Installs what the machine's accelerator needs, unless ATTENTION_JAX_EXTRAS says otherwise. --quick is for a CPU: the same
+# questions about tiny networks.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+if [[ -z "${ATTENTION_JAX_EXTRAS+set}" ]]; then
+  if command -v nvidia-smi >/dev/null; then
+    export ATTENTION_JAX_EXTRAS=cuda
+  elif compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then
+    export ATTENTION_JAX_EXTRAS=tpu
+  fi
+fi
+exec "$here/../launch.sh" python "$here/benchmarks/on_device.py" "$@"
