@@ -196,9 +196,11 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     run = load_run(options.workdir, options.weights, options.average)
     # Scores of translations are what an evaluation is for; training may leave them out, since they take long.
     translate = {"config.evaluation.translate": "True"} if run.config.task == "translation" else {}
-    config = _overridden(run.config, {**translate, **overrides})
+    # Whatever devices trained it, those that are here evaluate it.
+    here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
+    config = _overridden(configs.override(run.config, here), {**translate, **overrides})
     get_task(config.task).adopt(config, run.assets)
-    program = build(configs.override(config, {"parallel.mode": "jit"}) if config.parallel.mode == "pmap" else config)
+    program = build(config)
     scores, _ = evaluate(program, run.variables, config)
     print(json.dumps({"workdir": str(options.workdir), "step": run.step, "weights": run.weights, **scores}))
     return 0

@@ -13,7 +13,6 @@ array is whole over that axis; `Placement.undivided` lists those.
 
 import dataclasses
 import fnmatch
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,8 +97,8 @@ class Placement:
 
         def keep(primitive: Any, *operands: Any, **options: Any) -> bool:
             # A cast weight is as large a copy as the weight itself.
-            is_weight = bool(operands) and getattr(operands[0], "shape", None) in shapes
-            return primitive.name != "sharding_constraint" and not (is_weight and primitive.name in _COPIES)
+            is_copy = primitive.name in _COPIES and getattr(operands[0], "shape", None) in shapes
+            return not is_copy and primitive.name != "sharding_constraint"
 
         return jax.checkpoint(loss, policy=keep)
 
@@ -164,7 +163,10 @@ class InParts(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
     sharding: NamedSharding = flax.struct.field(pytree_node=False)
 
     def unbox(self) -> jax.Array:
-        return _together(self.value, self.sharding)
+        # Backwards a gradient is whole first and then in parts: asked for parts alone, XLA divides the activations by
+        # features to make them, which moves them all. A TPU sums into parts at once, whatever the words are.
+        value = jax.lax.with_sharding_constraint(self.value, self.sharding)
+        return jax.lax.with_sharding_constraint(value, _whole(self.sharding))
 
     def replace_boxed(self, val: Any) -> "InParts":
         return self.replace(value=val)
@@ -173,21 +175,6 @@ class InParts(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
         raise NotImplementedError("a module that stacks its layers' parameters with nn.scan or nn.vmap")
 
     remove_axis = add_axis
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _together(value: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """The array whole over `fsdp`; its gradient comes back in parts, where that of a constraint would be whole."""
-    return jax.lax.with_sharding_constraint(value, _whole(sharding))
-
-
-def _apart(sharding: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    # Whole first: asked for parts alone, XLA divides the activations by features to make them, which moves them all.
-    gradient = jax.lax.with_sharding_constraint(gradient, _whole(sharding))
-    return (jax.lax.with_sharding_constraint(gradient, sharding),)
-
-
-_together.defvjp(lambda value, sharding: (_together(value, sharding), None), _apart)
 
 
 def bytes_per_device(state: Any) -> int:

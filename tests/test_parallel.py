@@ -32,8 +32,9 @@ def test_laws_on_eight_devices(run_python):
 
 def test_checkpoint_of_eight_devices_opens_on_one(run_cli, tmp_path):
     assert jax.device_count() == 1
-    done = run_cli("train", *as_options(total_steps=12), f"--workdir={tmp_path}", env=EIGHT)
+    done = run_cli("train", *as_options(total_steps=12, parallel__fsdp=4), f"--workdir={tmp_path}", env=EIGHT)
     assert done.returncode == 0, done.stderr
+    assert "data=2 x fsdp=4 x model=1" in done.stdout and "whole against its rule: " in done.stdout
     run = aj.load_run(tmp_path)
     logged = run.metrics[-1]["eval_ema/accuracy"]
     assert run.weights == "ema" and run.step == 12
@@ -57,7 +58,8 @@ def four_devices_of_one_process(run_cli, tmp_path_factory):
 
 
 def test_two_processes_are_one(four_devices_of_one_process, tmp_path):
-    command = local("train", *as_options(), f"--workdir={tmp_path}/run")
+    """The state in parts that both processes have, the batch in parts of each."""
+    command = local("train", *as_options(parallel__fsdp=4), f"--workdir={tmp_path}/run")
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es) x 2" in done.stdout
@@ -142,6 +144,10 @@ def test_batches_are_divided_by_rows_and_in_one_order():
         parts = [half.training_batch(step) for half in halves]
         for name, rows in batch.items():
             np.testing.assert_array_equal(rows, np.concatenate([part[name] for part in parts]))
+    several = classification.loader(config, "train", ((0, 3), 4), training=True).training_batch(30)
+    for name, rows in whole.training_batch(30).items():
+        quarters = np.split(rows, 4)
+        np.testing.assert_array_equal(several[name], np.concatenate([quarters[0], quarters[3]]))
     whole, *halves = (classification.loader(config, "test", share, training=False) for share in ((0, 1), (0, 2), (1, 2)))
     for batch, *parts in zip(whole.evaluation(), *(half.evaluation() for half in halves), strict=True):
         np.testing.assert_array_equal(batch["weight"], np.concatenate([part["weight"] for part in parts]))

@@ -219,6 +219,13 @@ def test_processes_share_the_rows_of_the_same_batches(pairs, processes):
             np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), values)
 
 
+def test_a_process_may_have_several_parts_of_a_batch(pairs):
+    whole, two_of_four = (TokenLoader(pairs, plan_of(pairs), process=share) for share in ((0, 1), ((0, 3), 4)))
+    for name, values in two_of_four.training_batch(3).items():
+        quarters = np.split(whole.training_batch(3)[name], 4)
+        np.testing.assert_array_equal(values, np.concatenate([quarters[0], quarters[3]]))
+
+
 def test_a_bucket_with_few_pairs_has_a_padded_batch():
     plan = Plan(np.array([3, 3, 9]), (4, 16), 64, 2, 0)
     assert plan.steps_per_epoch == 2

@@ -87,6 +87,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     )
     optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
     model = task.model(config, parallel.norm_group_size(config, mesh) if "batch_norm" in config else None)
+    _check_heads(model, mesh)
     inputs = task.example_inputs(config)
 
     def init(seed: Any) -> states.State:
@@ -121,6 +122,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.shardings, everywhere)),
         outputs=jax.jit(outputs, out_shardings=everywhere),
     )
+
+
+def _check_heads(model: nn.Module, mesh: Mesh) -> None:
+    """Raises UserError when the axis `model` would cut heads, whose parts every layer would then move between devices."""
+    heads, ways = getattr(model, "heads", None), mesh.shape[parallel.MODEL]
+    if heads and heads % ways:
+        raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
 
 
 def resolve_durations(config: ConfigDict) -> Durations:

@@ -1,5 +1,6 @@
 """The train step: one pure function for all tasks."""
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -41,12 +42,14 @@ def make_train_step(
     replicas_apart = config.parallel.mode == "pmap"
 
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
-        statistics = placement.gathered(batch_stats, placement.shardings.batch_stats)
+        # Vectors, whole where they are used and where they come from, so that no division of theirs spreads to activations.
+        whole = functools.partial(placement.gathered, shardings=placement.shardings.batch_stats)
+        statistics = whole(batch_stats)
 
         def summed_loss(params):
             variables = {"params": placement.in_parts(params), "batch_stats": statistics}
             sums, changed = task.loss(config, model, variables, batch, rng, train=True)
-            return sums["loss"], (sums, changed.get("batch_stats", {}))
+            return sums["loss"], (sums, whole(changed.get("batch_stats", {})))
 
         loss = placement.remembering_parts(summed_loss, params)
         (_, (sums, batch_stats_)), grads = jax.value_and_grad(loss, has_aux=True)(params)
