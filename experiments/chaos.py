@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import chaos_faults as faults  # noqa: E402
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from attention_jax import cli, local, tree  # noqa: E402
@@ -81,6 +82,8 @@ class Forked:
                 os.dup2(descriptor, 2)
                 os.environ.update(env)
                 code = run()
+                if jax.distributed.is_initialized():
+                    jax.distributed.shutdown()  # as at the end of any process; `_exit` below leaves it out
             except SystemExit as error:
                 code = error.code
             except BaseException:

@@ -13,10 +13,11 @@ import attention_jax as aj
 from attention_jax import far, tree
 from attention_jax.data import files, parallel_text, tokenizer
 from attention_jax.errors import UserError
+from attention_jax.tables.runner import run_table
 from attention_jax.train import checkpoint, far_checkpoints
 from attention_jax.train.loop import train
 from attention_jax.train.program import build
-from tests.small import small_config
+from tests.small import ROOT, small_config
 
 CONFIG = small_config()
 RUN = "objects://bucket/run"
@@ -207,6 +208,8 @@ def test_address_of_an_unknown_kind_or_that_is_not_there():
         tokenizer.from_file("objects://bucket/none.model")
     with pytest.raises(UserError, match="must be on a mounted file system"):
         files.folder("train", "objects://bucket/images")
+    with pytest.raises(UserError, match=r"--workdir=objects://bucket/table: a table needs a folder"):
+        run_table(str(ROOT / "experiments" / "quickstart.py"), workdir="objects://bucket/table")
 
 
 def test_data_at_an_address_are_those_in_a_folder(tmp_path):

@@ -2,19 +2,22 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from attention_jax import local, rollcall
 from attention_jax.errors import UserError
-from attention_jax.train import stalls
+from attention_jax.train import checkpoint, stalls
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.loop import train
 from tests.conftest import child_environment
@@ -65,9 +68,14 @@ def test_what_else_talks_to_the_port_is_not_counted():
     port, told = free_port(), []
     roll = threading.Thread(target=lambda: told.extend(call_roll(f"localhost:{port}", [0, 1], 3, 2)))
     roll.start()
-    for line in (b"GET / HTTP/1.1\r\n\r\n", b'{"word": "other", "process": 2}\n'):
-        with socket.create_connection(("localhost", port), timeout=5) as stranger:
-            stranger.sendall(line)
+    for line in (b"GET / HTTP/1.1\r\n\r\n", b'{"word": "other", "process": 2, "host": "x", "pid": 1}\n'):
+        while roll.is_alive():
+            try:
+                with socket.create_connection(("localhost", port), timeout=5) as stranger:
+                    stranger.sendall(line)
+                break
+            except ConnectionRefusedError:  # process 0 does not listen yet
+                time.sleep(0.01)
     roll.join()
     assert len(told) == 2 and all("of 3 processes 1 did not come within 2 s: 2 (here" in said for said in told)
 
@@ -174,3 +182,52 @@ def test_workdir_that_becomes_read_only_and_the_same_command_afterwards(tmp_path
     assert "Traceback" not in done.stderr
     log = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert sorted(set(log)) == list(range(4, 801, 4)) and len(log) == 201  # each line once, and the evaluation's
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class Launched:
+    """Two processes of one device each, and what they said."""
+
+    def __init__(self, *options: str):
+        command = [sys.executable, "-m", "attention_jax.local", "--processes=2", "--", "train", *options]
+        self.launcher = subprocess.Popen(
+            command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def signal_one(self, index: int, number: int, when) -> str:
+        """Sends a signal to one process when `when()` holds; returns what was said to the end."""
+        deadline = time.monotonic() + 240
+        while not when() and self.launcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self.launcher.poll() is None:
+            os.kill(children(self.launcher.pid)[index], number)
+        said, _ = self.launcher.communicate(timeout=120)
+        return said
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in Linux's /proc")
+def test_one_of_two_processes_is_killed_then_one_is_asked_to_stop_then_one_process_goes_on(run_cli, tmp_path):
+    options = [
+        *as_options(total_steps=400, evaluation__every_steps=400, checkpoint__every_steps=40, logging__every_steps=1),
+        f"--workdir={tmp_path}",
+    ]
+    killed = Launched(*options)
+    said = killed.signal_one(1, signal.SIGKILL, lambda: checkpoint.steps(tmp_path))
+    assert killed.launcher.returncode == 128 + signal.SIGKILL, said
+    assert f"local: process 1 of 2 on {socket.gethostname()} was ended by SIGKILL" in said
+    before = checkpoint.steps(tmp_path)
+    assert before
+
+    asked = Launched(*options)
+    said = asked.signal_one(1, signal.SIGTERM, lambda: checkpoint.steps(tmp_path)[-1] > before[-1])
+    assert asked.launcher.returncode == 0, said
+    stopped = checkpoint.steps(tmp_path)[-1]  # both at the same step: a save takes the two of them
+    assert f"stopped after step {stopped} and saved" in said and before[-1] < stopped < 400
+
+    done = run_cli("train", *options, env={"JAX_NUM_CPU_DEVICES": "2"})
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 401))
