@@ -181,6 +181,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     say(report.describe(program, overrides))
     with report.progress_bar(program.durations.total, active=parallel.is_main()) as progress:
         result = train(config, options.workdir, program, progress)
+    say(report.first_step(result))
     say(report.outcome(result))
     return 0
 

@@ -56,8 +56,9 @@ rows = [
 _RS_SOURCE = "tensorflow/tpu, models/official/resnet/resnet_rs/README.md: TPU v3, bfloat16, 128 images a core"
 _FLAX = "google/flax, examples"
 calibration_notes = """
-Published times of other programs for the same network, batch and chip; theirs have evaluation and input in them where the
-source gives hours. published / at best is what the bound leaves out; the error is that of the sum of the three times.
+Published times of other programs for the same network, batch and chip; where the source gives hours, theirs have evaluation
+and input in them. ms of products alone: 2 x 3 x multiply-adds of the forward pass at the chips' peak, for which nothing is
+compiled. ms at best: the bound out of the compiled program. error: of the sum of its compute, memory and interconnect.
 """
 
 
@@ -65,7 +66,7 @@ def _latency(depth: int, side: int, milliseconds: float) -> dict:
     return {
         "label": f"ResNet-RS-{depth} at {side}",
         "config": f"{_IMAGENET}:resnetrs{depth}",
-        "fields": {**_RS, "data.image_shape": (side, side, 3)},
+        "fields": {**_RS, "data.image_shape": (side, side, 3), "data.eval_resize": side},
         "slices": ("v3-8",),
         "published": milliseconds,
         "source": _RS_SOURCE,
@@ -93,4 +94,6 @@ calibration = [
     },
     _latency(101, 160, 120),
     _latency(152, 256, 410),
+    _latency(200, 256, 570),
+    _latency(350, 320, 1630),
 ]

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from attention_jax.preflight.measure import KINDS, measure
+from attention_jax.train.program import build
 from tests.small import small_config
 
 
@@ -34,3 +35,21 @@ def test_bytes_by_kind_are_the_arguments(measured):
 def test_traffic_and_operations_are_there(measured):
     assert measured.operations > 0 and measured.traffic > sum(measured.state.values())
     assert measured.needed > measured.arguments + measured.temporaries
+
+
+def test_a_divided_layer_is_gathered_once_a_pass():
+    config = small_config(batch_norm__granularity="per_replica", parallel__fsdp=8)
+    divided, whole = measure(config, jax.devices()), measured_bytes(config)
+    parts = {kind: divided.state[kind] for kind in ("params", "opt_state", "ema")}
+    assert all(size < 0.5 * whole[kind] for kind, size in parts.items())
+    count, size, _ = divided.collectives["all-gather"]
+    # What a device has of the divided ones is an eighth; forward and backward pass gather each of them once.
+    divided_bytes = (whole["params"] - parts["params"]) * 8 / 7
+    assert divided_bytes <= size <= 2 * divided_bytes + 2 * whole["batch_stats"]
+    assert divided.donated[0] == divided.donated[1]
+
+
+def measured_bytes(config):
+    """Bytes of a whole state by kind."""
+    state = build(config).abstract_state
+    return {name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for name, tree in vars(state).items()}

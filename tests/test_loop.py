@@ -56,6 +56,8 @@ def test_wall_clock_is_kept_apart(finished):
     assert {"first step dispatched", "training", "evaluation", "save"} <= {
         line["event"] for line in lines(finished, "timing.jsonl")
     }
+    first = next(line for line in lines(finished, "timing.jsonl") if line["event"] == "first step dispatched")
+    assert 0 < first["seconds"] < first["since_call"]
 
 
 def test_logged_training_metrics_are_means_of_the_steps(program, tmp_path):

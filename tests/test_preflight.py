@@ -284,6 +284,8 @@ def test_the_slowest_of_three_bounds_the_step():
     assert numbers["chip_hours"] == pytest.approx(16 * numbers["hours"])
     assert numbers["examples_per_second_per_host"] == pytest.approx(256)
     assert "fits" in said.text() and "4.0 cores" in said.text() and json.dumps(numbers)
+    assert report.expected(made_up(), SLICE) == pytest.approx((2.1, 2.7)) and "2.1e+03 to 2.7e+03 ms" in said.text()
+    assert report.expected(made_up(traffic=819 * 10**10), SLICE) == pytest.approx((10, 10))
     memory = report.roofline(made_up(traffic=819 * 10**10), SLICE)
     assert (memory.bound, memory.step) == ("memory", pytest.approx(10.0))
 
@@ -319,7 +321,7 @@ def test_the_compilers_refusal_is_read():
         (["preflight", "rows.py", "--topology=v4-8"], "give them alone"),
         (
             ["preflight", "--config=configs/wmt14_transformer.py", "--topology=v5e-4", "--config.data.args.data_dir=nowhere"],
-            "without the data, give --config.model.vocab_size",
+            "without the data, state config.model.vocab_size, data.bucket_lengths, data.num_examples, data.num_batches",
         ),
     ],
 )
@@ -354,10 +356,11 @@ def test_a_table_resumes_row_by_row(tmp_path, monkeypatch, capsys):
         return {"measured": json.loads(json.dumps(dataclasses.asdict(made_up()))), "images_a_second": 100.0}
 
     monkeypatch.setattr(table, "_measured", stand_in)
+    monkeypatch.setattr(table, "_counted", lambda row, beside: 1e13)
     call = lambda *patterns: table.run(str(tmp_path / "rows.py"), patterns, str(tmp_path / "out"))  # noqa: E731
     assert call("A @ v5e*") == 1 and compiled == ["A @ v5e-16"]
     written = (tmp_path / "out/rows.md").read_text()
-    assert written.count("not run") == 2 and "| A | v5e:4x4 (v5litepod-16) |" in written
+    assert written.count("not run") == 3 and "| A | v5e:4x4 (v5litepod-16) |" in written
     assert call("*") == 0 and compiled == ["A @ v5e-16", "A @ v4-8", "B @ v3-8"]
     written = (tmp_path / "out/rows.md").read_text()
     assert "not run" not in written and "a paper" in written and written in capsys.readouterr().out
@@ -376,16 +379,16 @@ def test_the_committed_table_is_that_of_its_numbers(root):
     found = table._kept(root / "experiments/results/preflight.json", rows)
     assert (root / "experiments/results/preflight.md").read_text() == table.markdown(module, rows, found)
     for key, kept in found.items():
-        measured = table._revived(kept["measured"])
-        if measured.too_large:
+        if "measured" not in kept or kept["measured"]["too_large"]:
             continue
+        measured = table._revived(kept["measured"])
         # XLA counts the body of a loop once, and additions too.
         assert measured.xla_operations * measured.devices == pytest.approx(measured.operations, rel=0.03), key
         assert 0 <= measured.arguments / sum(measured.laid_out.values()) - 1 < 0.02, key
         assert measured.donated[0] == measured.donated[1], key
         if measured.mesh.get("fsdp", 1) * measured.mesh.get("model", 1) == 1:
             assert set(measured.collectives) <= {"all-reduce"}, key
-    assert np.isfinite([kept["images_a_second"] or 0 for kept in found.values()]).all()
+    assert np.isfinite([kept.get("images_a_second") or 0 for kept in found.values()]).all()
 
 
 # --- the day a card is lent ---------------------------------------------------------------------------------------------

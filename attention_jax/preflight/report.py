@@ -10,6 +10,10 @@ from attention_jax.preflight.measure import KINDS, Measured
 # What the compiler keeps of a chip's memory for itself: it offers 15.75 of v5e's 16 GiB.
 _RESERVED = 2**28
 
+# What published runs on TPU v3 took of the time of their products at the peak: ResNet-RS-152 least, a Transformer most, with
+# evaluation and input (experiments/results/preflight.md).
+_PUBLISHED = (2.1, 2.7)
+
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
@@ -39,6 +43,13 @@ def roofline(measured: Measured, slice_: Slice) -> Roofline:
         memory=measured.traffic / (chip.bandwidth / chip.devices),
         interconnect=sent * chip.devices / slice_.egress if slice_.egress else 0.0,
     )
+
+
+def expected(measured: Measured, slice_: Slice) -> tuple[float, float]:
+    """Seconds of a step if it is as in published runs, and not less than at best."""
+    products, best = measured.model_operations / (slice_.chips * slice_.chip.flops), roofline(measured, slice_).step
+    least, most = (max(best, factor * products) for factor in _PUBLISHED)
+    return least, most
 
 
 def capacity(slice_: Slice) -> float:
@@ -116,6 +127,7 @@ class Report:
             line = roofline(measured, slice_)
             found |= {
                 "roofline": {**dataclasses.asdict(line), "step": line.step, "bound": line.bound},
+                "expected_step": expected(measured, slice_),
                 "examples_per_second": measured.examples / line.step,
                 "mfu_bound": self.mfu,
                 "examples_per_second_per_host": measured.examples / line.step / slice_.hosts,
@@ -203,12 +215,18 @@ class Report:
             rows.append(("  largest", f"{_size(size)} {kind} of {purpose}"))
         rate = measured.examples / line.step
         ms = {name: 1e3 * getattr(line, name) for name in ("compute", "memory", "interconnect")}
+        expecting = [f"{1e3 * seconds:.3g}" for seconds in expected(measured, slice_)]
         rows += [
             (
                 "at best",
                 f"{1e3 * line.step:.3g} ms a step, bound by {line.bound} "
                 f"({', '.join(f'{name} {value:.3g}' for name, value in ms.items())}); {rate:,.0f} {measured.unit} a second, "
                 f"{100 * self.mfu:.0f} % of the peak",
+            ),
+            (
+                "to expect",
+                f"{' to '.join(dict.fromkeys(expecting))} ms a step "
+                f"if it is as in published runs, which took {_PUBLISHED[0]} to {_PUBLISHED[1]} times their products' time",
             ),
             ("input", self._input(rate)),
             (

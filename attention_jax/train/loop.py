@@ -39,11 +39,14 @@ class Result:
         step: reached.
         stopped: whether a signal had asked it to stop.
         folder: with the log; where the workdir is an address, the local one that stands for it.
+        first_step: seconds from the call to the end of its first step's dispatch, and those of them that traced and compiled
+            it; None when no step was left to take.
     """
 
     step: int
     stopped: bool
     folder: Path
+    first_step: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass
@@ -126,7 +129,7 @@ def train(
         step, sums = int(state.step), Sums(about["sums"])
         log.start(step)
         log.time({"event": "start", "step": step, "processes": jax.process_count(), "devices": jax.device_count()})
-        clock = _Clock(log, task.examples_per_step(config))
+        clock = _Clock(log, task.examples_per_step(config), begin)
         stalls = Stalls(ended=lambda kind, seconds: log.time({"event": f"waited for {kind}", "seconds": seconds}))
         assets = task.assets(config)
         if restored and about["assets"] != assets:
@@ -209,7 +212,7 @@ def train(
         checkpoints.close()
         log.time({"event": "call", "step": step, "seconds": time.perf_counter() - begin})
         log.close()
-    return Result(step, stopped or stop_signal.asked, folder)
+    return Result(step, stopped or stop_signal.asked, folder, clock.first)
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -249,23 +252,24 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 class _Clock:
     """Wall-clock figures for `timing.jsonl`."""
 
-    def __init__(self, log: Log, batch_size: float):
-        self._log, self._batch_size = log, batch_size
+    def __init__(self, log: Log, batch_size: float, called: float):
+        self._log, self._batch_size, self._called = log, batch_size, called
         self._at: float | None = None
         self._step = 0
-        self._first = True
+        self.first: tuple[float, float] | None = None  # as in `Result`
 
     @contextlib.contextmanager
     def first_step(self) -> Iterator[None]:
         """Measures the dispatch of the first step of a call, which is where it compiles."""
-        if not self._first:
+        if self.first:
             yield
             return
-        self._first = False
         begin = time.perf_counter()
         yield
         self._at = time.perf_counter()
-        self._log.time({"event": "first step dispatched", "seconds": self._at - begin, "threads": parallel.threads()})
+        self.first = self._at - self._called, self._at - begin
+        about = {"seconds": self.first[1], "since_call": self.first[0], "threads": parallel.threads()}
+        self._log.time({"event": "first step dispatched", **about})
 
     @contextlib.contextmanager
     def measured(self, event: str, step: int) -> Iterator[None]:

@@ -70,3 +70,11 @@ def outcome(result: Result) -> str:
     last = next(line for line in reversed(lines) if "headline" in line)
     scores = {name: v if isinstance(v, str) else round(v, 6) for name, v in last.items() if "/" in name}
     return f"done after step {result.step}: {json.dumps(scores)}"
+
+
+def first_step(result: Result) -> str:
+    """How long a training command took to its first step, and how much of it was compilation; or why there was none."""
+    if result.first_step is None:
+        return "no step was left to take."
+    whole, compiling = result.first_step
+    return f"the first step was on its way {whole:.1f} s after the start, {compiling:.1f} s of them to trace and compile it."

@@ -62,8 +62,8 @@ def losses(quick: bool) -> Iterator[Answer]:
         ends = {}
         for precision in ("float32", "bfloat16"):
             program = build(config_of(name, {"precision": precision, **length, **(small if quick else {})}))
-            split, process = program.config.data.train_split, parallel.process()
-            loader = program.task.loader(program.config, split, process, training=True)
+            split, share = program.config.data.train_split, parallel.share(program.mesh)
+            loader = program.task.loader(program.config, split, share, training=True)
             state, seen = program.init(0), []
             for batch in parallel.prefetch(loader.training(0, steps), program.mesh):
                 state, metrics = program.train_step(state, batch, np.uint32(0))
