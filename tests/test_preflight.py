@@ -232,6 +232,26 @@ def test_a_small_step_compiles_for_a_tpu(run_cli):
     assert 0 <= found["arguments"] / sum(found["laid_out"].values()) - 1 < 0.02
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the compiler for TPUs is not installed (extra 'tpu')")
+def test_the_compiler_knows_the_slices_and_says_when_one_is_too_small(run_python):
+    code = """
+import jax
+from attention_jax.preflight import chips, measure
+for name in ("v3-8", "v4-8", "v4-32", "v5e-1", "v5e-8", "v5e-16", "v5p-8", "v6e-8"):
+    assert len(measure.described(chips.find_slice(name))) == chips.find_slice(name).devices, name
+device = measure.described(chips.find_slice("v5e-1"))[0]
+x = jax.ShapeDtypeStruct((60_000, 90_000), "float32", sharding=jax.sharding.SingleDeviceSharding(device))
+try:
+    jax.jit(lambda x: x.sum()).lower(x).compile()
+except Exception as error:
+    print(measure._too_large(error))
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    needed, there = json.loads(done.stdout.replace("(", "[").replace(")", "]"))
+    assert needed > 60_000 * 90_000 * 4 > there
+
+
 # --- reports -----------------------------------------------------------------------------------------------------------
 def made_up(**changes) -> measure.Measured:
     """Numbers of a step that nobody compiled."""
@@ -303,10 +323,15 @@ def test_what_to_change_when_it_does_not_fit():
     assert "roofline" not in said.numbers()
 
 
-def test_the_compilers_refusal_is_read():
-    error = RuntimeError(
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm. Exceeded by 4.76G"
-    )
+@pytest.mark.parametrize(
+    "says",
+    [
+        "Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm. Exceeded hbm capacity by 4.76G.",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (20.51G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_the_compilers_refusal_is_read(says):
+    error = RuntimeError(f"RESOURCE_EXHAUSTED: {says}")
     assert measure._too_large(error) == pytest.approx((20.51 * 2**30, 15.75 * 2**30))
     with pytest.raises(ValueError, match="something else"):
         measure._too_large(ValueError("something else"))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 from attention_jax.errors import UserError, suggestion
 
@@ -76,6 +77,15 @@ class Slice:
         if self.chips <= 8 and self.chip.cores == 1:
             return 1
         return max(1, self.chips // 4)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler needs to know besides the shape."""
+        a_host = self.sides if self.hosts == 1 else (2, 2)
+        found: dict[str, Any] = {"chips_per_host_bounds": (*a_host, 1, 1)[:3]}
+        if self.chip.name == "v4":  # whose two cores are one device to JAX; by default they are described as two
+            found["chip_config_name"] = "megacore"
+        return found
 
     @property
     def egress(self) -> float:

@@ -81,10 +81,14 @@ def described(slice_: Slice) -> list[Any]:
 
     with _silent():
         try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.topology)
+            found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.topology, **slice_.options)
         except Exception as error:
             version = importlib.metadata.version("libtpu")
             raise UserError(f"libtpu {version} does not describe {slice_.topology} ({one_sentence(error)}).") from error
+    if len(found.devices) != slice_.devices:
+        raise UserError(
+            f"libtpu describes {slice_.topology} with {len(found.devices)} devices; {slice_.devices} were expected."
+        )
     return list(found.devices)
 
 
@@ -233,7 +237,9 @@ def _bytes_of_device(leaf: Any) -> int:
 def _too_large(error: Exception) -> tuple[float, float]:
     """(needed, there) in bytes out of the compiler's message. Raises the error when it says something else."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
+    size = r"([\d.]+)([KMGT]?)"
+    forms = (rf"Used {size} of {size} hbm", rf"memory required for HLO temporaries \({size}\) exceeds available HBM \({size}\)")
+    found = next(filter(None, (re.search(form, str(error)) for form in forms)), None)
     if not found:
         raise error
     return float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]
