@@ -233,4 +233,5 @@ def test_a_weight_is_put_together_once_a_pass():
         passes = ["backward" if "transpose" in name else "forward" for s, name in gathers if s == shape and module in name]
         # The stem's input needs no gradient, for which alone the backward pass would ask its kernel.
         assert sorted(passes) == (["forward"] if path.startswith("stem") else ["backward", "forward"]), path
+    assert all(name.endswith("sharding_constraint") for _, name in gathers)  # weights and statistics, no activations
     assert "all-to-all" not in text and "collective-permute" not in text
