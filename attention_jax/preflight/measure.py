@@ -140,8 +140,7 @@ def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[
     for path, leaf in shapes:
         by_kind[path.split("/")[0]] += _bytes_of_device(leaf)
     forward = summary(program.model, program.task.example_inputs(config))
-    first = next(iter(batch.values())).shape
-    rows = first[0]
+    rows, *_ = first = max((x.shape for x in batch.values()), key=len)
     # Networks for translation are counted at the longest bucket; a batch of another one has other products.
     macs = forward.macs if len(batches) == 1 or which in (-1, len(batches) - 1) else _macs(program, batch)
     found = Measured(

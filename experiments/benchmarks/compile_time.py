@@ -1,16 +1,23 @@
 """How long a Transformer's training step takes to compile, unrolled and with `scan_layers`, and what the loop costs.
 
     python experiments/benchmarks/compile_time.py [--model=transformer_big] [--layers=6,24] [--output=FILE]
+    python experiments/benchmarks/compile_time.py --first_step [--configs=quickstart,translate_quickstart] [--output=FILE]
 
 The step is loss, gradients and Adam in float32 with dropout, on 16 sentences of 32 tokens a side. It is only compiled, from
 shapes and without the compilation cache; nothing is computed. Processor time beside the clock's says how much of it was
 waiting on a busy machine. Temporary memory is XLA's plan for the step, without parameters and optimizer state: what
 `scan_layers` stacks, and the gradients of it, appear there.
+
+With --first_step it is the time from the start of training to its first step, as the verb `train` prints it, in a process of
+its own and with the compilation cache first empty and then filled.
 """
 
 import argparse
+import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +80,30 @@ def measure(name: str, layers: int, way: dict[str, bool]) -> list[str]:
     ]
 
 
+def first_step(config: str, folder: str, call: str) -> dict[str, float]:
+    """The event of the first step in the timing of a run of one step; `folder` keeps the compilation cache."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    workdir = f"{folder}/{call}"
+    command = [sys.executable, "-m", "attention_jax", "train", f"--config={ROOT}/configs/{config}.py", f"--workdir={workdir}"]
+    command += ["--config.total_steps=1", "--config.schedule.warmup_steps=0"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    events = map(json.loads, Path(workdir, "timing.jsonl").read_text(encoding="utf-8").splitlines())
+    return next(event for event in events if event["event"] == "first step dispatched")
+
+
+def first_steps(configs: list[str]) -> list[str]:
+    """Lines of a table."""
+    lines = ["| config | compilation cache | s to the first step | of it to trace and compile the step |", "|---|---|---|---|"]
+    for config in configs:
+        with tempfile.TemporaryDirectory() as folder:
+            for cache in ("empty", "filled"):
+                event = first_step(config, folder, cache)
+                lines.append(f"| `{config}` | {cache} | {event['since_call']:.1f} | {event['seconds']:.1f} |")
+                print(lines[-1], flush=True)
+    return lines
+
+
 def main() -> None:
     """Prints the table."""
     import jax
@@ -82,11 +113,20 @@ def main() -> None:
     parser.add_argument("--model", default="transformer_big")
     parser.add_argument("--layers", default="6,24", help="of encoder and decoder each")
     parser.add_argument("--ways", default="0,1,2,3", help=f"which of {', '.join(WAYS)}, counted from 0")
+    parser.add_argument("--first_step", action="store_true", help="time to the first step of training instead")
+    parser.add_argument("--configs", default="quickstart,translate_quickstart", help="of configs/, for --first_step")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    command = " ".join(["python experiments/benchmarks/compile_time.py", *(a for a in sys.argv[1:] if "--output" not in a)])
+    if arguments.first_step:
+        table = first_steps(arguments.configs.split(","))
+        machine = f"{os.cpu_count()} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}."
+        write(
+            "# Time to the first step", [f"`{command}`", "", f"Seconds by the clock. {machine}", "", *table], arguments.output
+        )
+        return
 
     measure("transformer_base", 1, {})  # what the first compilation of a process costs on top
-    command = " ".join(["python experiments/benchmarks/compile_time.py", *(a for a in sys.argv[1:] if "--output" not in a)])
     lines = [
         f"`{command}`",
         "",
@@ -102,10 +142,14 @@ def main() -> None:
             cells = [f"{layers} + {layers}", label, *measure(arguments.model, layers, way)]
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    text = "\n".join(["# Compile time of a training step", "", *lines, ""])
+    write("# Compile time of a training step", lines, arguments.output)
+
+
+def write(title: str, lines: list[str], output: Path | None) -> None:
+    text = "\n".join([title, "", *lines, ""])
     print(text)
-    if arguments.output:
-        arguments.output.write_text(text)
+    if output:
+        output.write_text(text)
 
 
 if __name__ == "__main__":
