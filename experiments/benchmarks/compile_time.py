@@ -121,9 +121,9 @@ def main() -> None:
     if arguments.first_step:
         table = first_steps(arguments.configs.split(","))
         machine = f"{os.cpu_count()} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}."
-        write(
-            "# Time to the first step", [f"`{command}`", "", f"Seconds by the clock. {machine}", "", *table], arguments.output
-        )
+        shared = "at a load above the threads the machine was shared, and the rows compare only with each other"
+        lines = [f"`{command}`", "", f"Seconds by the clock; {shared}. {machine}", "", *table]
+        write("# Time to the first step", lines, arguments.output)
         return
 
     measure("transformer_base", 1, {})  # what the first compilation of a process costs on top
