@@ -67,11 +67,12 @@ def test_two_processes_are_one(four_devices_of_one_process, tmp_path):
 
 
 def test_two_processes_are_one_for_translation(run_cli, tmp_path):
-    """Each process makes its rows of the same batches, and both agree on the translations of the evaluation."""
-    options = small_text.as_options(small_text.write_pairs(tmp_path), total_steps=20, model__dropout=0.1)
+    """One network over the devices of both, which then load the same rows, and agree on the translations of the evaluation."""
+    changes = dict(total_steps=20, data__bucket_lengths=1, model__dropout=0.1, model__heads=4)
+    options = small_text.as_options(small_text.write_pairs(tmp_path), **changes)
     done = run_cli("train", *options, f"--workdir={tmp_path}/one", env=FOUR)
     assert done.returncode == 0, done.stderr
-    command = local("train", *options, f"--workdir={tmp_path}/two")
+    command = local("train", *options, "--config.parallel.model=4", f"--workdir={tmp_path}/two")
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (checkpoint.read_newest(tmp_path / name) for name in ("one", "two"))
