@@ -23,11 +23,14 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or
                                               make a TensorFlow data set readable (installs TensorFlow for that)
   local --processes P --devices D -- VERB ... train, evaluate or table on P processes with D CPU devices each
+  tpu ACTION NAME --zone=ZONE ... -- VERB ... on a TPU slice: create, run, watch, status, logs or stop
+  slurm [OPTIONS OF SBATCH] -- VERB ...       on a Slurm cluster: several nodes, --array for the rows of a table
   notebook                                    JupyterLab in experiments/notebooks
   python [ARGUMENTS]                          the environment's Python
   test [--peers] [PYTEST ARGUMENTS]           lint and test; --peers also compares with other libraries
   setup [EXTRA ...]                           only make the environment; extras such as cuda, tpu, gcs stay from then on
 
+docs/operations.md goes through a run on a cluster from nothing. tpu --help and slurm --help say more; --dry-run shows what it would do.
 Every command but help first makes .venv beside this file (once, some minutes). Instead of that,
   ATTENTION_JAX_PYTHON=/path/to/python  takes this interpreter as it is;
   ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.
@@ -119,7 +122,11 @@ install() {
 
 make_venv() {
   local python
-  python="$(find_python)" || fail "Python 3.11 or newer with its venv module was not found in PATH: install it (Debian: python3-venv), or name one with ATTENTION_JAX_PYTHON."
+  if ! python="$(find_python)" && command -v uv >/dev/null; then
+    uv python install --quiet 3.11 >&2 || fail "uv could not fetch a Python, as said above: install Python 3.11 or newer, or name one with ATTENTION_JAX_PYTHON."
+    python="$(uv python find 3.11)"
+  fi
+  [[ -n "$python" ]] || fail "Python 3.11 or newer with its venv module was not found in PATH: install it (Debian: python3-venv), or name one with ATTENTION_JAX_PYTHON."
   say "making $VENV with $("$python" --version)"
   find "$VENV" -mindepth 1 -maxdepth 1 ! -name "$(basename "$STAMP")" -exec rm -rf {} +
   if command -v uv >/dev/null; then
@@ -140,6 +147,17 @@ find_python() {
     fi
   done
   return 1
+}
+
+# The doors to other machines need no environment here: any Python from 3.9 on.
+door() {
+  local name
+  for name in "${ATTENTION_JAX_PYTHON:-}" "$VENV/bin/python" python3 python; do
+    if [[ -n "$name" ]] && "$name" -c "import sys; sys.exit(sys.version_info < (3, 9))" >/dev/null 2>&1; then
+      PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$name" -m attention_jax.doors "$@"
+    fi
+  done
+  fail "Python 3.9 or newer was not found in PATH: install it, or name one with ATTENTION_JAX_PYTHON."
 }
 
 command="${1:-help}"
@@ -176,6 +194,7 @@ case "$command" in
     environment
     exec "$PYTHON" -m attention_jax.local "$@"
     ;;
+  tpu | slurm) door "$command" "$@" ;;
   notebook)
     environment notebook
     exec "$PYTHON" -m jupyterlab "$@" "$ROOT/experiments/notebooks"
@@ -197,5 +216,5 @@ case "$command" in
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, plot, summary, preflight, prepare, local, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, plot, summary, preflight, prepare, local, tpu, slurm, notebook, python, test, setup." ;;
 esac

@@ -25,6 +25,7 @@ ALLOWED = {
     "rollcall": {"errors"},
     "far": {"errors"},
     "local": set(),
+    "doors": set(),
     "nn": GROUND,
     "models": GROUND | {"nn"},
     "data": GROUND,

@@ -97,7 +97,7 @@ INSTALL = "python -m pip install --quiet --disable-pip-version-check --no-input 
 
 
 def test_lists_its_commands(root):
-    commands = "quickstart train evaluate translate table summary preflight prepare local notebook test setup"
+    commands = "quickstart train evaluate translate table summary preflight prepare local tpu slurm notebook test setup"
     for arguments in ([], ["help"], ["--help"]):
         done = subprocess.run([root / "launch.sh", *arguments], capture_output=True, text=True, check=True)
         for command in commands.split():
