@@ -8,7 +8,12 @@ Then:      ./launch.sh evaluate --workdir=runs/multi30k --average=10 --config.da
            --config.search.beam=5
 Hardware:  one accelerator, or two CPU cores for hours.
 Expected:  41.02 tokenised BLEU on test2016 after 8,000 updates of 8,192 tokens, the last 10 checkpoints averaged, beam 5
-           (published with this network and these files: Wu et al. 2021, arXiv 2105.14462). Status: not run.
+           (published with this network and these files: Wu et al. 2021, arXiv 2105.14462). Status: 41.19 here, with half the
+           tokens a batch and layers normalised before the sub-layer: 6,089 updates in 72 minutes on one CPU core with
+           --config.model.norm=pre --config.batch_size=4096 --config.schedule.learning_rate=1.79
+           --config.schedule.warmup_steps=1000 --config.checkpoint.every_steps=125.
+           Normalised after it, as published, and otherwise the same, cross-attention was still even over the source after
+           4,500 updates (perplexity 15.0 in place of 5.3 on valid). The published batch of 8,192 was not run.
 """
 
 from ml_collections import ConfigDict
@@ -33,6 +38,7 @@ def get_config() -> ConfigDict:
     config.model.hidden = 256
     config.model.heads = 4
     config.model.dropout = 0.3
+    config.model.norm = "post"  # "post" | "pre" | "none"
 
     config.data = ConfigDict()
     config.data.source = "files"  # a built-in name, a dotted path, or path/to/file.py:make
