@@ -14,7 +14,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from attention_jax.errors import UserError, suggestion
+from attention_jax.errors import UserError, one_sentence, suggestion
+
+_LOST = ("Gloo", "NCCL", "reset by peer")  # what a failed exchange between processes is about
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         _leave(2)
         return 2
-    except Exception:
+    except Exception as error:
         if _is_one_of_several():
-            traceback.print_exc()
+            if any(word in str(error) for word in _LOST):
+                print(
+                    f"error: this process has lost another one ({one_sentence(error)}): see what that one said.",
+                    file=sys.stderr,
+                )
+            else:
+                traceback.print_exc()
             _leave(1)
         raise
 

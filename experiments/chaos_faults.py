@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -343,8 +344,10 @@ def becomes_read_only(step: int, workdir_of: Callable[[], Path]) -> Act:
 
     def act() -> None:
         folder = workdir_of() / "checkpoints"
-        for options in (["--bind", folder, folder], ["-o", "remount,bind,ro", folder]):
-            subprocess.run(["mount", *options], check=True)
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        lock = ["mount", "-o", "remount,bind,ro", folder]
+        while subprocess.run(lock, capture_output=True, check=False).returncode:  # a file is being written there
+            time.sleep(0.05)
 
     return after_step(step, act)
 

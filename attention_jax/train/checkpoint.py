@@ -7,11 +7,13 @@ numbers than were saved are treated alike: the folder is moved aside and the one
 
 import base64
 import dataclasses
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -230,7 +232,8 @@ class Checkpoints:
     def _failed(self, error: Exception) -> UserError:
         text = str(error)
         full = "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text
-        what = "no space is left on the device" if full else one_sentence(error)
+        read_only = os.strerror(errno.EROFS)  # TensorStore says it at the end of a long sentence
+        what = "no space is left on the device" if full else read_only if read_only in text else one_sentence(error)
         return UserError(
             f"{self._folder}: a checkpoint could not be written ({what}): the last good one is kept; "
             f"{'free some space' if full else 'mend this'} and start the same command again."
