@@ -158,7 +158,10 @@ cd "$0"
 "$@" & training=$!
 while [ -z "$(ls run/checkpoints 2>/dev/null | grep -x '[0-9]*')" ]; do sleep 0.1; done
 mount --bind run/checkpoints run/checkpoints || exit 77
-until mount -o remount,bind,ro run/checkpoints 2>/dev/null; do sleep 0.05; done  # not while a file is being written there
+for trial in $(seq 200); do  # it fails while a file is being written there
+  mount -o remount,bind,ro run/checkpoints 2>/dev/null && break
+  sleep 0.05
+done
 wait $training; echo "first: $?"
 umount run/checkpoints
 "$@"; echo "second: $?"
