@@ -3,6 +3,7 @@
 Debian: apt-get install slurm-wlm munge. Needs no service manager, and no account but the one that runs the tests.
 """
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -96,6 +97,10 @@ class Slurm:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if len(self._daemons) == 3:  # jobs of a failing test would outlive the daemons
+            self.ask("scancel", f"--user={getpass.getuser()}")
+            with contextlib.suppress(AssertionError):
+                self._wait(lambda: not self.ask("squeue", "--noheader").strip(), "all jobs have ended", 30)
         for daemon in reversed(self._daemons):
             if daemon.poll() is None:
                 daemon.send_signal(signal.SIGTERM)
