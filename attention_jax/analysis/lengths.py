@@ -52,7 +52,7 @@ def by_length(program: Program, run: Run, number: int = 4) -> dict[str, Any]:
         program.task.adopt(config, run.assets)
         both, tokenize = program.task.texts(config, outputs), config.evaluation.bleu
         scores = [score_texts(*([texts[i] for i in rows] for texts in both), tokenize)[0] for rows in members]
-        found["BLEU"] = np.array([score[bleu_name(tokenize)] for score in scores])
+        found["BLEU of a range"] = np.array([score[bleu_name(tokenize)] for score in scores])
     return found
 
 
