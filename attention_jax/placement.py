@@ -148,6 +148,8 @@ def _spec(path: str, shape: tuple[int, ...], rules: tree.Rules, mesh: Mesh) -> t
     if FSDP not in wanted and free:
         axes[max(free, key=lambda i: shape[i])] = FSDP
     asked = {*filter(None, wanted), *([] if wanted and None not in wanted else [FSDP])}
+    while axes and axes[-1] is None:  # as XLA hands them back: a longer way to say the same would be another program
+        axes.pop()
     return PartitionSpec(*axes), any(mesh.shape[axis] > 1 and axis not in axes for axis in asked)
 
 

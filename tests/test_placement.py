@@ -63,10 +63,10 @@ def test_fsdp_takes_the_largest_dimension_that_it_divides():
     assert specs == {
         "params/a": (None, None, None, "fsdp"),
         "params/b": (None, "fsdp"),
-        "params/c": ("fsdp", None),
-        "params/d": (None,),
+        "params/c": ("fsdp",),
+        "params/d": (),
         "params/e": (),
-        "params/f": ("fsdp", None),
+        "params/f": ("fsdp",),
         "other/a": (),  # of another shape
         "other/count": (),
     }
@@ -109,7 +109,7 @@ def test_rules_of_the_transformer_divide_heads_hidden_layers_and_vocabulary():
 def test_a_vocabulary_that_cannot_be_divided_is_whole_and_said():
     rules = placement.rules_for("transformer_base")
     _, specs, found, _ = placed(create_model("transformer_base", layers=1, vocab_size=62), SENTENCES, {"model": 4}, rules)
-    assert specs["params/target_embedding/embedding"] == PartitionSpec(None, None)
+    assert specs["params/target_embedding/embedding"] == PartitionSpec()
     assert found.undivided == ("target_embedding/embedding",)
 
 
