@@ -19,7 +19,7 @@ source = (
 notes = (
     "Equal updates say which network learns fastest, not which is best in the end. The recurrent rows have what such networks "
     "are usually given: a forget gate that starts open (forget_bias 1), gradients clipped to norm 1, and a peak rate of their "
-    "own, the best of a few that were tried for 600 updates on this data. "
+    "own, chosen from a few and not searched for. "
     "All rows: the same tokens, batches, number of updates and shape of the schedule, greedy search. Exact match: the "
     "translation is the reference, character by character. BLEU on characters, chrF: sacrebleu. MACs: of a pair as long as the "
     "longest bucket.\n"

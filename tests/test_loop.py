@@ -11,8 +11,9 @@ import attention_jax as aj
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
 from attention_jax.train import checkpoint, workdir
-from attention_jax.train.loop import EVALUATION, train, with_seed
+from attention_jax.train.loop import train, with_seed
 from attention_jax.train.program import build
+from attention_jax.train.workdir import EVALUATION
 from tests.small import small_config
 
 CONFIG = small_config(logging__tensorboard=True, profile__first_step=3, profile__num_steps=2)

@@ -13,8 +13,8 @@ from attention_jax.data.parallel_text import open_pairs
 from attention_jax.load import Run
 from attention_jax.tasks.translator import bleu_name, score_texts
 from attention_jax.train.evaluate import evaluate
-from attention_jax.train.loop import EVALUATION
 from attention_jax.train.program import Program
+from attention_jax.train.workdir import EVALUATION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from attention_jax.data.decode import MODES
+
 SECONDS = 1.5
 
 
@@ -38,5 +40,5 @@ def _example(config: ConfigDict) -> Any:
 
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((500, 375), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    photo.convert({1: "L", 3: "RGB"}[config.data.image_shape[-1]]).save(buffer, "JPEG", quality=95)
+    photo.convert(MODES[config.data.image_shape[-1]]).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

@@ -22,8 +22,9 @@ from attention_jax.tables import measures
 from attention_jax.tables.table import Row, Table
 from attention_jax.tasks import get_task
 from attention_jax.train import checkpoint, metrics, workdir
-from attention_jax.train.loop import EVALUATION, with_seed
+from attention_jax.train.loop import with_seed
 from attention_jax.train.program import Durations, resolve_durations
+from attention_jax.train.workdir import EVALUATION
 
 FAILURE = "failure.txt"
 

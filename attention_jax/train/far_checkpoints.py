@@ -37,10 +37,9 @@ from attention_jax.train import checkpoint
 from attention_jax.train.checkpoint import FOLDER, Damaged
 from attention_jax.train.metrics import METRICS, TIMING
 from attention_jax.train.state import State
-from attention_jax.train.workdir import stand_in
+from attention_jax.train.workdir import EVALUATION, stand_in
 
 log = logging.getLogger(__name__)
-OUTPUTS = "evaluation.npz"
 _MARKER = re.compile(r"(\d+)\.json")
 
 
@@ -106,8 +105,8 @@ class FarCheckpoints:
         if parallel.is_main():
             lines = (self._near / METRICS).read_bytes()[self._logged :]
             self._logged += len(lines)
-            outputs, timing = (self._near / name for name in (OUTPUTS, TIMING))
-            extra = {OUTPUTS: outputs.read_bytes()} if outputs.exists() else {}
+            outputs, timing = (self._near / name for name in (EVALUATION, TIMING))
+            extra = {EVALUATION: outputs.read_bytes()} if outputs.exists() else {}
             arguments = step, arrays, packed, lines, extra, timing.read_bytes()
             self._thread = threading.Thread(target=self._upload, args=arguments, name="upload")
             self._thread.start()
@@ -198,7 +197,7 @@ def fetch(far: Folder, step: int, near: Path) -> dict[str, Any]:
     here = near / FOLDER / str(step)
     shutil.rmtree(here, ignore_errors=True)
     for name, (size, digest) in marker["files"].items():
-        path = near / OUTPUTS if name == OUTPUTS else here / name
+        path = near / EVALUATION if name == EVALUATION else here / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(get(f"{FOLDER}/{step}/{name}", size, digest))
     (near / METRICS).write_bytes(b"".join(get(name, size, digest) for name, digest, size in marker["log"]))

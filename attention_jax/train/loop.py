@@ -26,8 +26,8 @@ from attention_jax.train.far_checkpoints import FarCheckpoints
 from attention_jax.train.metrics import Log
 from attention_jax.train.program import Program, build
 from attention_jax.train.stalls import Stalls
+from attention_jax.train.workdir import EVALUATION
 
-EVALUATION = "evaluation.npz"
 _LAST = ("grad_norm", "learning_rate")  # metrics that are no sums: the interval's last value is logged
 
 

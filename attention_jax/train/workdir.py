@@ -18,6 +18,7 @@ from attention_jax.errors import UserError
 from attention_jax.train.metrics import TIMING
 
 CONFIG, LOCK = "config.json", ".lock"
+EVALUATION = "evaluation.npz"  # outputs of the newest evaluation, example by example
 
 
 @dataclasses.dataclass(frozen=True)
