@@ -8,7 +8,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_image
 
 from attention_jax.data import augment
-from attention_jax.data.augment import OPS, magnitudes, mean_fill, rand_augment
+from attention_jax.data.augment import magnitudes, mean_fill, rand_augment
+from attention_jax.data.augment_ops import OPS
 from attention_jax.errors import UserError
 
 AFFINE = Image.Transform.AFFINE
@@ -28,6 +29,13 @@ def photo(request) -> Image.Image:
 def same(ours: Image.Image, theirs: Image.Image) -> None:
     assert ours.mode == theirs.mode and ours.size == theirs.size
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def run(name: str, image: Image.Image, *arguments, **options) -> Image.Image:
+    """An operation on a Pillow image."""
+    pixels = np.asarray(image)
+    done = OPS[name](pixels.reshape(*pixels.shape[:2], -1), *arguments, **options)
+    return Image.fromarray(done.reshape(pixels.shape))
 
 
 # The operations
@@ -88,15 +96,31 @@ def test_operation_is_pillows(name, photo):
     for resample in (0, 2, 3) if name in GEOMETRY else (0,):
         for value in values:
             theirs = expression(photo, value, fillcolor=FILL, resample=resample)
-            same(OPS[name](photo, value, fill=FILL, resample=resample), theirs)
+            same(run(name, photo, value, fill=FILL, resample=resample), theirs)
 
 
 @pytest.mark.parametrize("name", sorted(BY_PILLOW.keys() - {"color"}))
 def test_operation_on_one_channel(name, photo):
     grey = photo.convert("L")
     expression, values = BY_PILLOW[name]
-    for value in values:
-        same(OPS[name](grey, value, fill=77), expression(grey, value, fillcolor=77, resample=0))
+    for resample in (0, 2) if name in GEOMETRY else (0,):
+        for value in values:
+            same(run(name, grey, value, fill=77, resample=resample), expression(grey, value, fillcolor=77, resample=resample))
+
+
+@pytest.mark.parametrize("name", ["translate_x", "translate_y", "sharpness"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 2), (3, 3), (31, 17), (224, 224)])
+def test_operations_in_numpy_are_pillows_at_every_size_and_value(name, size):
+    expression, _ = BY_PILLOW[name]
+    rng = np.random.default_rng(0)
+    for mode, shape in (("RGB", (*size[::-1], 3)), ("L", size[::-1])):
+        image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+        fill = FILL if mode == "RGB" else 77
+        longest = max(size) + 1
+        places = [-longest, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, *rng.uniform(-longest, longest, 20)]
+        for value in places if name != "sharpness" else rng.uniform(-1, 6, 20):
+            ours = run(name, image, value, fill=fill, resample=2)
+            same(ours, expression(image, value, fillcolor=fill, resample=2))
 
 
 # What an operation leaves alone; every other operation changes both photographs.
@@ -110,12 +134,12 @@ IDENTITY = {
 @pytest.mark.parametrize("name", OPS)
 def test_identity_values(name, photo):
     if name in IDENTITY:
-        same(OPS[name](photo, IDENTITY[name], resample=3), photo)
+        same(run(name, photo, IDENTITY[name], resample=3), photo)
     before = photo.copy()
     strong = {"cutout": (8, 0.5, 0.5), "contrast_area": 0.5, "posterize": 1, "solarize": 25, "solarize_add": 110}
     if name != "identity":
         value = strong[name] if name in strong else BY_PILLOW[name][1][0]
-        assert (np.asarray(OPS[name](photo, value)) != np.asarray(photo)).any()
+        assert (np.asarray(run(name, photo, value)) != np.asarray(photo)).any()
     same(photo, before)  # no operation writes into its argument
 
 
@@ -124,25 +148,25 @@ def test_geometry_by_hand():
     picture = Image.fromarray(image)
     left = np.full_like(image, 9)
     left[:, :-2] = image[:, 2:]
-    np.testing.assert_array_equal(OPS["translate_x"](picture, 2.0, fill=9), left)
+    np.testing.assert_array_equal(run("translate_x", picture, 2.0, fill=9), left)
     down = np.full_like(image, 9)
     down[2:] = image[:-2]
-    np.testing.assert_array_equal(OPS["translate_y_rel"](picture, -0.5, fill=9), down)
+    np.testing.assert_array_equal(run("translate_y_rel", picture, -0.5, fill=9), down)
     sheared = np.full_like(image, 9)
     for row in range(4):
         sheared[row, : 6 - row] = image[row, row:]
-    np.testing.assert_array_equal(OPS["shear_x"](picture, 0.9, fill=9), sheared)
+    np.testing.assert_array_equal(run("shear_x", picture, 0.9, fill=9), sheared)
     square = Image.fromarray(image[:, :4])
-    np.testing.assert_array_equal(OPS["rotate"](square, 90.0), np.rot90(image[:, :4]))
+    np.testing.assert_array_equal(run("rotate", square, 90.0), np.rot90(image[:, :4]))
 
 
 def test_posterize_without_bits_is_black(photo):
-    assert not np.asarray(OPS["posterize"](photo, 0)).any()
+    assert not np.asarray(run("posterize", photo, 0)).any()
 
 
 def test_auto_contrast_leaves_a_flat_channel(photo):
     flat = Image.merge("RGB", [photo.getchannel(0), Image.new("L", photo.size, 90), photo.getchannel(2)])
-    same(OPS["auto_contrast"](flat), ImageOps.autocontrast(flat))
+    same(run("auto_contrast", flat), ImageOps.autocontrast(flat))
 
 
 # TensorFlow's forms, in numpy
@@ -153,7 +177,7 @@ def test_auto_contrast_leaves_a_flat_channel(photo):
 def test_contrast_blends_with_the_area(size, target, factor):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     blend = target + np.float32(factor) * (image.astype(np.float32) - target)
-    ours = OPS["contrast_area"](Image.fromarray(image), factor)
+    ours = run("contrast_area", Image.fromarray(image), factor)
     # A compiler that fuses the product and the sum may land on the other side of a whole number; a target that is off by one
     # changes more than half of the values.
     difference = np.abs(np.asarray(ours).astype(int) - np.clip(blend, 0, 255).astype(np.uint8))
@@ -167,7 +191,7 @@ def test_contrast_blends_with_the_area(size, target, factor):
 def test_cutout(photo, place, rows, columns):
     expected = np.array(photo)
     expected[slice(*rows), slice(*columns)] = FILL
-    np.testing.assert_array_equal(OPS["cutout"](photo, place, fill=FILL), expected)
+    np.testing.assert_array_equal(run("cutout", photo, place, fill=FILL), expected)
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.46, 1.9])
@@ -181,7 +205,7 @@ def test_greys_and_smoothing_round_as_tensorflow_within_one(photo, factor):
     smooth[1:-1, 1:-1] = np.floor(np.einsum("hwcij,ij->hwc", windows, kernel) + 1e-9)
     for name, degenerate in (("color", grey), ("sharpness", smooth)):
         blend = np.clip(degenerate + factor * (image - degenerate), 0, 255)
-        assert np.abs(np.asarray(OPS[name](photo, factor)) - blend).max() < 1 + abs(1 - factor) + 1e-6
+        assert np.abs(np.asarray(run(name, photo, factor)) - blend).max() < 1 + abs(1 - factor) + 1e-6
 
 
 # Magnitudes: the tables that the official codes give
@@ -241,8 +265,8 @@ def test_magnitudes_of_tensorflow(m):
 
 def test_solarize_at_ten_inverts_in_tensorflow(photo):
     quirky, plain = (magnitudes("tf1", quirks=quirks)["solarize"](10) for quirks in (None, ()))
-    same(OPS["solarize"](photo, quirky), ImageOps.invert(photo))
-    same(OPS["solarize"](photo, plain), photo)
+    same(run("solarize", photo, quirky), ImageOps.invert(photo))
+    same(run("solarize", photo, plain), photo)
 
 
 @pytest.mark.parametrize("m", TIMM_INCREASING)

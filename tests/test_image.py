@@ -206,6 +206,52 @@ def test_both_ways_agree(monkeypatch):
     assert all((a == b).all() for a, b in zip(fast, slow)), "to the bit"
 
 
+SHORT = {  # how it is encoded, whether lines below a crop are left out
+    "4:4:4": ({"subsampling": "4:4:4"}, True),
+    "4:2:2": ({"subsampling": "4:2:2"}, True),
+    "4:2:0": ({"subsampling": "4:2:0"}, True),
+    "grey": ({}, True),
+    "with restarts": ({"restart_marker_rows": 2}, False),
+    "progressive": ({"progressive": True}, False),
+}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize("size", [(20, 20), (41, 41), (120, 120)])  # at a quarter, half and the whole of the resolution
+def test_lines_below_a_crop_are_left_out_and_change_nothing(monkeypatch, kind, size):
+    jpeg = pytest.importorskip("simplejpeg")
+    options, shorter = SHORT[kind]
+    picture = photo(0, 400, 300).convert("L") if kind == "grey" else photo(0, 400, 300)
+    data = encoded(picture, quality=93, **options)
+    lines = []
+    decoder = jpeg.decode_jpeg
+    monkeypatch.setattr(jpeg, "decode_jpeg", lambda given, *rest, **kw: lines.append(given) or decoder(given, *rest, **kw))
+    channels = 1 if kind == "grey" else 3
+    for bottom in range(120, 150):
+        box = Box(bottom - 90, 30, 90, 90)
+        fast = crop._fast_part(data, lambda *_: box, size, channels)
+        assert len(lines[-1]) == len(data) and (lines[-1] != data) == (kind != "progressive")
+        if kind == "with restarts":
+            assert fast is None
+            continue
+        part = crop._part(data, lambda *_: box, size, channels)
+        assert (fast[0] == part[0]).all() and fast[1] == part[1]
+        assert jpeg.decode_jpeg_header(bytes(lines[-1]))[0] <= (bottom + 20 if shorter else 300)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-900], lambda data: data[:-2], lambda data: data[:9000]])
+def test_a_jpeg_cut_short_is_as_broken_as_without_leaving_lines_out(monkeypatch, damage):
+    pytest.importorskip("simplejpeg")
+    data = damage(encoded(photo(0, 400, 300), quality=93))
+    texts = []
+    for leave_out in (True, False):
+        monkeypatch.setattr(crop, "_shortened", crop._shortened if leave_out else lambda *_: None)
+        with pytest.raises(BrokenImage) as caught:
+            crop_and_resize(data, lambda *_: Box(5, 5, 100, 100), (90, 90))
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
 # Random boxes
 
 

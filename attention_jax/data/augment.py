@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) on uint8 images, in three published forms.
 
-`OPS` holds the operations on Pillow images, `magnitudes` says what each of them does at magnitude M, and `rand_augment` draws
+`augment_ops` holds the operations, `magnitudes` says what each of them does at magnitude M, and `rand_augment` draws
 N of them for an image. The three sets differ in more than their names:
 
 - `"paper"`: the 14 operations of Section 3 with AutoAugment's ranges (Cubuk et al. 2018, Table 6) as M from 0 to 10, and on
@@ -12,24 +12,18 @@ N of them for an image. The three sets differ in more than their names:
   15 operations, each drawn one applied with probability 1/2, M clipped at 10, bilinear or bicubic at random.
 """
 
-import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageEnhance, ImageOps
+from PIL import Image
 
+from attention_jax.data.augment_ops import GREY, NO_COLOR, OPS, Fill, Value
 from attention_jax.data.image import Transform
 from attention_jax.errors import UserError, suggestion
 
-Value = float | tuple[float, float, float] | None
-Fill = int | Sequence[int]
-Op = Callable[..., Image.Image]
 Level = Callable[..., Value]
-
-# Both TensorFlow's code and timm (without a data set's mean) fill with this; the paper does not say.
-GREY = 128
 
 RESAMPLE = {
     "nearest": (Image.Resampling.NEAREST,),
@@ -38,8 +32,6 @@ RESAMPLE = {
     "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
 
-_NO_COLOR = "RandAugment's 'color' needs an image of three channels: leave it out of names= for one channel."
-
 # Not copied: TensorFlow's grey and smoothed images differ from Pillow's by a rounding step, and its shear, which counts from
 # the first pixel's centre instead of its corner, by half of `value` in position.
 TF1_QUIRKS = {
@@ -47,181 +39,6 @@ TF1_QUIRKS = {
     "shift_clamped": "keeping 0 bits keeps the top one: the kernel shifts a byte by at most 7",
     "contrast_area": "contrast blends with the grey H·W/256 instead of the mean grey",
     "pixel_translation": "translation by 10·M pixels whatever the image's size, instead of 0.045·M of the side",
-}
-
-# --- Operations: (image, value, fill, resample) -> image of the same size and mode ("RGB" or "L") ---
-
-
-def _lookup(image: Image.Image, *tables: tuple[int, ...]) -> Image.Image:
-    """Maps every value by its band's table, or all bands by the only one."""
-    return image.point(sum(tables, ()) if len(tables) > 1 else tables[0] * len(image.getbands()))
-
-
-def _fill(image: Image.Image, fill: Fill) -> int | tuple[int, ...]:
-    """The colour as Pillow wants it for this image; a plain number would mean red."""
-    bands = len(image.getbands())
-    colour = (fill,) * bands if isinstance(fill, int) else tuple(fill)
-    if len(colour) != bands:
-        raise UserError(f"fill = {colour} has {len(colour)} values where the image has {bands} channels.")
-    return colour if bands > 1 else colour[0]
-
-
-def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Fill, resample: int) -> Image.Image:
-    """Output (x, y) comes from input (ax + by + c, dx + ey + f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=_fill(image, fill))
-
-
-def identity(image: Image.Image, value: Value = None, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """The image itself."""
-    return image
-
-
-@functools.lru_cache(1024)
-def _stretch(low: int, high: int) -> tuple[int, ...]:
-    scale = 255.0 / (high - low)
-    return tuple(min(max(int(v * scale - low * scale), 0), 255) for v in range(256))
-
-
-def auto_contrast(image: Image.Image, value: Value = None, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Stretches each channel to 0…255, as `ImageOps.autocontrast` does."""
-    extrema = image.getextrema()
-    extrema = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    # A channel of one value stays as it is.
-    ranges = [(low, high) if low < high else (0, 255) for low, high in extrema]
-    return image if all(r == (0, 255) for r in ranges) else _lookup(image, *(_stretch(*r) for r in ranges))
-
-
-def equalize(image: Image.Image, value: Value = None, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Flattens each channel's histogram (`ImageOps.equalize`)."""
-    return ImageOps.equalize(image)
-
-
-def invert(image: Image.Image, value: Value = None, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """255 − x."""
-    return ImageChops.invert(image)
-
-
-def rotate(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Counter-clockwise by `value` degrees about the centre."""
-    return image.rotate(value, resample=resample, fillcolor=_fill(image, fill)) if value else image
-
-
-@functools.lru_cache
-def _keep(bits: int) -> tuple[int, ...]:
-    return tuple(v & (256 - (1 << (8 - bits))) for v in range(256))
-
-
-def posterize(image: Image.Image, value: int, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Keeps the top `value` bits; 0 bits make a black image, which `ImageOps.posterize` refuses to do."""
-    return _lookup(image, _keep(value)) if value < 8 else image
-
-
-@functools.lru_cache(512)
-def _solarize(threshold: float) -> tuple[int, ...]:
-    return tuple(v if v < threshold else 255 - v for v in range(256))
-
-
-def solarize(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Inverts what is at or above the threshold `value`."""
-    return _lookup(image, _solarize(value)) if value < 256 else image
-
-
-@functools.lru_cache(512)
-def _brighten_dark(addition: int) -> tuple[int, ...]:
-    return tuple(min(v + addition, 255) if v < 128 else v for v in range(256))
-
-
-def solarize_add(image: Image.Image, value: int, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Adds `value` to what is below 128."""
-    return _lookup(image, _brighten_dark(value)) if value else image
-
-
-def color(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """grey image + value · (image − grey image)."""
-    if image.mode == "L":
-        raise UserError(_NO_COLOR)
-    return ImageEnhance.Color(image).enhance(value) if value != 1 else image
-
-
-_RAMP = bytes(range(256))
-
-
-@functools.lru_cache(2048)
-def _blend(grey: int, factor: float) -> tuple[int, ...]:
-    # Pillow's own blend of the 256 values, so that the rounding is Pillow's on every machine.
-    ramp = Image.frombytes("L", (256, 1), _RAMP)
-    return tuple(Image.blend(Image.new("L", (256, 1), grey), ramp, factor).tobytes())
-
-
-def contrast(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """mean grey + value · (image − mean grey), as `ImageEnhance.Contrast` does."""
-    if value == 1:
-        return image
-    mean = np.asarray(image.convert("L")).mean()
-    return _lookup(image, _blend(int(mean + 0.5), value))
-
-
-def contrast_area(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """`contrast` with the grey of TensorFlow's code: the histogram's sum over 256, i.e. H·W/256, for the mean."""
-    return _lookup(image, _blend(min(image.width * image.height // 256, 255), value)) if value != 1 else image
-
-
-def brightness(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """value · image, as `ImageEnhance.Brightness` does."""
-    return _lookup(image, _blend(0, value)) if value != 1 else image
-
-
-def sharpness(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """smooth image + value · (image − smooth image), smooth by the kernel [1 1 1; 1 5 1; 1 1 1] / 13 within the border."""
-    return ImageEnhance.Sharpness(image).enhance(value) if value != 1 else image
-
-
-def shear_x(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Output (x, y) comes from input (x + value · y, y)."""
-    return _affine(image, (1, value, 0, 0, 1, 0), fill, resample) if value else image
-
-
-def shear_y(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Output (x, y) comes from input (x, y + value · x)."""
-    return _affine(image, (1, 0, 0, value, 1, 0), fill, resample) if value else image
-
-
-def translate_x(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Output (x, y) comes from input (x + value, y), in pixels."""
-    return _affine(image, (1, 0, value, 0, 1, 0), fill, resample) if value else image
-
-
-def translate_y(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Output (x, y) comes from input (x, y + value), in pixels."""
-    return _affine(image, (1, 0, 0, 0, 1, value), fill, resample) if value else image
-
-
-def translate_x_rel(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """`translate_x` by `value` of the width."""
-    return translate_x(image, value * image.width, fill, resample)
-
-
-def translate_y_rel(image: Image.Image, value: float, fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """`translate_y` by `value` of the height."""
-    return translate_y(image, value * image.height, fill, resample)
-
-
-def cutout(image: Image.Image, value: tuple[float, float, float], fill: Fill = GREY, resample: int = 0) -> Image.Image:
-    """Fills a square of side 2 · half about a pixel, cut off at the border; value: (half, down, right), the place in [0, 1)."""
-    half, y, x = value[0], int(value[1] * image.height), int(value[2] * image.width)
-    box = (max(x - half, 0), max(y - half, 0), min(x + half, image.width), min(y + half, image.height))
-    image = image.copy()
-    image.paste(_fill(image, fill), tuple(map(int, box)))
-    return image
-
-
-OPS: dict[str, Op] = {
-    op.__name__: op
-    for op in (
-        *(identity, auto_contrast, equalize, invert, rotate, posterize, solarize, solarize_add, color),
-        *(contrast, contrast_area, brightness, sharpness, shear_x, shear_y),
-        *(translate_x, translate_y, translate_x_rel, translate_y_rel, cutout),
-    )
 }
 
 # --- Magnitudes: (M, sign) -> value ---
@@ -378,10 +195,8 @@ def rand_augment(
     def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
             raise UserError(f"RandAugment needs a uint8 image [H, W, 3] or [H, W, 1], not {image.dtype} {list(image.shape)}.")
-        grey = image.shape[2] == 1
-        if grey and "color" in drawn:
-            raise UserError(_NO_COLOR)
-        picture = start = None
+        if image.shape[2] == 1 and "color" in drawn:
+            raise UserError(NO_COLOR)
         # One draw of the same size for every layer, whatever it draws: operation, probability, sign, filter, place.
         for which, chance, sign, kind, down, right in rng.random((num_layers, 6)).tolist():
             if chance >= probability:
@@ -394,11 +209,7 @@ def rand_augment(
             value = levels[name](m, 1 if sign < 0.5 else -1)
             if name == "cutout":
                 value = (value, down, right)
-            if picture is None:
-                picture = start = Image.fromarray(image[:, :, 0] if grey else image)
-            picture = OPS[name](picture, value, fill, filters[int(kind * len(filters))])
-        if picture is start:
-            return image
-        return np.array(picture).reshape(image.shape)
+            image = OPS[name](image, value, fill, filters[int(kind * len(filters))])
+        return image
 
     return apply

@@ -66,7 +66,7 @@ def crop_and_resize(
     """The box `choose(height, width)` of an image, encoded or uint8 [H, W, C], resized to uint8 [*size, channels].
 
     A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which the box is no smaller than `size`: libjpeg
-    then averages in the frequency domain. The rest is antialiased convolution over the box alone, as in torchvision's
+    then averages in the frequency domain; and no farther down than the box reaches. The rest is antialiased convolution over the box alone, as in torchvision's
     `resized_crop`, within two grey levels of Pillow's; but the fast resizer makes the vertical pass first, so that where
     bicubic overshoots 0 or 255 (at hard edges) a dozen levels have been seen. Raises BrokenImage.
     """
@@ -105,23 +105,54 @@ def _fast_part(
 ) -> Part | None:
     """The same, to the bit, of a sound JPEG in the usual colours by a shorter way, or None for anything else.
 
-    Decoding straight into an array saves a fifth of the time of a crop from 500x375 pixels.
+    Decoding straight into an array, and no line below the box, saves a third of the time of a crop from 500x375 pixels.
     """
     jpeg = _module("simplejpeg")
     if jpeg is None or isinstance(data, np.ndarray) or not data.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, colours, _ = jpeg.decode_jpeg_header(data)
-        if channels != (1 if colours == "Gray" else 3) or colours not in ("Gray", "YCbCr"):
-            return None
-        box = choose(height, width)
-        scale = _scale(box, size)
-        least = {"min_height": -(-height // scale), "min_width": -(-width // scale)} if scale > 1 else {}
-        pixels = jpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", **least)
-    except ValueError:  # damaged, perhaps so little that Pillow reads it
+    except ValueError:
         return None
+    if channels != (1 if colours == "Gray" else 3) or colours not in ("Gray", "YCbCr"):
+        return None
+    box = choose(height, width)
+    scale = _scale(box, size)
     rows, columns, box = _inside(box, scale)
+    lines = min(scale * (rows.stop + _SEEN_BELOW), height)
+    short = _shortened(data, lines) if lines < height else None
+    pixels = np.empty((-(-(lines if short else height) // scale), -(-width // scale), channels), np.uint8)
+    least = {"min_height": len(pixels), "min_width": pixels.shape[1]} if scale > 1 else {}
+    try:
+        jpeg.decode_jpeg(short or data, "GRAY" if channels == 1 else "RGB", buffer=pixels, **least)
+    except ValueError as error:  # damaged, perhaps so little that Pillow reads it
+        if not str(error).endswith(_ONLY_MORE):
+            return None
     return pixels[rows, columns], box
+
+
+# Rows of pixels below a row that smoothed colours of half the resolution may reach, rounded up.
+_SEEN_BELOW = 4
+# libjpeg's first complaint, the one that is passed on, when all it skipped are bytes up to the mark of the end: lines left out.
+_ONLY_MORE = "extraneous bytes before marker 0xd9"
+
+
+def _shortened(data: bytes, lines: int) -> bytearray | None:
+    """A JPEG that says it has `lines` lines only, or None where all of it is needed: progressive scans hold every line.
+
+    The lines above a crop cannot be spared: where a line's code begins is known only after the ones before it.
+    """
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        kind = data[place + 1]
+        if kind in (0xC0, 0xC1):  # the frame of an image in one pass: length, precision, lines, …
+            short = bytearray(data)
+            short[place + 5 : place + 7] = lines.to_bytes(2, "big")
+            return short
+        if kind in (0xC2, 0xDA):
+            break
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:

@@ -10,7 +10,8 @@ pytest.importorskip("timm", reason="the extra 'peers' is not installed")
 from PIL import Image
 from timm.data import auto_augment
 
-from attention_jax.data.augment import OPS, magnitudes, mean_fill, rand_augment
+from attention_jax.data.augment import magnitudes, mean_fill, rand_augment
+from attention_jax.data.augment_ops import OPS
 from tests.test_augment import PHOTOS
 
 pytestmark = pytest.mark.peers
@@ -54,7 +55,7 @@ def test_operation(name, photo):
             for resample in (Image.BILINEAR, Image.BICUBIC):
                 arguments = () if value is None else (value,)
                 theirs = auto_augment.NAME_TO_OP[NAMES[name]](picture, *arguments, fillcolor=fill, resample=resample)
-                np.testing.assert_array_equal(OPS[name](picture, value, fill, resample), np.asarray(theirs))
+                np.testing.assert_array_equal(OPS[name](PHOTOS[photo], value, fill, resample), np.asarray(theirs))
 
 
 @pytest.mark.parametrize("name", ["rotate", "shear_y", "translate_x_rel", "color", "sharpness", "solarize_add", "equalize"])
