@@ -133,7 +133,8 @@ def _fast_part(
 
 # Rows of pixels below a row that smoothed colours of half the resolution may reach, rounded up.
 _SEEN_BELOW = 4
-# libjpeg's first complaint, the one that is passed on, when all it skipped are bytes up to the mark of the end: lines left out.
+# libjpeg's first complaint, the one that is passed on, when it skipped bytes
+# up to the mark of the end: here the lines left out.
 _ONLY_MORE = "extraneous bytes before marker 0xd9"
 
 
