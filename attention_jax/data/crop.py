@@ -66,9 +66,10 @@ def crop_and_resize(
     """The box `choose(height, width)` of an image, encoded or uint8 [H, W, C], resized to uint8 [*size, channels].
 
     A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which the box is no smaller than `size`: libjpeg
-    then averages in the frequency domain; and no farther down than the box reaches. The rest is antialiased convolution over the box alone, as in torchvision's
-    `resized_crop`, within two grey levels of Pillow's; but the fast resizer makes the vertical pass first, so that where
-    bicubic overshoots 0 or 255 (at hard edges) a dozen levels have been seen. Raises BrokenImage.
+    then averages in the frequency domain; and no farther down than the box reaches. The rest is antialiased convolution over
+    the box alone, as in torchvision's `resized_crop`, within two grey levels of Pillow's; but the fast resizer makes the
+    vertical pass first, so that where bicubic overshoots 0 or 255 (at hard edges) a dozen levels have been seen. Raises
+    BrokenImage.
     """
     choose = functools.cache(choose)  # a JPEG that only Pillow reads is cropped at the place that was drawn for it
     with broken_if_it_fails():
