@@ -4,7 +4,6 @@ import json
 
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
 from attention_jax.errors import UserError
 from attention_jax.preflight.chips import find_slice
 from attention_jax.preflight.input_rate import images_a_second
@@ -25,15 +24,10 @@ def resolved(config: ConfigDict) -> ConfigDict:
     """The config with what its data say. Raises UserError that says what to give when they are not here."""
     from attention_jax.tasks import get_task
 
-    needed = {
-        "classification": ("data.num_examples", "data.image_shape", "model.num_classes"),
-        "translation": ("model.vocab_size", "data.bucket_lengths", "data.num_examples", "data.num_batches"),
-    }[config.task]
-    flat = configs.flatten(config)
-    # A number of buckets is no list of their lengths.
-    missing = [name for name in needed if flat.get(name) is None or (name.endswith("lengths") and isinstance(flat[name], int))]
+    task = get_task(config.task)
+    missing = task.unresolved(config)
     try:
-        return get_task(config.task).resolve(config)
+        return task.resolve(config)
     except UserError as error:
         if not missing:
             raise

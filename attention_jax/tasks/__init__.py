@@ -1,5 +1,6 @@
 """The only place where model, data and loss meet. A task is a module with these functions, the config their first argument.
 
+unresolved(config) -> [field]                  that `resolve` will read off the training data, since the config does not say
 resolve(config) -> config                     facts that only the data know (number of classes, vocabulary) filled in
 check(config, mesh)                           UserError for batches that the devices cannot share
 steps_per_epoch(config), examples_per_step(config)

@@ -30,6 +30,16 @@ def _source(config: ConfigDict, split: str) -> Source:
     return open_source(config.data.source, split, config.data.args.to_dict())
 
 
+def unresolved(config: ConfigDict) -> list[str]:
+    """What `resolve` has to read off the data."""
+    stated = {
+        "data.num_examples": config.data.num_examples,
+        "data.image_shape": config.data.image_shape,
+        "model.num_classes": config.model.get("num_classes"),
+    }
+    return [name for name, value in stated.items() if value is None]
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
     """`data.num_examples`, `data.image_shape` and `model.num_classes`, read off the training data where they are None.
 

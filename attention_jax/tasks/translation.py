@@ -94,6 +94,18 @@ def _tokens(config: ConfigDict, split: str, too_long: str) -> TokenPairs:
     return _tokens_of(_Wanted(_key(config), split, too_long, config.data.max_length, tokenizer(config), config))
 
 
+def unresolved(config: ConfigDict) -> list[str]:
+    """What `resolve` has to read off the data; a number of buckets is no list of their lengths."""
+    buckets = None if isinstance(config.data.bucket_lengths, int) else config.data.bucket_lengths
+    stated = {
+        "model.vocab_size": config.model.get("vocab_size"),
+        "data.bucket_lengths": buckets,
+        "data.num_examples": config.data.num_examples,
+        "data.num_batches": config.data.num_batches,
+    }
+    return [name for name, value in stated.items() if value is None]
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
     """`model.vocab_size`, and the buckets and numbers of `data`, read off the training data where they are not given.
 

@@ -221,12 +221,12 @@ def cpu_name() -> str:
 
 def tpu_table(names: list[str], topology: str, batch: int) -> str:
     """FLOPs and bytes of the step compiled for one chip."""
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     import jax
-    from jax.experimental import topologies
 
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    sharding = jax.sharding.SingleDeviceSharding(described.devices[0])
+    from attention_jax.preflight.chips import find_slice
+    from attention_jax.preflight.measure import described
+
+    sharding = jax.sharding.SingleDeviceSharding(described(find_slice(topology))[0])
     lines = [
         "| network | batch | | GFLOPs | GB read and written | MB of temporaries |",
         "|---|---|---|---|---|---|",
