@@ -136,6 +136,12 @@ class Folder:
         except FileNotFoundError:
             return []
 
+    def find(self) -> list[str]:
+        """Names of all files, at any depth, relative to the folder and sorted."""
+        start = self._root.rstrip("/") + "/"
+        paths = self._again("", lambda: self._fs.find(self._root))
+        return sorted(path[len(start) :] for path in map(str, paths) if path.startswith(start))
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 

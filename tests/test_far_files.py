@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import attention_jax as aj
 from attention_jax import far, tree
 from attention_jax.data import files, parallel_text, tokenizer
+from attention_jax.data.decode import BrokenImage
 from attention_jax.errors import UserError
 from attention_jax.tables.runner import run_table
 from attention_jax.train import checkpoint, far_checkpoints
@@ -206,7 +207,7 @@ def test_address_of_an_unknown_kind_or_that_is_not_there():
         far.Folder("nowhere://bucket/run")
     with pytest.raises(UserError, match="data.tokenizer=objects://bucket/none.model"):
         tokenizer.from_file("objects://bucket/none.model")
-    with pytest.raises(UserError, match="must be on a mounted file system"):
+    with pytest.raises(UserError, match="data.args.path=objects://bucket/images: there is no such folder"):
         files.folder("train", "objects://bucket/images")
     with pytest.raises(UserError, match=r"--workdir=objects://bucket/table: a table needs a folder"):
         run_table(str(ROOT / "experiments" / "quickstart.py"), workdir="objects://bucket/table")
@@ -227,6 +228,33 @@ def test_data_at_an_address_are_those_in_a_folder(tmp_path):
         assert list(parallel_text.open_pairs(source, "train", args, "stop")) == pairs
     assert tokenizer.from_file("objects://bucket/data/words.json") == words
     assert files.npz("train", "objects://bucket/data/digits.npz")[2]["label"] == 2
+
+
+def test_images_at_an_address_are_those_in_a_folder(tmp_path):
+    names = ["train/bee/deep/2.JPG", "train/bee/10.png", "train/ant/1.jpg", "train/bee/.hidden.jpg", "train/bee/notes.txt"]
+    names += [".cache/bee/3.jpg", "train/.old/4.jpg", "val/bee/5.jpg", "README", "train/ant/6.jpg"]
+    store = far.Folder("objects://bucket/images", write=True)
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+        store.write(name, name.encode())
+
+    def seen(split, path, **args):
+        source = files.folder(split, path, **args)
+        items = [(source.name(i).removeprefix(path), source[i]["image"], int(source[i]["label"])) for i in range(len(source))]
+        return items, source.label_names
+
+    for split, args in (("train", {}), ("val", {}), ("train", {"holdout": 0.5}), ("test", {"holdout": 0.5})):
+        here, there = (seen(split, path, **args) for path in (str(tmp_path), "objects://bucket/images"))
+        assert here == there and here[0]
+    for path in (str(tmp_path), "objects://bucket/images"):
+        with pytest.raises(UserError, match=f"{path} has no folder of that name; give one of train, val, or"):
+            files.folder("test", path)
+    source = files.folder("train", "objects://bucket/images")
+    store.remove("train/ant/1.jpg")
+    with pytest.raises(BrokenImage, match="there is no such file any more"):
+        source[0]
 
 
 def test_google_cloud_storage_as_an_emulator_speaks_it(program, near, monkeypatch):

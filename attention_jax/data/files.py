@@ -21,16 +21,16 @@ class FolderSource:
     """Image files, read when they are asked for.
 
     Args:
-        root: the folder that `files` are relative to.
-        files: paths.
+        tree: where `files` are.
+        files: their names in it.
         labels: integers [N] from 0.
         label_names: a name for each class.
     """
 
     channels = 3  # grey files among coloured ones are the rule
 
-    def __init__(self, root: Path, files: list[str], labels: list[int], label_names: list[str]):
-        self._root, self._files, self._labels = root, files, np.asarray(labels, np.int32)
+    def __init__(self, tree: "Tree | FarTree", files: list[str], labels: list[int], label_names: list[str]):
+        self._tree, self._files, self._labels = tree, files, np.asarray(labels, np.int32)
         self.label_names = tuple(label_names)
         self.num_classes = len(label_names)
 
@@ -38,17 +38,11 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self._read(index), "label": self._labels[index]}
+        return {"image": self._tree.read(self._files[index]), "label": self._labels[index]}
 
     def name(self, index: int) -> str:
         """The path of one example."""
-        return str(self._root / self._files[index])
-
-    def _read(self, index: int) -> bytes:
-        try:
-            return (self._root / self._files[index]).read_bytes()
-        except OSError as error:
-            raise BrokenImage(error.strerror or type(error).__name__) from error
+        return f"{self._tree.root}/{self._files[index]}"
 
 
 def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
@@ -59,62 +53,101 @@ def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
 
     Args:
         split: a folder in `path`; with `holdout`, "train" or "test".
-        path: of the data set.
+        path: of the data set, or its address (gs://…), all names beneath which are read at first.
         holdout: where `path` has no folders for splits: the share of its images that makes up "test". A hash of its
             name decides for each image, so that it stays where it is when others are added.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
-    if far.is_far(path):
-        raise UserError(
-            f"data.args.path={path}: a folder of images must be on a mounted file system; at an address give an .npz archive "
-            "or a set of TensorFlow Datasets."
-        )
-    root = Path(path).expanduser().absolute()
-    if not root.is_dir():
+    tree = (FarTree if far.is_far(path) else Tree)(path)
+    folders = tree.folders("")
+    if folders is None:
         raise UserError(f"data.args.path={path}: there is no such folder.")
     if holdout and split not in HELD_OUT:
         raise UserError(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
-    here = root if holdout else root / split
-    if not here.is_dir():
-        folders = _folders(root)
+    inside = "" if holdout else f"{split}/"
+    here = f"{tree.root}/{inside}".rstrip("/")
+    names = folders if holdout else tree.folders(split)
+    if names is None:
         raise UserError(
-            f"data split {split!r}: {root} has no folder of that name{suggestion(split, folders)}; give one of "
-            f"{', '.join(folders[:5]) or 'its sub-folders'}, or data.args.holdout where the classes are in {root} itself."
+            f"data split {split!r}: {tree.root} has no folder of that name{suggestion(split, folders)}; give one of "
+            f"{', '.join(folders[:5]) or 'its sub-folders'}, or data.args.holdout where the classes are in {tree.root} itself."
         )
-    names = _folders(here)
-    known = _folders(root / "train") if not holdout and (root / "train").is_dir() else names
+    known = tree.folders("train") if not holdout and "train" in folders else names
     if not names:
         raise UserError(f"data.source=folder: {here} has no folders: put the images of each class into a folder of its own.")
     strangers = sorted(set(names) - set(known))
     if strangers:
-        raise UserError(f"data.source=folder: class {strangers[0]!r} of {here} is not in {root / 'train'}, which names them.")
+        raise UserError(f"data.source=folder: class {strangers[0]!r} of {here} is not in {tree.root}/train, which names them.")
     files, labels = [], []
     for name in names:
-        found = _images(here / name)
+        found = tree.images(f"{inside}{name}")
         if not found:
-            raise UserError(f"data.source=folder: class {here / name} has no image file ({', '.join(EXTENSIONS)}).")
+            raise UserError(f"data.source=folder: class {here}/{name} has no image file ({', '.join(EXTENSIONS)}).")
         found = [f"{name}/{file}" for file in found]
         kept = [file for file in found if not holdout or _is_held_out(file, holdout) == (split == "test")]
-        files += kept
+        files += [f"{inside}{file}" for file in kept]
         labels += [known.index(name)] * len(kept)
-    return FolderSource(here, files, labels, known)
+    return FolderSource(tree, files, labels, known)
 
 
-def _folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+class Tree:
+    """Folders and image files beneath a folder; hidden ones are passed over."""
+
+    def __init__(self, path: str):
+        self.root = str(Path(path).expanduser().absolute())
+
+    def folders(self, inside: str) -> list[str] | None:
+        """Names of the folders directly in the folder `inside`; None when it is none."""
+        here = os.path.join(self.root, inside)
+        if not os.path.isdir(here):
+            return None
+        return sorted(entry.name for entry in os.scandir(here) if entry.is_dir() and not entry.name.startswith("."))
+
+    def images(self, inside: str) -> list[str]:
+        """Image files at any depth, relative to the folder `inside` and sorted."""
+        found = []
+        for where, folders, files in os.walk(os.path.join(self.root, inside), followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = os.path.relpath(where, os.path.join(self.root, inside))
+            found += [name if below == "." else f"{below}/{name}" for name in files if _is_image(name)]
+        return sorted(found)
+
+    def read(self, file: str) -> bytes:
+        """Content of a file; raises BrokenImage."""
+        try:
+            return Path(self.root, file).read_bytes()
+        except OSError as error:
+            raise BrokenImage(error.strerror or type(error).__name__) from error
 
 
-def _images(path: Path) -> list[str]:
-    """Paths of the image files at any depth, relative to `path` and sorted."""
-    found = []
-    for where, folders, files in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(where, path)
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                found.append(name if inside == "." else f"{inside}/{name}")
-    return sorted(found)
+class FarTree:
+    """The same at an address: folders are what the names of files say, and stores have no empty ones."""
+
+    def __init__(self, address: str):
+        self._folder = far.Folder(address)
+        self.root = self._folder.address
+        self._files = [name for name in self._folder.find() if not any(part.startswith(".") for part in name.split("/"))]
+
+    def folders(self, inside: str) -> list[str] | None:
+        start = f"{inside}/" if inside else ""
+        names = {name[len(start) :].partition("/")[:2] for name in self._files if name.startswith(start)}
+        return sorted(name for name, slash in names if slash) if names else None
+
+    def images(self, inside: str) -> list[str]:
+        start = f"{inside}/"
+        return sorted(name[len(start) :] for name in self._files if name.startswith(start) and _is_image(name))
+
+    def read(self, file: str) -> bytes:
+        content = self._folder.read(file)
+        if content is None:
+            raise BrokenImage("there is no such file any more")
+        return content
+
+
+def _is_image(name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return file.lower().endswith(EXTENSIONS) and not file.startswith(".")
 
 
 def _is_held_out(file: str, share: float) -> bool:
