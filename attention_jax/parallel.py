@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from attention_jax import rollcall
+from attention_jax import hosts, rollcall
 from attention_jax.errors import UserError, one_sentence
 
 AXES = DATA, FSDP, MODEL = "data", "fsdp", "model"
@@ -28,33 +28,14 @@ ROWS = (DATA, FSDP)  # the axes over which a batch is divided
 def start() -> None:
     """Joins the other processes when a launcher has set AJ_COORDINATOR, AJ_PROCESSES and AJ_PROCESS; else does nothing.
 
-    AJ_COORDINATOR=auto alone leaves it to JAX to find them, as on a TPU slice, whose hosts know each other. AJ_HOSTS, names
-    divided by commas, lets a message name the host of a process that has not come within AJ_START_SECONDS.
+    AJ_COORDINATOR=auto alone asks the TPU slice, whose hosts know each other, and else leaves it to JAX to find them. AJ_HOSTS,
+    a name for each process, divided by commas, lets a message name who has not come within AJ_START_SECONDS.
 
     Raises UserError when the platform that JAX_PLATFORMS asks for is not there, or the other processes do not answer.
     """
     address = os.environ.get("AJ_COORDINATOR")
     if address and not jax.distributed.is_initialized():
-        about: dict[str, Any] = {}
-        seconds = int(os.environ.get("AJ_START_SECONDS", "120"))
-        if address != "auto":
-            about = {
-                "coordinator_address": address,
-                "num_processes": int(os.environ["AJ_PROCESSES"]),
-                "process_id": int(os.environ["AJ_PROCESS"]),
-                # Under Slurm, JAX would otherwise give each process the one card that has its number on the node.
-                "cluster_detection_method": "deactivate",
-            }
-            hosts = list(filter(None, os.environ.get("AJ_HOSTS", "").split(",")))
-            rollcall.call(address, about["process_id"], about["num_processes"], seconds, hosts)
-        try:
-            jax.distributed.initialize(**about, initialization_timeout=seconds)
-        except Exception as error:
-            who = f"process {about['process_id']} of {about['num_processes']}" if about else "this process"
-            raise UserError(
-                f"{who} could not join {address if about else 'the others'} ({one_sentence(error)}): "
-                "check that every process was started."
-            ) from error
+        _join(hosts.of_slice() if address == "auto" else hosts.given(), int(os.environ.get("AJ_START_SECONDS", "120")))
     try:
         jax.devices()
     except RuntimeError as error:
@@ -62,6 +43,24 @@ def start() -> None:
         extra = {"tpu": "tpu", "cuda": "cuda", "gpu": "cuda"}.get(wanted.split(",")[0])
         mend = f"install it with pip install 'attention_jax[{extra}]'" if extra else "unset JAX_PLATFORMS or correct it"
         raise UserError(f"JAX_PLATFORMS={wanted}: JAX finds no such devices here: {mend}.") from error
+
+
+def _join(place: hosts.Place | None, seconds: int) -> None:
+    """Waits so long for the other processes; None leaves it to JAX who they are."""
+    about: dict[str, Any] = {}
+    if place:
+        rollcall.call(place.address, place.index, place.count, seconds, place.names)
+        # Under Slurm, JAX would otherwise give each process the one card that has its number on the node.
+        about = {"coordinator_address": place.address, "cluster_detection_method": "deactivate"}
+        about |= {"num_processes": place.count, "process_id": place.index}
+    try:
+        jax.distributed.initialize(**about, initialization_timeout=seconds)
+    except Exception as error:
+        who = f"process {place.index} of {place.count}" if place else "this process"
+        raise UserError(
+            f"{who} could not join {place.address if place else 'the others'} ({one_sentence(error)}): "
+            "check that every process was started."
+        ) from error
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

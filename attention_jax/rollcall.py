@@ -27,7 +27,7 @@ def call(address: str, index: int, count: int, seconds: float, hosts: Sequence[s
         address: "host:port" of process 0; the port is free again afterwards.
         index, count: of this process, and how many there are.
         seconds: to wait for the others.
-        hosts: of the processes where the launcher knows them, so that a missing one can be named.
+        hosts: names of the processes' hosts, in order, where they are known: so that a missing one can be named.
 
     Raises:
         UserError: some process has not come; says which, and in every process that has. Two have the same number.
@@ -39,7 +39,7 @@ def call(address: str, index: int, count: int, seconds: float, hosts: Sequence[s
     if index == 0:
         answer = _listen(int(port), count, deadline, seconds, hosts)
     else:
-        answer = _ask(host.strip("[]"), int(port), index, deadline, seconds)
+        answer = _ask(host.strip("[]"), int(port), index, deadline, seconds, hosts)
     if answer:
         raise UserError(answer)
 
@@ -77,7 +77,7 @@ def _listen(port: int, count: int, deadline: float, seconds: float, hosts: Seque
             answer = twice[0] + ": give each its own number." if twice else ""
             missing = sorted(set(range(count)) - come.keys())
             if not answer and missing:
-                there = ", ".join(f"{number} on {come[number][0]}" for number in sorted(come))
+                there = ", ".join(f"{number} on {_name(number, hosts, come[number][0])}" for number in sorted(come))
                 names = ", ".join(f"{number} on {hosts[number]}" if number < len(hosts) else str(number) for number in missing)
                 answer = (
                     f"of {count} processes {len(missing)} did not come within {seconds:g} s: {names} (here: {there}); "
@@ -107,7 +107,11 @@ def _accept(server: socket.socket, hear: Any) -> None:
             threading.Thread(target=hear, args=(server.accept()[0],), daemon=True).start()
 
 
-def _ask(host: str, port: int, index: int, deadline: float, seconds: float) -> str:
+def _name(number: int, hosts: Sequence[str], otherwise: str) -> str:
+    return hosts[number] if number < len(hosts) else otherwise
+
+
+def _ask(host: str, port: int, index: int, deadline: float, seconds: float, hosts: Sequence[str]) -> str:
     """What process 0 answers."""
     here, reason = socket.gethostname(), "no answer"
     while (left := deadline - time.monotonic()) > 0:
@@ -123,9 +127,10 @@ def _ask(host: str, port: int, index: int, deadline: float, seconds: float) -> s
         except (OSError, ValueError, KeyError, TypeError) as error:  # not there yet, or something else has the port
             reason = getattr(error, "strerror", None) or reason
         time.sleep(_RETRY)
+    named = f" on {hosts[0]}" if hosts and hosts[0] != host else ""
     return (
-        f"process {index} on {here} did not reach process 0 at {host}:{port} within {seconds:g} s ({reason}): see that it was "
-        "started there and that this port is open, then start the same command again."
+        f"process {index} on {_name(index, hosts, here)} did not reach process 0{named} at {host}:{port} within {seconds:g} s "
+        f"({reason}): see that it was started there and that this port is open, then start the same command again."
     )
 
 

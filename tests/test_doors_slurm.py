@@ -19,7 +19,7 @@ from tests.small import as_options
 PYTHON = f"""#!/usr/bin/env bash
 if [[ "$1 $2" == "-m attention_jax" ]]; then
   exec {sys.executable} -c 'import json, os, sys
-about = (os.environ.get("AJ_" + name) for name in ("COORDINATOR", "PROCESSES", "PROCESS"))
+about = (os.environ.get("AJ_" + name) for name in ("COORDINATOR", "PROCESSES", "PROCESS", "HOSTS"))
 print(json.dumps([sys.argv[1:], os.getcwd(), *about]))' "${{@:3}}"
 fi
 exec {sys.executable} "$@"
@@ -33,7 +33,7 @@ for word in "$@"; do
 done
 cat > "$FOLDER/script"
 for element in $(seq 0 "$elements"); do
-  SLURM_JOB_ID=$((4097 + element)) SLURM_JOB_NODELIST='n[1-2]' SLURM_ARRAY_TASK_ID="$element" \\
+  SLURM_JOB_ID=$((4097 + element)) SLURM_JOB_NODELIST='n[1-3]' SLURM_TASKS_PER_NODE='2(x2),1' SLURM_ARRAY_TASK_ID="$element" \\
     bash "$FOLDER/script" >> "$FOLDER/output"
 done
 echo '77;cluster'
@@ -41,10 +41,10 @@ echo '77;cluster'
 SRUN = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >> "$FOLDER/srun.calls"; echo >> "$FOLDER/srun.calls"
 while [[ "$1" == --* ]]; do shift; done
-for task in $(seq 0 "${LAST_TASK:-1}"); do SLURM_NTASKS=2 SLURM_PROCID="$task" "$@" || exit; done
+for task in $(seq 0 "${LAST_TASK:-4}"); do SLURM_NTASKS=5 SLURM_PROCID="$task" "$@" || exit; done
 """
 SCONTROL = """#!/usr/bin/env bash
-[[ "$*" == 'show hostnames n[1-2]' ]] && printf 'n1\\nn2\\n'
+[[ "$*" == 'show hostnames n[1-3]' ]] && printf 'n1\\nn2\\nn3\\n'
 """
 
 NASTY = [
@@ -78,7 +78,7 @@ class Door:
         )
 
     def arrived(self) -> list[list]:
-        """[arguments, folder, coordinator, processes, process] of every process that ran."""
+        """[arguments, folder, coordinator, processes, process, hosts] of every process that ran."""
         return [json.loads(line) for line in (self.folder / "output").read_text().splitlines() if line.startswith("[")]
 
     def calls(self, program: str) -> list[list[str]]:
@@ -92,10 +92,10 @@ def door(tmp_path) -> Door:
 
 
 def test_every_word_arrives_unchanged_in_every_process(door, root):
-    done = door(root, "--nodes=2", "--time=1-0", "--", "train", *NASTY)
+    done = door(root, "--nodes=3", "--time=1-0", "--", "train", *NASTY)
     assert done.returncode == 0, done.stderr
-    common = [["train", *NASTY], str(door.cwd), f"n1:{61440 + 1}", "2"]
-    assert door.arrived() == [[*common, "0"], [*common, "1"]]
+    common = [["train", *NASTY], str(door.cwd), f"n1:{61440 + 1}", "5"]
+    assert door.arrived() == [[*common, str(process), "n1,n1,n2,n2,n3"] for process in range(5)]
     assert done.stdout.startswith(f"job 77 is submitted; its log: {door.cwd}/runs/slurm/77.log\n")
 
 
@@ -182,6 +182,17 @@ def test_slurm_takes_the_options(cluster):
         env = child_environment(cluster.env)
         done = subprocess.run(asked, input="#!/bin/sh\n", env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_every_process_is_told_where_all_are(cluster, root, tmp_path):
+    env = child_environment({**cluster.env, "ATTENTION_JAX_PYTHON": sys.executable})
+    say = "import os; print(*(os.environ['AJ_' + name] for name in ('PROCESS', 'PROCESSES', 'HOSTS')))"
+    words = [root / "launch.sh", "slurm", "--ntasks-per-node=3", "--", "python", "-c", say]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    job = re.match(r"job (\d+) is submitted", done.stdout).group(1)
+    assert cluster.wait_for_end(job) == "COMPLETED"
+    lines = (tmp_path / "runs" / "slurm" / f"{job}.log").read_text().splitlines()
+    assert sorted(lines[1:]) == [f"{process}: {process} 3 localhost,localhost,localhost" for process in range(3)]
 
 
 def test_two_processes_train_are_stopped_before_the_time_limit_and_go_on(cluster, root, tmp_path):

@@ -23,7 +23,7 @@ PYTHON = f"""#!/usr/bin/env bash
 [[ "$1 $2" == "-m attention_jax" ]] || exec {sys.executable} "$@"
 exec {sys.executable} -u -c '
 import json, os, signal, sys, time
-print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get("TOKEN"), os.environ.get("AJ_PROCESS")]))
+print(json.dumps([sys.argv[1:], os.getcwd(), *map(os.environ.get, ("TOKEN", "AJ_PROCESS", "AJ_HOSTS"))]))
 stopped = lambda number, frame: (print("saved"), sys.exit(0))
 signal.signal(signal.SIGTERM, stopped)
 last = sys.argv[-1]
@@ -111,9 +111,10 @@ def test_every_word_arrives_unchanged_and_secrets_only_when_named(fleet):
     verb = ["--", "train", "--config=configs/quickstart.py", "--workdir=gs://bucket/x", *NASTY]
     code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", "--env=TOKEN", *verb, TOKEN=secret)
     assert code == 0, stdout + stderr
+    names = "pod worker 0,pod worker 1"
     for worker in (0, 1):
         place = str(fleet.folder / f"worker-{worker}" / "attention_jax" / "code")
-        assert json.loads(fleet.log(worker).splitlines()[0]) == [verb[1:], place, secret, str(worker)]
+        assert json.loads(fleet.log(worker).splitlines()[0]) == [verb[1:], place, secret, str(worker), names]
     assert secret not in (fleet.folder / "calls").read_text() + stderr
     left = [path for path in fleet.folder.rglob("*") if path.is_file() and path.name != "log"]
     assert not [path for path in left if secret.encode() in path.read_bytes()], "no file keeps the value"

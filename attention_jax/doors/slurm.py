@@ -3,10 +3,10 @@
 One job of one or several nodes, or an array with a job for each row of a table and a last one that writes the table.
 Every option that is not the door's goes to sbatch as it is: --nodes, --gpus-per-node, --time, --partition, --account, ….
 
-A node has one process, which drives all its cards; `--ntasks-per-node` asks for more. They meet at the job's first
-host, on a port made from the job's number. Two minutes before the time limit the processes save and stop, and the job
-queues again and goes on from there; so it does when Slurm preempts it or a node fails. The checkout and its environment
-lie on a file system that the nodes share, and run in place.
+A node has one process, which drives all its cards; `--ntasks-per-node` asks for more, numbered node by node. They meet
+at the job's first host, on a port made from the job's number, and know each other's hosts by name. Two minutes before the
+time limit the processes save and stop, and the job queues again and goes on from there; so it does when Slurm preempts it
+or a node fails. The checkout and its environment lie on a file system that the nodes share, and run in place.
 """
 
 from __future__ import annotations  # for Python 3.9
@@ -26,12 +26,20 @@ SCRIPT = """#!/bin/bash
 set -u
 cd {cwd} || exit 1
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, {code}, start ${{SLURM_RESTART_COUNT:-0}}"
-first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export AJ_COORDINATOR="$first:$((61440 + SLURM_JOB_ID % 4096))"
+nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
+export AJ_COORDINATOR="${{nodes[0]}}:$((61440 + SLURM_JOB_ID % 4096))"
+hosts=() node=0  # a name for each process, as 2(x3),1 says: two on each of three nodes, then one
+for word in ${{SLURM_TASKS_PER_NODE//,/ }}; do
+  IFS='(x)' read -r tasks _ times <<<"$word"
+  for ((end = node + ${{times:-1}}; node < end; node++)); do
+    for ((task = 0; task < tasks; task++)); do hosts+=("${{nodes[node]}}"); done
+  done
+done
+export AJ_HOSTS="$(IFS=,; echo "${{hosts[*]}}")"
 again=
 trap 'again=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-{rows}srun --label --kill-on-bad-exit=1 bash -c 'AJ_PROCESSES="$SLURM_NTASKS" AJ_PROCESS="$SLURM_PROCID" exec "$@"' - \\
-  {command} &
+{rows}srun --label --kill-on-bad-exit=1 --distribution=block \
+  bash -c 'AJ_PROCESSES="$SLURM_NTASKS" AJ_PROCESS="$SLURM_PROCID" exec "$@"' - {command} &
 steps=$!
 code=0
 while kill -0 "$steps" 2>/dev/null; do

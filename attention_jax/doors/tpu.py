@@ -97,10 +97,9 @@ def _run(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int
     job, state = Job(options, verb), _state(target)
     if state != "ACTIVE":
         raise DoorError(f"{target.name} is {state}, not ACTIVE: wait, or use watch, which waits itself.")
-    statuses = job.start(target)
-    for status in statuses:
-        if status.get("id") != job.id:
-            raise DoorError(f"worker {status['worker']} has another run going: end it first with stop --keep.")
+    statuses = _ask(target, f"{NONE_YET}{KEPT} status")
+    job.refuse_another(statuses)
+    job.start(target, len(statuses))
     print(f"{len(statuses)} workers have started; this terminal may close. Follow with logs, status or watch.")
     return 0
 
@@ -156,8 +155,7 @@ def _watch(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> i
         elif state == "ACTIVE":
             try:
                 statuses = _ask(target, f"{NONE_YET}{KEPT} status")
-                if any(status["state"] == "running" and status["id"] != job.id for status in statuses):
-                    raise DoorError("another run is going on this slice: end it first with stop --keep.")
+                job.refuse_another(statuses)
                 states = {status["state"] if status.get("id") == job.id else "none" for status in statuses}
                 failed = [status for status in statuses if status.get("code") and status.get("id") == job.id]
                 stopped = any(status.get("stopped") for status in statuses)
@@ -176,7 +174,7 @@ def _watch(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> i
                         _ask(target, f"{KEPT} stop")
                     else:
                         _say(f"starting {quoted(verb)[:100]} at commit {job.commit[:12]} on {len(statuses)} workers")
-                        job.start(target)
+                        job.start(target, len(statuses))
                         begun, seen = True, 0
                 else:
                     begun = True
@@ -214,14 +212,21 @@ class Job:
         self.commit = code.commit(options.commit, verb)
         self.id = hashlib.sha256(json.dumps([self.commit, self.verb]).encode()).hexdigest()[:16]
 
-    def start(self, target: Slice) -> list[dict]:
-        """Sends it to all workers, starts it, and returns their statuses."""
+    def refuse_another(self, statuses: Sequence[dict]) -> None:
+        """Raises DoorError while a worker runs something else."""
+        if any(status["state"] == "running" and status["id"] != self.id for status in statuses):
+            raise DoorError("another run is going on this slice: end it first with stop --keep.")
+
+    def start(self, target: Slice, workers: int) -> None:
+        """Sends it to all workers and starts it."""
         with self.folder(target) as folder:
             call(code.archive(self.commit, folder / "code.tar.gz"))
             shutil.copy(HERE / "worker.py", folder)
-            (folder / "job.json").write_text(json.dumps({"id": self.id, "verb": self.verb, "env": self.env}))
+            hosts = [f"{target.name} worker {number}" for number in range(workers)]  # as a message will name them
+            about = {"id": self.id, "verb": self.verb, "env": self.env, "hosts": hosts}
+            (folder / "job.json").write_text(json.dumps(about))
             call(target.send(folder))
-        return _ask(target, f"{SENT} start")
+        _ask(target, f"{SENT} start")
 
     @staticmethod
     @contextlib.contextmanager
@@ -321,18 +326,19 @@ def _show(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> in
     def start() -> list[str]:
         job = Job(options, verb)
         env = {name: f"(the value of {name} here)" for name in job.env}
+        hosts = [f"{target.name} worker 0", "(and so on)"]
         return [
             "# the code, the verb and what runs it",
             quoted(code.archive(job.commit, folder / "code.tar.gz")),
             quoted(["cp", HERE / "worker.py", folder]),
-            f"# {folder}/job.json: {json.dumps({'id': job.id, 'verb': job.verb, 'env': env})}",
+            f"# {folder}/job.json: {json.dumps({'id': job.id, 'verb': job.verb, 'env': env, 'hosts': hosts})}",
             quoted(target.send(folder)),
             quoted(target.remote(f"{SENT} start")),
         ]
 
     lines = {
         "create": lambda: creation()[1:],
-        "run": lambda: [*describe, *start()],
+        "run": lambda: [*describe, *status, *start()],
         "status": lambda: [*describe, *status],
         "logs": lambda: [quoted(target.remote(f"{KEPT} log -{options.lines}", options.worker))],
         "stop": lambda: [

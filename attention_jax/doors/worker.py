@@ -91,7 +91,8 @@ def supervise() -> None:
     job = json.loads(JOB.read_text())
     JOB.unlink()  # it holds the values of --env
     env = {**os.environ, **job["env"], "PYTHONUNBUFFERED": "1"}
-    for name, value in {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "600", "JAX_PLATFORMS": "tpu,cpu"}.items():
+    ours = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "600", "AJ_HOSTS": ",".join(job["hosts"])}
+    for name, value in {**ours, "JAX_PLATFORMS": "tpu,cpu"}.items():
         env.setdefault(name, value)
     asked: list[int] = []
     child: list[subprocess.Popen] = []
