@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 Cache = dict[str, Any]
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+Grow = Callable[[Cache, int], Cache]
 NEVER = -1e30
+_FIRST_ROOM = 16
 _GROUP = 64
 
 
@@ -71,7 +73,14 @@ class Search:
         return log_prob / (((5 + length) / 6) if self.penalty == "gnmt" else jnp.maximum(length, 1)) ** self.alpha
 
 
-def search(step: Step, cache: Cache, limits: jax.Array, max_length: int, options: Search) -> tuple[jax.Array, jax.Array]:
+def search(
+    step: Step,
+    cache: Cache,
+    limits: jax.Array,
+    max_length: int,
+    options: Search,
+    grow: Grow | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
 
     A hypothesis that reaches its sentence's limit without an end symbol counts as it stands. Where fewer than n_best
@@ -84,6 +93,8 @@ def search(step: Step, cache: Cache, limits: jax.Array, max_length: int, options
             hypotheses of a sentence have in common, and for what a step knows how to find there.
         limits: [B] most tokens of each sentence, end symbol included, at most `max_length`.
         max_length: static length of the result.
+        grow: `(cache, length) -> cache` with room for so many tokens, of a cache with room for `rooms(max_length)[0]`: a step
+            goes through all the room there is, which with a limit of twice the length is mostly empty.
     """
     beam, eos = options.beam, options.eos
     batch = limits.shape[0]
@@ -100,8 +111,8 @@ def search(step: Step, cache: Cache, limits: jax.Array, max_length: int, options
         "cache": cache,
     }
 
-    def goes_on(state: dict[str, Any]) -> jax.Array:
-        return (state["t"] < max_length) & (state["open"] > NEVER / 2).any()
+    def goes_on(state: dict[str, Any], room: int) -> jax.Array:
+        return (state["t"] < room) & (state["open"] > NEVER / 2).any()
 
     def advance(state: dict[str, Any]) -> dict[str, Any]:
         t = state["t"]
@@ -155,8 +166,27 @@ def search(step: Step, cache: Cache, limits: jax.Array, max_length: int, options
             "cache": _each_own(lambda x: x[rows], cache),
         }
 
-    last = jax.lax.while_loop(goes_on, advance, first)
-    return last["ended_tokens"][:, : options.n_best], last["ended"][:, : options.n_best]
+    def rest(state: dict[str, Any], lengths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """What has ended when a search has, whose cache has room for the first of `lengths` and will have for the others."""
+        state = jax.lax.while_loop(lambda state: goes_on(state, lengths[0]), advance, state)
+        if len(lengths) == 1:
+            return state["ended_tokens"], state["ended"]
+
+        def grown(state: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+            return rest({**state, "cache": grow(state["cache"], lengths[1])}, lengths[1:])
+
+        return jax.lax.cond(goes_on(state, max_length), grown, lambda state: (state["ended_tokens"], state["ended"]), state)
+
+    tokens, scores = rest(first, rooms(max_length) if grow else (max_length,))
+    return tokens[:, : options.n_best], scores[:, : options.n_best]
+
+
+def rooms(max_length: int) -> tuple[int, ...]:
+    """Lengths of a cache that grows: from 16 on twice the one before, the last is `max_length`."""
+    lengths = [_FIRST_ROOM]
+    while lengths[-1] < max_length:
+        lengths.append(2 * lengths[-1])
+    return (*lengths[:-1], max_length)
 
 
 def _each_own(change: Callable[[jax.Array], jax.Array], cache: Cache) -> Cache:

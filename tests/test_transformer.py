@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax import tree
+from attention_jax import decode, tree
 from attention_jax.decode import Search, search
 from attention_jax.models.transformer import Transformer
 from attention_jax.nn.fused import fused_attention
@@ -136,8 +136,8 @@ def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
         close(logits, whole[:, t], 1e-5)
 
 
-def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes() -> None:
-    """Hypotheses share the rows of their cache, whichever they go on from; sentences have limits of their own."""
+def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypotheses share the rows of their cache, whichever they go on from; sentences have limits of their own; it may grow."""
     model, variables = made(key_size=3, value_size=5, embeddings="separate")
     variables = jax.tree.map(lambda leaf: 4 * leaf, variables)
     source, length = tokens(5, 6, 5), 6
@@ -161,6 +161,14 @@ def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes() -> None:
     np.testing.assert_array_equal(found, expected)
     close(scores, values, 1e-5)
     assert len(np.unique(np.asarray(found).reshape(-1, length), axis=0)) > 10
+
+    monkeypatch.setattr(decode, "_FIRST_ROOM", 2)
+    assert decode.rooms(6) == (2, 4, 6) and decode.rooms(2) == (2,) and decode.rooms(5) == (2, 4, 5)
+    small = apply(apply(source, method="encode"), source, 2, options.beam, method="init_cache")
+    grow = functools.partial(apply, method="grow_cache")
+    growing = quick(lambda cache: search(step, cache, limits, length, options, grow))(small)
+    np.testing.assert_array_equal(growing[0], found)
+    close(growing[1], scores, 1e-6)
     with pytest.raises(ValueError, match="another beam than 1"):
         step(jnp.zeros(6, jnp.int32), cache)
 

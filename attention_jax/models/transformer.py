@@ -325,6 +325,19 @@ class Transformer(nn.Module):
         shared = {"index": jnp.zeros((), jnp.int32), "source": source, "layers": layers}
         return {"written": jnp.zeros((source.shape[0], max_length), jnp.int32), "shared": shared}
 
+    def grow_cache(self, cache: Cache, max_length: int) -> Cache:
+        """The cache with room for `max_length` tokens."""
+        self.target_positions.check_length(max_length)
+        length = cache["written"].shape[1]
+
+        def longer(x: jax.Array, axis: int) -> jax.Array:
+            by = x.shape[axis] // length * (max_length - length)
+            return jnp.pad(x, [(0, by if i == axis else 0) for i in range(x.ndim)])
+
+        shared = cache["shared"]
+        layers = [{**old, "key": longer(old["key"], 3), "value": longer(old["value"], 2)} for old in shared["layers"]]
+        return {"written": longer(cache["written"], 1), "shared": {**shared, "layers": layers}}
+
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache that has seen them."""
         shared, index = cache["shared"], cache["shared"]["index"]

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.data.token_batches import pad_rows
 from attention_jax.data.tokenizer import EOS, PAD, Tokenizer
-from attention_jax.decode import NEVER, Search, search
+from attention_jax.decode import NEVER, Search, rooms, search
 from attention_jax.errors import UserError
 
 
@@ -56,13 +56,17 @@ def translate_tokens(
     """[B, S] -> tokens [B, n_best, longest], best first, padded after the end symbol, and scores [B, n_best]."""
     memory = model.apply(variables, source, method="encode")
     most = options.max_length(source.shape[1])
-    cache = model.apply(variables, memory, source, most, options.search.beam, method="init_cache")
+    grow = None
+    if hasattr(model, "grow_cache"):
+        grow = functools.partial(model.apply, variables, method="grow_cache")
+    room = rooms(most)[0] if grow else most
+    cache = model.apply(variables, memory, source, room, options.search.beam, method="init_cache")
     own = jnp.full(source.shape[:1], options.fixed) if options.fixed else (source != PAD).sum(1) + options.max_extra
 
     def step(token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         return model.apply(variables, token, cache, method="decode_step")
 
-    return search(step, cache, jnp.minimum(own, most), most, options.search)
+    return search(step, cache, jnp.minimum(own, most), most, options.search, grow)
 
 
 def with_longer(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
