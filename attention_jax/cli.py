@@ -1,7 +1,7 @@
 """The library's verbs: python -m attention_jax train | evaluate | translate | table | plot | summary | preflight | prepare.
 
-Exit code 0: done, or stopped by a signal after saving. 1: rows of a table failed, or a step does not fit a slice.
-2: something that the user can mend, said in one sentence.
+Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE gives that another code. 1: rows of a table
+failed, or a step does not fit a slice. 2: something that the user can mend, said in one sentence.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from attention_jax.errors import UserError, one_sentence, suggestion
+from attention_jax.errors import UserError, code_when_stopped, one_sentence, suggestion
 
 _LOST = ("Gloo", "NCCL", "reset by peer")  # what a failed exchange between processes is about
 
@@ -191,7 +191,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         result = train(config, options.workdir, program, progress)
     say(report.first_step(result))
     say(report.outcome(result))
-    return 0
+    return code_when_stopped() if result.stopped else 0
 
 
 def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:

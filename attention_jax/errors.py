@@ -2,11 +2,17 @@
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """What is wrong, where, and what would be right; the command line prints it without a traceback and exits with 2."""
+
+
+def code_when_stopped() -> int:
+    """Exit code of what a signal has stopped after saving: AJ_STOPPED_CODE, for launchers that start only failures again."""
+    return int(os.environ.get("AJ_STOPPED_CODE", "0"))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

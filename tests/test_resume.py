@@ -93,11 +93,11 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, alone, tmp_path
 def test_sigterm_saves_at_once_and_the_rest_follows(start_cli, run_cli, alone, tmp_path):
     workdir = tmp_path / "run"
     log = workdir / "metrics.jsonl"
-    process = start_cli("train", *OPTIONS, f"--workdir={workdir}")
+    process = start_cli("train", *OPTIONS, f"--workdir={workdir}", env={"AJ_STOPPED_CODE": "75"})
     assert wait_for(lambda: log.exists() and '"step": 30,' in log.read_text(), process)
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(30) == 75
     assert time.monotonic() - asked < 10
     assert "stopped after step" in process.stdout.read()
     stopped_at = checkpoint.steps(workdir)[-1]

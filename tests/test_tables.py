@@ -362,11 +362,13 @@ def test_a_row_whose_network_cannot_be_built_fails_alone(fake, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])  # during a run, which the loop reports, and behind its back
-def test_a_signal_ends_the_table_with_0(fake, tmp_path, how):
+def test_a_signal_ends_the_table_with_0_or_the_code_that_a_launcher_wants(fake, tmp_path, how, monkeypatch):
     file = write_table(tmp_path, ROWS)
     setattr(fake, how, {("a", 1)})
+    if how == "stop":
+        monkeypatch.setenv("AJ_STOPPED_CODE", "75")
     code, text = call(file, workdir=tmp_path / "w")
-    assert code == 0 and fake.trained == [("a", 0), ("a", 1)]
+    assert code == (75 if how == "stop" else 0) and fake.trained == [("a", 0), ("a", 1)]
     assert "the same command goes on" in text and "not run" in text
     setattr(fake, how, set())
     assert call(file, workdir=tmp_path / "w")[0] == 0

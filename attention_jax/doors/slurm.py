@@ -38,7 +38,7 @@ done
 export AJ_HOSTS="$(IFS=,; echo "${{hosts[*]}}")"
 again=
 trap 'again=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-{rows}srun --label --kill-on-bad-exit=1 --distribution=block \
+{rows}srun --label --kill-on-bad-exit=1 --distribution=block \\
   bash -c 'AJ_PROCESSES="$SLURM_NTASKS" AJ_PROCESS="$SLURM_PROCID" exec "$@"' - {command} &
 steps=$!
 code=0

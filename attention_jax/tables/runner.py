@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from attention_jax import far, parallel
-from attention_jax.errors import UserError, one_sentence
+from attention_jax.errors import UserError, code_when_stopped, one_sentence
 from attention_jax.tables import measures, publish, results
 from attention_jax.tables.computed import Computed, compute
 from attention_jax.tables.results import FAILURE, Order, RowPlan, SeedRun
@@ -102,7 +102,9 @@ def run_table(
             *(f"  # {why}\n  {command.replace('{workdir}', str(folder))}" for why, command in table.next_commands),
             sep="\n",
         )
-    return 1 if (failed or uncomputed) and not stopped else 0
+    if stopped:
+        return code_when_stopped()
+    return 1 if failed or uncomputed else 0
 
 
 def _compute(order: Order, row: ComputedRow) -> Computed:
