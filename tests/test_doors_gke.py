@@ -80,7 +80,7 @@ def test_command_is_one_that_there_is(container):
     options = cli._parser().parse_args(words)
     assert options.verb == "train" and options.workdir == "gs://BUCKET/RUN"
     assert not Path(options.config).is_absolute()
-    configs.override(configs.load_config(str(ROOT / options.config)), overrides)
+    cli._overridden(configs.load_config(str(ROOT / options.config)), overrides)
 
 
 def test_variables_are_what_the_code_reads(container, job):
