@@ -166,6 +166,7 @@ def test_a_dry_run_shows_every_command_and_contacts_nothing(fleet):
         assert code == 0, stderr
         shown += stdout.splitlines()
     assert not fleet.calls()
+    assert next(line for line in shown if "preflight" in line).startswith("./launch.sh preflight --config=FILE '--config.a=(0.5, ")
     fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", *verb)
     fleet("stop", "--every=0.1")
     read = "import json, sys; print(json.dumps(sys.argv[1:]))"
@@ -186,6 +187,7 @@ def test_a_dry_run_shows_every_command_and_contacts_nothing(fleet):
     [
         (["run", "--", "train", "--workdir=runs/x"], "--workdir=runs/x would lie on each worker's own disk"),
         (["run", "--", "trian"], "'trian' is nothing to run elsewhere"),
+        (["run", "--", "preflight"], "preflight describes a slice that need not be there, on the machine you sit at: give"),
         (["run", "--commit=nowhere", "--", "train", "--workdir=/x"], "--commit=nowhere: there is no such commit."),
         (["run", "--commit=HEAD", "--", "train", "--config=new.py", "--workdir=/x"], "new.py is not in commit"),
         (

@@ -39,6 +39,11 @@ def check_verb(verb: Sequence[str]) -> None:
     """Raises DoorError unless these words begin with a verb that launch.sh runs."""
     if not verb:
         raise DoorError("what to run is missing: give it after ' -- ', as in -- train --config=FILE --workdir=DIR.")
+    if verb[0] == "preflight":
+        raise DoorError(
+            "preflight describes a slice that need not be there, on the machine you sit at: give ./launch.sh preflight "
+            "--config=FILE --topology=TYPE, without this door."
+        )
     if verb[0] not in VERBS:
         raise DoorError(f"'{verb[0]}' is nothing to run elsewhere: give one of {', '.join(VERBS)} after ' -- '.")
 

@@ -32,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 SENT, KEPT = f"python3 {INCOMING}/worker.py", "python3 attention_jax/worker.py"
 MARK = "AJ "
 NONE_YET = f'test -e attention_jax/worker.py || {{ echo \'{MARK}{{"state": "none"}}\'; exit 0; }}; '
+MEANWHILE = "whether the step fits and what it will take is said here, before it costs"
 RESTARTS = 3  # of a run whose worker vanished without a word on a slice that is there: a host was started anew
 
 
@@ -90,6 +91,7 @@ def _check_workdir(verb: Sequence[str]) -> None:
 def _create(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
     call(_creation(target, options))
     print(f"{target.name} is asked for: wait for it with status, or let watch do it.")
+    print(f"{MEANWHILE}: {quoted(_preflight(options, verb))}")
     return 0
 
 
@@ -144,7 +146,9 @@ def _watch(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> i
             _say(f"{target.name} is {state}")
             said = state
         if state == "ABSENT":
-            call(_creation(target, options))
+            creation = _creation(target, options)
+            _say(f"{MEANWHILE}: {quoted(_preflight(options, verb))}")
+            call(creation)
         elif state == "FAILED":
             raise DoorError(f"the request for {target.name} has failed: {quoted(target.describe())} has the reason; then stop.")
         elif state in ("SUSPENDED", "PREEMPTED", "TERMINATED"):
@@ -257,6 +261,12 @@ def _creation(target: Slice, options: argparse.Namespace) -> list[str]:
     return target.create(kind, options.runtime_version or image, options.spot, options.create_flag)
 
 
+def _preflight(options: argparse.Namespace, verb: Sequence[str]) -> list[str]:
+    """The command for the machine one sits at that says what the step of `verb` needs on such a slice."""
+    config, fields = option(verb, "config") or "FILE", [word for word in verb if word.startswith("--config.")]
+    return ["./launch.sh", "preflight", f"--config={config}", *fields, f"--topology={options.type}"]
+
+
 def _state(target: Slice) -> str:
     """The request's state, ABSENT without one; the machines' own when they are not READY although it is ACTIVE."""
     state = _answer(target.describe()).get("state", {}).get("state", "ABSENT")
@@ -320,7 +330,7 @@ def _show(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> in
     folder = outgoing(target)
     describe = ["# the slice's state", quoted(target.describe()), quoted(target.describe_node())]
     status = ["# the workers' states", quoted(target.remote(f"{NONE_YET}{KEPT} status"))]
-    creation = lambda: ["# where there is no slice", quoted(_creation(target, options))]  # noqa: E731
+    creation = lambda: [f"# {MEANWHILE}", quoted(_preflight(options, verb)), quoted(_creation(target, options))]  # noqa: E731
     delete = quoted(target.delete())
 
     def start() -> list[str]:
@@ -337,7 +347,7 @@ def _show(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> in
         ]
 
     lines = {
-        "create": lambda: creation()[1:],
+        "create": creation,
         "run": lambda: [*describe, *status, *start()],
         "status": lambda: [*describe, *status],
         "logs": lambda: [quoted(target.remote(f"{KEPT} log -{options.lines}", options.worker))],
@@ -350,7 +360,7 @@ def _show(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> in
         ],
         "watch": lambda: [
             *describe,
-            *(creation() if options.type else []),
+            *(["# where there is no slice", *creation()] if options.type else []),
             "# where it was preempted",
             delete,
             *status,
