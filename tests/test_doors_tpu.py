@@ -166,7 +166,7 @@ def test_a_dry_run_shows_every_command_and_contacts_nothing(fleet):
         assert code == 0, stderr
         shown += stdout.splitlines()
     assert not fleet.calls()
-    assert next(line for line in shown if "preflight" in line).startswith("./launch.sh preflight --config=FILE '--config.a=(0.5, ")
+    assert any(line.startswith("./launch.sh preflight --config=FILE '--config.a=(0.5, ") for line in shown)
     fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", *verb)
     fleet("stop", "--every=0.1")
     read = "import json, sys; print(json.dumps(sys.argv[1:]))"
