@@ -4,14 +4,16 @@ FLEET names a folder: `calls` (one JSON list a line), `state` (of the queued res
 `worker-N` as homes. The number of workers is that of the file `workers`, two without it.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-FLEET = Path(os.environ["FLEET"])
+FLEET = Path(os.environ.get("FLEET", "."))
 STATE = FLEET / "state"
 
 
@@ -34,6 +36,7 @@ def main(words: list[str]) -> int:
         print(json.dumps({"name": name, "state": "READY"}))
     elif (kind, action) == ("queued-resources", "delete"):
         STATE.unlink()
+        end(FLEET)
         for home in homes():
             shutil.rmtree(home)
     elif (kind, action) == ("tpu-vm", "scp"):
@@ -51,6 +54,13 @@ def main(words: list[str]) -> int:
     else:
         raise AssertionError(words)
     return 0
+
+
+def end(fleet: Path) -> None:
+    """Ends what runs on the workers, as machines that are switched off do."""
+    for pid in fleet.glob("worker-*/attention_jax/run/pid"):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
 
 
 def homes() -> list[Path]:

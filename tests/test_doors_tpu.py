@@ -1,11 +1,9 @@
 """`./launch.sh tpu`: with a stand-in for gcloud that runs the workers here, and against gcloud's own help."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from attention_jax import tree
 from attention_jax.doors.gcloud import Slice, accelerator
+from attention_jax.train import checkpoint
+from tests import stand_in_gcloud
 from tests.conftest import ROOT, child_environment
 from tests.small import as_options
 
@@ -85,11 +86,14 @@ class Fleet:
         file = self.folder / f"worker-{worker}" / "attention_jax" / "run" / "log"
         return file.read_text() if file.exists() else ""
 
+    def preempt(self) -> None:
+        """Takes the slice away, as Google does one of spot machines."""
+        (self.folder / "state").write_text("SUSPENDED")
+        stand_in_gcloud.end(self.folder)
+
     def end(self) -> None:
         """Ends what a failing test has left."""
-        for pid in self.folder.glob("worker-*/attention_jax/run/pid"):
-            with contextlib.suppress(ProcessLookupError, ValueError):
-                os.killpg(int(pid.read_text()), signal.SIGKILL)
+        stand_in_gcloud.end(self.folder)
 
 
 @pytest.fixture
@@ -99,11 +103,17 @@ def fleet(tmp_path):
     fleet.end()
 
 
-def wait_for(condition, what: str, seconds: float = 300) -> None:
+def wait_for(condition, what: str, seconds: float = 300, every: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.1)
+        time.sleep(every)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def test_every_word_arrives_unchanged_and_secrets_only_when_named(fleet):
@@ -136,22 +146,20 @@ def test_a_failing_worker_is_named_with_its_last_lines_and_the_rest_is_stopped(f
     wait_for(lambda: "saved" in fleet.log(0), "the other worker had stopped")
 
 
-def test_a_preempted_slice_is_made_anew_and_the_run_started_again(fleet):
-    verb = ["--", "train", "--workdir=gs://bucket/x", "--wait"]
-    watching = fleet.start("watch", *CREATE, "--every=0.1", "--commit=HEAD", *verb)
+def test_a_run_is_started_looked_at_and_stopped(fleet):
+    verb = ["--commit=HEAD", "--", "train", "--workdir=gs://bucket/x", "--wait"]
+    code, stdout, _ = fleet("create", *CREATE)
+    assert code == 0 and "./launch.sh preflight --config=FILE --topology=v5e-16" in stdout
+    code, stdout, stderr = fleet("run", *verb)
+    assert code == 0, stderr
+    assert stdout.startswith("2 workers have started; this terminal may close.")
     wait_for(lambda: fleet.log(0) and fleet.log(1), "both workers ran")
-    pids = [int(path.read_text()) for path in fleet.folder.glob("worker-*/attention_jax/run/pid")]
-    (fleet.folder / "state").write_text("SUSPENDED")
-    for pid in pids:
-        os.killpg(pid, signal.SIGKILL)
-    created = lambda: [call for call in fleet.calls() if "create" in call]  # noqa: E731
-    wait_for(lambda: len(created()) == 2 and fleet.log(0) and fleet.log(1), "the workers ran again")
     code, stdout, _ = fleet("status")
     assert code == 0 and "pod: ACTIVE\n  worker 0: running" in stdout and "  worker 1: running" in stdout
-    watching.terminate()
-    watching.communicate()
+    code, _, stderr = fleet("run", *verb, "--other")
+    assert code == 2 and "another run is going on this slice: end it first with stop --keep" in stderr
     code, stdout, _ = fleet("logs", "--worker=1")
-    assert code == 0 and stdout.startswith("[worker 1] [[")
+    assert code == 0 and stdout.startswith("[worker 1] [[") and "--other" not in stdout
     code, stdout, stderr = fleet("stop", "--every=0.1")
     assert code == 0, stderr
     assert "worker 0: ended with exit code 0, stopped by a signal" in stdout and "pod is deleted." in stdout
@@ -240,18 +248,29 @@ def test_gcloud_knows_the_options(command):
     assert {word.split("=")[0] for word in command[5:] if word.startswith("--")} <= known
 
 
-def test_two_workers_train_through_the_door(tmp_path):
+def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_path):
     fleet = Fleet(tmp_path, None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    here = {"AJ_COORDINATOR": f"127.0.0.1:{port}", "AJ_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
-    options = as_options(total_steps=6, evaluation__every_steps=6, checkpoint__every_steps=3, logging__every_steps=3)
-    verb = ["--", "train", *options, f"--workdir={tmp_path}/run"]
+    options = as_options(total_steps=120, evaluation__every_steps=120, checkpoint__every_steps=12, logging__every_steps=12)
+    here = {"AJ_COORDINATOR": f"127.0.0.1:{free_port()}", "AJ_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    run = tmp_path / "run"
     try:
-        code, stdout, stderr = fleet("watch", *CREATE, "--every=0.5", "--commit=HEAD", *verb, **here)
-        assert code == 0, stdout + stderr
-        assert "[worker 0] devices     2 process(es) x 1 cpu" in stdout
-        assert "[worker 0] done after step 6" in stdout
+        words = [*CREATE, "--every=0.5", "--commit=HEAD", "--", "train", *options, f"--workdir={run}"]
+        watching = fleet.start("watch", *words, **here)
+        wait_for(lambda: checkpoint.steps(run) or watching.poll() is not None, "there was a checkpoint", every=0.02)
+        fleet.preempt()
+        stdout, stderr = watching.communicate(timeout=300)
     finally:
         fleet.end()
+    assert watching.returncode == 0, stdout + stderr
+    assert "pod is SUSPENDED" in stderr and len([call for call in fleet.calls() if "create" in call]) == 2
+    assert "[worker 0] devices     2 process(es) x 1 cpu" in stdout and "[worker 0] done after step 120" in stdout
+    starts = [json.loads(line)["step"] for line in (run / "timing.jsonl").open() if '"start"' in line]
+    assert starts[0] == 0 and all(0 < step < 120 for step in starts[1:]) and len(starts) > 1
+
+    alone = tmp_path / "alone"
+    words = [sys.executable, "-m", "attention_jax.local", "--processes=2", "--", "train", *options, f"--workdir={alone}"]
+    subprocess.run(words, env=child_environment(), capture_output=True, check=True)
+    assert (run / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
+    ends = [tree.flatten(checkpoint.read_newest(workdir)[0]) for workdir in (run, alone)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(ends[0][path].tobytes() == ends[1][path].tobytes() for path in ends[0])
