@@ -267,15 +267,20 @@ def test_compiled_programs_are_kept(checkout):
 # --- local: a package of the same name stands in for the library's verbs ------------------------------------------------
 
 VERBS = """
-import os, signal, sys, time
-index = int(os.environ["AJ_PROCESS"])
-open(f"{os.environ['FOLDER']}/{index}.pid", "w").write(str(os.getpid()))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(os.environ.get("AT_TERM", "0"))))
+import os, pathlib, signal, sys, time
+index, count, folder = int(os.environ["AJ_PROCESS"]), int(os.environ["AJ_PROCESSES"]), pathlib.Path(os.environ["FOLDER"])
+def stop(*_):
+    (folder / f"{index}.stopped").touch()
+    sys.exit(int(os.environ.get("AT_TERM", "0")))
+signal.signal(signal.SIGTERM, stop)
+(folder / f"{index}.pid").write_text(str(os.getpid()))  # from here on it listens
 print("process", index, "of", os.environ["AJ_PROCESSES"], os.environ["JAX_PLATFORMS"], os.environ["XLA_FLAGS"], *sys.argv[1:])
 sys.stdout.flush()
-if sys.argv[1] == "fail" and index == 1:
-    sys.exit(3)
-if sys.argv[1] == "die" and index == 1:
+if sys.argv[1] in ("fail", "die") and index == 1:
+    while len(list(folder.glob("*.pid"))) < count:
+        time.sleep(0.01)
+    if sys.argv[1] == "fail":
+        sys.exit(3)
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[1] != "end":
     time.sleep(60)
@@ -339,9 +344,10 @@ def test_local_gives_each_process_its_place(local):
 )
 def test_local_names_the_process_that_failed_and_stops_the_rest(local, verb, at_term, code, how):
     process = local.start("--processes=3", "--", verb, AT_TERM=at_term)
-    _, stderr = process.communicate(timeout=8)  # before those that do not listen would be killed
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"local: process 1 of 3 on {socket.gethostname()} {how}; stopping the others.\n" in stderr
+    assert sorted(path.name for path in local.folder.glob("*.stopped")) == ["0.stopped", "2.stopped"]  # asked, not killed
     assert not any(map(is_alive, local.pids(3)))
 
 
@@ -350,7 +356,6 @@ def test_local_names_the_process_that_failed_and_stops_the_rest(local, verb, at_
 def test_local_passes_a_request_to_stop_on(local, number, at_term):
     process = local.start("--processes=2", "--", "run", AT_TERM=str(at_term))
     pids = local.pids(2)
-    time.sleep(0.3)  # until their handlers are there
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == at_term
