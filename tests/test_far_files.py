@@ -258,8 +258,10 @@ def test_images_at_an_address_are_those_in_a_folder(tmp_path):
 
 
 def test_google_cloud_storage_as_an_emulator_speaks_it(program, near, monkeypatch):
-    pytest.importorskip("gcsfs", reason="needs the extra gcs")
-    server = pytest.importorskip("gcp_storage_emulator.server", reason="needs the package gcp-storage-emulator")
+    for module in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(module, reason=f"{module} is not installed here: ./launch.sh setup dev does it")
+    from gcp_storage_emulator import server
+
     emulator = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
     emulator.start()
     try:
