@@ -7,6 +7,7 @@ normalises with its own batch statistics, as `jax.pmap` code always did.
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -208,11 +209,18 @@ def per_replica(step: Any, mesh: Mesh) -> Any:
     )
 
 
-def stop_agreed(step: int, asked_here: bool) -> bool:
-    """Whether to save and stop after this step; every process gets the same answer at the same step."""
+_times_asked = itertools.count(1)
+
+
+def stop_agreed(asked_here: bool) -> bool:
+    """Whether to save and stop now, asked after a step and before a batch of an evaluation.
+
+    Every process asks equally often, and all get the same answer each time. With several processes it is JAX's preemption
+    service that hears a signal, in any of them, and has all stop the next time that none of them has asked yet.
+    """
     if jax.process_count() == 1:
         return asked_here
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(next(_times_asked))
 
 
 @functools.cache

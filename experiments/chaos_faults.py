@@ -113,16 +113,16 @@ def after_step(step: int, act: Act) -> Act:
     """When a step has been dispatched, which may still be running."""
 
     def install() -> None:
-        from attention_jax import parallel
+        from attention_jax.train.loop import _Profiler
 
-        agreed = parallel.stop_agreed
+        after = _Profiler.after
 
-        def hooked(number: int, asked: bool) -> bool:
+        def hooked(self: _Profiler, number: int) -> None:
             if number == step:
                 act()
-            return agreed(number, asked)
+            after(self, number)
 
-        parallel.stop_agreed = hooked
+        _Profiler.after = hooked
 
     return install
 

@@ -235,3 +235,45 @@ def test_one_of_two_processes_is_killed_then_one_is_asked_to_stop_then_one_proce
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 401))
+
+
+# The second process is asked to stop when it makes a batch of an evaluation, whose others then come no faster than JAX's
+# preemption service looks for a signal, which is each second.
+ASKED_IN_AN_EVALUATION = """
+import os, signal, sys, time
+from attention_jax import cli
+from attention_jax.data.loader import Loader
+
+batch = Loader.evaluation_batch
+
+def slow(self, number):
+    if number == 5 and os.environ["AJ_PROCESS"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1 if number > 5 else 0)
+    return batch(self, number)
+
+Loader.evaluation_batch = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_one_of_two_is_asked_to_stop_in_an_evaluation_which_both_leave_and_do_again(run_cli, tmp_path):
+    fields = {"total_steps": 6, "evaluation__every_steps": 6, "evaluation__batch_size": 4, "logging__every_steps": 1}
+    options = [*as_options(**fields), f"--workdir={tmp_path}"]
+    joined = {"AJ_COORDINATOR": f"127.0.0.1:{free_port()}", "AJ_PROCESSES": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    words = [sys.executable, "-c", ASKED_IN_AN_EVALUATION, "train", *options]
+    both = [subprocess.Popen(words, env=child_environment({**joined, "AJ_PROCESS": str(i)}), **pipes) for i in (0, 1)]
+    said = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "stopped after step 6 and saved" in said[0]
+    assert checkpoint.steps(tmp_path)[-1] == 6 and not (tmp_path / "evaluation.npz").exists()
+
+    def lines() -> list[dict]:
+        return [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+
+    before = lines()
+    assert [line["step"] for line in before] == list(range(1, 7)) and not any("headline" in line for line in before)
+    done = run_cli("train", *options, env={"JAX_NUM_CPU_DEVICES": "2"})
+    assert done.returncode == 0, done.stderr
+    assert lines()[:-1] == before and "headline" in lines()[-1] and (tmp_path / "evaluation.npz").exists()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -24,8 +25,8 @@ def evaluate(
     """Metrics over the whole evaluation split, and the per-example outputs [N, ...] they were made from.
 
     What has weight 0 (padding of the last batch, an image that cannot be decoded) is cut out; where the outputs say which
-    "index" an example has, they are put into that order. `stop` is asked before each batch; Interrupted when it says so.
-    `watched` is put around the batches.
+    "index" an example has, they are put into that order. `stop` is asked before each batch, of which the devices then have
+    one more to do; Interrupted when it says so. `watched` is put around the batches.
     """
     loader = program.task.loader(config, config.data.eval_split, parallel.share(program.mesh), training=False)
     collected: list[dict[str, Any]] = []
@@ -33,6 +34,8 @@ def evaluate(
         if stop():
             raise Interrupted
         collected.append(program.outputs(variables, batch))
+        if len(collected) > 1:
+            collected[-2] = jax.device_get(collected[-2])
     outputs = {name: np.concatenate([np.asarray(part[name]) for part in collected]) for name in collected[0]}
     counts = outputs.pop("weight") > 0
     outputs = {name: values[counts] for name, values in outputs.items()}

@@ -155,16 +155,24 @@ def train(
         def watched(batches: Iterator[Any]) -> Iterator[Any]:
             return stalls.over_data(batches, config.data.threads)
 
-        def evaluate_and_log() -> None:
+        def stop() -> bool:
+            return parallel.stop_agreed(stop_signal.asked)
+
+        def evaluate_and_log() -> bool:
+            """Whether it came to its end; one that was stopped leaves nothing, and is done when the run goes on."""
             values = {}
             for weights in program.weights:
-                scores, outputs = evaluate(program, state.variables(weights), config, lambda: stop_signal.asked, watched)
+                try:
+                    scores, outputs = evaluate(program, state.variables(weights), config, stop, watched)
+                except Interrupted:
+                    return False
                 prefix = "eval" if weights == "params" else f"eval_{weights}"
                 values.update({f"{prefix}/{name}": value for name, value in scores.items()})
             if parallel.is_main():
                 _save_outputs(folder / EVALUATION, step, outputs)
             if log.score(step) is None:
                 log.write(step, {**values, "headline": scores[headline]})
+            return True
 
         def save() -> None:
             log.flush()
@@ -173,14 +181,15 @@ def train(
 
         # A run that was stopped during an evaluation, or has lost its outputs, does it first.
         missing = log.score(step) is None or not (folder / EVALUATION).exists()
+        stopped = False
         if step and missing and _due(step, every.evaluate_every, every.total):
-            evaluate_and_log()
+            stopped = not evaluate_and_log()
             log.flush()
 
         loader = task.loader(config, config.data.train_split, parallel.share(program.mesh), training=True)
-        unread, stopped = None, False
+        unread, last = None, step if stopped else every.total
         with (
-            contextlib.closing(parallel.prefetch(loader.training(step, every.total), program.mesh)) as batches,
+            contextlib.closing(parallel.prefetch(loader.training(step, last), program.mesh)) as batches,
             _Profiler(folder, config.profile.first_step, config.profile.num_steps) as profiler,
             stalls,
         ):
@@ -194,16 +203,15 @@ def train(
                     read(step - 1, unread)
                 unread = metrics
 
-                stopped = parallel.stop_agreed(step, stop_signal.asked)
+                stopped = stop()
                 evaluation_due = _due(step, every.evaluate_every, every.total)
                 save_due = stopped or _due(step, every.checkpoint_every, every.total)
                 if evaluation_due or save_due:
                     read(step, unread)
                     unread = None
                 if evaluation_due and not stopped:
-                    with clock.measured("evaluation", step), contextlib.suppress(Interrupted):
-                        evaluate_and_log()
-                    stopped = stop_signal.asked
+                    with clock.measured("evaluation", step):
+                        stopped = not evaluate_and_log()
                 if save_due or stopped:
                     save()
                 progress(step)
