@@ -232,7 +232,7 @@ def test_data_at_an_address_are_those_in_a_folder(tmp_path):
 
 def test_images_at_an_address_are_those_in_a_folder(tmp_path):
     names = ["train/bee/deep/2.JPG", "train/bee/10.png", "train/ant/1.jpg", "train/bee/.hidden.jpg", "train/bee/notes.txt"]
-    names += [".cache/bee/3.jpg", "train/.old/4.jpg", "val/bee/5.jpg", "README", "train/ant/6.jpg"]
+    names += ["train/beech/7.jpg", ".cache/bee/3.jpg", "train/.old/4.jpg", "val/bee/5.jpg", "README", "train/ant/6.jpg"]
     store = far.Folder("objects://bucket/images", write=True)
     for name in names:
         path = tmp_path / name
