@@ -181,7 +181,9 @@ def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[
         found.too_large = _too_large(error)
         return found, None
     seconds["compile"] = time.perf_counter() - begin
-    _take_down(found, compiled, Text(compiled.as_text()))
+    parts = {**{field.name: getattr(state, field.name) for field in dataclasses.fields(state)}, "batch": batch}
+    leaves = [(kind, x.sharding.shard_shape(x.shape)) for kind, part in parts.items() for x in jax.tree.leaves(part)]
+    _take_down(found, compiled, Text(compiled.as_text()), leaves)
     return found, compiled
 
 
@@ -244,7 +246,25 @@ def _too_large(error: Exception) -> tuple[float, float]:
     return float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]
 
 
-def _take_down(found: Measured, compiled: Any, text: Text) -> None:
+def _laid_out(text: Text, leaves: list[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Bytes of the arguments by kind; `leaves` are kind and shape on one device of all that the step was given, in order."""
+    sizes: Counter[str] = Counter()
+    parameters = text.parameters()
+    if len(parameters) == 1 and len(parameters[0].arrays) > 1:
+        # More than 2,000 arguments go to a TPU as one tuple, without names and without those that the step does not use.
+        left = iter(leaves)
+        for array in parameters[0].arrays:
+            kind = next((kind for kind, shape in left if shape == array.dims), "")
+            sizes[kind] += array.padded
+    else:
+        for argument in parameters:
+            field = re.match(r"(?:state\.(\w+)|batch)", argument.scope)
+            if field:
+                sizes[field[1] or "batch"] += sum(array.padded for array in argument.arrays)
+    return {kind: sizes[kind] for kind in KINDS if sizes[kind]}
+
+
+def _take_down(found: Measured, compiled: Any, text: Text, leaves: list[tuple[str, tuple[int, ...]]]) -> None:
     """Completes the numbers from a compiled program."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     found.arguments, found.temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -253,12 +273,7 @@ def _take_down(found: Measured, compiled: Any, text: Text) -> None:
     found.donated = (text.aliased(), found.donated[1])
     found.xla_operations, found.xla_bytes = cost.get("flops", 0.0), cost.get("bytes accessed", 0.0)
     found.traffic = text.traffic()
-    laid_out: Counter[str] = Counter()
-    for argument in text.parameters():
-        field = re.match(r"(?:state\.(\w+)|batch)", argument.scope)
-        if field:
-            laid_out[field[1] or "batch"] += sum(array.padded for array in argument.arrays)
-    found.laid_out = {kind: laid_out[kind] for kind in KINDS if laid_out[kind]}
+    found.laid_out = _laid_out(text, leaves)
     largest: Counter[tuple[str, str]] = Counter()
     for one in text.collectives():
         if one.group > 1:

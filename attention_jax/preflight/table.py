@@ -211,8 +211,11 @@ def _calibration_cells(row: Row, kept: dict[str, Any]) -> list[str]:
     cells += [f"{compute:,.1f}", f"{published / compute:.2f}"]
     if "measured" not in kept:
         return [*cells, "not run", *[""] * 4, row.source]
-    line = roofline(_revived(kept["measured"]), slice_)
-    best, apart = 1e3 * line.step, 1e3 * (line.compute + line.memory + line.interconnect)
+    measured = _revived(kept["measured"])
+    if measured.too_large:
+        return [*cells, "does not fit", *[""] * 4, row.source]
+    line = roofline(measured, slice_)
+    best, apart = 1e3 * line.step, 1e3 * line.apart
     ratio = f"{published / best:.2f}"
     return [*cells, f"{best:,.1f}", line.bound, ratio, f"{apart:,.1f}", f"{100 * (apart / published - 1):+.0f} %", row.source]
 
