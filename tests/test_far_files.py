@@ -1,5 +1,6 @@
 """Workdirs and data at addresses: the same run as in a folder, on a file system that neither appends nor renames."""
 
+import dataclasses
 import json
 import logging
 import threading
@@ -10,6 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import attention_jax as aj
+from attention_jax import config as configs
 from attention_jax import far, tree
 from attention_jax.data import files, parallel_text, tokenizer
 from attention_jax.data.decode import BrokenImage
@@ -111,12 +113,19 @@ def another_machine(monkeypatch, tmp_path) -> None:
 
 
 def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, near, store, tmp_path, monkeypatch):
+    # TensorBoard changes no number.
+    program = dataclasses.replace(program, config=configs.override(program.config, {"logging.tensorboard": True}))
     with pytest.raises(Killed):
         train(CONFIG, RUN, program, killed_after(21))
     uploads_end()
+    (first,) = far.Folder(RUN).names("tensorboard")
     another_machine(monkeypatch, tmp_path)
     assert train(CONFIG, RUN, program).step == 36
     assert_same_as(near)
+    (second,) = far.Folder(RUN).names("tensorboard")
+    assert first != second, "events are made anew at each start"
+    events = far.Folder(RUN).read(f"tensorboard/{second}")
+    assert events.count(b"train/loss") == len([line for line in near[1].splitlines() if b"train/loss" in line]) > 3
     # What counts is written once: nothing was appended to and no marker or segment took another's place.
     once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
     assert len(set(once)) == len(once) >= 8

@@ -316,7 +316,10 @@ def test_the_slowest_of_three_bounds_the_step():
     assert numbers["chip_hours"] == pytest.approx(16 * numbers["hours"])
     assert numbers["examples_per_second_per_host"] == pytest.approx(256)
     assert "fits" in said.text() and "4.0 cores" in said.text() and json.dumps(numbers)
-    assert report.expected(made_up(), SLICE) == pytest.approx((0.9 * 1.35, 1.5 * 1.35)) and "1.22e+03 to 2.03e+03 ms" in said.text()
+    assert (
+        report.expected(made_up(), SLICE) == pytest.approx((0.9 * 1.35, 1.5 * 1.35))
+        and "1.22e+03 to 2.03e+03 ms" in said.text()
+    )
     assert report.expected(made_up(traffic=819 * 10**10), SLICE) == pytest.approx((0.9 * 11.25, 1.5 * 11.25))
     alone = made_up(traffic=1, collectives={})
     assert report.expected(alone, SLICE) == pytest.approx((1.0, 1.5)), "no step is faster than at best"

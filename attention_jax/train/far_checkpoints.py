@@ -4,6 +4,7 @@
     checkpoints/<step>/…       the files that a near workdir has there, and the outputs of the newest evaluation
     checkpoints/<step>.json    written last: its files with sizes and checksums, and the segments of the log up to it
     log/<step>-<checksum>.jsonl   the lines that came since the checkpoint before; never changed
+    tensorboard/…  profile/…   as of the newest checkpoint
 
 A checkpoint is there when its marker is, whole, and the log is what the newest marker lists: lines of a call that was killed
 after its last checkpoint belong to no marker. Process 0 brings the state together, writes it to a local folder with Orbax
@@ -57,6 +58,7 @@ class FarCheckpoints:
         self._segments: list[list[str]] = []  # [name, checksum] of those that hold the log so far
         self._logged = 0  # bytes of the log that they hold
         self._newest: int | None = None
+        self._copied: dict[str, int] = {}  # sizes of the files for people that are there
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._token = f"{socket.gethostname()}-{uuid.uuid4().hex}"
@@ -154,12 +156,27 @@ class FarCheckpoints:
                 "log": self._segments,
             }
             far.write(f"{FOLDER}/{step}.json", json.dumps(marker).encode())
+            self._copy_pictures()
             for old in self._not_kept():
                 far.remove(f"{FOLDER}/{old}.json")
                 far.remove(f"{FOLDER}/{old}")
             shutil.rmtree(here)
         except BaseException as error:
             self._error = error
+
+    def _copy_pictures(self) -> None:
+        """What is made to be looked at, as it is now: events for TensorBoard, made anew at each start, and traces."""
+        for kind in ("tensorboard", "profile"):
+            files = {str(path.relative_to(self._near)): path for path in (self._near / kind).rglob("*") if path.is_file()}
+            for name, path in files.items():
+                size = path.stat().st_size
+                if self._copied.get(name) != size:
+                    self._far.write(name, path.read_bytes())
+                    self._copied[name] = size
+            if kind == "tensorboard" and files:
+                for name in self._far.names(kind):
+                    if f"{kind}/{name}" not in files:
+                        self._far.remove(f"{kind}/{name}")
 
     def _not_kept(self) -> list[int]:
         last, best, score = self._keep

@@ -88,6 +88,8 @@ class Log:
             return
         self._file.flush()
         os.fsync(self._file.fileno())
+        if self._writer:
+            self._writer.flush()
 
     def close(self) -> None:
         """Flushes and closes all files."""
