@@ -1,6 +1,8 @@
 """Workdirs and data at addresses: the same run as in a folder, on a file system that neither appends nor renames."""
 
+import csv
 import dataclasses
+import io
 import json
 import logging
 import threading
@@ -16,11 +18,12 @@ from attention_jax import far, tree
 from attention_jax.data import files, parallel_text, tokenizer
 from attention_jax.data.decode import BrokenImage
 from attention_jax.errors import UserError
+from attention_jax.tables import runner
 from attention_jax.tables.runner import run_table
 from attention_jax.train import checkpoint, far_checkpoints
 from attention_jax.train.loop import train
 from attention_jax.train.program import build
-from tests.small import ROOT, small_config
+from tests.small import FIELDS, ROOT, small_config
 
 CONFIG = small_config()
 RUN = "objects://bucket/run"
@@ -118,13 +121,12 @@ def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, ne
     with pytest.raises(Killed):
         train(CONFIG, RUN, program, killed_after(21))
     uploads_end()
-    (first,) = far.Folder(RUN).names("tensorboard")
+    far.Folder(RUN, write=True).write("tensorboard/events.out.tfevents.1.other", b"of a call before")
     another_machine(monkeypatch, tmp_path)
     assert train(CONFIG, RUN, program).step == 36
     assert_same_as(near)
-    (second,) = far.Folder(RUN).names("tensorboard")
-    assert first != second, "events are made anew at each start"
-    events = far.Folder(RUN).read(f"tensorboard/{second}")
+    (events,) = far.Folder(RUN).names("tensorboard")  # made anew at each start
+    events = far.Folder(RUN).read(f"tensorboard/{events}")
     assert events.count(b"train/loss") == len([line for line in near[1].splitlines() if b"train/loss" in line]) > 3
     # What counts is written once: nothing was appended to and no marker or segment took another's place.
     once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
@@ -218,8 +220,47 @@ def test_address_of_an_unknown_kind_or_that_is_not_there():
         tokenizer.from_file("objects://bucket/none.model")
     with pytest.raises(UserError, match="data.args.path=objects://bucket/images: there is no such folder"):
         files.folder("train", "objects://bucket/images")
-    with pytest.raises(UserError, match=r"--workdir=objects://bucket/table: a table needs a folder"):
-        run_table(str(ROOT / "experiments" / "quickstart.py"), workdir="objects://bucket/table")
+
+
+def test_table_at_an_address_is_the_one_in_a_folder(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base, steps = str(ROOT / "configs/quickstart.py"), {**FIELDS, "total_steps": 4, "schedule.warmup_steps": 1}
+    steps |= {"evaluation.every_steps": 2, "checkpoint.every_steps": 2, "logging.every_steps": 1}
+    text = f"title, source, base = 'A table', 'After nobody.', {base!r}\n"
+    text += f"scales = {{'tiny': {{'seeds': 1, 'overrides': {steps!r}}}}}\n"
+    text += "measures = {'errors': 'attention_jax.tables.measures:errors'}\nrows = [{'label': 'a'}]\n"
+    for name in ("near", "far"):
+        (tmp_path / f"{name}.py").write_text(text)
+    assert run_table(tmp_path / "near.py", workdir=tmp_path / "near") == 0
+
+    there, address = far.Folder("objects://bucket/table", write=True), "objects://bucket/table"
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "build", lambda config: (_ for _ in ()).throw(RuntimeError("no room")))
+        assert run_table(tmp_path / "far.py", workdir=address) == 1
+    assert there.read("a/0/failure.txt").startswith(b"RuntimeError: no room")
+    assert run_table(tmp_path / "far.py", workdir=address) == 0
+    assert there.read("a/0/failure.txt") is None and f"in {address}" in capsys.readouterr().out
+
+    another_machine(monkeypatch, tmp_path)
+    before = len(store.written)
+    assert run_table(tmp_path / "far.py", workdir=address) == 0
+    assert not [name for name in store.written[before:] if "/0/" in name], "nothing is trained or measured again"
+    near, ours = (tmp_path / "near/near.csv").read_text(), there.read("far.csv").decode()
+    (row,), (our_row,) = (list(csv.DictReader(io.StringIO(text))) for text in (near, ours))
+    assert {key: row[key] for key in row if "second" not in key} == {key: our_row[key] for key in row if "second" not in key}
+    assert our_row["status"] == "done" and {"far.md", "far.png", "far_curves.png"} <= set(there.names(""))
+
+    assert float(our_row["seconds"]) > 0
+    (tmp_path / "other.py").write_text(text.replace("'total_steps': 4", "'total_steps': 6"))
+    with pytest.raises(UserError, match=f"{address}/a/0 belongs to another config"):
+        run_table(tmp_path / "other.py", workdir=address)
+
+    there.remove("a/0/measure_errors.npz")
+    assert run_table(tmp_path / "far.py", workdir=address) == 0
+    assert there.read("a/0/measure_errors.npz"), "what was taken away there is measured again"
+    assert run_table(tmp_path / "near.py", workdir=tmp_path / "near", output="objects://bucket/results") == 0
+    assert far.Folder("objects://bucket/results").read("near.csv").decode() == near
+    assert not (tmp_path / "objects:").exists(), "an address is no path"
 
 
 def test_data_at_an_address_are_those_in_a_folder(tmp_path):

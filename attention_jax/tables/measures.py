@@ -59,11 +59,14 @@ def perplexity(program: Program, run: Run) -> dict[str, float]:
     return {"perplexity": _logged(program, run, "perplexity")}
 
 
-def take(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> None:
-    """Calls the measures that a finished run lacks. Raises UserError when one gives something that cannot be kept."""
+def take(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> list[str]:
+    """Calls the measures that a finished run lacks; names of the files it wrote.
+
+    Raises UserError when one gives something that cannot be kept.
+    """
     lacking = {name: measure for name, measure in measures.items() if read(workdir, step, name) is None}
     if not lacking:
-        return
+        return []
     run = load_run(workdir)
     for name, measure in lacking.items():
         values = load_object(measure, {}, "measure")(program, run)
@@ -74,3 +77,4 @@ def take(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., An
         with partial.open("wb") as file:
             np.savez_compressed(file, step=step, **arrays)
         partial.replace(_path(workdir, name))
+    return [_path(workdir, name).name for name in lacking]

@@ -44,8 +44,12 @@ def publish(order: Order, plans: Sequence[RowPlan], computed: Sequence[Computed]
     said = [render.text(lines, heading, computed), "", "written:"]
 
     def write(name: str, content: bytes) -> None:
-        _write(order.output / name, content)
-        said.append(f"  {order.output / name}")
+        if order.published:
+            order.published.write(name, content)
+            said.append(f"  {order.published.address}/{name}")
+        else:
+            _write(order.output / name, content)
+            said.append(f"  {order.output / name}")
 
     write(f"{stem}.md", render.markdown(lines, heading, computed).encode())
     write(f"{stem}.csv", render.comma_separated(lines, computed).encode())

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 
 from attention_jax import config as configs
 from attention_jax.errors import UserError, one_sentence
+from attention_jax.far import Folder
 from attention_jax.models import create_model
 from attention_jax.models.summary import Summary, summary
 from attention_jax.tables import measures
+from attention_jax.tables.remote import Remote
 from attention_jax.tables.table import Row, Table
 from attention_jax.tasks import get_task
 from attention_jax.train import checkpoint, metrics, workdir
@@ -40,6 +42,8 @@ class Order:
         output: folder of the table, charts and pictures.
         selected: labels of the rows to run.
         command: makes the same table again.
+        remote: what `folder` stands for, when that is at an address.
+        published: where `output` is brought, when that is at an address.
     """
 
     table: Table
@@ -49,6 +53,13 @@ class Order:
     output: Path
     selected: frozenset[str]
     command: str
+    remote: Remote | None = None
+    published: Folder | None = None
+
+    @property
+    def workdir(self) -> str | Path:
+        """The folder or address that holds the runs."""
+        return self.remote.workdir if self.remote else self.folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,22 @@ class SeedRun:
     path: Path
     total_steps: int
     measures: tuple[str, ...] = ()
+    remote: Remote | None = None
+
+    @property
+    def place(self) -> str | Path:
+        """Where it is trained."""
+        return self.remote.address(self.path) if self.remote else self.path
+
+    def pull(self) -> None:
+        """Brings what is at an address here."""
+        if self.remote:
+            self.remote.pull(self.path)
+
+    def push(self, name: str) -> None:
+        """Brings a file that was written or removed here to the address."""
+        if self.remote:
+            self.remote.push(self.path / name)
 
     @property
     def step(self) -> int:
@@ -183,7 +210,7 @@ def _plan_row(order: Order, row: Row, count_network: bool) -> RowPlan:
         broken = error
     total = durations.total if durations else 0
     names = tuple(order.table.measures)
-    runs = tuple(SeedRun(seed, order.folder / row.slug / str(seed), total, names) for seed in range(order.seeds))
+    runs = tuple(SeedRun(seed, order.folder / row.slug / str(seed), total, names, order.remote) for seed in range(order.seeds))
     return RowPlan(row, config, changes, durations, params, macs, network, runs, broken)
 
 
@@ -233,7 +260,7 @@ def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
             lines = [] if plan.broken else run.difference(plan.config)
             if lines:
                 raise UserError(
-                    f"row {plan.row.label!r}, seed {run.seed}: {run.path} belongs to another config ({'; '.join(lines)}): "
+                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} belongs to another config ({'; '.join(lines)}): "
                     "give another --workdir, or the table file as it was."
                 )
 
@@ -244,3 +271,4 @@ def record_failure(run: SeedRun, error: BaseException, traceback: str) -> None:
     with contextlib.suppress(OSError):  # what made the run fail may make this fail
         run.path.mkdir(parents=True, exist_ok=True)
         (run.path / FAILURE).write_text(f"{' '.join(reason.split())}\n\n{traceback}")
+        run.push(FAILURE)

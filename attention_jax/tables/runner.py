@@ -20,6 +20,7 @@ from attention_jax import far, parallel
 from attention_jax.errors import UserError, code_when_stopped, one_sentence
 from attention_jax.tables import measures, publish, results
 from attention_jax.tables.computed import Computed, compute
+from attention_jax.tables.remote import Remote
 from attention_jax.tables.results import FAILURE, Order, RowPlan, SeedRun
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import packages
@@ -43,8 +44,9 @@ def run_table(
         scale: one of its scales, by default the first.
         rows: labels or shell-style patterns of the rows to run; the others are shown as they are.
         seeds: how many seeds a row, by default the scale's.
-        workdir: holds `row/seed` for each run; by default `runs/<file's stem>`, with `-<scale>` after the first scale.
-        output: folder of the table, charts and pictures, by default the workdir.
+        workdir: folder or address that holds `row/seed` for each run; by default `runs/<file's stem>`, with `-<scale>` after
+            the first scale.
+        output: folder or address of the table, charts and pictures, by default the workdir.
         dry_run: only shows what would run.
 
     Returns:
@@ -57,23 +59,26 @@ def run_table(
     scale = table.scale(scale)
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds={seeds} is not right: give a whole number from 1.")
-    for option, place in (("workdir", workdir), ("output", output)):
-        if far.is_far(place):
-            raise UserError(
-                f"--{option}={place}: a table needs a folder of a mounted file system; only training takes addresses."
-            )
-    folder = Path(workdir or Path("runs") / table.edition(scale)).expanduser()
+    remote = Remote(str(workdir)) if far.is_far(workdir) else None
+    folder = remote.folder if remote else Path(workdir or Path("runs") / table.edition(scale)).expanduser()
+    output = output or (workdir if remote else folder)
+    published = far.Folder(str(output), write=parallel.is_main()) if far.is_far(output) else None
     order = Order(
         table=table,
         scale=scale,
         seeds=seeds or table.scales[scale].seeds,
         folder=folder,
-        output=Path(output).expanduser() if output else folder,
+        output=folder if published else Path(output).expanduser(),
         selected=frozenset(table.select(rows)),
         command=_command(table, scale, rows, seeds),
+        remote=remote,
+        published=published,
     )
     say = print if parallel.is_main() else (lambda *_: None)
     plans = results.plan(order, count_networks=not dry_run)
+    for plan in plans:
+        for run in plan.runs:
+            run.pull()
     if dry_run:
         say("\n".join(_describe_runs(order, plans)))
         return 0
@@ -99,7 +104,7 @@ def run_table(
     elif table.next_commands and not uncomputed:
         say(
             "\nnext:",
-            *(f"  # {why}\n  {command.replace('{workdir}', str(folder))}" for why, command in table.next_commands),
+            *(f"  # {why}\n  {command.replace('{workdir}', str(order.workdir))}" for why, command in table.next_commands),
             sep="\n",
         )
     if stopped:
@@ -129,6 +134,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
                 progress.begin(plan.row.label, run)
                 if parallel.is_main():
                     (run.path / FAILURE).unlink(missing_ok=True)
+                    run.push(FAILURE)
                 begin = time.perf_counter()
                 try:
                     if plan.broken:
@@ -136,7 +142,8 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
                     program = program or build(plan.config)
                     stopped = run.correct is None and _train(program, run, progress.step)
                     if not stopped and parallel.is_main():
-                        measures.take(run.path, run.total_steps, order.table.measures, program)
+                        for name in measures.take(run.path, run.total_steps, order.table.measures, program):
+                            run.push(name)
                 except Exception as error:  # recorded, so that the others go on
                     failed += 1
                     progress.skip(run)
@@ -160,10 +167,11 @@ def _missing(plan: RowPlan) -> list[SeedRun]:
 
 def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> bool:
     """Trains one seed to its end; returns whether a signal stopped it."""
-    result = train(with_seed(program.config, run.seed), run.path, program, progress)
+    result = train(with_seed(program.config, run.seed), run.place, program, progress)
+    run.pull()
     if not result.stopped and parallel.is_main() and run.correct is None:
         raise UserError(
-            f"{run.path}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
+            f"{run.place}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
         )
     return result.stopped
 
@@ -253,7 +261,7 @@ def _describe_start(order: Order, plans: Sequence[RowPlan]) -> str:
     if plans:
         parts.append(
             f"{len(chosen)} of {len(plans)} rows x {order.seeds} seeds = {runs} runs, "
-            f"{runs - len(missing)} of them done; {steps:,} steps to go, in {order.folder}"
+            f"{runs - len(missing)} of them done; {steps:,} steps to go, in {order.workdir}"
         )
     return f"{order.table.title}\nscale {order.scale}: {'; '.join(parts)}\n{machine()}"
 
@@ -271,7 +279,7 @@ def _describe_runs(order: Order, plans: Sequence[RowPlan]) -> Iterator[str]:
         length = f"{plan.durations.total} steps of {plan.config.batch_size} examples" if plan.durations else "length unknown"
         yield f"\n{plan.row.label}: {length}; {changes or 'the base config as it is'}"
         for run in plan.runs:
-            yield f"  seed {run.seed}: {_status(order, plan, run)}: {run.path}"
+            yield f"  seed {run.seed}: {_status(order, plan, run)}: {run.place}"
 
 
 def _status(order: Order, plan: RowPlan, run: SeedRun) -> str:

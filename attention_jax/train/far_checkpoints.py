@@ -22,7 +22,7 @@ import shutil
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,21 +231,33 @@ def local_copy(address: str, number: int = 1) -> Path:
     near = stand_in(workdir) / "copy"
     shutil.rmtree(near, ignore_errors=True)
     found = [int(step)] if step else sorted(steps(far), reverse=True)
-    problems, got = [], []
-    for one in found:
+    got, problems = bring(far, near, found, number)
+    if not got:
+        what = f"none is whole (damaged: {', '.join(map(str, problems))})" if problems else "there is none"
+        raise UserError(f"{address}: no checkpoint here: {what}; give a run's workdir or a step's folder.")
+    return near / FOLDER / step if step else near
+
+
+def bring(far: Folder, near: Path, found: Sequence[int] | None = None, number: int = 1) -> tuple[list[int], list[int]]:
+    """Downloads the first `number` whole checkpoints of `found`, by default the newest ones, and the log up to the first.
+
+    Returns their steps, and those of the damaged ones that were met.
+    """
+    got, problems, lines = [], [], b""
+    for step in sorted(steps(far), reverse=True) if found is None else found:
         try:
-            fetch(far, one, near)
-            got.append((one, (near / METRICS).read_bytes()))
+            fetch(far, step, near)
         except Damaged as error:
-            log.warning("%s/%s/%d is damaged (%s)", workdir, FOLDER, one, error)
-            problems.append(str(one))
+            log.warning("%s/%s/%d is damaged (%s)", far.address, FOLDER, step, error)
+            problems.append(step)
+            continue
+        got.append(step)
+        lines = lines or (near / METRICS).read_bytes()
         if len(got) == number:
             break
-    if not got:
-        what = f"none is whole (damaged: {', '.join(problems)})" if problems else "there is none"
-        raise UserError(f"{address}: no checkpoint here: {what}; give a run's workdir or a step's folder.")
-    (near / METRICS).write_bytes(got[0][1])
-    return near / FOLDER / step if step else near
+    if got:
+        (near / METRICS).write_bytes(lines)
+    return got, problems
 
 
 def _restore(folder: Path, abstract_state: State) -> tuple[State, dict[str, Any]]:

@@ -23,7 +23,7 @@ from attention_jax.train import workdir
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate
 from attention_jax.train.far_checkpoints import FarCheckpoints
-from attention_jax.train.metrics import Log
+from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.workdir import EVALUATION
@@ -220,6 +220,8 @@ def train(
         checkpoints.close()
         log.time({"event": "call", "step": step, "seconds": time.perf_counter() - begin})
         log.close()
+        if place.far and parallel.is_main():
+            place.far.write(TIMING, (folder / TIMING).read_bytes())  # with the line of this call
     return Result(step, stopped or stop_signal.asked, folder, clock.first)
 
 
