@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from attention_jax import cli, recipes
 from attention_jax import config as configs
+from attention_jax import config_fields
 from attention_jax.errors import UserError
 from attention_jax.train.program import resolve_durations
 from tests.small import CONFIG, ROOT, small_config
@@ -249,7 +250,8 @@ def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
     old = {**now.to_dict(), "version": today}
     old["optimizer"]["beta"] = old["optimizer"].pop("momentum")
     text = configs.to_json(ConfigDict(old))
-    monkeypatch.setattr(configs, "VERSION", today + 2)
+    for module in (configs, config_fields):
+        monkeypatch.setattr(module, "VERSION", today + 2)
     monkeypatch.setattr(configs, "UPGRADES", {today: to_next, today + 1: to_last})
     new = configs.from_json(text)
     configs.check(new)

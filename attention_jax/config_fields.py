@@ -1,0 +1,245 @@
+"""The fields of configs: what each accepts, and the words of the error when it does not.
+
+Sections marked open take any key; whoever reads them checks them (`create_model` its fields).
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+VERSION = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What one field accepts: types, a further condition, and the words of the error."""
+
+    types: type | tuple[type, ...]
+    accepts: str
+    ok: Callable[[Any], bool] = lambda value: True
+
+    def error(self, value: Any) -> str | None:
+        """None, or what would be right."""
+        types = self.types if isinstance(self.types, tuple) else (self.types,)
+        is_type = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        return None if is_type and self.ok(value) else self.accepts
+
+
+def _choice(*names: str) -> Field:
+    return Field(str, "one of " + ", ".join(map(repr, names)), lambda value: value in names)
+
+
+def _positive(unit: str) -> Field:
+    return Field(int, f"a whole number of {unit} from 1", lambda value: value >= 1)
+
+
+def _not_negative(what: str) -> Field:
+    return Field((int, float), f"{what}, 0 or more", lambda value: value >= 0)
+
+
+_NAME = Field(str, "a name")
+_FLAG = Field(bool, "True or False")
+_PROBABILITY = Field((int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1)
+_SHARE = Field((int, float), "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+_STEP = Field(int, "a step, 0 or more", lambda value: value >= 0)
+_DURATION = Field((int, float), "a positive number", lambda value: 0 < value < math.inf)
+_DURATION_OR_0 = Field((int, float), "a number, 0 or more", lambda value: 0 <= value < math.inf)
+UNITS = ("steps", "epochs", "examples")
+OPEN = object()  # a section that takes any key
+
+
+def _duration(name: str, field: Field = _DURATION) -> dict[tuple[str, ...], Field]:
+    return {tuple(f"{name}_{unit}" for unit in UNITS): field}
+
+
+def _numbers(low: float, high: float = math.inf) -> Callable[[Any], bool]:
+    """Whether a sequence holds numbers between low and high, both excluded."""
+    return lambda value: all(isinstance(number, (int, float)) and low < number < high for number in value)
+
+
+def _is_range(high: float) -> Callable[[Any], bool]:
+    """Whether a sequence is (a, b) with 0 < a <= b <= high."""
+    return lambda value: len(value) == 2 and _numbers(0)(value) and value[0] <= value[1] <= high
+
+
+def _is_shape(value: Any) -> bool:
+    return value is None or (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value))
+
+
+def _is_rules(value: Any, ok: Callable[[Any], bool] = lambda value: isinstance(value, bool)) -> bool:
+    try:
+        return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
+    except (re.error, TypeError):
+        return False
+
+
+_PLACEMENTS = "'fsdp', 'replicated' or a tuple with None, 'fsdp' or 'model' for each dimension"
+
+
+def _is_placing(value: Any) -> bool:
+    def ok(placement: Any) -> bool:
+        if isinstance(placement, str):
+            return placement in ("fsdp", "replicated")
+        axes = [axis for axis in placement if axis is not None]
+        return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
+
+    return _is_rules(value, ok)
+
+
+_OWN_NUMBER = Field((int, type(None)), "a whole number, or None for the data's own", lambda v: v is None or v >= 1)
+
+# Of every task. A key is a name, or the names of which exactly one must be present (a duration in any one unit).
+COMMON: dict[Any, Any] = {
+    "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
+    "task": _choice("classification", "translation"),
+    "seed": Field(int, "a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31),
+    "batch_size": _positive("examples, or of a translation's tokens,"),
+    "accumulation": _positive("micro-batches"),
+    **_duration("total"),
+    "precision": _choice("float32", "bfloat16"),
+    "model": OPEN,
+    "optimizer": {
+        "name": _choice("sgd", "rmsprop", "adamw"),
+        "momentum": _SHARE,
+        "nesterov": _FLAG,
+        "rate_in_velocity": _FLAG,
+        "rmsprop": _choice("tensorflow", "keras", "torch"),
+        "b1": _SHARE,
+        "b2": _SHARE,
+        "eps": Field((int, float), "a positive number", lambda value: 0 < value < math.inf),
+        "clip_norm": _not_negative("a norm"),
+        "weight_decay": _not_negative("a factor"),
+        "decay": _choice("l2", "decoupled"),
+        "decay_rules": Field((tuple, list), "a tuple of (path regex, True or False)", _is_rules),
+    },
+    "schedule": {
+        "name": _choice("constant", "step", "cosine", "linear", "noam"),
+        "learning_rate": _not_negative("a rate"),
+        **_duration("warmup", _DURATION_OR_0),
+        "warmup_start": _not_negative("a rate"),
+        "final_share": _PROBABILITY,
+        "boundaries": Field((tuple, list), "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
+        "factor": _not_negative("a factor"),
+        "d_model": _positive("channels"),
+    },
+    "loss": {"label_smoothing": _SHARE, "smoothing_over": _choice("uniform", "others")},
+    "ema": {"decay": _SHARE, "warmup": _FLAG},
+    "evaluation": {**_duration("every"), "batch_size": _positive("examples")},
+    "checkpoint": {**_duration("every"), "keep_last": _positive("checkpoints"), "keep_best": _positive("checkpoints")},
+    "logging": {**_duration("every"), "tensorboard": _FLAG},
+    "parallel": {
+        "mode": _choice("jit", "pmap"),
+        "data": Field(
+            int,
+            "a whole number of devices, or -1 for all of them that fsdp and model leave",
+            lambda value: value == -1 or value >= 1,
+        ),
+        "fsdp": _positive("devices"),
+        "model": _positive("devices"),
+        "rules": Field((tuple, list), f"a tuple of (path regex, {_PLACEMENTS})", _is_placing),
+    },
+    "profile": {"first_step": _STEP, "num_steps": _STEP},
+}
+
+_IMAGES: dict[Any, Any] = {
+    "batch_norm": {
+        "granularity": Field(
+            (str, int),
+            "'all', 'per_replica', or a whole number of examples",
+            lambda value: value in ("all", "per_replica") if isinstance(value, str) else value >= 1,
+        ),
+    },
+    "data": {
+        "source": _NAME,
+        "args": OPEN,
+        "train_split": _NAME,
+        "eval_split": _NAME,
+        "crop": _choice("pad", "random_resized", "none"),
+        "crop_padding": Field(int, "a number of pixels, 0 or more", lambda value: value >= 0),
+        "crop_scale": Field((tuple, list), "(smallest, largest) share of the area, above 0 and up to 1", _is_range(1)),
+        "crop_ratio": Field((tuple, list), "(smallest, largest) width / height, above 0", _is_range(math.inf)),
+        "flip": _FLAG,
+        "randaugment_layers": Field(int, "a number of layers, 0 for none", lambda value: value >= 0),
+        "randaugment_magnitude": _not_negative("a magnitude"),
+        "randaugment_std": _not_negative("a deviation of the magnitude"),
+        "randaugment_ops": _choice("paper", "tf1", "timm"),
+        "interpolation": _choice("bilinear", "bicubic"),
+        "eval_resize": Field(
+            (int, type(None)), "a number of pixels, or None to take images as they are", lambda v: v is None or v >= 1
+        ),
+        "on_broken": _choice("skip", "stop"),
+        "mean": Field((tuple, list), "a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
+        "std": Field((tuple, list), "a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
+        "image_shape": Field(
+            (tuple, list, type(None)),
+            "(height, width, channels), or None for the data's own",
+            _is_shape,
+        ),
+        "num_examples": _OWN_NUMBER,
+        "threads": _positive("threads"),
+    },
+    "mix": {
+        "mixup_alpha": _not_negative("a parameter of Beta"),
+        "cutmix_alpha": _not_negative("a parameter of Beta"),
+        "probability": _PROBABILITY,
+        "switch_probability": _PROBABILITY,
+    },
+}
+
+_TEXT: dict[Any, Any] = {
+    "data": {
+        "source": _NAME,
+        "args": OPEN,
+        "train_split": _NAME,
+        "eval_split": _NAME,
+        "tokenizer": Field(str, "'sentencepiece', 'words', or the path of a tokenizer's file"),
+        "tokenizer_options": OPEN,
+        "vocab_size": Field(
+            (int, type(None)), "a whole number of tokens from 5, or None for every word", lambda v: v is None or v >= 5
+        ),
+        "joiner": Field(str, "the end of a word that goes on in the next one, or '' for none"),
+        "max_length": Field(int, "a whole number of tokens from 2", lambda value: value >= 2),
+        "too_long": _choice("drop", "truncate"),
+        "bucket_lengths": Field(
+            (int, tuple, list),
+            "a whole number of buckets, or a tuple of ascending lengths in tokens",
+            lambda value: (
+                value >= 1
+                if isinstance(value, int)
+                else bool(value) and _numbers(0)(value) and list(value) == sorted(set(value))
+            ),
+        ),
+        "rows_multiple": _positive("rows"),
+        "on_broken": _choice("skip", "stop"),
+        "num_examples": _OWN_NUMBER,
+        "num_batches": _OWN_NUMBER,
+        "threads": _positive("threads"),
+    },
+    "search": {
+        "beam": _positive("hypotheses"),
+        "alpha": _not_negative("an exponent"),
+        "penalty": _choice("gnmt", "length"),
+        "min_length": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
+        "max_extra": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
+        "max_length": Field(
+            (int, type(None)),
+            "a whole number of tokens, or None for max_extra beyond the source",
+            lambda v: v is None or v >= 1,
+        ),
+    },
+    "evaluation": {
+        "translate": _FLAG,
+        "bleu": _choice("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"),
+        "headline": _choice("token_accuracy", "bleu", "chrf", "exact_match"),
+    },
+}
+OF_TASK = {"classification": _IMAGES, "translation": _TEXT}
+
+
+def fields_of(task: str) -> dict[Any, Any]:
+    """The fields of a task's configs, those common to all tasks first."""
+    own = OF_TASK[task]
+    both = {name: {**fields, **own.get(name, {})} if isinstance(fields, dict) else fields for name, fields in COMMON.items()}
+    return {**both, **{name: fields for name, fields in own.items() if name not in both}}
