@@ -9,9 +9,8 @@ import shlex
 import pytest
 from ml_collections import ConfigDict
 
-from attention_jax import cli, recipes
+from attention_jax import cli, config_fields, recipes
 from attention_jax import config as configs
-from attention_jax import config_fields
 from attention_jax.errors import UserError
 from attention_jax.train.program import resolve_durations
 from tests.small import CONFIG, ROOT, small_config
