@@ -183,7 +183,7 @@ def test_traffic_is_that_of_the_main_memory(text):
 
 
 # --- operations --------------------------------------------------------------------------------------------------------
-def _steps_operations(config) -> tuple[float, dict[str, int], object]:
+def steps_operations(config) -> tuple[float, dict[str, int], object]:
     """Multiply-adds of a traced step without padding, those of one forward pass, the program."""
     program = build(config)
     batch = program.task.batch_shapes(program.config)[-1]
@@ -197,7 +197,7 @@ def _steps_operations(config) -> tuple[float, dict[str, int], object]:
 
 
 def test_a_step_multiplies_three_times_as_much_as_a_forward_pass():
-    step, forward, program = _steps_operations(small_config())
+    step, forward, program = steps_operations(small_config())
     (first,) = (macs for path, macs in forward.items() if "stem_conv" in path and macs)
     assert step == 3 * sum(forward.values()) - first  # nobody needs the gradient of the images
     padded = summary(program.model, program.task.example_inputs(program.config)).macs * program.config.batch_size
@@ -205,7 +205,7 @@ def test_a_step_multiplies_three_times_as_much_as_a_forward_pass():
 
 
 def test_a_step_over_sentences_multiplies_three_times_as_much(tmp_path):
-    step, forward, _ = _steps_operations(small_text.small_config(small_text.write_pairs(tmp_path)))
+    step, forward, _ = steps_operations(small_text.small_config(small_text.write_pairs(tmp_path)))
     assert step == pytest.approx(3 * sum(forward.values()), rel=0.03)
 
 
@@ -228,7 +228,8 @@ def test_padding_and_holes_are_not_counted_when_they_are_not_wanted(stride):
 
 # --- a compiled step, on this machine's devices ------------------------------------------------------------------------
 def test_laws_of_compiled_steps(run_python):
-    done = run_python("-m", "pytest", "-q", "tests/eight_devices_preflight.py", env={"JAX_NUM_CPU_DEVICES": "8"}, timeout=600)
+    eight = {"JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # which leaves the collectives as they are
+    done = run_python("-m", "pytest", "-q", "tests/eight_devices_preflight.py", env=eight, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
