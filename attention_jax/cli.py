@@ -190,7 +190,8 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     with report.progress_bar(program.durations.total, active=parallel.is_main()) as progress:
         result = train(config, options.workdir, program, progress)
     say(report.first_step(result))
-    say(report.outcome(result))
+    if parallel.is_main():  # only its folder has the log, where each process has one for a workdir at an address
+        print(report.outcome(result))
     return code_when_stopped() if result.stopped else 0
 
 

@@ -131,11 +131,8 @@ SENTENCES = dict(
     model__layers=2,
     model__scan_layers=True,
 )
-MESHES_OF_SENTENCES = {
-    "fsdp": dict(parallel__fsdp=8),
-    "data and tensor": dict(parallel__model=2),
-    "all three": dict(parallel__fsdp=2, parallel__model=2),
-}
+# The axis `model` alone is what the two processes of `test_parallel.py` train on.
+MESHES_OF_SENTENCES = {"fsdp": dict(parallel__fsdp=8), "all three": dict(parallel__fsdp=2, parallel__model=2)}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import attention_jax as aj
 from attention_jax import config as configs
 from attention_jax import tree
-from attention_jax.train import checkpoint
+from attention_jax.train import checkpoint, far_checkpoints
 from attention_jax.train.program import build
 from tests import small_text
 from tests.conftest import child_environment
@@ -59,13 +59,14 @@ def four_devices_of_one_process(run_cli, tmp_path_factory):
     return workdir
 
 
-def test_two_processes_are_one(four_devices_of_one_process, tmp_path):
-    """The state in parts that both processes have, the batch in parts of each."""
-    command = local("train", *as_options(parallel__fsdp=4), f"--workdir={tmp_path}/run")
+def test_two_processes_are_one(four_devices_of_one_process, tmp_path, monkeypatch):
+    """The state in parts that both processes have, the batch in parts of each, the workdir at an address."""
+    monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
+    command = local("train", *as_options(parallel__fsdp=4), f"--workdir=file://{tmp_path}/run")
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es) x 2" in done.stdout
-    same_numbers(four_devices_of_one_process, tmp_path / "run")
+    same_numbers(four_devices_of_one_process, far_checkpoints.local_copy(f"file://{tmp_path}/run"))
 
 
 def test_two_processes_are_one_for_translation(run_cli, tmp_path):
