@@ -127,7 +127,13 @@ def test_names_nobody_and_has_no_secret(jobset):
     assert set(re.findall(r"\b[A-Z][A-Z_]+\b", re.sub(r"(AJ|JAX|TPU)_\w+|GKE|SIGTERM|JobSet", "", body))) == PLACEHOLDERS
     assert all(re.search(rf"\b{word}\b", text[: text.index("apiVersion")]) for word in PLACEHOLDERS), "the comment names them"
     assert not re.search(r"secret|token|password|key:|project", body, re.IGNORECASE)
-    name, workers = jobset["metadata"]["name"], jobset["spec"]["replicatedJobs"][0]["name"]
-    for command in ("kubectl apply -f docs/gke_jobset.yaml", f"jobs/{name}-{workers}-0", f"kubectl delete jobset {name}"):
-        assert command in text
-    assert "kubectl apply -f docs/gke_jobset.yaml" in (ROOT / "docs" / "operations.md").read_text()
+    name = jobset["metadata"]["name"]
+    first = f"jobset.sigs.k8s.io/jobset-name={name},batch.kubernetes.io/job-completion-index=0"
+    for command in ("kubectl apply -f docs/gke_jobset.yaml", f"kubectl logs -f -l {first}", f"kubectl delete jobset {name}"):
+        assert command in text and command in (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_image_is_made_of_the_folder_that_it_runs_in(container):
+    lines = (ROOT / "docs" / "gke.Dockerfile").read_text().splitlines()
+    assert f"COPY . {container['workingDir']}" in lines and f"WORKDIR {container['workingDir']}" in lines
+    assert "RUN ./launch.sh setup tpu gcs" in lines
