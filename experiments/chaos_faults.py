@@ -109,76 +109,47 @@ def cannot_read() -> None:
 # Where it strikes: each gives an `install` for an act.
 
 
-def after_step(step: int, act: Act) -> Act:
-    """When a step has been dispatched, which may still be running."""
+def _hooked(owner: str, method: str, when: Callable[..., bool], act: Act, after: bool = False) -> Act:
+    """At a call of "module:Class"'s method whose arguments are as `when` says, before it does its work or after."""
 
     def install() -> None:
-        from attention_jax.train.loop import _Profiler
+        module, _, name = owner.partition(":")
+        kind = getattr(importlib.import_module(module), name)
+        original = getattr(kind, method)
 
-        after = _Profiler.after
-
-        def hooked(self: _Profiler, number: int) -> None:
-            if number == step:
+        def hooked(self: object, *arguments: object) -> object:
+            strikes = when(*arguments)
+            if strikes and not after:
                 act()
-            after(self, number)
+            result = original(self, *arguments)
+            if strikes and after:
+                act()
+            return result
 
-        _Profiler.after = hooked
+        setattr(kind, method, hooked)
 
     return install
+
+
+def after_step(step: int, act: Act) -> Act:
+    """When a step has been dispatched, which may still be running."""
+    return _hooked("attention_jax.train.loop:_Profiler", "after", lambda number: number == step, act)
 
 
 def in_data(step: int, act: Act) -> Act:
     """In the thread that makes the batch after `step`."""
-
-    def install() -> None:
-        from attention_jax.data.loader import Loader
-
-        batch = Loader.training_batch
-
-        def hooked(self: Loader, number: int) -> dict[str, np.ndarray]:
-            if number == step:
-                act()
-            return batch(self, number)
-
-        Loader.training_batch = hooked
-
-    return install
+    return _hooked("attention_jax.data.loader:Loader", "training_batch", lambda number: number == step, act)
 
 
 def in_evaluation(batch: int, act: Act) -> Act:
     """In the first evaluation of a call, when a batch of it is made."""
-
-    def install() -> None:
-        from attention_jax.data.loader import Loader
-
-        made = Loader.evaluation_batch
-
-        def hooked(self: Loader, number: int) -> dict[str, np.ndarray]:
-            if number == batch:
-                act()
-            return made(self, number)
-
-        Loader.evaluation_batch = hooked
-
-    return install
+    return _hooked("attention_jax.data.loader:Loader", "evaluation_batch", lambda number: number == batch, act)
 
 
 def after_asking_to_save(step: int, act: Act) -> Act:
     """While the checkpoint of a step is written in the background: as soon as the save has been asked for."""
-
-    def install() -> None:
-        from attention_jax.train.checkpoint import Checkpoints
-
-        save = Checkpoints.save
-
-        def hooked(self: Checkpoints, state: object, *arguments: object) -> None:
-            save(self, state, *arguments)
-            if int(state.step) == step:
-                act()
-
-        Checkpoints.save = hooked
-
-    return install
+    checkpoints = "attention_jax.train.checkpoint:Checkpoints"
+    return _hooked(checkpoints, "save", lambda state, *_: int(state.step) == step, act, after=True)
 
 
 def before_a_save_counts(step: int, act: Act) -> Act:
@@ -200,38 +171,12 @@ def before_a_save_counts(step: int, act: Act) -> Act:
 
 def before_uploading(name: str, act: Act) -> Act:
     """When a file whose name begins so is about to be written to a workdir at an address."""
-
-    def install() -> None:
-        from attention_jax.far import Folder
-
-        write = Folder.write
-
-        def hooked(self: Folder, file: str, content: bytes) -> None:
-            if file.startswith(name):
-                act()
-            write(self, file, content)
-
-        Folder.write = hooked
-
-    return install
+    return _hooked("attention_jax.far:Folder", "write", lambda file, content: file.startswith(name), act)
 
 
 def in_restore(act: Act) -> Act:
     """When a call has read a checkpoint."""
-
-    def install() -> None:
-        from attention_jax.train.checkpoint import Checkpoints
-
-        restore = Checkpoints._restore_step
-
-        def hooked(self: Checkpoints, *arguments: object) -> object:
-            restored = restore(self, *arguments)
-            act()
-            return restored
-
-        Checkpoints._restore_step = hooked
-
-    return install
+    return _hooked("attention_jax.train.checkpoint:Checkpoints", "_restore_step", lambda *_: True, act, after=True)
 
 
 def at_once(act: Act) -> Act:
