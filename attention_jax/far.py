@@ -151,16 +151,21 @@ class Folder:
         self._fs.pipe_file(path, content)
 
     def _again(self, name: str, do: Callable[[], T]) -> T:
-        """What `do` returns, tried for two minutes: networks fail for a while. Raises what it raised last."""
-        for pause in PAUSES:
+        """What `do` returns, tried for two minutes: networks fail for a while. Raises UserError when they fail longer."""
+        for pause in (*PAUSES, None):
             try:
                 return do()
             except _HOPELESS:
                 raise
             except Exception as error:
+                if pause is None:
+                    raise UserError(
+                        f"{self.address}/{name}: {one_sentence(error)}, however often it was tried: see that the network works "
+                        "and start the same command again."
+                    ) from error
                 log.warning("%s/%s: %s; trying again in %d s", self.address, name, one_sentence(error), pause)
                 time.sleep(pause)
-        return do()
+        raise AssertionError
 
 
 def name_of(address: str) -> str:

@@ -77,18 +77,24 @@ def program():
 
 @pytest.fixture(scope="module")
 def near(program, tmp_path_factory):
-    """The run in a folder: arrays of its last checkpoint, and its log."""
+    """The run in a folder: arrays of its last checkpoint and of its evaluation, its log, the steps of its checkpoints."""
     workdir = tmp_path_factory.mktemp("near")
     train(CONFIG, workdir, program)
-    return tree.flatten(checkpoint.read_newest(workdir)[0]), (workdir / "metrics.jsonl").read_bytes()
+    return *contents(workdir), checkpoint.steps(workdir)
+
+
+def contents(workdir):
+    with np.load(workdir / "evaluation.npz") as outputs:
+        arrays = {**tree.flatten(checkpoint.read_newest(workdir)[0]), **outputs}
+    return arrays, (workdir / "metrics.jsonl").read_bytes()
 
 
 def assert_same_as(near) -> None:
-    folder = far_checkpoints.local_copy(RUN)
-    arrays, log = tree.flatten(checkpoint.read_newest(folder)[0]), (folder / "metrics.jsonl").read_bytes()
+    arrays, log = contents(far_checkpoints.local_copy(RUN))
     assert arrays.keys() == near[0].keys()
     assert all(arrays[path].tobytes() == near[0][path].tobytes() for path in arrays)
     assert log == near[1]
+    assert far_checkpoints.steps(far.Folder(RUN)) == near[2]
 
 
 class Killed(BaseException):
@@ -131,6 +137,7 @@ def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, ne
     # What counts is written once: nothing was appended to and no marker or segment took another's place.
     once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
     assert len(set(once)) == len(once) >= 8
+    assert far.Folder(RUN).read("timing.jsonl").count(b'"event": "start"') == 2
     run = aj.load_run(RUN)
     assert run.step == 36 and run.metrics[-1]["headline"] == json.loads(near[1].splitlines()[-1])["headline"]
     before = len(store.written)
@@ -138,17 +145,22 @@ def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, ne
     assert not [name for name in store.written[before:] if name.startswith(("log/", "checkpoints/"))]
 
 
-def test_checkpoint_counts_only_with_its_marker(program, near, store, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [12, 36])
+def test_checkpoint_counts_only_with_its_marker(step, program, near, store, tmp_path, monkeypatch):
+    refused = []
+
     def refuse(path):
-        if path.endswith("checkpoints/12.json"):
+        if path.endswith(f"checkpoints/{step}.json"):
+            refused.append(path)
             raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
         patch.setattr(Objects, "before_write", staticmethod(refuse))
         with pytest.raises(UserError, match=r"Permission denied.*the last good one is kept"):
             train(CONFIG, RUN, program)
-    assert "checkpoints/12/about/metadata" in store.written and "checkpoints/12.json" not in store.written
-    assert far_checkpoints.local_copy(RUN).joinpath("checkpoints", "6").is_dir()
+    assert len(refused) == 1  # who may not write need not try again
+    assert f"checkpoints/{step}/about/metadata" in store.written and f"checkpoints/{step}.json" not in store.written
+    assert far_checkpoints.local_copy(RUN).joinpath("checkpoints", f"{step - 6}").is_dir()
     assert train(CONFIG, RUN, program).step == 36
     assert_same_as(near)
 
@@ -162,9 +174,37 @@ def test_damaged_newest_at_an_address_costs_steps_and_nothing_else(program, near
     content = bytearray(store.store[largest].getvalue())
     content[len(content) // 2] ^= 1
     Objects().pipe_file(largest, bytes(content))
-    with caplog.at_level(logging.WARNING, "attention_jax"):
-        train(CONFIG, RUN, program)
+    with caplog.at_level(logging.WARNING, "attention_jax"), pytest.raises(Killed):
+        train(CONFIG, RUN, program, killed_after(newest - 5))
     assert f"checkpoint {newest} is damaged" in caplog.text and f"checkpoints/{newest}.damaged" in store.written
+    assert max(far_checkpoints.steps(far.Folder(RUN))) == newest - 6
+    train(CONFIG, RUN, program)
+    assert_same_as(near)
+
+
+def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(program, near, store, tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        train(CONFIG, RUN, program, killed_after(13))
+    uploads_end()
+    folder, marker = far.Folder(RUN), far.Folder(RUN).read_json("checkpoints/12.json")
+    for name in ("checkpoints/12.json", "checkpoints/12/evaluation.npz", marker["log"][-1][0]):
+        content = folder.read(name)
+        for other in (content[:-1], content[:-1] + b"?", None):
+            folder.remove(name) if other is None else folder.write(name, other)
+            with pytest.raises(checkpoint.Damaged):
+                far_checkpoints.fetch(folder, 12, tmp_path / "fetched")
+        folder.write(name, content)
+
+    def fail(path):
+        if "checkpoints/12/" in path:
+            raise OSError("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "before_read", staticmethod(fail))
+        with pytest.raises(UserError, match=rf"{RUN}/checkpoints/12/.*: connection reset, however often it was tried"):
+            train(CONFIG, RUN, program)
+    assert far_checkpoints.steps(folder) == [6, 12]
+    train(CONFIG, RUN, program)
     assert_same_as(near)
 
 

@@ -57,7 +57,6 @@ class FarCheckpoints:
         self._far, self._near, self._keep = far, near, (keep_last, keep_best, score)
         self._segments: list[list[str]] = []  # [name, checksum] of those that hold the log so far
         self._logged = 0  # bytes of the log that they hold
-        self._newest: int | None = None
         self._copied: dict[str, int] = {}  # sizes of the files for people that are there
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -70,7 +69,7 @@ class FarCheckpoints:
 
         The marker of a damaged one is renamed to `<step>.damaged` with a warning.
         """
-        restored = None
+        restored, newest = None, -1
         for step in sorted(steps(self._far), reverse=True):
             try:
                 marker = fetch(self._far, step, self._near)
@@ -81,29 +80,26 @@ class FarCheckpoints:
                 log.warning("checkpoint %d is damaged (%s); its marker becomes %d.damaged", step, one_sentence(error), step)
                 self._move_aside(step)
                 continue
-            self._newest, self._segments = step, marker["log"]
+            newest, self._segments = step, marker["log"]
             self._logged = sum(map(int, (size for *_, size in marker["log"])))
             break
         if jax.process_count() > 1:
-            found = multihost_utils.process_allgather(np.int32(-1 if self._newest is None else self._newest))
+            found = multihost_utils.process_allgather(np.int32(newest))
             if len(set(found.tolist())) > 1:
                 raise UserError(f"{self._far.address}: the processes found different newest checkpoints ({found.tolist()}).")
         shutil.rmtree(self._near / FOLDER, ignore_errors=True)
         return restored
 
     def save(self, state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
-        """Saves the state as its own step, in the background; a step that is already there is left as it is.
+        """Saves the state as its own step, in the background.
 
         Raises:
             UserError: the save before this one failed, or the state is not finite.
         """
         self.wait()
         step = int(state.step)
-        if step == self._newest:
-            return
         packed = checkpoint.described(state, about, assets)
         arrays = jax.tree.map(_whole, state)
-        self._newest = step
         if parallel.is_main():
             lines = (self._near / METRICS).read_bytes()[self._logged :]
             self._logged += len(lines)
