@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from attention_jax.errors import UserError
 from attention_jax.train import checkpoint
@@ -135,6 +136,16 @@ def test_best_and_last_are_kept(tmp_path):
         checkpoints.save(state_of(step), ABOUT, {})
     checkpoints.close()
     assert checkpoint.steps(tmp_path) == [2, 5, 6]
+
+
+def test_only_the_loop_asks_whether_to_stop(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number) or False)
+    checkpoints = Checkpoints(tmp_path, 2, 1, lambda step: None)
+    for step in (1, 2):
+        checkpoints.save(state_of(step), ABOUT, {})
+    checkpoints.close()
+    assert checkpoint.steps(tmp_path) == [1, 2] and not asked
 
 
 def test_nothing_there_says_what_was_found(tmp_path):

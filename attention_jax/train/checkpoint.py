@@ -158,6 +158,9 @@ class Checkpoints:
         keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), KeepBest(keep_best, score)])
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+        # Orbax asks JAX whether a signal has come, with its own numbers, before a save and behind it; but the processes stop
+        # together only where all of them ask in the same order, which `parallel.stop_agreed` alone does.
+        self._manager.reached_preemption = lambda step: False
 
     def save(self, state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
         """Saves the state as its own step, in the background; a step that is already there is left as it is.
