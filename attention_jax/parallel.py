@@ -54,6 +54,7 @@ def _join(place: hosts.Place | None, seconds: int) -> None:
         # Under Slurm, JAX would otherwise give each process the one card that has its number on the node.
         about = {"coordinator_address": place.address, "cluster_detection_method": "deactivate"}
         about |= {"num_processes": place.count, "process_id": place.index}
+        os.environ["AJ_PROCESS"] = str(place.index)  # a slice has told it; the command line asks when it ends
     try:
         jax.distributed.initialize(**about, initialization_timeout=seconds)
     except Exception as error:

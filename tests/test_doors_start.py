@@ -19,7 +19,7 @@ import os
 from attention_jax import parallel
 os.environ.pop("TPU_SKIP_MDS_QUERY", None)
 parallel.start()
-print(*parallel.process())
+print(*parallel.process(), os.environ["AJ_PROCESS"])
 """
 
 
@@ -69,7 +69,7 @@ def test_hosts_of_a_slice_find_each_other(metadata):
         for address in metadata
     ]
     outputs = [process.communicate(timeout=120) for process in processes]
-    assert [stdout for stdout, _ in outputs] == ["0 2\n", "1 2\n"], outputs
+    assert [stdout for stdout, _ in outputs] == ["0 2 0\n", "1 2 1\n"], outputs
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_gcloud_knows_the_options(command):
 
 def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_path):
     fleet = Fleet(tmp_path, None)
-    options = as_options(total_steps=120, evaluation__every_steps=120, checkpoint__every_steps=12, logging__every_steps=12)
+    options = as_options(total_steps=72, evaluation__every_steps=72, checkpoint__every_steps=12, logging__every_steps=12)
     here = {"AJ_COORDINATOR": f"127.0.0.1:{free_port()}", "AJ_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     run = tmp_path / "run"
     try:
@@ -263,9 +263,9 @@ def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_pa
         fleet.end()
     assert watching.returncode == 0, stdout + stderr
     assert "pod is SUSPENDED" in stderr and len([call for call in fleet.calls() if "create" in call]) == 2
-    assert "[worker 0] devices     2 process(es) x 1 cpu" in stdout and "[worker 0] done after step 120" in stdout
+    assert "[worker 0] devices     2 process(es) x 1 cpu" in stdout and "[worker 0] done after step 72" in stdout
     starts = [json.loads(line)["step"] for line in (run / "timing.jsonl").open() if '"start"' in line]
-    assert starts[0] == 0 and all(0 < step < 120 for step in starts[1:]) and len(starts) > 1
+    assert starts[0] == 0 and all(0 < step < 72 for step in starts[1:]) and len(starts) > 1
 
     alone = tmp_path / "alone"
     words = [sys.executable, "-m", "attention_jax.local", "--processes=2", "--", "train", *options, f"--workdir={alone}"]
