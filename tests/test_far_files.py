@@ -182,6 +182,14 @@ def test_damaged_newest_at_an_address_costs_steps_and_nothing_else(program, near
     assert_same_as(near)
 
 
+def test_the_newest_and_the_best_are_kept(store, tmp_path):
+    folder = far.Folder(RUN, write=True)
+    for step in range(1, 7):
+        folder.write(f"checkpoints/{step}.json", b"{}")
+    scores = {2: 0.5, 3: 0.5, 4: 0.1}  # of equal ones the earliest
+    assert far_checkpoints.FarCheckpoints(folder, tmp_path, 2, 1, scores.get)._not_kept() == [1, 3, 4]
+
+
 def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(program, near, store, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         train(CONFIG, RUN, program, killed_after(13))
