@@ -48,6 +48,14 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="module")
+def quickly() -> Iterator[None]:
+    """The processes that a module's tests start do not optimise what they compile, which most of their time goes to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess]:
     """`run_python("-c", "...", env={}, cwd=ROOT, timeout=240)`: a Python process of its own, output as text."""

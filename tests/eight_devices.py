@@ -196,8 +196,12 @@ def test_resumed_is_uninterrupted_bitwise_on_eight_devices(uninterrupted, tmp_pa
 def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
     """Begun in parts over fsdp, ended whole: the same state, and its arrays are checked by checksums either way."""
     config, program, alone = uninterrupted
-    assert train(small_config(parallel__fsdp=4), tmp_path, progress=stop_at_step_9).stopped
+    in_parts = build(small_config(parallel__fsdp=4))
+    assert train(in_parts.config, tmp_path, in_parts, stop_at_step_9).stopped
     assert not train(config, tmp_path, program).stopped
+    again, _ = checkpoint.Checkpoints(tmp_path, 2, 1, lambda step: None).restore(in_parts.abstract_state)
+    for path, leaf in tree.flatten(in_parts.abstract_state).items():
+        assert tree.flatten(again)[path].sharding == leaf.sharding, path
     assert not (tmp_path / checkpoint.ASIDE).exists()
     state, resumed = (tree.flatten(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
     for path, array in state.items():

@@ -20,10 +20,9 @@ from tests import small_text
 from tests.conftest import child_environment
 from tests.small import ROOT, as_options
 
-# Compilation is most of what these processes do: a third less of it when what runs for a moment is not optimised.
-QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-EIGHT = {"JAX_NUM_CPU_DEVICES": "8", **QUICKLY}
-FOUR = {"JAX_NUM_CPU_DEVICES": "4", **QUICKLY}
+pytestmark = pytest.mark.usefixtures("quickly")
+EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
+FOUR = {"JAX_NUM_CPU_DEVICES": "4"}
 
 
 def test_laws_on_eight_devices(run_python):
@@ -48,7 +47,7 @@ def local(*arguments, processes=2, devices=2) -> list[str]:
     return [str(ROOT / "launch.sh"), "local", f"--processes={processes}", f"--devices={devices}", "--", *map(str, arguments)]
 
 
-ENVIRONMENT = {"ATTENTION_JAX_PYTHON": sys.executable, **QUICKLY}
+ENVIRONMENT = {"ATTENTION_JAX_PYTHON": sys.executable}
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from attention_jax.train.loop import train
 from tests.conftest import child_environment
 from tests.small import as_options, small_config
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 def free_port() -> int:
     with socket.socket() as probe:
