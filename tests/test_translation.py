@@ -10,6 +10,7 @@ import pytest
 
 import attention_jax as aj
 from attention_jax import cli, tree
+from attention_jax import config as configs
 from attention_jax.analysis import lengths
 from attention_jax.data.tokenizer import PAD
 from attention_jax.errors import UserError
@@ -125,19 +126,28 @@ def test_padding_changes_no_loss_and_no_translation(program, run):
     np.testing.assert_allclose(scores, wide_scores[:rows], rtol=1e-5)
 
 
-def test_the_loss_is_a_sum_over_real_tokens(program, run):
+def test_the_loss_is_a_sum_over_real_tokens(program):
+    changes = {"loss.label_smoothing": 0.1, "loss.smoothing_over": "others"}
+    config, variables = configs.override(program.config, changes), program.init(0).variables()
     loader = translation.loader(program.config, "test", (0, 1), training=False)
     batch = loader._batch(0, loader.plan.every()[0][1][:2])
-    sums, _ = translation.loss(program.config, run.model, run.variables, batch, jax.random.key(0), False)
+    sums, _ = translation.loss(config, program.model, variables, batch, jax.random.key(0), False)
     assert sums["weight"] == (batch["target"] != PAD).sum()
     target = batch["target"]
     seen = np.concatenate([np.ones((len(target), 1), np.int32), target[:, :-1]], 1)  # <s> and all but the last
-    logits = np.asarray(run.model.apply(run.variables, batch["source"], seen))
+    logits = np.asarray(program.model.apply(variables, batch["source"], seen))
     log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     right = np.take_along_axis(log_probs, target[..., None], -1)[..., 0]
-    e, v = program.config.loss.label_smoothing, program.config.model.vocab_size
+    e, v = 0.1, config.model.vocab_size
     others = (log_probs.sum(-1) - right) * e / (v - 1)
     assert float(sums["loss"]) == pytest.approx(-(((1 - e) * right + others) * (target != PAD)).sum(), rel=1e-5)
+
+
+def test_long_pairs_are_left_out_of_training_and_cut_in_evaluation(folder):
+    config = translation.resolve(small_config(folder, data__max_length=4, data__too_long="drop"))
+    training, evaluation = (translation.loader(config, split, (0, 1), split == "train") for split in ("train", "test"))
+    assert len(training.pairs) == config.data.num_examples < 300
+    assert len(evaluation.pairs) == 40 and evaluation.pairs.lengths.max() == 4
 
 
 def test_accumulation_is_one_batch(folder):
