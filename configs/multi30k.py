@@ -13,7 +13,7 @@ Expected:  41.02 tokenised BLEU on test2016 after 8,000 updates of 8,192 tokens,
            --config.model.norm=pre --config.batch_size=4096 --config.schedule.learning_rate=1.79
            --config.schedule.warmup_steps=1000 --config.checkpoint.every_steps=125.
            Normalised after it, as published, and otherwise the same, perplexity on valid was 15.0 after 4,500 updates, in
-           place of 5.3. The published batch of 8,192 was not run.
+           place of 5.3. This config as it is was run for 1,589 of its updates: perplexity 9.2 after 1,500.
 """
 
 from ml_collections import ConfigDict
