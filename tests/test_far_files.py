@@ -89,12 +89,12 @@ def contents(workdir):
     return arrays, (workdir / "metrics.jsonl").read_bytes()
 
 
-def assert_same_as(near) -> None:
-    arrays, log = contents(far_checkpoints.local_copy(RUN))
+def assert_same_as(near, address: str = RUN) -> None:
+    arrays, log = contents(far_checkpoints.local_copy(address))
     assert arrays.keys() == near[0].keys()
     assert all(arrays[path].tobytes() == near[0][path].tobytes() for path in arrays)
     assert log == near[1]
-    assert far_checkpoints.steps(far.Folder(RUN)) == near[2]
+    assert far_checkpoints.steps(far.Folder(address)) == near[2]
 
 
 class Killed(BaseException):
@@ -369,9 +369,6 @@ def test_google_cloud_storage_as_an_emulator_speaks_it(program, near, monkeypatc
             train(CONFIG, "gs://bucket/run", program, killed_after(21))
         uploads_end()
         train(CONFIG, "gs://bucket/run", program)
-        folder = far_checkpoints.local_copy("gs://bucket/run")
-        assert (folder / "metrics.jsonl").read_bytes() == near[1]
-        arrays = tree.flatten(checkpoint.read_newest(folder)[0])
-        assert all(arrays[path].tobytes() == near[0][path].tobytes() for path in near[0])
+        assert_same_as(near, "gs://bucket/run")
     finally:
         emulator.stop()
