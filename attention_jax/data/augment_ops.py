@@ -2,8 +2,8 @@
 
 Each is (pixels, value, fill, resample) -> pixels of the same size: `fill` is the grey value or one value a channel of what
 comes into view, `resample` one of `Image.Resampling`. What is unchanged is returned as it is. Translation, sharpness and maps
-of single values are written in numpy and bytes, where they take a quarter to a half of the time: Pillow computes each pixel as
-if it had nothing in common with its neighbours, and rounds each table it is given.
+of single values are written in numpy and bytes, which is faster: Pillow computes each pixel as if it had nothing in common
+with its neighbours, and rounds each table it is given.
 """
 
 import functools

@@ -11,7 +11,7 @@ from attention_jax.far import Folder
 from attention_jax.train import checkpoint, far_checkpoints
 from attention_jax.train.checkpoint import FOLDER
 from attention_jax.train.metrics import TIMING
-from attention_jax.train.workdir import CONFIG, stand_in
+from attention_jax.train.workdir import CONFIG, EVALUATION, stand_in
 
 
 class Remote:
@@ -43,7 +43,7 @@ class Remote:
             far_checkpoints.bring(there, run)
         names = {name for name in self._far.names(inside) if name in (CONFIG, TIMING) or name.endswith((".txt", ".npz"))}
         for path in run.glob("*.*"):
-            if path.suffix in (".txt", ".npz") and path.name not in names and path.name != far_checkpoints.EVALUATION:
+            if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:
                 path.unlink()
         for name in names:
             run.mkdir(parents=True, exist_ok=True)
