@@ -421,14 +421,15 @@ def test_the_committed_table_is_that_of_its_numbers(root):
     rows = [*table._rows(module, "rows"), *table._rows(module, "calibration")]
     found = table._kept(root / "experiments/results/preflight.json", rows)
     assert (root / "experiments/results/preflight.md").read_text() == table.markdown(module, rows, found)
+    # Small images have more additions to a product; the other needs 88 % of its memory, and part of it may be computed twice.
+    known = {"ResNet-RS-50 at 160 @ v3-8": 0.0302, "ResNet-RS-200 at 256 @ v3-8": 0.0685}
     for key, kept in found.items():
         if "measured" not in kept or kept["measured"]["too_large"]:
             continue
         measured = table._revived(kept["measured"])
-        # XLA counts additions and the like too, and what it computes twice where memory is tight.
-        tight = measured.needed > 0.8 * report.capacity(chips.find_slice(key.rpartition(" @ ")[2]))
+        # XLA counts the body of a loop once, and additions too.
         more = measured.xla_operations * measured.devices / measured.operations - 1
-        assert 0 <= more < (0.07 if tight else 0.0305), (key, more)
+        assert more == pytest.approx(known[key], abs=1e-4) if key in known else abs(more) < 0.03, (key, more)
         assert 0 <= measured.arguments / sum(measured.laid_out.values()) - 1 < 0.02, key
         assert measured.donated[0] == measured.donated[1], key
         if measured.mesh.get("fsdp", 1) * measured.mesh.get("model", 1) == 1:
