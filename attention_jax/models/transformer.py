@@ -1,6 +1,6 @@
 """The Transformer for translation (Vaswani et al. 2017, arXiv 1706.03762).
 
-Letters in names: B sentences, T target and S source tokens, D features.
+Letters in names: B sentences, N hypotheses of all of them, T target and S source tokens, D features.
 """
 
 import functools
@@ -109,9 +109,9 @@ class Layer(nn.Module):
         return {**room, "source_key": source_key, "source_value": source_value}
 
     def step(
-        self, x_BKD: jax.Array, cache: dict[str, jax.Array], index: jax.Array, seen: jax.Array, source_mask: jax.Array
+        self, x_ND: jax.Array, cache: dict[str, jax.Array], index: jax.Array, seen: jax.Array, source_mask: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """[B, beam, D] at position `index` -> the same layer's output and the cache with that position filled in.
+        """[B · beam, D] at position `index` -> the same layer's output and the cache with that position filled in.
 
         Args:
             seen: [B, 1, beam, T · beam]: which of a sentence's cached tokens belong to which hypothesis.
@@ -119,8 +119,9 @@ class Layer(nn.Module):
         new = dict(cache)
 
         def ask_the_past(y: jax.Array, _: None) -> jax.Array:
-            k_BHKS, v_BHSV = self.self_attention.cached(y)  # S is the hypotheses of a sentence
-            place = index * y.shape[1]
+            b, beam = seen.shape[0], seen.shape[2]
+            k_BHKS, v_BHSV = self.self_attention.cached(y.reshape(b, beam, -1))  # S is the hypotheses of a sentence
+            place = index * beam
             new["key"] = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BHKS, place, axis=3)
             new["value"] = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BHSV, place, axis=2)
             return self.self_attention.ask_cached(y, new["key"], new["value"], seen)
@@ -128,9 +129,9 @@ class Layer(nn.Module):
         def ask_the_source(y: jax.Array, _: None) -> jax.Array:
             return self.cross_attention.ask_cached(y, cache["source_key"], cache["source_value"], source_mask)
 
-        x_BKD = self.self_attention_sum(x_BKD, ask_the_past)
-        x_BKD = self.cross_attention_sum(x_BKD, ask_the_source)
-        return self.mlp_sum(x_BKD, self.mlp), new
+        x_ND = self.self_attention_sum(x_ND, ask_the_past)
+        x_ND = self.cross_attention_sum(x_ND, ask_the_source)
+        return self.mlp_sum(x_ND, self.mlp), new
 
 
 class Transformer(nn.Module):
@@ -345,8 +346,7 @@ class Transformer(nn.Module):
         beam = token.shape[0] // b
         if shared["layers"][0]["key"].shape[3] != length * beam:
             raise ValueError(f"{token.shape[0]} tokens for {b} sentences, but init_cache was given another beam than {beam}")
-        token_BK = token.reshape(b, beam)
-        x = self._embedded(self.target_embedding, self.target_positions, token_BK, index[None, None], False)
+        x_ND = self._embedded(self.target_embedding, self.target_positions, token, index[None], False)
         source_mask = (shared["source"] != self.pad)[:, None, None, :]
         rows = jnp.tile(jnp.arange(beam), b)
         written = jax.lax.dynamic_update_slice_in_dim(cache["written"], rows[:, None], index, axis=1)
@@ -354,10 +354,10 @@ class Transformer(nn.Module):
         seen = own_BKTK & (jnp.arange(length) <= index)[:, None]
         layers = []
         for layer, old in zip(self.decoder, shared["layers"], strict=True):
-            x, new = layer.step(x, old, index, seen.reshape(b, 1, beam, length * beam), source_mask)
+            x_ND, new = layer.step(x_ND, old, index, seen.reshape(b, 1, beam, length * beam), source_mask)
             layers.append(new)
         shared = {**shared, "index": index + 1, "layers": layers}
-        return self._logits(x).reshape(b * beam, -1), {"written": written, "shared": shared}
+        return self._logits(x_ND), {"written": written, "shared": shared}
 
 
 register("transformer_base", Transformer)

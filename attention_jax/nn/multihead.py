@@ -117,16 +117,16 @@ class MultiHeadAttention(nn.Module):
         k_BSHK, v_BSHV = self.keys_and_values(memory_BSD)
         return k_BSHK.transpose(0, 2, 3, 1), v_BSHV.swapaxes(1, 2)
 
-    def ask_cached(self, x_BTD: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:
-        """What `ask` gives without dropout, from keys and values as `cached` has them; of few queries at a time.
+    def ask_cached(self, x_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B · T, D] -> [B · T, D]: what `ask` gives without dropout, from keys and values as `cached` has them; T is small.
 
         On CPU, with 4 queries and 128 keys, a product takes 0.1 ms in these layouts; 0.4 with keys [B, H, S, K], and 0.9
         with an einsum that gives [B, T, H, V] at once.
         """
-        b, t, _ = x_BTD.shape
-        q_BHTK = self.query(x_BTD).reshape(b, t, self.heads, self.key_size).swapaxes(1, 2)
+        rows, b = len(x_ND), len(k_BHKS)
+        q_BHTK = self.query(x_ND).reshape(b, rows // b, self.heads, self.key_size).swapaxes(1, 2)
         products = jnp.einsum("bhtk,bhks->bhts", q_BHTK, k_BHKS, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask, products * (self.key_size**-0.5 if self.scaled else 1.0), MASKED))
         self.sow("attention", "weights", weights)
         y_BHTV = jnp.einsum("bhts,bhsv->bhtv", weights.astype(v_BHSV.dtype), v_BHSV)
-        return self.output(y_BHTV.swapaxes(1, 2).reshape(b, t, self.heads * self.value_size))
+        return self.output(y_BHTV.swapaxes(1, 2).reshape(rows, self.heads * self.value_size))
