@@ -308,12 +308,19 @@ class Transformer(nn.Module):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer.variables["params"] for layer in layers))
         return jax.lax.scan(one, x, (stacked, keys))[0]
 
-    def _logits(self, x: jax.Array) -> jax.Array:
+    def _logits(self, x: jax.Array, turned_DV: jax.Array | None = None) -> jax.Array:
+        """Scores of all words by the output's table, or by `turned_DV`, which is `_table` turned round."""
         x = self.decoder_norm(x) if self.ends_in_norm else x
-        table = self.output_embedding if self.embeddings == "separate" else self.target_embedding
         with jax.named_scope("logits"):
-            logits = score_rows(x, table.embedding.astype(x.dtype))
+            if turned_DV is None:
+                logits = score_rows(x, self._table())
+            else:
+                logits = jnp.matmul(x, turned_DV, preferred_element_type=jnp.float32)
         return logits + self.logits_bias if self.output_bias else logits
+
+    def _table(self) -> jax.Array:
+        table = self.output_embedding if self.embeddings == "separate" else self.target_embedding
+        return table.embedding.astype(self.dtype)
 
     def init_cache(self, memory: jax.Array, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
         """What `decode_step` needs before the first word of `beam` hypotheses a sentence, as `decode.search` wants it.
@@ -323,7 +330,9 @@ class Transformer(nn.Module):
         """
         self.target_positions.check_length(max_length)
         layers = [layer.init_cache(memory, max_length, beam) for layer in self.decoder]
-        shared = {"index": jnp.zeros((), jnp.int32), "source": source, "layers": layers}
+        # Turned once: for few rows XLA on CPU would do so in every step, which takes longer than the product.
+        table = self._table().T
+        shared = {"index": jnp.zeros((), jnp.int32), "source": source, "table": table, "layers": layers}
         return {"written": jnp.zeros((source.shape[0], max_length), jnp.int32), "shared": shared}
 
     def grow_cache(self, cache: Cache, max_length: int) -> Cache:
@@ -357,7 +366,7 @@ class Transformer(nn.Module):
             x_ND, new = layer.step(x_ND, old, index, seen.reshape(b, 1, beam, length * beam), source_mask)
             layers.append(new)
         shared = {**shared, "index": index + 1, "layers": layers}
-        return self._logits(x_ND), {"written": written, "shared": shared}
+        return self._logits(x_ND, shared["table"]), {"written": written, "shared": shared}
 
 
 register("transformer_base", Transformer)

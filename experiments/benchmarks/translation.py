@@ -14,6 +14,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -70,14 +71,17 @@ BASE = dict(vocab_size=8000, layers=6, features=512, hidden=2048, heads=8)
 CASES: dict[str, Training | Translating] = {
     "train_base": Training({**BASE, "dropout": 0.1}, 32, 32, 32),
     "train_small": Training(dict(vocab_size=9728, layers=4, features=128, hidden=256, heads=4, dropout=0.3), 168, 17, 24),
-    "greedy": Translating(BASE, 32, 32, 32, 1),
-    "beam4": Translating(BASE, 32, 32, 32, 4),
+    **{f"greedy{n}": Translating(BASE, n, 32, 32, 1) for n in (1, 8, 32, 128)},
+    **{f"beam4_{n}": Translating(BASE, n, 32, 32, 4) for n in (1, 8, 32)},
 }
 TITLES = {
     "train_base": "training, Transformer base, 32 pairs × 32 tokens, vocabulary 8,000",
     "train_small": "training, 4 + 4 layers of 128, 168 pairs × 17 to 24 tokens, vocabulary 9,728",
-    "greedy": "greedy, base size, 32 sentences × 32 new tokens",
-    "beam4": "beam 4, base size, 32 sentences × 32 new tokens",
+    **{
+        name: f"{'greedy' if case.beam == 1 else f'beam {case.beam}'}, base size, sentences × new tokens {case.sentences} × 32"
+        for name, case in CASES.items()
+        if isinstance(case, Translating)
+    },
 }
 PEERS = {
     Training: {"ours": "ours", "flax": "plain Flax", "torch": "`torch.nn.Transformer`"},
@@ -161,7 +165,7 @@ def torch_trainer(case: Training) -> tuple[Callable[[], None], int]:
 
 
 def work(who: str, name: str, folder: Path) -> None:
-    """One process: prints when it is ready, then seconds (wall, CPU) for every line that comes in.
+    """One process: prints when it is ready, then seconds (wall, CPU, CPU in the kernel) for every line that comes in.
 
     What it says about itself first is its number of parameters, or the tokens that it has translated to.
     """
@@ -178,13 +182,16 @@ def work(who: str, name: str, folder: Path) -> None:
     take()
     print(json.dumps([about, {package: importlib.metadata.version(package) for package in PACKAGES[who]}]), flush=True)
     for _ in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        wall = time.perf_counter()
         take()
-        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]), flush=True)
+        wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_SELF)
+        kernel = after.ru_stime - before.ru_stime
+        print(json.dumps([wall, after.ru_utime - before.ru_utime + kernel, kernel]), flush=True)
 
 
 def race(name: str, pythons: dict[str, str], rounds: int, folder: Path) -> tuple[dict[str, list], dict[str, str], str]:
-    """Seconds (wall, CPU) of every turn by who took it, the versions of what ran, and whether all did the same work."""
+    """Seconds (wall, CPU, kernel) of every turn by who took it, the versions of what ran, and whether all did the same work."""
     processes, versions, about = {}, {}, {}
     for who, python in pythons.items():
         command = [python, __file__, f"--worker={who}", f"--cases={name}", f"--folder={folder}"]
@@ -235,6 +242,7 @@ def report(names: list[str], peer_python: str, rounds: int, only: list[str]) -> 
             versions |= used
             notes.append(f"- {TITLES[name]}: {note}")
             best = {who: [min(turn[i] for turn in turns) for i in (0, 1)] for who, turns in times.items()}
+            kernel = {who: statistics.median(turn[2] for turn in turns) for who, turns in times.items()}
             print(name, {who: [round(1000 * turn[0]) for turn in turns] for who, turns in times.items()}, flush=True)
             for who, title in titles.items():
                 wall, cpu = best[who]
@@ -242,13 +250,15 @@ def report(names: list[str], peer_python: str, rounds: int, only: list[str]) -> 
                 ratios = (
                     [f"{best[who][i] / best['ours'][i]:.2f}" for i in (0, 1)] if "ours" in best and who != "ours" else ["", ""]
                 )
-                numbers = [f"{case.tokens / wall:,.0f}", f"{1000 * wall:,.0f} ({1000 * median:,.0f})", f"{1000 * cpu:,.0f}"]
+                numbers = [f"{case.tokens / wall:,.0f}", f"{1000 * wall:,.0f} ({1000 * median:,.0f})"]
+                numbers += [f"{1000 * cpu:,.0f} ({1000 * kernel[who]:,.0f})"]
                 lines.append(" | ".join([f"| {TITLES[name]}", title, *numbers, *ratios]) + " |")
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     return "\n".join(
         [
             f"Target tokens a second at the best of {rounds} turns; milliseconds of a step or a translation, minimum (median); "
-            "CPU time of all threads, which other programs on the machine disturb less; and how many times as long as ours. "
+            "CPU time of all threads, which other programs on the machine disturb less, minimum (median of what the kernel "
+            "took of it, which is mostly for handing out memory); and how many times as long as ours. "
             f"{len(os.sched_getaffinity(0))} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, "
             f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')} for all, {software}.",
             "",
