@@ -165,6 +165,24 @@ def test_checkpoint_counts_only_with_its_marker(step, program, near, store, tmp_
     assert_same_as(near)
 
 
+def test_events_that_cannot_be_brought_cost_a_warning(program, near, store, caplog, monkeypatch):
+    program = dataclasses.replace(program, config=configs.override(program.config, {"logging.tensorboard": True}))
+    refused = []
+
+    def refuse(path):
+        if "/tensorboard/" in path and len(refused) < 2:
+            refused.append(path)
+            raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "attention_jax"):
+        patch.setattr(Objects, "before_write", staticmethod(refuse))
+        assert train(CONFIG, RUN, program).step == 36
+    uploads_end()
+    assert caplog.text.count("could not be brought there") == 2 == len(refused)
+    assert_same_as(near)
+    assert len(far.Folder(RUN).names("tensorboard")) == 1  # with a later checkpoint
+
+
 def test_damaged_newest_at_an_address_costs_steps_and_nothing_else(program, near, store, caplog):
     with pytest.raises(Killed):
         train(CONFIG, RUN, program, killed_after(30))

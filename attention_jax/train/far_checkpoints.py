@@ -152,13 +152,21 @@ class FarCheckpoints:
                 "log": self._segments,
             }
             far.write(f"{FOLDER}/{step}.json", json.dumps(marker).encode())
-            self._copy_pictures()
             for old in self._not_kept():
                 far.remove(f"{FOLDER}/{old}.json")
                 far.remove(f"{FOLDER}/{old}")
             shutil.rmtree(here)
         except BaseException as error:
             self._error = error
+        else:
+            try:
+                self._copy_pictures()
+            except Exception as error:  # the checkpoint counts without them
+                log.warning(
+                    "%s: TensorBoard's events and traces could not be brought there (%s); they come with the next checkpoint",
+                    far.address,
+                    one_sentence(error),
+                )
 
     def _copy_pictures(self) -> None:
         """What is made to be looked at, as it is now: events for TensorBoard, made anew at each start, and traces."""
