@@ -138,6 +138,7 @@ def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, ne
     once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
     assert len(set(once)) == len(once) >= 8
     assert far.Folder(RUN).read("timing.jsonl").count(b'"event": "start"') == 2
+    assert not [path for path in store.store if ".probe" in path] and any(".probe" in name for name in store.written)
     run = aj.load_run(RUN)
     assert run.step == 36 and run.metrics[-1]["headline"] == json.loads(near[1].splitlines()[-1])["headline"]
     before = len(store.written)

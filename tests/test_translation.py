@@ -1,5 +1,6 @@
 """Laws of the translation task, on sentences of letters: what is padded, batched, divided or interrupted changes nothing."""
 
+import dataclasses
 import json
 import signal
 
@@ -12,7 +13,7 @@ import attention_jax as aj
 from attention_jax import cli, tree
 from attention_jax import config as configs
 from attention_jax.analysis import lengths
-from attention_jax.data.tokenizer import PAD
+from attention_jax.data.tokenizer import EOS, PAD
 from attention_jax.errors import UserError
 from attention_jax.tables import measures
 from attention_jax.tasks import translation
@@ -102,13 +103,20 @@ def test_predictions_are_those_of_the_evaluation(workdir, run, folder):
 def test_n_best_long_unknown_and_empty_sentences(run):
     found = run.predict(["a b c", "", "a " * 60, "zebra"], beam=3, n_best=3)
     assert len(found[0].texts) == 3 and found[0].scores == sorted(found[0].scores, reverse=True)
-    assert [t for t in found[0].tokens[0] if t != "</s>"] == found[0].text.split()
+    assert found[0].tokens[0] == [*found[0].text.split(), "</s>"]
     assert found[0].source_tokens == ["a", "b", "c", "</s>"]
     assert found[1].texts == [""]
     assert len(found[2].source_tokens) == 61 and found[2].text
-    assert found[3].source_tokens == ["<unk>", "</s>"]
+    assert found[3].source_tokens == ["<unk>", "</s>"] and found[3].scores[0] < 0 == found[1].scores[0]
     with pytest.raises(UserError, match="n_best=3 is not from 1 to beam=2"):
         run.predict("a", beam=2, n_best=3)
+
+
+def test_each_sentence_has_its_own_limit(program, run):
+    source = np.array([[4, 5, EOS, PAD, PAD], [4, 5, 4, 5, EOS]], np.int32)
+    chosen = dataclasses.replace(options(program.config, beam=2, min_length=50), max_extra=2)  # none ends by itself
+    tokens, _ = translate_tokens(run.model, run.variables, source, chosen)
+    assert (np.asarray(tokens)[:, 0] != PAD).sum(-1).tolist() == [5, 7]
 
 
 def test_padding_changes_no_loss_and_no_translation(program, run):
