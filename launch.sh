@@ -60,8 +60,8 @@ environment() {
     export JAX_COMPILATION_CACHE_DIR="$cache"
   fi
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
-  # Large pages for large arrays. A step on CPU asks for its temporaries anew each time, and Linux hands them out page by
-  # page: a small Transformer's step takes 1.40 s of CPU time with pages of 4 kB and 0.75 s with those of 2 MB.
+  # Large pages for large arrays: a step on CPU asks for its temporaries anew each time, and Linux hands them out page by
+  # page. experiments/results/translation_speed.md has what that costs, and a setting that keeps the memory instead.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 }
 
