@@ -129,6 +129,15 @@ def test_state_that_is_not_finite_is_not_saved(workdir):
     assert checkpoint.steps(workdir) == [1, 2]
 
 
+def test_folder_that_cannot_be_made_fails_the_save_itself(workdir):
+    """And not a wait for Orbax's 300 seconds, which a folder made in the background would cost."""
+    checkpoints = Checkpoints(workdir, 2, 1, lambda step: None)
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "checkpoints").write_text("a file")
+    with pytest.raises(UserError, match="a checkpoint could not be written.*the last good one is kept"):
+        checkpoints.save(state_of(3), ABOUT, {})
+
+
 def test_best_and_last_are_kept(tmp_path):
     scores = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.9, 5: 0.2, 6: None}
     checkpoints = Checkpoints(tmp_path, 2, 1, scores.get)

@@ -156,7 +156,9 @@ class Checkpoints:
         ocp = orbax()
         self._ocp, self._folder = ocp, workdir / FOLDER
         keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), KeepBest(keep_best, score)])
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+        # Folders are made within `save`: when that fails in the background, Orbax waits 300 seconds for them before it says so.
+        in_save = ocp.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True, async_options=in_save)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         # Orbax asks JAX whether a signal has come, with its own numbers, before a save and behind it; but the processes stop
         # together only where all of them ask in the same order, which `parallel.stop_agreed` alone does.
