@@ -330,7 +330,7 @@ class Transformer(nn.Module):
         """
         self.target_positions.check_length(max_length)
         layers = [layer.init_cache(memory, max_length, beam) for layer in self.decoder]
-        # Turned once: for few rows XLA on CPU would do so in every step, which takes longer than the product.
+        # Turned once: for few rows XLA on CPU would do so in every step.
         table = self._table().T
         shared = {"index": jnp.zeros((), jnp.int32), "source": source, "table": table, "layers": layers}
         return {"written": jnp.zeros((source.shape[0], max_length), jnp.int32), "shared": shared}
