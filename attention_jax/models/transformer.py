@@ -17,6 +17,7 @@ from attention_jax.nn import position
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
 from attention_jax.nn.product import dot_general, score_rows
+from attention_jax.nn.step_kernels import product
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "swish": nn.swish}
 
@@ -119,9 +120,8 @@ class Layer(nn.Module):
         new = dict(cache)
 
         def ask_the_past(y: jax.Array, _: None) -> jax.Array:
-            b, beam = seen.shape[0], seen.shape[2]
-            k_BHKS, v_BHSV = self.self_attention.cached(y.reshape(b, beam, -1))  # S is the hypotheses of a sentence
-            place = index * beam
+            k_BHKS, v_BHSV = self.self_attention.cached_rows(y, len(seen))  # S is the hypotheses of a sentence
+            place = index * seen.shape[2]
             new["key"] = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BHKS, place, axis=3)
             new["value"] = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BHSV, place, axis=2)
             return self.self_attention.ask_cached(y, new["key"], new["value"], seen)
@@ -312,10 +312,7 @@ class Transformer(nn.Module):
         """Scores of all words by the output's table, or by `turned_DV`, which is `_table` turned round."""
         x = self.decoder_norm(x) if self.ends_in_norm else x
         with jax.named_scope("logits"):
-            if turned_DV is None:
-                logits = score_rows(x, self._table())
-            else:
-                logits = jnp.matmul(x, turned_DV, preferred_element_type=jnp.float32)
+            logits = score_rows(x, self._table()) if turned_DV is None else product(x, turned_DV, jnp.float32)
         return logits + self.logits_bias if self.output_bias else logits
 
     def _table(self) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.fused import MASKED, fused_attention
 from attention_jax.nn.product import dot_general
+from attention_jax.nn.step_kernels import attend_cached
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -40,6 +41,21 @@ def attend_heads(
     weights = jax.nn.softmax(logits)
     used = drop(weights, dropout, rng).astype(v_BSHV.dtype)
     return jnp.einsum("bhts,bshv->bthv", used, v_BSHV), weights
+
+
+def attend_rows(
+    q_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array, scale: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Output [B · T, H · V] and weights [B, H, T, S]: the same for T queries of each example, few, from a cache.
+
+    XLA on CPU is fastest in these layouts and with the turning of [B, H, T, V] apart.
+    """
+    (b, h, k, _), v = k_BHKS.shape, v_BHSV.shape[-1]
+    q_BHTK = q_ND.reshape(b, -1, h, k).swapaxes(1, 2)
+    products = jnp.einsum("bhtk,bhks->bhts", q_BHTK, k_BHKS, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask, products * scale, MASKED))
+    y_BHTV = jnp.einsum("bhts,bhsv->bhtv", weights.astype(v_BHSV.dtype), v_BHSV)
+    return y_BHTV.swapaxes(1, 2).reshape(len(q_ND), h * v), weights
 
 
 class MultiHeadAttention(nn.Module):
@@ -117,16 +133,19 @@ class MultiHeadAttention(nn.Module):
         k_BSHK, v_BSHV = self.keys_and_values(memory_BSD)
         return k_BSHK.transpose(0, 2, 3, 1), v_BSHV.swapaxes(1, 2)
 
-    def ask_cached(self, x_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B · T, D] -> [B · T, D]: what `ask` gives without dropout, from keys and values as `cached` has them; T is small.
+    def cached_rows(self, x_ND: jax.Array, examples: int) -> tuple[jax.Array, jax.Array]:
+        """The same of the rows [B · S, D] of so many examples."""
+        k_BSHK = self.key(x_ND).reshape(examples, -1, self.heads, self.key_size)
+        v_BSHV = self.value(x_ND).reshape(examples, -1, self.heads, self.value_size)
+        return k_BSHK.transpose(0, 2, 3, 1), v_BSHV.swapaxes(1, 2)
 
-        XLA on CPU is fastest in these layouts and with the turning of [B, H, T, V] apart;
-        `experiments/benchmarks/translation_profile.py` times them.
-        """
-        rows, b = len(x_ND), len(k_BHKS)
-        q_BHTK = self.query(x_ND).reshape(b, rows // b, self.heads, self.key_size).swapaxes(1, 2)
-        products = jnp.einsum("bhtk,bhks->bhts", q_BHTK, k_BHKS, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask, products * (self.key_size**-0.5 if self.scaled else 1.0), MASKED))
-        self.sow("attention", "weights", weights)
-        y_BHTV = jnp.einsum("bhts,bhsv->bhtv", weights.astype(v_BHSV.dtype), v_BHSV)
-        return self.output(y_BHTV.swapaxes(1, 2).reshape(rows, self.heads * self.value_size))
+    def ask_cached(self, x_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B · T, D] -> [B · T, D]: what `ask` gives without dropout, from keys and values as `cached` has them; T is small."""
+        scale = self.key_size**-0.5 if self.scaled else 1.0
+        asked = (self.query(x_ND), k_BHKS, v_BHSV, mask)
+        if self.is_mutable_collection("attention"):
+            y_ND, weights = attend_rows(*asked, scale)
+            self.sow("attention", "weights", weights)
+        else:
+            y_ND = attend_cached(*asked, scale, lambda *asked: attend_rows(*asked, scale)[0])
+        return self.output(y_ND)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.nn.convolve import by_platform
+from attention_jax.nn.step_kernels import product
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **options: Any) -> jax.Array:
@@ -21,7 +22,9 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precisi
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **options)
 
 
-_product = jax.custom_vjp(jnp.matmul)
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return product(x, kernel)
 
 
 def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple:

@@ -28,7 +28,7 @@ from attention_jax.tasks.translator import Options, translate_tokens
 
 TOKENS, ROUNDS = 32, 6
 ENCODER, STEPS = "products by weights: encoder, keys and values of the source", "products by weights: steps"
-ATTENTION, REST = "products of attention", "everything else"
+ATTENTION, REST = "attention", "everything else"
 
 
 class Program(NamedTuple):
@@ -46,10 +46,11 @@ def programs(hlo: str) -> dict[str, Program]:
         shape = tuple(map(int, filter(None, shape.split(","))))
         label = re.search(r'op_name="([^"]*)"', rest)
         label = label[1] if label else ""
-        is_product = label.endswith("dot_general") or re.match(r"\S* dot\(", rest) is not None
+        ours = re.search(r'custom_call_target="aj_(\w+)"', rest)  # nn/step_kernels.cc
+        is_product = ours or label.endswith("dot_general") or re.match(r"\S* dot\(", rest)
         if not is_product:
             found[name] = Program(REST, shape, 0)
-        elif len(shape) > 3 or "bht" in label:
+        elif (ours and ours[1] == "attend") or len(shape) > 3 or "bht" in label:
             found[name] = Program(ATTENTION, shape, 0)
         else:
             inner = BASE["hidden"] if "mlp/output" in label else BASE["features"]
