@@ -35,6 +35,8 @@ Every command but help first makes .venv beside this file (once, some minutes). 
   ATTENTION_JAX_PYTHON=/path/to/python  takes this interpreter as it is;
   ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.
 Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/attention_jax/xla.
+Decoding on one CPU uses two kernels that c++ (or CXX) builds on first use, in ~/.cache/attention_jax/kernels, and without a
+compiler, or with AJ_CPU_KERNELS=0, XLA's programs.
 TEXT
 }
 

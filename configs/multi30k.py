@@ -8,9 +8,9 @@ Then:      ./launch.sh evaluate --workdir=runs/multi30k --average=10 --config.da
            --config.search.beam=5
 Hardware:  one accelerator, or two CPU cores for hours.
 Expected:  41.02 tokenised BLEU on test2016 after 8,000 updates of 8,192 tokens, the last 10 checkpoints averaged, beam 5
-           (published with this network and these files: Wu et al. 2021, arXiv 2105.14462). Status: 41.43 here after 5,479
-           of the updates, 3 hours and 20 minutes of a CPU core that other programs shared, with
-           --config.checkpoint.every_steps=250. 41.19 with half the tokens a batch and layers normalised before the
+           (published with this network and these files: Wu et al. 2021, arXiv 2105.14462). Status: 41.54 here, in 4
+           hours and 12 minutes of a CPU core that other programs shared, with --config.checkpoint.every_steps=250 (41.43
+           after 5,479 of the updates). 41.19 with half the tokens a batch and layers normalised before the
            sub-layer: 6,089 updates in 72 minutes on one CPU core with --config.model.norm=pre --config.batch_size=4096
            --config.schedule.learning_rate=1.79 --config.schedule.warmup_steps=1000 --config.checkpoint.every_steps=125.
            Normalised after it, with half the tokens and otherwise the same, perplexity on valid was 15.0 after 4,500
