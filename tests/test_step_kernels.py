@@ -173,7 +173,7 @@ def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, t
     file.touch()
     x, kernel = numbers("x", 8, 6), numbers("kernel", 6, 4)
     cases = [(tmp_path / "none", tmp_path), (failing, tmp_path), (writing_nothing, tmp_path), ("c++", file)]
-    for (compiler, cache), said in zip(cases, ("none", "no such header", "too short", "Not a directory"), strict=True):
+    for (compiler, cache), said in zip(cases, ("none", "be built: no such header", "too short", "Not a directory"), strict=True):
         for script in (failing, writing_nothing):
             script.chmod(0o755)
         monkeypatch.setenv("CXX", str(compiler))
@@ -199,6 +199,11 @@ def test_built_once_for_a_processor_and_a_source(monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as changed:
         changed.setattr(subprocess, "run", never)
         assert step_kernels._built() == first
+        processor = step_kernels._cpu
         changed.setattr(step_kernels, "_cpu", lambda: "another")
+        with pytest.raises(AssertionError, match="built again"):
+            step_kernels._built()
+        changed.setattr(step_kernels, "_cpu", processor)
+        changed.setattr(Path, "read_bytes", lambda path: b"another")
         with pytest.raises(AssertionError, match="built again"):
             step_kernels._built()
