@@ -172,8 +172,13 @@ def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, t
     file = tmp_path / "file"
     file.touch()
     x, kernel = numbers("x", 8, 6), numbers("kernel", 6, 4)
-    cases = [(tmp_path / "none", tmp_path), (failing, tmp_path), (writing_nothing, tmp_path), ("c++", file)]
-    for (compiler, cache), said in zip(cases, ("none", "be built: no such header", "too short", "Not a directory"), strict=True):
+    cases = [
+        (tmp_path / "none", tmp_path, "none"),
+        (failing, tmp_path, "be built: no such header"),
+        (writing_nothing, tmp_path, "too short"),
+        ("c++", file, "Not a directory"),
+    ]
+    for compiler, cache, said in cases:
         for script in (failing, writing_nothing):
             script.chmod(0o755)
         monkeypatch.setenv("CXX", str(compiler))
