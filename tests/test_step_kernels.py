@@ -18,6 +18,7 @@ import attention_jax as aj
 from attention_jax.decode import Search
 from attention_jax.nn import step_kernels
 from attention_jax.nn.multihead import attend_rows
+from attention_jax.nn.product import dot_general
 from attention_jax.tasks.translator import Options, translate_tokens
 from tests.blocks import close, drawn, numbers
 
@@ -84,9 +85,12 @@ def test_attention_is_that_of_xla(masked: str) -> None:
 @needs_compiler
 def test_gradients_and_batches_are_those_of_xla() -> None:
     x, kernel = numbers("x", 8, 6), numbers("kernel", 6, 4)
-    ours, plain = (
-        jax.grad(lambda x, w, f=f: (f(x, w) ** 2).sum(), (0, 1))(x, kernel) for f in (step_kernels.product, jnp.matmul)
-    )
+
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return dot_general(x, kernel, (((1,), (0,)), ((), ())))
+
+    assert "aj_product" in text(product, x, kernel)
+    ours, plain = (jax.grad(lambda x, w, f=f: (f(x, w) ** 2).sum(), (0, 1))(x, kernel) for f in (product, jnp.matmul))
     close(ours, plain, 1e-5)
     many = np.stack([x, 2 * x]), np.stack([kernel, kernel + 1])
     close(jax.vmap(step_kernels.product)(*many), np.matmul(*many), 1e-5)
@@ -105,14 +109,13 @@ def test_only_for_few_rows_in_single_precision_on_one_cpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
 
-    def traced(shape: tuple[int, ...], dtype: str = "float32", out: Any = None) -> str:
+    def traced(shape: tuple[int, ...], dtype: str = "float32") -> str:
         x, kernel = (jax.ShapeDtypeStruct(side, dtype) for side in (shape, (shape[-1], 5)))
-        return str(jax.make_jaxpr(lambda x, kernel: step_kernels.product(x, kernel, out))(x, kernel))
+        return str(jax.make_jaxpr(lambda x, kernel: step_kernels.product(x, kernel))(x, kernel))
 
     assert "aj_product" in traced((8, 4)) and "aj_product" in traced((256, 4))
     for other in (traced((7, 4)), traced((257, 4)), traced((2, 8, 4)), traced((8, 4), "bfloat16")):
         assert "aj_product" not in other
-    assert "f32[8,5]" in traced((8, 4), "bfloat16", jnp.float32)
     for name, value in (("device_count", 2), ("default_backend", "tpu")):
         with monkeypatch.context() as changed:
             changed.setattr(jax, name, lambda value=value: value)
@@ -165,18 +168,24 @@ def test_a_search_finds_the_same_with_them(beam: int, translation: tuple, monkey
 
 
 def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any) -> None:
-    """No compiler, one that fails, one that writes no library, no place to write: said once."""
+    """No compiler, one that fails, one that writes no library, no place to write, no home directory: said once."""
     failing, writing_nothing = tmp_path / "failing", tmp_path / "nothing"
     failing.write_text("#!/bin/sh\necho 'no such header' >&2\nexit 1\n")
     writing_nothing.write_text('#!/bin/sh\nfor last; do :; done\necho text > "$last"\n')
     file = tmp_path / "file"
     file.touch()
     x, kernel = numbers("x", 8, 6), numbers("kernel", 6, 4)
+
+    def no_home() -> Path:  # what Path.home does for a user whom the system does not know
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
     cases = [
         (tmp_path / "none", tmp_path, "none"),
         (failing, tmp_path, "be built: no such header"),
         (writing_nothing, tmp_path, "too short"),
         ("c++", file, "Not a directory"),
+        ("c++", "", "home directory"),
     ]
     for compiler, cache, said in cases:
         for script in (failing, writing_nothing):

@@ -17,7 +17,6 @@ from attention_jax.nn import position
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
 from attention_jax.nn.product import dot_general, score_rows
-from attention_jax.nn.step_kernels import product
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "swish": nn.swish}
 
@@ -104,7 +103,7 @@ class Layer(nn.Module):
 
     def init_cache(self, memory: jax.Array, max_length: int, beam: int) -> dict[str, jax.Array]:
         """Keys and values of the source, and room for those of `beam` hypotheses of `max_length` tokens."""
-        source_key, source_value = self.cross_attention.cached(memory)
+        source_key, source_value = self.cross_attention.cached(memory, len(memory))
         (b, h, k, _), v, dtype = source_key.shape, source_value.shape[-1], source_key.dtype
         room = {"key": jnp.zeros((b, h, k, max_length * beam), dtype), "value": jnp.zeros((b, h, max_length * beam, v), dtype)}
         return {**room, "source_key": source_key, "source_value": source_value}
@@ -120,7 +119,7 @@ class Layer(nn.Module):
         new = dict(cache)
 
         def ask_the_past(y: jax.Array, _: None) -> jax.Array:
-            k_BHKS, v_BHSV = self.self_attention.cached_rows(y, len(seen))  # S is the hypotheses of a sentence
+            k_BHKS, v_BHSV = self.self_attention.cached(y, len(seen))  # S is the hypotheses of a sentence
             place = index * seen.shape[2]
             new["key"] = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BHKS, place, axis=3)
             new["value"] = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BHSV, place, axis=2)
@@ -312,7 +311,10 @@ class Transformer(nn.Module):
         """Scores of all words by the output's table, or by `turned_DV`, which is `_table` turned round."""
         x = self.decoder_norm(x) if self.ends_in_norm else x
         with jax.named_scope("logits"):
-            logits = score_rows(x, self._table()) if turned_DV is None else product(x, turned_DV, jnp.float32)
+            if turned_DV is None:
+                logits = score_rows(x, self._table())
+            else:
+                logits = dot_general(x, turned_DV, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         return logits + self.logits_bias if self.output_bias else logits
 
     def _table(self) -> jax.Array:

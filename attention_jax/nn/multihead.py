@@ -48,7 +48,8 @@ def attend_rows(
 ) -> tuple[jax.Array, jax.Array]:
     """Output [B · T, H · V] and weights [B, H, T, S]: the same for T queries of each example, few, from a cache.
 
-    XLA on CPU is fastest in these layouts and with the turning of [B, H, T, V] apart.
+    XLA on CPU is fastest in these layouts and with the turning of [B, H, T, V] apart: `translation_profile.py` times it
+    with AJ_CPU_KERNELS=0.
     """
     (b, h, k, _), v = k_BHKS.shape, v_BHSV.shape[-1]
     q_BHTK = q_ND.reshape(b, -1, h, k).swapaxes(1, 2)
@@ -91,11 +92,10 @@ class MultiHeadAttention(nn.Module):
         self.value = dense(self.heads * self.value_size)
         self.output = dense(self.features)
 
-    def keys_and_values(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, S, D] -> [B, S, H, K] and [B, S, H, V]."""
-        b, s, _ = memory_BSD.shape
-        k_BSHK = self.key(memory_BSD).reshape(b, s, self.heads, self.key_size)
-        return k_BSHK, self.value(memory_BSD).reshape(b, s, self.heads, self.value_size)
+    def keys_and_values(self, memory: jax.Array, examples: int) -> tuple[jax.Array, jax.Array]:
+        """[B, S, D], or the rows [B · S, D] of B `examples`, -> [B, S, H, K] and [B, S, H, V]."""
+        k_BSHK = self.key(memory).reshape(examples, -1, self.heads, self.key_size)
+        return k_BSHK, self.value(memory).reshape(examples, -1, self.heads, self.value_size)
 
     def __call__(
         self, x_BTD: jax.Array, memory_BSD: jax.Array, mask: jax.Array | None = None, rng: jax.Array | None = None
@@ -104,7 +104,7 @@ class MultiHeadAttention(nn.Module):
 
         `rng` is the key of the dropout; without it nothing is dropped.
         """
-        return self.ask(x_BTD, *self.keys_and_values(memory_BSD), mask, rng)
+        return self.ask(x_BTD, *self.keys_and_values(memory_BSD, len(memory_BSD)), mask, rng)
 
     def ask(
         self,
@@ -128,15 +128,12 @@ class MultiHeadAttention(nn.Module):
                 self.sow("attention", "weights", weights)
         return self.output(y_BTHV.reshape(b, t, self.heads * self.value_size))
 
-    def cached(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, S, D] -> keys [B, H, K, S] and values [B, H, S, V] as a cache holds them, so that no step turns them."""
-        k_BSHK, v_BSHV = self.keys_and_values(memory_BSD)
-        return k_BSHK.transpose(0, 2, 3, 1), v_BSHV.swapaxes(1, 2)
+    def cached(self, memory: jax.Array, examples: int) -> tuple[jax.Array, jax.Array]:
+        """Keys [B, H, K, S] and values [B, H, S, V] of `memory`, which is as in `keys_and_values`, as a cache holds them.
 
-    def cached_rows(self, x_ND: jax.Array, examples: int) -> tuple[jax.Array, jax.Array]:
-        """The same of the rows [B · S, D] of so many examples."""
-        k_BSHK = self.key(x_ND).reshape(examples, -1, self.heads, self.key_size)
-        v_BSHV = self.value(x_ND).reshape(examples, -1, self.heads, self.value_size)
+        In these layouts no step turns them.
+        """
+        k_BSHK, v_BSHV = self.keys_and_values(memory, examples)
         return k_BSHK.transpose(0, 2, 3, 1), v_BSHV.swapaxes(1, 2)
 
     def ask_cached(self, x_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:

@@ -55,7 +55,7 @@ class RestrictedSelfAttention(MultiHeadAttention):
             raise UserError(f"restricted attention: block={block} is not right: give a whole number from 1.")
         b, n, _ = x_BND.shape
         half, blocks = self.window // 2, -(-n // block)
-        k_BNHK, v_BNHV = self.keys_and_values(x_BND)
+        k_BNHK, v_BNHV = self.keys_and_values(x_BND, len(x_BND))
         q_BNHK = self.query(x_BND).reshape(b, n, self.heads, self.key_size)
 
         # Blocks lie side by side in the batch. The last one may have queries past the end, whose answers are cut off.

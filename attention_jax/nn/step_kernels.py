@@ -32,15 +32,16 @@ log = logging.getLogger(__name__)
 _NAMES = ("aj_product", "aj_attend")
 _FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-std=c++17", "-fPIC", "-shared", "-w")
 _SECONDS = 120  # a compiler that takes longer hangs
-# With fewer rows a product is a reading of its weights, with more it is arithmetic: XLA's are as fast.
+# With fewer rows a product is little but the reading of its weights, with more it is arithmetic, which XLA does as well.
 _ROWS = range(8, 257)
 
 
-def product(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
-    """[..., I], [I, O] -> [..., O] of `dtype`, by default that of the inputs: `jnp.matmul`."""
-    if x.ndim == kernel.ndim == 2 and len(x) in _ROWS and serve(x.dtype, kernel.dtype):
-        return _product(x, kernel)
-    return jnp.matmul(x, kernel, preferred_element_type=dtype)
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., I], [I, O] -> [..., O]: `jnp.matmul`, but not differentiable, which `product.dot_general` is."""
+    if x.ndim == kernel.ndim == 2 and len(x) in _ROWS and _serve(x, kernel):
+        shape = jax.ShapeDtypeStruct((len(x), kernel.shape[1]), jnp.float32)
+        return by_platform(jax.ffi.ffi_call("aj_product", shape, vmap_method="sequential"), jnp.matmul, x, kernel)
+    return jnp.matmul(x, kernel)
 
 
 def attend_cached(
@@ -52,29 +53,19 @@ def attend_cached(
         mask: bool [B, 1, T or 1, S]; False hides a key from a query.
         plain: what does the same with XLA, and where gradients are asked for.
     """
-    if not serve(q_ND.dtype, k_BHKS.dtype, v_BHSV.dtype):
+    if not _serve(q_ND, k_BHKS, v_BHSV):
         return plain(q_ND, k_BHKS, v_BHSV, mask)
     shape = jax.ShapeDtypeStruct((len(q_ND), v_BHSV.shape[1] * v_BHSV.shape[3]), jnp.float32)
     call = jax.ffi.ffi_call("aj_attend", shape, vmap_method="sequential")
     ours = functools.partial(call, scale=np.float32(scale), masked=np.float32(MASKED))
-    return _with_gradients_of(plain, ours)(q_ND, k_BHKS, v_BHSV, mask)
+    attend = jax.custom_vjp(lambda *arrays: by_platform(ours, plain, *arrays))
+    attend.defvjp(lambda *arrays: jax.vjp(plain, *arrays), lambda gradient, of_y: gradient(of_y))
+    return attend(q_ND, k_BHKS, v_BHSV, mask)
 
 
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    shape = jax.ShapeDtypeStruct((len(x), kernel.shape[1]), jnp.float32)
-    return _with_gradients_of(jnp.matmul, jax.ffi.ffi_call("aj_product", shape, vmap_method="sequential"))(x, kernel)
-
-
-def _with_gradients_of(plain: Callable[..., jax.Array], ours: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`ours` on CPU and `plain` elsewhere and wherever it is differentiated."""
-    call = jax.custom_vjp(lambda *arrays: by_platform(ours, plain, *arrays))
-    call.defvjp(lambda *arrays: jax.vjp(plain, *arrays), lambda gradient, of_y: gradient(of_y))
-    return call
-
-
-def serve(*dtypes: Any) -> bool:
+def _serve(*arrays: jax.Array) -> bool:
     """Whether the kernels do the work on arrays of these types, in this process."""
-    single = all(jnp.dtype(dtype) == jnp.float32 for dtype in dtypes)
+    single = all(array.dtype == jnp.float32 for array in arrays)
     return single and jax.default_backend() == "cpu" and jax.device_count() == 1 and ready()
 
 
@@ -87,7 +78,7 @@ def ready() -> bool:
         library = ctypes.CDLL(str(_built()))
         for name in _NAMES:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
         said = getattr(error, "stderr", None) or str(error)
         said = said.decode(errors="replace") if isinstance(said, bytes) else said
         log.info("decoding goes without its kernels for CPU, which could not be built: %s", said.strip()[-2000:])
@@ -100,10 +91,11 @@ def _built() -> Path:
 
     Raises:
         OSError: no compiler, or no place to write.
+        RuntimeError: no home directory.
         subprocess.SubprocessError: the compiler failed.
     """
     source = resources.files("attention_jax.nn").joinpath("step_kernels.cc").read_bytes()
-    compiler = os.environ.get("CXX", "c++").split()
+    compiler = (os.environ.get("CXX") or "c++").split()
     key = hashlib.sha256(b"\0".join([source, repr([jaxlib.__version__, compiler, _FLAGS, _cpu()]).encode()])).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "attention_jax", "kernels")
     library = folder / f"step_kernels-{key}.so"
