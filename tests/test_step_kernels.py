@@ -42,10 +42,10 @@ def text(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 @needs_compiler
-@pytest.mark.parametrize("rows", [8, 11, 16, 32, 64, 131, 256])
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 11, 32, 64, 131, 256])
 def test_product_is_matmul(rows: int) -> None:
     """With sides that no vector and no block divides, and with those that they do."""
-    for depth, columns in ((1, 1), (5, 40), (64, 128), (100, 67), (257, 16), (520, 200), (300, 2050)):
+    for depth, columns in ((1, 1), (5, 40), (64, 128), (100, 79), (257, 16), (520, 200), (300, 2050)):
         x, kernel = numbers("x", rows, depth), numbers("kernel", depth, columns)
         assert "aj_product" in text(step_kernels.product, x, kernel)
         expected = np.matmul(x, kernel, dtype=np.float64)
@@ -113,8 +113,8 @@ def test_only_for_few_rows_in_single_precision_on_one_cpu(monkeypatch: pytest.Mo
         x, kernel = (jax.ShapeDtypeStruct(side, dtype) for side in (shape, (shape[-1], 5)))
         return str(jax.make_jaxpr(lambda x, kernel: step_kernels.product(x, kernel))(x, kernel))
 
-    assert "aj_product" in traced((8, 4)) and "aj_product" in traced((256, 4))
-    for other in (traced((7, 4)), traced((257, 4)), traced((2, 8, 4)), traced((8, 4), "bfloat16")):
+    assert "aj_product" in traced((1, 4)) and "aj_product" in traced((256, 4))
+    for other in (traced((0, 4)), traced((257, 4)), traced((2, 8, 4)), traced((8, 4), "bfloat16")):
         assert "aj_product" not in other
     for name, value in (("device_count", 2), ("default_backend", "tpu")):
         with monkeypatch.context() as changed:
@@ -145,7 +145,7 @@ def translation() -> tuple[Any, dict[str, Any], np.ndarray]:
 @needs_compiler
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_search_finds_the_same_with_them(beam: int, translation: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over the growth of the cache; and a sentence finds the same in a batch too small for their products."""
+    """Over the growth of the cache; and a sentence finds the same in a smaller batch."""
     model, variables, source = translation
     options = Options(Search(beam=beam, n_best=beam), fixed=40)
 
@@ -156,7 +156,7 @@ def test_a_search_finds_the_same_with_them(beam: int, translation: tuple, monkey
     assert "aj_product" in traced and "aj_attend" in traced
     tokens, scores = jax.jit(translate())(variables, source)
     assert len(np.unique(tokens)) > 15 and (tokens[:, 0, 20] > 0).any()
-    np.testing.assert_array_equal(jax.jit(translate())(variables, source[:2])[0], tokens[:2])
+    np.testing.assert_array_equal(jax.jit(translate())(variables, source[:1])[0], tokens[:1])
 
     monkeypatch.setenv("AJ_CPU_KERNELS", "0")
     step_kernels.ready.cache_clear()

@@ -16,28 +16,27 @@
 namespace ffi = xla::ffi;
 using Numbers = ffi::Buffer<ffi::F32>;
 
-// kRows x kVectors sums stay in registers.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 6, kVectors = 4;
+constexpr int kLanes = 16, kRegisters = 32, kRows = 8;
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kRows = 3, kVectors = 4;
+constexpr int kLanes = 8, kRegisters = 16, kRows = 6;
 #else  // 128 bits, as of Arm's Neon
-constexpr int kLanes = 4, kRows = 6, kVectors = 4;
+constexpr int kLanes = 4, kRegisters = 32, kRows = 8;
 #endif
-constexpr int kColumns = kLanes * kVectors;
 constexpr int kLine = 16;  // numbers in a line of cache
 constexpr int kGroup = 16;  // rows of weights from one time of fetching to the next
+// Columns of a block of weights. The last blocks are narrower, so that all threads end at about the same time.
+constexpr int kColumns = 128, kLastColumns = 64;
 
-// Rows and columns of a block of weights: the fewer rows x has, the longer the runs of memory must be. The last blocks have
-// `last` columns, so that all threads end at about the same time.
-struct Block {
-  int rows, columns, last;
-};
-constexpr int kMostBlockRows = 256;
-inline Block BlockFor(int rows) {
-  if (rows < 16) return {64, 256, 128};
-  return rows < 64 ? Block{128, 128, 64} : Block{kMostBlockRows, 128, 64};
-}
+// A tile of sums has at most kRows rows, and so many vectors of columns that they, as many of weights and one of x fit into
+// the registers.
+constexpr int TilesFor(int rows) { return (rows + kRows - 1) / kRows; }
+constexpr int VectorsFor(int tile_rows) { return std::min(4, (kRegisters - 1) / (tile_rows + 1)); }
+constexpr int MostVectors(int rows) { return VectorsFor((rows + TilesFor(rows) - 1) / TilesFor(rows)); }
+
+// Rows of a block of weights: one tile alone soon wants the next block; many pay more for the sums, once a block.
+constexpr int kMostDepth = 256;
+constexpr int DepthFor(int rows) { return rows <= kRows ? 64 : rows < 64 ? 128 : kMostDepth; }
 
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
@@ -63,7 +62,8 @@ void InParallel(ffi::ThreadPool& pool, int units, Work work) {
   }
 }
 
-// Fetches a block of numbers that is needed next, some lines at a time, so that it has asked for all after `times` times.
+// Fetches a block of numbers that is needed next into the second cache, some lines at a time, so that it has asked for all
+// after `times` times.
 struct Ahead {
   const float* at;
   int64_t stride;
@@ -74,7 +74,7 @@ struct Ahead {
 
   void Fetch() {
     for (int i = 0; i < lines && rows > 0; i++) {
-      __builtin_prefetch(at + column);
+      __builtin_prefetch(at + column, 0, 2);
       column += kLine;
       if (column >= columns) {
         column = 0;
@@ -115,42 +115,38 @@ inline __attribute__((always_inline)) void Tile(const float* x, int64_t x_stride
   }
 }
 
-template <int vectors, bool copies, typename... Arguments>
-void TileOf(int rows, Arguments&&... arguments) {
-  static_assert(kRows <= 6);
-  switch (rows) {
-    case 1: return Tile<1, vectors, copies>(arguments...);
-    case 2: return Tile<2, vectors, copies>(arguments...);
-    case 3: return Tile<3, vectors, copies>(arguments...);
-    case 4: return Tile<4, vectors, copies>(arguments...);
-    case 5: return Tile<5, vectors, copies>(arguments...);
-    case 6: return Tile<6, vectors, copies>(arguments...);
+// `Tile` of the largest of these sizes that it is asked for: `rows` from kRows down, then `vectors` from 4 down.
+template <bool copies, int most_rows = kRows, int most_vectors = 4, typename... Arguments>
+void TileOf(int rows, int vectors, Arguments&&... arguments) {
+  if constexpr (most_rows > 1) {
+    if (rows < most_rows) return TileOf<copies, most_rows - 1, most_vectors>(rows, vectors, arguments...);
   }
+  if constexpr (most_vectors > 1) {
+    if (vectors < most_vectors) return TileOf<copies, most_rows, most_vectors - 1>(rows, vectors, arguments...);
+  }
+  if constexpr (most_vectors <= VectorsFor(most_rows)) Tile<most_rows, most_vectors, copies>(arguments...);
 }
 
 // y[rows, columns] (+)= x[rows, depth] w[depth, columns] of any sizes, on this thread. What is added to must have been written.
-// `dense`, if not null, has room for [depth, kColumns]: the first tile of a panel copies it there and the others read it there.
+// `dense`, if not null, has room for [depth, 4 * kLanes]: the first tile of a panel copies its weights there, where they lie
+// together in the first cache, and the others read them there.
 void Panels(int rows, int depth, int columns, const float* x, int64_t x_stride, const float* w, int64_t w_stride, float* y,
             int64_t y_stride, bool add, Ahead ahead, float* dense) {
-  const int tiles = (rows + kRows - 1) / kRows;
+  const int tiles = TilesFor(rows), most = MostVectors(rows);
+  const bool copied = dense != nullptr && tiles > 1;
   int column = 0;
   while (column < columns) {
-    const int left = columns - column;
-    const int vectors = left >= kColumns ? kVectors : left >= 2 * kLanes ? 2 : left >= kLanes ? 1 : 0;
+    const int vectors = std::min(most, (columns - column) / kLanes);
     for (int tile = 0; tile < tiles; tile++) {
       const int from = rows * tile / tiles, count = rows * (tile + 1) / tiles - from;
       const float *x_tile = x + from * x_stride, *w_panel = w + column;
       float* y_tile = y + from * y_stride + column;
-      if (vectors == kVectors && dense != nullptr && tile == 0) {
-        TileOf<kVectors, true>(count, x_tile, x_stride, w_panel, w_stride, y_tile, y_stride, add, depth, ahead, dense);
-      } else if (vectors == kVectors && dense != nullptr) {
-        TileOf<kVectors, false>(count, x_tile, x_stride, dense, kColumns, y_tile, y_stride, add, depth, ahead, dense);
-      } else if (vectors == kVectors) {
-        TileOf<kVectors, false>(count, x_tile, x_stride, w_panel, w_stride, y_tile, y_stride, add, depth, ahead, dense);
-      } else if (vectors == 2) {
-        TileOf<2, false>(count, x_tile, x_stride, w_panel, w_stride, y_tile, y_stride, add, depth, ahead, dense);
-      } else if (vectors == 1) {
-        TileOf<1, false>(count, x_tile, x_stride, w_panel, w_stride, y_tile, y_stride, add, depth, ahead, dense);
+      if (vectors > 0 && copied && tile == 0) {
+        TileOf<true>(count, vectors, x_tile, x_stride, w_panel, w_stride, y_tile, y_stride, add, depth, ahead, dense);
+      } else if (vectors > 0) {
+        const float* w_tile = copied ? dense : w_panel;
+        const int64_t stride = copied ? vectors * kLanes : w_stride;
+        TileOf<false>(count, vectors, x_tile, x_stride, w_tile, stride, y_tile, y_stride, add, depth, ahead, dense);
       } else {
         for (int r = 0; r < count; r++) {
           float sum = add ? y_tile[r * y_stride] : 0.0f;
@@ -165,33 +161,32 @@ void Panels(int rows, int depth, int columns, const float* x, int64_t x_stride, 
 
 // How often a call of `Panels` fetches what is ahead.
 constexpr int Times(int rows, int depth, int columns) {
-  return (depth + kGroup - 1) / kGroup * ((rows + kRows - 1) / kRows) * std::max(1, columns / kColumns);
+  return (depth + kGroup - 1) / kGroup * TilesFor(rows) * std::max(1, columns / (MostVectors(rows) * kLanes));
 }
 
 // [rows, depth] x [depth, columns] -> [rows, columns].
 ffi::Error Product(ffi::ThreadPool pool, Numbers x, Numbers w, ffi::Result<Numbers> y) {
   const int rows = x.dimensions()[0], depth = x.dimensions()[1], columns = w.dimensions()[1];
-  const Block block = BlockFor(rows);
-  const int threads = std::max<int>(1, pool.num_threads());
-  const int large = std::max(0, columns - threads * block.columns) / block.columns;
-  const int units = large + (columns - large * block.columns + block.last - 1) / block.last;
+  const int block = DepthFor(rows), threads = std::max<int>(1, pool.num_threads());
+  const int large = std::max(0, columns - threads * kColumns) / kColumns;
+  const int units = large + (columns - large * kColumns + kLastColumns - 1) / kLastColumns;
   const float *x_data = x.typed_data(), *w_data = w.typed_data();
   float* y_data = y->typed_data();
   const auto column_of = [=](int unit) {
-    return std::min(columns, std::min(unit, large) * block.columns + std::max(0, unit - large) * block.last);
+    return std::min(columns, std::min(unit, large) * kColumns + std::max(0, unit - large) * kLastColumns);
   };
 
   InParallel(pool, units, [=](int unit) {
-    alignas(64) float dense[kMostBlockRows * kColumns];
+    alignas(64) float dense[kMostDepth * 4 * kLanes];
     const int column = column_of(unit), width = column_of(unit + 1) - column;
-    for (int row = 0; row < depth; row += block.rows) {
-      const int deep = std::min(block.rows, depth - row), below = std::min(block.rows, depth - row - deep);
+    for (int row = 0; row < depth; row += block) {
+      const int deep = std::min(block, depth - row), below = std::min(block, depth - row - deep);
       const float* w_block = w_data + static_cast<int64_t>(row) * columns + column;
       const int times = Times(rows, deep, width);
       Ahead ahead(w_block + static_cast<int64_t>(deep) * columns, columns, width, below, times);
       if (below == 0 && unit + threads < units) {  // the unit that this thread will likely take next
         const int next = column_of(unit + threads), next_width = column_of(unit + threads + 1) - next;
-        ahead = Ahead(w_data + next, columns, next_width, std::min(block.rows, depth), times);
+        ahead = Ahead(w_data + next, columns, next_width, std::min(block, depth), times);
       }
       Panels(rows, deep, width, x_data + row, depth, w_block, columns, y_data + column, columns, row > 0, ahead, dense);
     }

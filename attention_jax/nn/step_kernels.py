@@ -32,13 +32,12 @@ log = logging.getLogger(__name__)
 _NAMES = ("aj_product", "aj_attend")
 _FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-std=c++17", "-fPIC", "-shared", "-w")
 _SECONDS = 120  # a compiler that takes longer hangs
-# With fewer rows a product is little but the reading of its weights, with more it is arithmetic, which XLA does as well.
-_ROWS = range(8, 257)
+_ROWS = 256  # with more, a product is arithmetic and little reading of weights, which XLA does as well
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., I], [I, O] -> [..., O]: `jnp.matmul`, but not differentiable, which `product.dot_general` is."""
-    if x.ndim == kernel.ndim == 2 and len(x) in _ROWS and _serve(x, kernel):
+    if x.ndim == kernel.ndim == 2 and 0 < len(x) <= _ROWS and _serve(x, kernel):
         shape = jax.ShapeDtypeStruct((len(x), kernel.shape[1]), jnp.float32)
         return by_platform(jax.ffi.ffi_call("aj_product", shape, vmap_method="sequential"), jnp.matmul, x, kernel)
     return jnp.matmul(x, kernel)
