@@ -210,13 +210,20 @@ def timing_table(names: list[str], whos: list[str], peer_python: str, rounds: in
 
 
 def cpu_name() -> str:
+    """The processor's name, generation and vector instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name} ({', '.join(sorted(flags & {'avx2', 'avx512f', 'amx_tile'}))})"
+    said = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    name = said.get("model name", platform.machine())
+    # A virtual machine's processor often has a name without a number: family and model tell its generation.
+    which = [f"{key.split()[-1]} {said[key]}" for key in ("cpu family", "model") if key in said]
+    flags = sorted({"avx2", "avx512f", "amx_tile"} & set(said.get("flags", "").split()))
+    return f"{name} ({', '.join(which + flags)})"
 
 
 def tpu_table(names: list[str], topology: str, batch: int) -> str:
