@@ -109,8 +109,8 @@ def report(beam: int, sentences: int) -> str:
             if program.kind == STEPS:
                 shapes[program.shape, program.weights].append(seconds)
     lines = [
-        f"{sentences} sentences, beam {beam}: {1000 * wall:,.0f} ms at best; below, milliseconds of the programs of one run, "
-        f"summed over {len(os.sched_getaffinity(0))} threads. {cpu_name()}, jax {jax.__version__}, "
+        f"{sentences} sentence{'s' * (sentences > 1)}, beam {beam}: {1000 * wall:,.0f} ms at best; below, milliseconds of the "
+        f"programs of one run, summed over {len(os.sched_getaffinity(0))} threads. {cpu_name()}, jax {jax.__version__}, "
         f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}. {machine()}",
         "",
         "| programs | ms |",
