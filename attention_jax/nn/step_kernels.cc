@@ -28,10 +28,11 @@ constexpr int kGroup = 16;  // rows of weights from one time of fetching to the 
 // Columns of a block of weights. The last blocks are narrower, so that all threads end at about the same time.
 constexpr int kColumns = 128, kLastColumns = 64;
 
-// A tile of sums has at most kRows rows, and so many vectors of columns that they, as many of weights and one of x fit into
-// the registers.
+// A tile of sums has at most kRows rows, and at most kVectors vectors of columns: so many that they, as many of weights and one
+// of x fit into the registers.
+constexpr int kVectors = 4;
 constexpr int TilesFor(int rows) { return (rows + kRows - 1) / kRows; }
-constexpr int VectorsFor(int tile_rows) { return std::min(4, (kRegisters - 1) / (tile_rows + 1)); }
+constexpr int VectorsFor(int tile_rows) { return std::min(kVectors, (kRegisters - 1) / (tile_rows + 1)); }
 constexpr int MostVectors(int rows) { return VectorsFor((rows + TilesFor(rows) - 1) / TilesFor(rows)); }
 
 // Rows of a block of weights: one tile alone soon wants the next block; many pay more for the sums, once a block.
@@ -115,8 +116,8 @@ inline __attribute__((always_inline)) void Tile(const float* x, int64_t x_stride
   }
 }
 
-// `Tile` of the largest of these sizes that it is asked for: `rows` from kRows down, then `vectors` from 4 down.
-template <bool copies, int most_rows = kRows, int most_vectors = 4, typename... Arguments>
+// `Tile` of the largest of these sizes that it is asked for: `rows` from kRows down, then `vectors` from kVectors down.
+template <bool copies, int most_rows = kRows, int most_vectors = kVectors, typename... Arguments>
 void TileOf(int rows, int vectors, Arguments&&... arguments) {
   if constexpr (most_rows > 1) {
     if (rows < most_rows) return TileOf<copies, most_rows - 1, most_vectors>(rows, vectors, arguments...);
@@ -128,7 +129,7 @@ void TileOf(int rows, int vectors, Arguments&&... arguments) {
 }
 
 // y[rows, columns] (+)= x[rows, depth] w[depth, columns] of any sizes, on this thread. What is added to must have been written.
-// `dense`, if not null, has room for [depth, 4 * kLanes]: the first tile of a panel copies its weights there, where they lie
+// `dense`, if not null, has room for [depth, kVectors * kLanes]: the first tile of a panel copies its weights there, where they lie
 // together in the first cache, and the others read them there.
 void Panels(int rows, int depth, int columns, const float* x, int64_t x_stride, const float* w, int64_t w_stride, float* y,
             int64_t y_stride, bool add, Ahead ahead, float* dense) {
@@ -177,7 +178,7 @@ ffi::Error Product(ffi::ThreadPool pool, Numbers x, Numbers w, ffi::Result<Numbe
   };
 
   InParallel(pool, units, [=](int unit) {
-    alignas(64) float dense[kMostDepth * 4 * kLanes];
+    alignas(64) float dense[kMostDepth * kVectors * kLanes];
     const int column = column_of(unit), width = column_of(unit + 1) - column;
     for (int row = 0; row < depth; row += block) {
       const int deep = std::min(block, depth - row), below = std::min(block, depth - row - deep);
