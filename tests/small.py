@@ -38,3 +38,7 @@ def as_options(**fields: Any) -> list[str]:
     """The same as options of the command line."""
     changes = {**FIELDS, **{name.replace("__", "."): value for name, value in fields.items()}}
     return [f"--config={CONFIG}", *(f"--config.{name}={value}" for name, value in changes.items())]
+
+
+def same_batches(a: list[dict], b: list[dict]) -> bool:
+    return len(a) == len(b) and all(x.keys() == y.keys() and all((x[k] == y[k]).all() for k in x) for x, y in zip(a, b))
