@@ -167,10 +167,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start() -> None:
-    """Before the first use of JAX: repairs the compilation cache and joins the other processes."""
-    from attention_jax import compile_cache, parallel
+    """Before the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes."""
+    from attention_jax import compile_cache, heap, parallel
 
     compile_cache.repair()
+    heap.keep()
     parallel.start()
 
 

@@ -23,6 +23,7 @@ ALLOWED = {
     "config": {"errors", "tree", "plugins", "recipes", "config_fields"},
     "config_fields": {"errors"},
     "compile_cache": set(),
+    "heap": set(),
     "hosts": set(),
     "rollcall": {"errors"},
     "far": {"errors"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "preflight": TRAINING | {"load"},
     "tables": TRAINING | {"load", "analysis"},
     "translate": TRAINING | {"load", "analysis"},
-    "cli": TRAINING | {"load", "analysis", "interop", "preflight", "tables", "translate", "compile_cache"},
+    "cli": TRAINING | {"load", "analysis", "interop", "preflight", "tables", "translate", "compile_cache", "heap"},
     "__init__": {"errors", "models", "load", "analysis", "interop"},  # all of them lazily
     "__main__": {"cli"},
 }

@@ -170,6 +170,10 @@ def work(who: str, name: str, folder: Path) -> None:
     What it says about itself first is its number of parameters, or the tokens that it has translated to.
     """
     case = CASES[name]
+    if who == "ours":  # as the command line does
+        from attention_jax import heap
+
+        heap.keep()
     if isinstance(case, Translating):
         source = np.random.default_rng(0).integers(2, case.network["vocab_size"] - 1, (case.sentences, case.length))
         source[:, -1] = translation_nets.EOS

@@ -1,0 +1,109 @@
+"""Freed memory is kept for the next step, where nobody says otherwise."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from attention_jax import heap
+
+GB = 1 << 30
+
+# Says whether the memory was kept that a block of 64 MB took, and one that another thread had.
+FREED = """
+import sys, threading
+from pathlib import Path
+from attention_jax import heap
+said = heap.keep(int(sys.argv[1]))
+import numpy as np
+
+def resident():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+def block():
+    np.ones(64 << 20, np.uint8)
+
+before, kept = resident(), []
+for call in (threading.Thread(target=block), block):
+    getattr(call, "start", call)()
+    getattr(call, "join", int)()
+    kept.append(resident() - before > 32 << 20)
+print(said, *kept)
+"""
+
+
+@pytest.fixture
+def freed(run_python):
+    """Whether glibc was told, and whether it kept a block of another thread and one of the first."""
+
+    def run(memory: int = 24 * GB, **env: str) -> list[str]:
+        unsaid = {"AJ_COORDINATOR": None, "GLIBC_TUNABLES": None, "JAX_PLATFORMS": "cpu"}
+        done = run_python("-c", FREED, memory, env=unsaid | env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    return run
+
+
+def test_freed_blocks_are_kept(freed):
+    assert freed() == ["True", "True", "True"]
+    assert freed(GLIBC_TUNABLES="glibc.malloc.hugetlb=1") == ["True", "True", "True"]
+
+
+def test_blocks_that_are_large_for_the_machine_are_given_back(freed):
+    assert freed(memory=12 * (32 << 20)) == ["True", "False", "False"]
+
+
+@pytest.mark.parametrize(
+    "said", [{"AJ_COORDINATOR": "a:1"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, {"MALLOC_ARENA_MAX": "4"}]
+)
+def test_several_processes_and_what_the_user_says_come_first(freed, said):
+    assert freed(**said) == ["False", "False", "False"]
+
+
+def test_host_of_an_accelerator_is_left_alone(monkeypatch):
+    monkeypatch.setattr(heap.importlib.metadata, "entry_points", lambda group: [group])
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    assert heap.keep() is False
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not heap._accelerator()
+
+
+@pytest.mark.parametrize("device", ["accel0", "vfio/0"])
+def test_tpu_is_found_by_its_device(monkeypatch, tmp_path, device):
+    monkeypatch.setattr(heap.importlib.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(heap, "_DEVICES", tmp_path)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio/vfio").touch()  # which machines without a TPU have as well
+    assert not heap._accelerator()
+    (tmp_path / device).touch()
+    assert heap._accelerator()
+
+
+def test_memory_is_that_of_the_container(monkeypatch, tmp_path):
+    limit, none = tmp_path / "limit", tmp_path / "none"
+    monkeypatch.setattr(heap, "_LIMITS", (none, tmp_path / "missing", limit))
+    none.write_text("max\n")
+    limit.write_text("9223372036854771712\n")
+    machine = heap._memory()
+    assert GB / 4 < machine < 1 << 60
+    limit.write_text("123456\n")
+    assert heap._memory() == 123456
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(heap, "_told", lambda: False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("AJ_COORDINATOR", raising=False)
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert heap.keep() is False
+
+
+def test_command_line_keeps_memory_before_jax_has_threads(run_python):
+    code = """
+from attention_jax import cli, heap
+from jax._src import xla_bridge
+heap.keep = lambda: print("kept", xla_bridge.backends_are_initialized())
+cli.main(["evaluate", "--workdir=missing"])
+"""
+    assert run_python("-c", code).stdout == "kept False\n"
