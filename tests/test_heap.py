@@ -47,6 +47,7 @@ def freed(run_python):
 def test_freed_blocks_are_kept(freed):
     assert freed() == ["True", "True", "True"]
     assert freed(GLIBC_TUNABLES="glibc.malloc.hugetlb=1") == ["True", "True", "True"]
+    assert freed(memory=1024 * GB) == ["True", "True", "True"]  # of which glibc takes no more than an int
 
 
 def test_blocks_that_are_large_for_the_machine_are_given_back(freed):
