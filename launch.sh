@@ -36,7 +36,8 @@ Every command but help first makes .venv beside this file (once, some minutes). 
   ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.
 Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/attention_jax/xla.
 Decoding on one CPU uses two kernels that c++ (or CXX) builds on first use, in ~/.cache/attention_jax/kernels, and without a
-compiler, or with AJ_CPU_KERNELS=0, XLA's programs.
+compiler, or with AJ_CPU_KERNELS=0, XLA's programs. On one CPU, memory of a step is kept for the next; AJ_KEEP_MEMORY=0 gives
+it back.
 TEXT
 }
 
@@ -62,8 +63,7 @@ environment() {
     export JAX_COMPILATION_CACHE_DIR="$cache"
   fi
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
-  # Large pages for large arrays: a step on CPU asks for its temporaries anew each time, and Linux hands them out page by
-  # page. experiments/results/translation_speed.md has what that costs, and a setting that keeps the memory instead.
+  # Large pages for large arrays, which Linux hands out page by page; attention_jax/heap.py keeps them from step to step.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 }
 

@@ -23,8 +23,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def keep(memory: int | None = None) -> bool:
     """Tells glibc to keep freed blocks, before JAX has made its threads, each of which would have a heap of its own.
 
-    Does nothing and returns False with several processes, an accelerator, or another C library, and where MALLOC_* or
-    GLIBC_TUNABLES say how glibc shall deal with freed memory.
+    Does nothing and returns False with several processes, an accelerator or another C library, with AJ_KEEP_MEMORY=0, and
+    where MALLOC_* or GLIBC_TUNABLES say how glibc shall deal with freed memory.
 
     Args:
         memory: bytes that this process may have; default the machine's or the container's.
@@ -36,13 +36,14 @@ def keep(memory: int | None = None) -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     largest = min((memory or _memory()) // _PART, _INT_MAX)
-    return all(mallopt(*told) for told in ((_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, _INT_MAX), (_ARENA_MAX, 1)))
+    return all(mallopt(*told) for told in ((_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)))
 
 
 def _told() -> bool:
     """Whether the environment says more about glibc's memory than the size of its pages."""
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    return bool(re.search(r"glibc\.malloc\.(?!hugetlb)", tunables)) or any(name.startswith("MALLOC_") for name in os.environ)
+    if os.environ.get("AJ_KEEP_MEMORY") == "0" or any(name.startswith("MALLOC_") for name in os.environ):
+        return True
+    return bool(re.search(r"glibc\.malloc\.(?!hugetlb)", os.environ.get("GLIBC_TUNABLES", "")))
 
 
 def _accelerator() -> bool:

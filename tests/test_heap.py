@@ -55,7 +55,13 @@ def test_blocks_that_are_large_for_the_machine_are_given_back(freed):
 
 
 @pytest.mark.parametrize(
-    "said", [{"AJ_COORDINATOR": "a:1"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, {"MALLOC_ARENA_MAX": "4"}]
+    "said",
+    [
+        {"AJ_COORDINATOR": "a:1"},
+        {"AJ_KEEP_MEMORY": "0"},
+        {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"},
+        {"MALLOC_ARENA_MAX": "4"},
+    ],
 )
 def test_several_processes_and_what_the_user_says_come_first(freed, said):
     assert freed(**said) == ["False", "False", "False"]
