@@ -1,7 +1,7 @@
 """Keeps the memory of a step on CPU for the next one.
 
 XLA asks for a step's temporaries anew each time. Blocks of their size glibc gives back to Linux at once, which hands out zeroed
-pages for the next step: up to a quarter of a small Transformer's time (`experiments/results/translation_speed.md`).
+pages for the next step: up to a quarter of its CPU time (`experiments/results/translation_speed.md`).
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 # keep a block each, since none fits into the place of a smaller one: two thirds of the memory.
 _PART = 12
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
-_INT_MAX = 2**31 - 1  # what mallopt can be told
+_INT_MAX = 2**31 - 1  # what mallopt can be told; a threshold of -1 is none
 _DEVICES, _TPUS = Path("/dev"), ("accel*", "vfio/[0-9]*")
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
