@@ -2,7 +2,8 @@
 
 Launch:    ./launch.sh train --config=configs/translate_quickstart.py --workdir=runs/translate
 Then:      echo "I am a student" | ./launch.sh translate --workdir=runs/translate
-Hardware:  two CPU cores: 79 seconds with everything on fast ones, 113 on slower ones.
+Hardware:  two CPU cores: 79 seconds with everything on fast ones, 113 to 171 on slower ones
+           that other machines share.
 Expected:  99.7 % of the 1,018 test texts exactly right by greedy search (reproduced here; 99.8 % on one core, whose
            roundings differ); in 100 % of the test's dates year, month and day aligned by the last layer's cross-attention,
            mean over heads (reproduced here on one core, see attention_jax/analysis/alignment.py).
