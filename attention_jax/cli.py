@@ -166,12 +166,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _start() -> None:
-    """Before the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes."""
+def _start(task: str | None = None) -> None:
+    """Before the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes.
+
+    Memory is kept for translation, whose steps have large temporaries; the many small steps of the embedded images lose some
+    percent when all threads share one heap.
+    """
     from attention_jax import compile_cache, heap, parallel
 
     compile_cache.repair()
-    heap.keep()
+    if task == "translation":
+        heap.keep()
     parallel.start()
 
 
@@ -179,7 +184,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from attention_jax import config as configs
 
     config = _overridden(configs.load_config(options.config), overrides)
-    _start()
+    _start(config.task)
     from attention_jax import parallel
     from attention_jax.train import report
     from attention_jax.train.loop import train
@@ -218,7 +223,7 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _translate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    _start()
+    _start("translation")
     from attention_jax.translate import Form, run
 
     try:
@@ -249,7 +254,10 @@ def _overridden(config: Any, overrides: dict[str, str]) -> Any:
 
 
 def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    _start()
+    from attention_jax.tables.table import load_table
+
+    table = load_table(options.file)
+    _start(table.base_config(table.scale(options.scale)).task if table.base else None)
     from attention_jax.tables.runner import run_table
 
     return run_table(

@@ -106,11 +106,22 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert heap.keep() is False
 
 
-def test_command_line_keeps_memory_before_jax_has_threads(run_python):
-    code = """
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["train", "--config=configs/translate_quickstart.py", "--config.data.source=none"], True),
+        (["train", "--config=configs/quickstart.py", "--config.data.source=none"], False),
+        (["translate"], True),
+        (["table", "experiments/quickstart_translation.py", "--rows=none"], True),
+        (["table", "experiments/quickstart.py", "--rows=none"], False),
+        (["table", "experiments/complexity.py", "--rows=none"], False),
+    ],
+)
+def test_command_line_keeps_memory_for_translation_before_jax_has_threads(run_python, tmp_path, command, kept):
+    code = f"""
 from attention_jax import cli, heap
 from jax._src import xla_bridge
-heap.keep = lambda: print("kept", xla_bridge.backends_are_initialized())
-cli.main(["evaluate", "--workdir=missing"])
+heap.keep = lambda: print("threads" if xla_bridge.backends_are_initialized() else "kept")
+print(cli.main({[*command, f"--workdir={tmp_path / 'missing'}"]}))
 """
-    assert run_python("-c", code).stdout == "kept False\n"
+    assert run_python("-c", code).stdout.split() == ["kept"] * kept + ["2"]
