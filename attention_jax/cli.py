@@ -169,8 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 def _start(task: str | None = None) -> None:
     """Before the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes.
 
-    Memory is kept for translation, whose steps have large temporaries; the many small steps of the embedded images lose some
-    percent when all threads share one heap.
+    Memory is kept for translation, whose steps have large temporaries and are few; all threads then share one heap.
     """
     from attention_jax import compile_cache, heap, parallel
 

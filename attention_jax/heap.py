@@ -20,22 +20,19 @@ _DEVICES, _TPUS = Path("/dev"), ("accel*", "vfio/[0-9]*")
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
-def keep(memory: int | None = None) -> bool:
+def keep() -> bool:
     """Tells glibc to keep freed blocks, before JAX has made its threads, each of which would have a heap of its own.
 
     Does nothing and returns False with several processes, an accelerator or another C library, with AJ_KEEP_MEMORY=0, and
     where MALLOC_* or GLIBC_TUNABLES say how glibc shall deal with freed memory.
-
-    Args:
-        memory: bytes that this process may have; default the machine's or the container's.
     """
     if os.environ.get("AJ_COORDINATOR") or _told() or _accelerator():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    except AttributeError:
         return False
-    largest = min((memory or _memory()) // _PART, _INT_MAX)
+    largest = min(_memory() // _PART, _INT_MAX)
     return all(mallopt(*told) for told in ((_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)))
 
 
@@ -47,7 +44,7 @@ def _told() -> bool:
 
 
 def _accelerator() -> bool:
-    """Whether JAX may find an accelerator, on whose host many threads read images and no step runs."""
+    """Whether JAX may find an accelerator, on whose host no step runs."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
     tpus = [path for pattern in _TPUS for path in _DEVICES.glob(pattern)]
@@ -55,6 +52,7 @@ def _accelerator() -> bool:
 
 
 def _memory() -> int:
+    """Bytes of the machine, or of the container."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"

@@ -1,15 +1,13 @@
 """Tables whose rows functions compute: what is written, what fails, and what a file may not say."""
 
-import contextlib
 import csv
-import io
 from pathlib import Path
 
 import pytest
 
 from attention_jax.errors import UserError
-from attention_jax.tables.runner import run_table
 from attention_jax.tables.table import load_table
+from tests.small_table import call
 
 TEXT = """
 import numpy as np
@@ -45,13 +43,6 @@ def written(folder: Path, text: str = TEXT) -> Path:
     path = folder / "arithmetic.py"
     path.write_text(text)
     return path
-
-
-def call(*arguments: object, **options: object) -> tuple[int, str]:
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = run_table(*arguments, **options)
-    return code, out.getvalue()
 
 
 def test_a_computed_table(tmp_path):
