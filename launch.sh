@@ -156,7 +156,7 @@ door() {
   local name
   for name in "${ATTENTION_JAX_PYTHON:-}" "$VENV/bin/python" python3 python; do
     if [[ -n "$name" ]] && "$name" -c "import sys; sys.exit(sys.version_info < (3, 9))" >/dev/null 2>&1; then
-      PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$name" -m attention_jax.doors "$@"
+      PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$name" -m attention_jax.launch "$@"
     fi
   done
   fail "Python 3.9 or newer was not found in PATH: install it, or name one with ATTENTION_JAX_PYTHON."
@@ -194,7 +194,7 @@ case "$command" in
     ;;
   local)
     environment
-    exec "$PYTHON" -m attention_jax.local "$@"
+    exec "$PYTHON" -m attention_jax.launch.local "$@"
     ;;
   tpu | slurm) door "$command" "$@" ;;
   notebook)

@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
-from attention_jax import far
+from attention_jax import storage as far
 from attention_jax.errors import UserError
 from attention_jax.tasks import get_task
-from attention_jax.train import checkpoint, far_checkpoints, metrics
+from attention_jax.train import checkpoint, metrics
+from attention_jax.train import remote_checkpoints as far_checkpoints
 
 
 @dataclasses.dataclass(frozen=True)

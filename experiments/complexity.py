@@ -6,7 +6,7 @@ Hardware:  two CPU cores, less than 5 minutes. Only the columns ms and MB depend
 
 import functools
 
-from attention_jax.analysis import complexity
+from experiments.studies import layer_complexity as complexity
 
 title = "Complexity, sequential operations and path lengths of layers over sequences"
 source = "Table 1 of Vaswani et al. 2017 (arXiv 1706.03762); n/k layers of contiguous convolutions are in its Section 4."

@@ -6,7 +6,7 @@ Hardware:  a CPU core; the results took 4 minutes on one that others shared.
 
 import functools
 
-from attention_jax.analysis import lengths
+from experiments.studies import lengths
 
 title = "Positions: sinusoidal, learned, none; on texts as long as in training and longer"
 source = (

@@ -9,7 +9,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from attention_jax.analysis import alignment
+from experiments.studies import date_alignment as alignment
 
 title = "LSTM, LSTM with attention and Transformer on dates, times, units, currencies and number words"
 source = (

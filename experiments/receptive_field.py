@@ -4,7 +4,7 @@ Run:       ./launch.sh table experiments/receptive_field.py
 Hardware:  two CPU cores, less than 10 minutes.
 """
 
-from attention_jax.analysis import receptive_field
+from experiments.studies import receptive_field
 
 title = "What the first stage sees: convolutions, BAM, self-attention"
 source = (

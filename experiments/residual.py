@@ -11,7 +11,7 @@ batch normalisation the gradients of plain networks do not vanish; that deep one
 import functools
 
 from attention_jax import recipes
-from attention_jax.analysis import gradient_flow
+from experiments.studies import gradient_flow
 
 title = "Plain and residual networks of 20 to 56 layers, with and without batch normalisation"
 source = "After He et al. 2016 (arXiv 1512.03385), Section 4.2 and Table 6 (CIFAR-10)."

@@ -6,7 +6,7 @@ Hardware:  a CPU core; the results took 6 minutes on one that others shared.
 
 import functools
 
-from attention_jax.analysis import scaling
+from experiments.studies import softmax_scaling as scaling
 
 title = "Dividing by √d_k: entropy and gradient of the softmax"
 source = (

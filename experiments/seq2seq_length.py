@@ -11,7 +11,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from attention_jax.analysis import lengths
+from experiments.studies import lengths
 
 title = "LSTM, LSTM with attention and Transformer by the length of the source"
 source = (

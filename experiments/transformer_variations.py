@@ -10,7 +10,7 @@ import functools
 import os
 
 from attention_jax import config as configs
-from attention_jax.analysis import head_diversity
+from experiments.studies import head_diversity
 
 title = "Variations of the Transformer"
 source = "After Vaswani et al. 2017 (arXiv 1706.03762), Table 3: WMT'14 English to German, newstest2013."

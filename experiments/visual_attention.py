@@ -4,7 +4,7 @@ Run:       ./launch.sh table experiments/visual_attention.py
 Hardware:  two CPU cores, less than 10 minutes.
 """
 
-from attention_jax.analysis import query_maps
+from experiments.studies import query_maps
 
 title = "Visual self-attention: the stage it stands at"
 source = "The block of Zhang et al. 2019 (SAGAN, arXiv 1805.08318, Section 3) in a ResNet, after stage 1, 2 or 3."

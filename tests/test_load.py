@@ -10,13 +10,13 @@ import pytest
 from ml_collections import ConfigDict
 
 import attention_jax as aj
-from attention_jax import cli
-from attention_jax import config as configs
+from attention_jax.cli import main as cli
+from attention_jax.config import config as configs
 from attention_jax.data import embedded
 from attention_jax.train import checkpoint
-from attention_jax.train.state import State
-from tests.make_tiny_run import FIXTURES, LOGITS, RUN
-from tests.small import as_options
+from attention_jax.train.step import State
+from tests.helpers.make_tiny_run import FIXTURES, LOGITS, RUN
+from tests.helpers.small import as_options
 
 # The committed run: made by an earlier version, on another machine. These tests stay as they are.
 

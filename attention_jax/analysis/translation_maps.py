@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.analysis.attention_maps import attention_maps
-from attention_jax.data.tokenizer import BOS, EOS
+from attention_jax.data.text.tokenizer import BOS, EOS
 from attention_jax.errors import UserError
 from attention_jax.load import Run
 from attention_jax.tasks.translation import shifted

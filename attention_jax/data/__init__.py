@@ -1,5 +1,5 @@
 """Examples -> numpy batches: sources, per-example transforms, and the loader that owns the order."""
 
-from attention_jax.data.arrays import ArraySource
+from attention_jax.data.images.sources import ArraySource
 
 __all__ = ["ArraySource"]

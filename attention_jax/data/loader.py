@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from attention_jax.data.decode import BrokenImage
-from attention_jax.data.sources import Source
+from attention_jax.data.images.decoding import BrokenImage
+from attention_jax.data.images.sources import Source
 from attention_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]

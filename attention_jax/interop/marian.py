@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax import tree
-from attention_jax.decode import Search
 from attention_jax.errors import UserError
 from attention_jax.interop import names
 from attention_jax.models.transformer import Transformer
+from attention_jax.search import Search
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 _STOP = {False: "guess", True: "full", "never": "settled"}

@@ -8,12 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.nn.attention import SelfAttention
 from attention_jax.nn.bam import BAM
 from attention_jax.nn.conv import SqueezeExcite
 from attention_jax.nn.gates import CBAM, ECA, GlobalContext
-from attention_jax.plugins import load_object
 
 GATES = {
     "se": SqueezeExcite,

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from attention_jax.errors import UserError
+from attention_jax.kernels.max_pool import max_pool
 from attention_jax.models.gate import Gate
 from attention_jax.nn.conv import Conv, StochasticDepth, average_pool, fan_in, he_fan_out
 from attention_jax.nn.norm import BatchNorm, GroupNorm, NoNorm
-from attention_jax.nn.pool import max_pool
 
 _INITS = {"he": he_fan_out, "fan_in": fan_in}
 _CHOICES = {

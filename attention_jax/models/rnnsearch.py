@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from attention_jax.models.registry import register
 from attention_jax.models.seq2seq import PAD, Cache, Memory, check_tokens
-from attention_jax.nn.alignment import Alignment
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import GRU, Affine, Stack
+from attention_jax.nn.rnn_attention import Alignment
 
 # Section B.1: standard deviations of the alignment's two matrices and of every matrix that is not recurrent.
 ALIGNMENT_STD, STD = 0.001, 0.01

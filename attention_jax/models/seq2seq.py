@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from attention_jax.errors import UserError
 from attention_jax.models.registry import register
-from attention_jax.nn.alignment import Alignment
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import LSTM, Affine, Stack, State
+from attention_jax.nn.rnn_attention import Alignment
 
 PAD = 0
 

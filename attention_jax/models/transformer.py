@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.errors import UserError
+from attention_jax.kernels.matmul import dot_general, score_rows
 from attention_jax.models.registry import register
 from attention_jax.nn import position
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
-from attention_jax.nn.product import dot_general, score_rows
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False), "swish": nn.swish}
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention_jax.nn.convolve import convolve
+from attention_jax.kernels.conv import convolve
 
 # He et al. 2015 as in fb.resnet.torch: standard deviation sqrt(2 / (k·k·output channels)).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention_jax.kernels.attention import MASKED, fused_attention
+from attention_jax.kernels.decoding import attend_cached
+from attention_jax.kernels.matmul import dot_general
 from attention_jax.nn.dropout import drop
-from attention_jax.nn.fused import MASKED, fused_attention
-from attention_jax.nn.product import dot_general
-from attention_jax.nn.step_kernels import attend_cached
 
 
 def causal_mask(length: int) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.errors import UserError
-from attention_jax.nn.convolve import by_platform
+from attention_jax.kernels.conv import by_platform
 
 
 class BatchNorm(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax.data.decode import MODES
+from attention_jax.data.images.decoding import MODES
 
 SECONDS = 1.5
 

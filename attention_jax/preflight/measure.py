@@ -188,7 +188,7 @@ def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[
 
 
 def _build(config: ConfigDict, devices: list[Any]) -> Any:
-    from attention_jax import parallel
+    from attention_jax.distributed import mesh as parallel
     from attention_jax.train.program import build
 
     sizes = config.parallel
@@ -199,7 +199,7 @@ def batches_of(program: Any) -> list[dict[str, Any]]:
     """Shapes and shardings of its training batches, of each shape for which the step is compiled."""
     import jax
 
-    from attention_jax import parallel
+    from attention_jax.distributed import mesh as parallel
 
     rows = parallel.split(program.mesh)
     shapes = program.task.batch_shapes(program.config)

@@ -19,8 +19,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
+from attention_jax.config.plugins import load_file
 from attention_jax.errors import UserError
-from attention_jax.plugins import load_file
 from attention_jax.preflight.chips import find_slice
 from attention_jax.preflight.input_rate import images_a_second
 from attention_jax.preflight.measure import Measured, described, measure

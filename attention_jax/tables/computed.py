@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.plugins import load_object
 from attention_jax.tables.table import ComputedRow
 
 _ABSENT = "–"

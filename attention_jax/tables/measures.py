@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from attention_jax import config as configs
+from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
-from attention_jax.plugins import load_object
 from attention_jax.tasks.translator import bleu_name
 from attention_jax.train.evaluate import evaluate
 from attention_jax.train.program import Program

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from attention_jax.analysis import plots
+from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.load import load_run
-from attention_jax.plugins import load_object
 from attention_jax.tables import render
 from attention_jax.tables.computed import Computed
 from attention_jax.tables.render import Heading, Line

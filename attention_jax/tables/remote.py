@@ -6,9 +6,10 @@ Runs are trained at their own addresses, as single runs are; only what people an
 import shutil
 from pathlib import Path
 
-from attention_jax import parallel
-from attention_jax.far import Folder
-from attention_jax.train import checkpoint, far_checkpoints
+from attention_jax.distributed import mesh as parallel
+from attention_jax.storage import Folder
+from attention_jax.train import checkpoint
+from attention_jax.train import remote_checkpoints as far_checkpoints
 from attention_jax.train.checkpoint import FOLDER
 from attention_jax.train.metrics import TIMING
 from attention_jax.train.workdir import CONFIG, EVALUATION, stand_in

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from attention_jax import config as configs
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.far import Folder
 from attention_jax.models import create_model
 from attention_jax.models.summary import Summary, summary
+from attention_jax.storage import Folder
 from attention_jax.tables import measures
 from attention_jax.tables.remote import Remote
 from attention_jax.tables.table import Row, Table

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import jax
 
-from attention_jax import far, parallel
+from attention_jax import storage as far
+from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError, code_when_stopped, one_sentence
 from attention_jax.tables import measures, publish, results
 from attention_jax.tables.computed import Computed, compute

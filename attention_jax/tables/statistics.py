@@ -59,7 +59,7 @@ def difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> Esti
 
     A few seeds also know their own spread badly, so the interval is stretched by t/1.96, where t is the quantile of Student's
     law for the degrees of freedom of Welch and Satterthwaite: close to 1 where examples dominate, 1.4 where three
-    seeds a row do. Coverage is simulated in `tests/test_statistics.py`.
+    seeds a row do. Coverage is simulated in `tests/tables/test_statistics.py`.
 
     The result for (b, a) is exactly the negative; the draws have a fixed seed.
     """

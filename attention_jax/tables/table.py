@@ -11,8 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
+from attention_jax.config.plugins import load_file, load_object
 from attention_jax.errors import UserError, suggestion
-from attention_jax.plugins import load_file, load_object
 
 
 @dataclasses.dataclass(frozen=True)

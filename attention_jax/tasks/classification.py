@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from attention_jax import parallel
-from attention_jax.data import crop, image
-from attention_jax.data.decode import BrokenImage, decode
+from attention_jax.data.images import crop
+from attention_jax.data.images import transforms as image
+from attention_jax.data.images.decoding import BrokenImage, decode
+from attention_jax.data.images.sources import Source, open_source
 from attention_jax.data.loader import Loader, Plan
-from attention_jax.data.sources import Source, open_source
+from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.optim import mixing
@@ -173,7 +174,7 @@ def training_pixels(config: ConfigDict) -> Pixels:
     if data.flip:
         steps.append(image.flip())
     if data.randaugment_layers:
-        from attention_jax.data import augment
+        from attention_jax.data.images import randaugment as augment
 
         # timm fills with the mean of the data where TensorFlow's code and, for want of a word, the paper have grey.
         fill = augment.mean_fill(data.mean) if data.randaugment_ops == "timm" else augment.GREY

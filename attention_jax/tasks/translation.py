@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from attention_jax import parallel
-from attention_jax.data import tokenizer as tokenizers
-from attention_jax.data.parallel_text import Pairs, open_pairs
-from attention_jax.data.token_batches import Plan, TokenLoader, TokenPairs, choose_buckets, rows_of
-from attention_jax.data.tokenizer import BOS, PAD, Tokenizer
+from attention_jax.data.text import tokenizer as tokenizers
+from attention_jax.data.text.batches import Plan, TokenLoader, TokenPairs, choose_buckets, rows_of
+from attention_jax.data.text.pairs import Pairs, open_pairs
+from attention_jax.data.text.tokenizer import BOS, PAD, Tokenizer
+from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.optim.losses import right_tokens, token_cross_entropy

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax.data.token_batches import pad_rows
-from attention_jax.data.tokenizer import EOS, PAD, Tokenizer
-from attention_jax.decode import NEVER, Search, rooms, search
+from attention_jax.data.text.batches import pad_rows
+from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
 from attention_jax.errors import UserError
+from attention_jax.search import NEVER, Search, rooms, search
 
 
 @dataclasses.dataclass(frozen=True)

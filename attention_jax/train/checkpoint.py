@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from attention_jax import __version__, parallel, tree
+from attention_jax import __version__, tree
+from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.train.state import State
+from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
 FOLDER, ASIDE = "checkpoints", "checkpoints_damaged"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax import parallel
+from attention_jax.distributed import mesh as parallel
 from attention_jax.train.program import Program
 
 

@@ -17,14 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
-from attention_jax import parallel
+from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError
 from attention_jax.train import workdir
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate
-from attention_jax.train.far_checkpoints import FarCheckpoints
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build
+from attention_jax.train.remote_checkpoints import FarCheckpoints
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.workdir import EVALUATION
 

@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
-from attention_jax import parallel, placement, tree
+from attention_jax import tree
+from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed import sharding as placement
 from attention_jax.errors import UserError
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.tasks import get_task
-from attention_jax.train import state as states
-from attention_jax.train.step import make_train_step
+from attention_jax.train.step import State, create_state, make_train_step
 
 # The initialisation runs once and is not worth optimising: its compilation takes half the time for a ResNet-20.
 _QUICKLY = {"xla_backend_optimization_level": 0}
@@ -47,10 +48,10 @@ class Program:
     model: nn.Module
     mesh: Mesh
     placement: placement.Placement
-    abstract_state: states.State
+    abstract_state: State
     durations: Durations
-    init: Callable[[Any], states.State]
-    train_step: Callable[..., tuple[states.State, dict[str, jax.Array]]]
+    init: Callable[[Any], State]
+    train_step: Callable[..., tuple[State, dict[str, jax.Array]]]
     outputs: Callable[..., dict[str, jax.Array]]
 
     @property
@@ -90,8 +91,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     _check_heads(model, mesh)
     inputs = task.example_inputs(config)
 
-    def init(seed: Any) -> states.State:
-        return states.create(model, optimizer, inputs, seed, with_ema=bool(config.ema.decay))
+    def init(seed: Any) -> State:
+        return create_state(model, optimizer, inputs, seed, with_ema=bool(config.ema.decay))
 
     try:
         shapes = jax.eval_shape(init, 0)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from attention_jax import parallel
+from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.sharding import bytes_per_device
 from attention_jax.models.summary import summary
-from attention_jax.placement import bytes_per_device
 from attention_jax.train import metrics
 from attention_jax.train.checkpoint import packages
 from attention_jax.train.loop import Result

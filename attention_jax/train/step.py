@@ -1,23 +1,59 @@
-"""The train step: one pure function for all tasks."""
+"""The training state as one pytree, and the train step, one pure function for all tasks."""
 
 import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from attention_jax.optim import ema
-from attention_jax.parallel import DATA
-from attention_jax.placement import Placement
-from attention_jax.train.state import State
+from attention_jax.distributed.mesh import DATA
+from attention_jax.distributed.sharding import Placement
+from attention_jax.optim.optimizers import update_average
 
 Metrics = dict[str, jax.Array]
 _MIXING = 2**32 - 1  # what the key of mixing is folded with; micro-batches take the numbers from 0
+
+
+@flax.struct.dataclass
+class State:
+    """Training state after `step` optimizer steps.
+
+    `ema` is None or {"params", "batch_stats"}, the average of both.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+
+    def variables(self, weights: str = "params") -> dict[str, Any]:
+        """What `model.apply` takes: the raw weights ("params") or their average ("ema")."""
+        if weights == "ema":
+            return dict(self.ema)
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, inputs: tuple, seed: jax.Array, with_ema: bool
+) -> State:
+    """The state before the first step; `inputs` are shapes of one example, `seed` a scalar."""
+    zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in inputs]
+    variables = model.init(jax.random.key(seed), *zeros)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema={"params": params, "batch_stats": batch_stats} if with_ema else None,
+    )
 
 
 def make_train_step(
@@ -91,7 +127,7 @@ def make_train_step(
         average = state.ema
         if average is not None:
             new = {"params": params, "batch_stats": batch_stats}
-            average = ema.update(average, new, config.ema.decay, state.step, config.ema.warmup)
+            average = update_average(average, new, config.ema.decay, state.step, config.ema.warmup)
         metrics = {**sums, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
         return State(state.step + 1, params, batch_stats, opt_state, average), metrics
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from attention_jax import config as configs
-from attention_jax import far as files
-from attention_jax import parallel
+from attention_jax import storage as files
+from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError
 from attention_jax.train.metrics import TIMING
 

@@ -61,7 +61,7 @@ def ours(interpolation: str, augmented: bool, as_float: bool) -> Callable[[list[
     import numpy as np
 
     from attention_jax import config as configs
-    from attention_jax.data.augment import mean_fill, rand_augment
+    from attention_jax.data.images.randaugment import mean_fill, rand_augment
     from attention_jax.data.loader import example_generator
     from attention_jax.tasks import classification
 

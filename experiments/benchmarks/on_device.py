@@ -53,7 +53,7 @@ def losses(quick: bool) -> Iterator[Answer]:
     """Training loss at the end of a short run in either precision, the same batches and first weights."""
     import numpy as np
 
-    from attention_jax import parallel
+    from attention_jax.distributed import mesh as parallel
     from attention_jax.train.program import build
 
     steps = 6 if quick else 150
@@ -152,7 +152,7 @@ def steps(quick: bool) -> Iterator[Answer]:
     import jax
     import numpy as np
 
-    from attention_jax import parallel
+    from attention_jax.distributed import mesh as parallel
     from attention_jax.preflight.input_rate import images_a_second
     from attention_jax.preflight.measure import batches_of, measure_program
     from attention_jax.preflight.report import roofline
@@ -208,7 +208,7 @@ def attention(quick: bool) -> Iterator[Answer]:
     import jax
     import jax.numpy as jnp
 
-    from attention_jax.nn.fused import fused_attention
+    from attention_jax.kernels.attention import fused_attention
     from attention_jax.nn.multihead import attend_heads, causal_mask
 
     for b, t, h, k in [(2, 16, 2, 8)] if quick else [(64, 64, 8, 64), (8, 1024, 16, 64)]:

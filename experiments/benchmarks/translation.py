@@ -171,7 +171,7 @@ def work(who: str, name: str, folder: Path) -> None:
     """
     case = CASES[name]
     if who == "ours":  # as the command line does
-        from attention_jax import heap
+        from attention_jax.cli import malloc as heap
 
         heap.keep()
     if isinstance(case, Translating):

@@ -23,7 +23,7 @@ from train_step import cpu_name
 from translation import BASE
 
 import attention_jax as aj
-from attention_jax.decode import Search
+from attention_jax.search import Search
 from attention_jax.tasks.translator import Options, translate_tokens
 
 TOKENS, ROUNDS = 32, 6

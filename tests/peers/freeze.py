@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from tests import parity, parity_recurrent, parity_translation
+from tests.helpers import parity, parity_recurrent, parity_translation
 from tests.peers import torch_nets, torch_recurrent, torch_training, torch_transformer
 
 NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6

@@ -10,9 +10,9 @@ pytest.importorskip("timm", reason="the extra 'peers' is not installed")
 from PIL import Image
 from timm.data import auto_augment
 
-from attention_jax.data.augment import magnitudes, mean_fill, rand_augment
-from attention_jax.data.augment_ops import OPS
-from tests.test_augment import PHOTOS
+from attention_jax.data.images.randaugment import magnitudes, mean_fill, rand_augment
+from attention_jax.data.images.randaugment_ops import OPS
+from tests.data.test_randaugment import PHOTOS
 
 pytestmark = pytest.mark.peers
 

@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra 'peers' is not installed")
 
-from tests import parity
+from tests.helpers import parity
+from tests.models.test_parity import drawn, our_imagenet_logits, our_recipe, our_training, ours
 from tests.peers import torch_nets, torch_training
-from tests.test_parity import drawn, our_imagenet_logits, our_recipe, our_training, ours
 
 pytestmark = pytest.mark.peers
 

@@ -4,10 +4,10 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra 'peers' is not installed")
 
-from tests import parity
-from tests import parity_recurrent as shared
+from tests.helpers import parity
+from tests.helpers import parity_recurrent as shared
+from tests.models.test_parity_recurrent import our_stack, ours
 from tests.peers import torch_recurrent
-from tests.test_parity_recurrent import our_stack, ours
 
 pytestmark = pytest.mark.peers
 

@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra 'peers' is not installed")
 
-from tests import parity
-from tests import parity_translation as shared
+from tests.helpers import parity
+from tests.helpers import parity_translation as shared
+from tests.models.test_parity_translation import Marian, ours
 from tests.peers import torch_transformer
-from tests.test_parity_translation import Marian, ours
 
 pytestmark = pytest.mark.peers
 

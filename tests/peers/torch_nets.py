@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests import parity
+from tests.helpers import parity
 
 # PyTorch module name -> path in our tree.
 NAMES = (

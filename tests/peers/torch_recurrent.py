@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from tests import parity
-from tests import parity_recurrent as shared
+from tests.helpers import parity
+from tests.helpers import parity_recurrent as shared
 
 Weights = Mapping[str, torch.Tensor]
 State = tuple[torch.Tensor, torch.Tensor]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests import parity
+from tests.helpers import parity
 from tests.peers import torch_nets
 
 Weights = Mapping[str, torch.Tensor]

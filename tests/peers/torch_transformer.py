@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests import parity
-from tests import parity_translation as shared
+from tests.helpers import parity
+from tests.helpers import parity_translation as shared
 
 Part = tuple[str, slice, bool]  # our path, the rows of PyTorch's array, whether it is transposed
 

@@ -1,0 +1,1 @@
+"""The command line: train | evaluate | translate | table | plot | summary | preflight | prepare."""

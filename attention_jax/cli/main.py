@@ -1,0 +1,322 @@
+"""The library's verbs: python -m attention_jax train | evaluate | translate | table | plot | summary | preflight | prepare.
+
+Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE gives that another code. 1: rows of a table
+failed, or a step does not fit a slice. 2: something that the user can mend, said in one sentence.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from attention_jax.errors import UserError, code_when_stopped, one_sentence, suggestion
+
+_LOST = ("Gloo", "NCCL", "reset by peer")  # what a failed exchange between processes is about
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else list(argv))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("attention_jax").setLevel(logging.INFO)
+    try:
+        if overrides and options.verb not in ("train", "evaluate", "preflight"):
+            raise UserError(f"--{next(iter(overrides))}: only train, evaluate and preflight take --config.key=value.")
+        return options.run(options, overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _leave(2)
+        return 2
+    except Exception as error:
+        if _is_one_of_several():
+            if any(word in str(error) for word in _LOST):
+                print(
+                    f"error: this process has lost another one ({one_sentence(error)}): see what that one said.",
+                    file=sys.stderr,
+                )
+            else:
+                traceback.print_exc()
+            _leave(1)
+        raise
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> None:
+    """Ends a process of several at once: JAX would have it wait for the others, minutes long, while they wait for it.
+
+    Process 0 goes last, since the runtime ends the others with a stack of addresses when it has gone.
+    """
+    if _is_one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if os.environ.get("AJ_PROCESS") == "0":
+            time.sleep(1)
+        os._exit(code)
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.key=value` and `--config.key value` out of a command line."""
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        if word.startswith("--config."):
+            name, has_value, value = word[2:].partition("=")
+            overrides[name] = value if has_value else next(words, "")
+        else:
+            rest.append(word)
+    return rest, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, with the nearest known option."""
+
+    def error(self, message: str) -> None:
+        options = [option for action in self._actions for option in action.option_strings]
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0]
+        near = suggestion(unknown, options) if message.startswith("unrecognized") else ""
+        print(f"error: {self.prog}: {message}{near}.", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="attention_jax", description="Attention in vision and language: train, evaluate, tabulate.")
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    sub = verb("train", _train, "Train a config; the same command resumes. Any field: --config.key=value.")
+    sub.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="defines get_config()")
+    sub.add_argument(
+        "--workdir", required=True, metavar="DIR", help="for checkpoints and logs; a folder or an address, as gs://bucket/run"
+    )
+
+    sub = verb("evaluate", _evaluate, "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
+    sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
+    sub.add_argument("--average", type=int, default=1, metavar="N", help="evaluate the mean of the newest N checkpoints")
+
+    sub = verb("translate", _translate, "Translate a line of input into a line of output with a trained network.")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
+    sub.add_argument("--input", metavar="FILE", help="UTF-8 text, a sentence a line; default standard input")
+    sub.add_argument("--output", metavar="FILE", help="must not be there yet; default standard output")
+    sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
+    sub.add_argument("--average", type=int, default=1, metavar="N", help="use the mean of the newest N checkpoints")
+    sub.add_argument("--beam", type=int, metavar="K", help="hypotheses kept open, 1 for greedy search; default the config's")
+    sub.add_argument("--alpha", type=float, metavar="A", help="of the length penalty; default the config's")
+    sub.add_argument("--nbest", type=int, metavar="N", help="write the N best as line number<TAB>score<TAB>text")
+    sub.add_argument("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
+    sub.add_argument("--attention", metavar="OUT.png", help="also draw what each head looks at in the first sentence")
+    sub.add_argument("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
+
+    sub = verb("table", _table, "Run the rows of a table file and write the table; the same command resumes.")
+    sub.add_argument("file", metavar="FILE.py", help="title, source, base, rows, scales")
+    sub.add_argument("--scale", help="one of the file's scales; default its first")
+    sub.add_argument("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
+    sub.add_argument("--seeds", type=int, metavar="N", help="seeds a row; default the scale's")
+    sub.add_argument("--workdir", metavar="DIR", help="default runs/<file>[-<scale>]")
+    sub.add_argument("--output", metavar="DIR", help="for the table, chart and pictures; default the workdir")
+    sub.add_argument("--dry-run", action="store_true", help="show what would run")
+
+    sub = verb("plot", _plot, "Draw the learning curves of runs: score and training loss by epoch.")
+    sub.add_argument("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; a label is by default the folder")
+    sub.add_argument("--output", required=True, metavar="OUT.png", help="must not be there yet")
+
+    sub = verb("summary", _summary, "Parameters and multiply-adds of a network.")
+    sub.add_argument("model", help="a name; a pattern such as 'bam_*' lists the names that match")
+    sub.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
+    sub.add_argument("--channels", type=int, default=3)
+    sub.add_argument("--length", type=int, default=64, metavar="TOKENS", help="of source and target, for translation")
+    sub.add_argument("--depth", type=int, default=1, help="levels of the module path in a row")
+
+    sub = verb("preflight", _preflight, "What a config's train step needs on a TPU slice that need not be there.")
+    sub.add_argument("file", nargs="?", metavar="FILE.py", help="rows of a table, in place of --config and --topology")
+    sub.add_argument("--config", metavar="FILE.py[:ARG]", help="defines get_config()")
+    sub.add_argument("--topology", metavar="SLICE", help="v5e-16, v5e:4x4, v4-8, v5p-8, v6e-8, ...")
+    sub.add_argument(
+        "--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are"
+    )
+    sub.add_argument("--output", metavar="DIR", help="for a table; default experiments/results; the same command resumes")
+    sub.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+    sub = verb("prepare", _prepare, "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare').")
+    known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"
+    sub.add_argument("name", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
+    sub.add_argument("--data_dir", required=True, metavar="DIR", help="where it goes, and its downloads")
+    sub.add_argument("--manual_dir", metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
+    return parser
+
+
+def _start(task: str | None = None) -> None:
+    """Before the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes.
+
+    Memory is kept for translation, whose steps have large temporaries and are few; all threads then share one heap.
+    """
+    from attention_jax.cli import compile_cache
+    from attention_jax.cli import malloc as heap
+    from attention_jax.distributed import mesh as parallel
+
+    compile_cache.repair()
+    if task == "translation":
+        heap.keep()
+    parallel.start()
+
+
+def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from attention_jax import config as configs
+
+    config = _overridden(configs.load_config(options.config), overrides)
+    _start(config.task)
+    from attention_jax.distributed import mesh as parallel
+    from attention_jax.train import report
+    from attention_jax.train.loop import train
+    from attention_jax.train.program import build
+
+    program = build(config)
+    say = print if parallel.is_main() else (lambda *_: None)
+    say(report.describe(program, overrides))
+    with report.progress_bar(program.durations.total, active=parallel.is_main()) as progress:
+        result = train(config, options.workdir, program, progress)
+    say(report.first_step(result))
+    if parallel.is_main():  # only its folder has the log, where each process has one for a workdir at an address
+        print(report.outcome(result))
+    return code_when_stopped() if result.stopped else 0
+
+
+def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _start()
+    from attention_jax import config as configs
+    from attention_jax.load import load_run
+    from attention_jax.tasks import get_task
+    from attention_jax.train.evaluate import evaluate
+    from attention_jax.train.program import build
+
+    run = load_run(options.workdir, options.weights, options.average)
+    # Scores of translations are what an evaluation is for; training may leave them out, since they take long.
+    translate = {"config.evaluation.translate": "True"} if run.config.task == "translation" else {}
+    # Whatever devices trained it, those that are here evaluate it.
+    here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
+    config = _overridden(configs.override(run.config, here), {**translate, **overrides})
+    get_task(config.task).adopt(config, run.assets)
+    program = build(config)
+    scores, _ = evaluate(program, run.variables, config)
+    print(json.dumps({"workdir": str(options.workdir), "step": run.step, "weights": run.weights, **scores}))
+    return 0
+
+
+def _translate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _start("translation")
+    from attention_jax.cli.translate import Form, run
+
+    try:
+        run(
+            options.workdir,
+            weights=options.weights,
+            average=options.average,
+            source=options.input,
+            output=options.output,
+            form=Form(options.nbest, options.scores),
+            attention=options.attention,
+            attention_of=options.attention_of,
+            beam=options.beam,
+            alpha=options.alpha,
+        )
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _overridden(config: Any, overrides: dict[str, str]) -> Any:
+    from attention_jax import config as configs
+
+    changes = {name.removeprefix("config."): text for name, text in overrides.items()}
+    return configs.override(config, {name: configs.parse_value(name, text) for name, text in changes.items()})
+
+
+def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from attention_jax.tables.table import load_table
+
+    table = load_table(options.file)
+    _start(table.base_config(table.scale(options.scale)).task if table.base else None)
+    from attention_jax.tables.runner import run_table
+
+    return run_table(
+        options.file,
+        scale=options.scale,
+        rows=options.rows.split(",") if options.rows else None,
+        seeds=options.seeds,
+        workdir=options.workdir,
+        output=options.output,
+        dry_run=options.dry_run,
+    )
+
+
+def _plot(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # drawing needs no accelerator
+    from attention_jax.analysis.curves import draw
+
+    draw(options.workdirs, options.output)
+    print(f"{options.output} is written.")
+    return 0
+
+
+def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator
+    from attention_jax.models import create_model, list_models
+    from attention_jax.models.summary import summary
+
+    if any(character in options.model for character in "*?["):
+        print("\n".join(list_models(options.model)))
+        return 0
+    import jax
+
+    model = create_model(options.model)
+    shape: Any = (1, options.image_size, options.image_size, options.channels)
+    if hasattr(model, "vocab_size"):  # it takes tokens, of a source and of a target
+        shape = (jax.ShapeDtypeStruct((1, options.length), "int32"),) * 2
+    print(summary(model, shape, options.depth))
+    return 0
+
+
+def _preflight(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
+    from attention_jax import config as configs
+    from attention_jax.preflight import run, table
+
+    if options.file:
+        if overrides or options.config or options.topology or options.json:
+            raise UserError(f"preflight {options.file}: its rows say which configs and slices; give them alone.")
+        return table.run(options.file, options.rows.split(",") if options.rows else ["*"], options.output)
+    if not (options.config and options.topology):
+        raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
+    config = _overridden(configs.load_config(options.config), overrides)
+    return run.run(config, options.topology, options.json)
+
+
+def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from attention_jax.data.download.tfds_sets import prepare, usage
+
+    folder = prepare(options.name, options.data_dir, options.manual_dir)
+    print(f"{folder} is ready: train with {usage(options.name, options.data_dir)}")
+    return 0

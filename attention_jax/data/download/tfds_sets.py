@@ -1,0 +1,104 @@
+"""Data sets made readable once: those of TensorFlow Datasets as ArrayRecord, which training reads without TensorFlow.
+
+Sets of sentence pairs that have a public address are in text_sets.py.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from attention_jax.data.download import text_sets as prepare_text
+from attention_jax.errors import UserError, one_sentence, require
+
+# What its site gives out to registered people only: files that must be there, and where they come from. TFDS says so as
+# well, but after TensorFlow has been imported, and it accepts half of ImageNet.
+BY_HAND = {
+    "imagenet2012": (
+        ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+        "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
+    ),
+}
+
+
+def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
+    """Prepares a data set in `data_dir` and returns the folder that holds it.
+
+    Args:
+        name: as TFDS spells it, e.g. "cifar10", "cifar10:3.0.2", "imagenet_resized/64x64", or one of `prepare_text.SETS`.
+        data_dir: to which training points `data.args.data_dir`; downloads go to its folder "downloads".
+        manual_dir: a folder with files fetched by hand, by default downloads/manual in `data_dir`. A file that TFDS would
+            download is taken from here if it has its name; TFDS's checksums hold for both.
+
+    Raises:
+        UserError: TensorFlow or a file is missing, the set is there already, the disk is too small, a wrong checksum.
+    """
+    if name in prepare_text.SETS:
+        return prepare_text.prepare(name, data_dir, manual_dir)
+    root = Path(data_dir).expanduser().absolute()
+    manual = Path(manual_dir).expanduser().absolute() if manual_dir else root / "downloads" / "manual"
+    if manual_dir and not manual.is_dir():
+        raise UserError(f"--manual_dir={manual_dir}: there is no such folder.")
+    files, site = BY_HAND.get(name.split(":")[0], ((), ""))
+    missing = [file for file in files if not (manual / file).is_file()]
+    if missing:
+        raise UserError(
+            f"{name} must be fetched by hand: put {' and '.join(missing)} from {site} into {manual}, "
+            "or give their folder as --manual_dir=DIR."
+        )
+    require("tensorflow", "prepare", f"preparing {name}")
+    return _prepare(name, root, manual)
+
+
+def usage(name: str, data_dir: str) -> str:
+    """Options of a config that reads a prepared set."""
+    if name in prepare_text.SETS:
+        return prepare_text.SETS[name].source.replace("DIR", data_dir)
+    return f"--config.data.source=tfds --config.data.args.data_dir={data_dir}"
+
+
+def _prepare(name: str, root: Path, manual: Path) -> Path:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"TensorFlow Datasets has no {name!r} ({one_sentence(error)}).") from error
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"{name!r} is no data set that can be prepared ({one_sentence(error)}).") from error
+    folder = Path(builder.data_dir)
+    if folder.exists():
+        raise UserError(f"{folder} is there already: train with data.args.data_dir={root}, or remove it to prepare it again.")
+    instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if instructions and not (manual.is_dir() and any(manual.iterdir())):
+        text = " ".join(instructions.split()).rstrip(".")
+        raise UserError(f"{name} must be fetched by hand, into {manual} or a folder given as --manual_dir=DIR: {text}.")
+    _check_space(name, builder, root, manual)
+    options = tfds.download.DownloadConfig(
+        manual_dir=str(manual) if manual.is_dir() else None,
+        force_checksums_validation=not instructions,  # there are none for what is fetched by hand
+        try_download_gcs=False,  # that copy is not ArrayRecord
+    )
+    try:
+        builder.download_and_prepare(download_config=options)
+    except MemoryError:
+        raise
+    except Exception as error:  # network, checksum, archive, disk: TFDS has no common class for them
+        reason = one_sentence(error, 400).rstrip(":.")
+        raise UserError(f"{name} could not be prepared in {root} ({reason}).") from error
+    return folder
+
+
+def _check_space(name: str, builder: Any, root: Path, manual: Path) -> None:
+    """Raises UserError when the disk has less room than is known to be needed, which may be less than it takes."""
+    urls = builder.url_infos.values()
+    download = sum(url.size for url in urls if not (manual / (url.filename or name)).is_file())
+    # The records of a set whose size TFDS has not noted are at least what was fetched by hand.
+    by_hand = [manual / file for file in BY_HAND.get(builder.name, ((), ""))[0]]
+    records = int(builder.info.dataset_size or 0) or sum(file.stat().st_size for file in by_hand)
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if download + records > free:
+        raise UserError(
+            f"{name} takes at least {(download + records) / 1e9:.1f} GB and the disk of {root} has {free / 1e9:.1f} GB free: "
+            "give a --data_dir on a larger one."
+        )

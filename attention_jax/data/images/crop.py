@@ -1,0 +1,216 @@
+"""Which part of an image the network sees, and at what size."""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from attention_jax.data.images.decoding import broken_if_it_fails, open_image, to_array, to_channels
+
+_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_SIMD = {"bilinear": "bilinear", "bicubic": "catmull_rom"}  # the same kernels: Pillow's bicubic has a = -1/2
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+Part = tuple[np.ndarray, Box]
+
+
+def random_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scale: Sequence[float] = (0.08, 1),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+) -> Box:
+    """A box whose share of the area is uniform in `scale` and whose log(width / height) is uniform in log(`ratio`).
+
+    Ten tries; then the largest centred box of the nearest allowed ratio. Szegedy et al. 2014 (arXiv 1409.4842,
+    Section 6) as torchvision and fb.resnet.torch spell it out.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    if width / height < ratio[0]:
+        h, w = round(width / ratio[0]), width
+    elif width / height > ratio[1]:
+        h, w = height, round(height * ratio[1])
+    else:
+        h, w = height, width
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def crop_and_resize(
+    data: bytes | np.ndarray,
+    choose: Callable[[int, int], Box],
+    size: tuple[int, int],
+    channels: int = 3,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """The box `choose(height, width)` of an image, encoded or uint8 [H, W, C], resized to uint8 [*size, channels].
+
+    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which the box is no smaller than `size`: libjpeg
+    then averages in the frequency domain; and no farther down than the box reaches. The rest is antialiased convolution over
+    the box alone, as in torchvision's `resized_crop`, within two grey levels of Pillow's; but the fast resizer makes the
+    vertical pass first, so that where bicubic overshoots 0 or 255 (at hard edges) a dozen levels have been seen. Raises
+    BrokenImage.
+    """
+    choose = functools.cache(choose)  # a JPEG that only Pillow reads is cropped at the place that was drawn for it
+    with broken_if_it_fails():
+        part = _fast_part(data, choose, size, channels) or _part(data, choose, size, channels)
+        return _resize(*part, size, interpolation)
+
+
+def _scale(box: Box, size: tuple[int, int]) -> int:
+    """The largest of 1, 2, 4, 8 by which `box` can be divided and stay no smaller than `size`."""
+    return max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(box.height / size[0], box.width / size[1]) >= scale)
+
+
+def _inside(box: Box, scale: float) -> tuple[slice, slice, Box]:
+    """Rows and columns that a box touches in an image divided by `scale`, and the box from their corner on."""
+    top, left, height, width = (side / scale for side in box)
+    rows = slice(math.floor(top), math.ceil(top + height))
+    columns = slice(math.floor(left), math.ceil(left + width))
+    return rows, columns, Box(top - rows.start, left - columns.start, height, width)
+
+
+def _part(data: bytes | np.ndarray, choose: Callable[[int, int], Box], size: tuple[int, int], channels: int) -> Part:
+    """The pixels that a box touches, with Pillow, which reads every format."""
+    image = open_image(data)
+    width, height = image.size
+    box = choose(height, width)
+    scale = _scale(box, size)
+    drafted = image.draft(None, (max(1, width // scale), max(1, height // scale))) if scale > 1 else None
+    rows, columns, box = _inside(box, width / drafted[1][2] if drafted else 1)
+    return to_array(to_channels(image.crop((columns.start, rows.start, columns.stop, rows.stop)), channels)), box
+
+
+def _fast_part(
+    data: bytes | np.ndarray, choose: Callable[[int, int], Box], size: tuple[int, int], channels: int
+) -> Part | None:
+    """The same, to the bit, of a sound JPEG in the usual colours by a shorter way, or None for anything else.
+
+    It decodes straight into an array, and no line below the box; `experiments/benchmarks/input.py` times it.
+    """
+    jpeg = _module("simplejpeg")
+    if jpeg is None or isinstance(data, np.ndarray) or not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colours, _ = jpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if channels != (1 if colours == "Gray" else 3) or colours not in ("Gray", "YCbCr"):
+        return None
+    box = choose(height, width)
+    scale = _scale(box, size)
+    rows, columns, box = _inside(box, scale)
+    lines = min(scale * (rows.stop + _SEEN_BELOW), height)
+    short = _shortened(data, lines) if lines < height else None
+    pixels = np.empty((-(-(lines if short else height) // scale), -(-width // scale), channels), np.uint8)
+    least = {"min_height": len(pixels), "min_width": pixels.shape[1]} if scale > 1 else {}
+    try:
+        jpeg.decode_jpeg(short or data, "GRAY" if channels == 1 else "RGB", buffer=pixels, **least)
+    except ValueError as error:  # damaged, perhaps so little that Pillow reads it
+        if not str(error).endswith(_ONLY_MORE):
+            return None
+    return pixels[rows, columns], box
+
+
+# Rows of pixels below a row that smoothed colours of half the resolution may reach, rounded up.
+_SEEN_BELOW = 4
+# libjpeg's first complaint, the one that is passed on, when it skipped bytes
+# up to the mark of the end: here the lines left out.
+_ONLY_MORE = "extraneous bytes before marker 0xd9"
+
+
+def _shortened(data: bytes, lines: int) -> bytearray | None:
+    """A JPEG that says it has `lines` lines only, or None where all of it is needed: progressive scans hold every line.
+
+    The lines above a crop cannot be spared: where a line's code begins is known only after the ones before it.
+    """
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        kind = data[place + 1]
+        if kind in (0xC0, 0xC1):  # the frame of an image in one pass: length, precision, lines, …
+            short = bytearray(data)
+            short[place + 5 : place + 7] = lines.to_bytes(2, "big")
+            return short
+        if kind == 0xDA:  # the image itself, in a frame of another kind
+            break
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
+
+
+def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """A box of uint8 [H, W, C], C 1 or 3, as uint8 [*size, C]."""
+    simd = _module("cykooz_resizer")
+    if simd is None:
+        corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+        return to_array(open_image(pixels).resize((size[1], size[0]), _PILLOW[interpolation], box=corners))
+    h, w, channels = pixels.shape
+    pixel_type = simd.PixelType.U8 if channels == 1 else simd.PixelType.U8x3
+    target = simd.ImageData(size[1], size[0], pixel_type)
+    options = simd.ResizeOptions(
+        resize_alg=simd.ResizeAlg.convolution(simd.FilterType[_SIMD[interpolation]]),
+        crop_box=simd.CropBox(box.left, box.top, box.width, box.height),
+        use_alpha=False,
+    )
+    simd.Resizer().resize(simd.ImageData(w, h, pixel_type, pixels.tobytes()), target, options)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
+
+
+@functools.cache
+def _module(name: str) -> ModuleType | None:
+    """A package that makes things faster, or None on platforms it is not built for."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def random_resized_crop(
+    data: bytes | np.ndarray,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    channels: int = 3,
+    scale: Sequence[float] = (0.08, 1),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """`random_box` of an image, encoded or uint8 [H, W, C], resized to uint8 [*size, channels]. Raises BrokenImage."""
+    choose = functools.partial(random_box, rng=rng, scale=scale, ratio=ratio)
+    return crop_and_resize(data, choose, size, channels, interpolation)
+
+
+def resize_and_centre_crop(
+    data: bytes | np.ndarray, shorter: int, size: tuple[int, int], channels: int = 3, interpolation: str = "bilinear"
+) -> np.ndarray:
+    """The middle [*size, channels] of an image whose shorter side is resized to `shorter` pixels. Raises BrokenImage.
+
+    torchvision's Resize(shorter) and CenterCrop(size) on a Pillow image to one grey level, though only the middle is
+    computed; decoded in full, since published accuracies are measured so.
+    """
+    with broken_if_it_fails():
+        image = to_channels(open_image(data), channels)
+        w, h = image.size
+        new_h, new_w = (shorter, int(shorter * w / h)) if h <= w else (int(shorter * h / w), shorter)
+        top, left = round((new_h - size[0]) / 2), round((new_w - size[1]) / 2)
+        right, bottom = (left + size[1]) * w / new_w, (top + size[0]) * h / new_h
+        box = (left * w / new_w, top * h / new_h, min(right, w), min(bottom, h))
+        return to_array(image.resize((size[1], size[0]), _PILLOW[interpolation], box=box))

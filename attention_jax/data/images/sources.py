@@ -1,0 +1,326 @@
+"""Where examples come from: random access by index, nothing else.
+
+A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, C] or encoded bytes, "label": int}` and `num_classes`.
+Optional: `label_names`, `name(i)` (what a message calls example i) and, of encoded images, `channels` (1 or 3, else 3).
+A data set of your own is a function `make(split, **args)` that returns one, named `path/to/file.py:make`.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from attention_jax import storage as far
+from attention_jax.config.plugins import load_object
+from attention_jax.data import embedded
+from attention_jax.data.images.decoding import BrokenImage
+from attention_jax.errors import UserError, one_sentence, suggestion
+
+
+class Source(Protocol):
+    """Random access to examples."""
+
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+HELD_OUT = ("train", "test")  # splits of a folder that has none of its own
+
+
+class ArraySource:
+    """Images and labels that are in memory.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        labels: integers [N] from 0.
+        num_classes: K; by default the largest label + 1.
+        label_names: a name for each class.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int | None = None, label_names: Sequence[str] = ()):
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(f"ArraySource: images are {images.dtype} {images.shape}; give uint8 of shape [N, H, W, C].")
+        if len(images) != len(labels):
+            raise UserError(f"ArraySource: {len(images)} images but {len(labels)} labels; give one label an image.")
+        self.images, self.labels = images, np.asarray(labels, np.int32)
+        self.num_classes = num_classes or (int(self.labels.max()) + 1 if len(labels) else 0)
+        self.label_names = tuple(label_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": self.labels[index]}
+
+
+def digits(split: str, channels: int = 1) -> ArraySource:
+    """UCI digits (1,797 images of 8x8 pixels, 10 classes), which scikit-learn carries; splits "train" and "test".
+
+    Three equal `channels` are for what needs colour images, such as RandAugment's operation on colour.
+    """
+    images, labels = embedded.digits(split)
+    return ArraySource(images.repeat(channels, -1), labels, num_classes=10, label_names=[str(i) for i in range(10)])
+
+
+class FolderSource:
+    """Image files, read when they are asked for.
+
+    Args:
+        tree: where `files` are.
+        files: their names in it.
+        labels: integers [N] from 0.
+        label_names: a name for each class.
+    """
+
+    channels = 3  # grey files among coloured ones are the rule
+
+    def __init__(self, tree: "Tree | FarTree", files: list[str], labels: list[int], label_names: list[str]):
+        self._tree, self._files, self._labels = tree, files, np.asarray(labels, np.int32)
+        self.label_names = tuple(label_names)
+        self.num_classes = len(label_names)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self._tree.read(self._files[index]), "label": self._labels[index]}
+
+    def name(self, index: int) -> str:
+        """The path of one example."""
+        return f"{self._tree.root}/{self._files[index]}"
+
+
+def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
+    """One folder a class, images in it at any depth, in `path/split`; classes are numbered in the order of their names.
+
+    The numbers are those of `path/train` where that exists, so that they mean the same in every split. Hidden files and
+    files of other kinds are passed over.
+
+    Args:
+        split: a folder in `path`; with `holdout`, "train" or "test".
+        path: of the data set, or its address (gs://…), all names beneath which are read at first.
+        holdout: where `path` has no folders for splits: the share of its images that makes up "test". A hash of its
+            name decides for each image, so that it stays where it is when others are added.
+    """
+    if not 0 <= holdout < 1:
+        raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
+    tree = (FarTree if far.is_far(path) else Tree)(path)
+    folders = tree.folders("")
+    if folders is None:
+        raise UserError(f"data.args.path={path}: there is no such folder.")
+    if holdout and split not in HELD_OUT:
+        raise UserError(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
+    inside = "" if holdout else f"{split}/"
+    here = f"{tree.root}/{inside}".rstrip("/")
+    names = folders if holdout else tree.folders(split)
+    if names is None:
+        raise UserError(
+            f"data split {split!r}: {tree.root} has no folder of that name{suggestion(split, folders)}; give one of "
+            f"{', '.join(folders[:5]) or 'its sub-folders'}, or data.args.holdout where the classes are in {tree.root} itself."
+        )
+    known = tree.folders("train") if not holdout and "train" in folders else names
+    if not names:
+        raise UserError(f"data.source=folder: {here} has no folders: put the images of each class into a folder of its own.")
+    strangers = sorted(set(names) - set(known))
+    if strangers:
+        raise UserError(f"data.source=folder: class {strangers[0]!r} of {here} is not in {tree.root}/train, which names them.")
+    files, labels = [], []
+    for name in names:
+        found = tree.images(f"{inside}{name}")
+        if not found:
+            raise UserError(f"data.source=folder: class {here}/{name} has no image file ({', '.join(EXTENSIONS)}).")
+        found = [f"{name}/{file}" for file in found]
+        kept = [file for file in found if not holdout or _is_held_out(file, holdout) == (split == "test")]
+        files += [f"{inside}{file}" for file in kept]
+        labels += [known.index(name)] * len(kept)
+    return FolderSource(tree, files, labels, known)
+
+
+class Tree:
+    """Folders and image files beneath a folder; hidden ones are passed over."""
+
+    def __init__(self, path: str):
+        self.root = str(Path(path).expanduser().absolute())
+
+    def folders(self, inside: str) -> list[str] | None:
+        """Names of the folders directly in the folder `inside`; None when it is none."""
+        here = os.path.join(self.root, inside)
+        if not os.path.isdir(here):
+            return None
+        return sorted(entry.name for entry in os.scandir(here) if entry.is_dir() and not entry.name.startswith("."))
+
+    def images(self, inside: str) -> list[str]:
+        """Image files at any depth, relative to the folder `inside` and sorted."""
+        found = []
+        for where, folders, files in os.walk(os.path.join(self.root, inside), followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = os.path.relpath(where, os.path.join(self.root, inside))
+            found += [name if below == "." else f"{below}/{name}" for name in files if _is_image(name)]
+        return sorted(found)
+
+    def read(self, file: str) -> bytes:
+        """Content of a file; raises BrokenImage."""
+        try:
+            return Path(self.root, file).read_bytes()
+        except OSError as error:
+            raise BrokenImage(error.strerror or type(error).__name__) from error
+
+
+class FarTree:
+    """The same at an address: folders are what the names of files say, and stores have no empty ones."""
+
+    def __init__(self, address: str):
+        self._folder = far.Folder(address)
+        self.root = self._folder.address
+        self._files = [name for name in self._folder.find() if not any(part.startswith(".") for part in name.split("/"))]
+
+    def folders(self, inside: str) -> list[str] | None:
+        start = f"{inside}/" if inside else ""
+        names = {name[len(start) :].partition("/")[:2] for name in self._files if name.startswith(start)}
+        return sorted(name for name, slash in names if slash) if names else None
+
+    def images(self, inside: str) -> list[str]:
+        start = f"{inside}/"
+        return sorted(name[len(start) :] for name in self._files if name.startswith(start) and _is_image(name))
+
+    def read(self, file: str) -> bytes:
+        content = self._folder.read(file)
+        if content is None:
+            raise BrokenImage("there is no such file any more")
+        return content
+
+
+def _is_image(name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+
+
+def _is_held_out(file: str, share: float) -> bool:
+    return int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") < share * 2**64
+
+
+def npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_{split}") -> ArraySource:
+    """Arrays of an `.npz` archive: images uint8 [N, H, W, C] or [N, H, W], labels integers [N] or [N, 1].
+
+    Args:
+        split: stands in for `{split}` in the names.
+        path: of the archive, or its address (gs://…).
+        images, labels: names of the arrays; by default x_train, y_train, x_test, … as Keras has them.
+    """
+    file = io.BytesIO(far.read(path, f"data.args.path={path}")) if far.is_far(path) else Path(path).expanduser()
+    try:
+        archive = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.args.path={path}: this cannot be read as an .npz archive ({error}).") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UserError(f"data.args.path={path}: this is a single array; give an .npz archive of images and labels.")
+    with archive:
+        arrays = []
+        for argument, pattern in (("images", images), ("labels", labels)):
+            name = pattern.replace("{split}", split)
+            if name not in archive.files:
+                raise UserError(
+                    f"data.args.{argument}={pattern}: {path} has no array {name!r} for split {split!r}; "
+                    f"it has {', '.join(archive.files) or 'none'}."
+                )
+            try:
+                arrays.append(archive[name])
+            except ValueError as error:
+                raise UserError(f"{path}: array {name!r} cannot be read ({error}).") from error
+    pixels, classes = arrays
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    classes = classes[:, 0] if classes.ndim == 2 and classes.shape[1] == 1 else classes
+    if classes.ndim != 1 or classes.dtype.kind not in "iu":
+        raise UserError(f"data.args.labels={labels}: {path} has {classes.dtype} {classes.shape}; give integers of shape [N].")
+    return ArraySource(pixels, classes)
+
+
+def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
+    """A classification set of TensorFlow Datasets that was prepared as ArrayRecord; read without TensorFlow.
+
+    Args:
+        split: as TFDS spells it, e.g. "train[:45000]".
+        name: of the data set, e.g. "cifar10".
+        data_dir: the folder that holds it; `gs://` addresses need the extra `gcs`.
+    """
+    import tensorflow_datasets
+
+    if far.is_far(data_dir):
+        far.Folder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+        image, label = _image_and_label(name, builder.info)
+        # Whoever crops decodes, at the scale that the crop needs.
+        records = builder.as_data_source(split=split, decoders={image: tensorflow_datasets.decode.SkipDecoding()})
+        try:
+            _ = records[0]
+        except ImportError:  # tfds.testing.mock_data encodes what it pretends with TensorFlow, or else leaves it decoded
+            records = builder.as_data_source(split=split)
+        return _TfdsSource(records, builder.info.features, image, label)
+    except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"data.source=tfds: {name!r} split {split!r} cannot be read from {data_dir or '~/tensorflow_datasets'} "
+            f"({one_sentence(error)}): prepare it there with python -m attention_jax prepare {name}, or point "
+            "data.args.data_dir to the folder that has it."
+        ) from error
+
+
+def _image_and_label(name: str, info: Any) -> tuple[str, str]:
+    """Names of a data set's image and class features: its supervised keys, else the only ones of their kind."""
+    from tensorflow_datasets import features
+
+    images = [key for key, feature in info.features.items() if isinstance(feature, features.Image)]
+    labels = [key for key, feature in info.features.items() if isinstance(feature, features.ClassLabel)]
+    pairs = [(image, label) for image in images for label in labels]
+    if info.supervised_keys in pairs:
+        return info.supervised_keys
+    if len(pairs) != 1:
+        raise UserError(f"data.source=tfds: {name!r} is no classification set; it has {', '.join(info.features)}.")
+    return pairs[0]
+
+
+class _TfdsSource:
+    def __init__(self, records: Sequence[Mapping[str, Any]], features: Mapping[str, Any], image: str, label: str):
+        self._records, self._image, self._label = records, image, label
+        self.channels = 1 if features[image].shape[-1] == 1 else 3
+        self.num_classes = features[label].num_classes
+        self.label_names = tuple(features[label].names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._records[index]
+        return {"image": record[self._image], "label": np.int32(record[self._label])}
+
+
+SOURCES = {"digits": digits, "folder": folder, "npz": npz, "tfds": tfds}
+
+
+def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
+    """The source that `data.source` names, for one split. Raises UserError when it cannot be read or is empty."""
+    make = load_object(source, SOURCES, "data source")
+    try:
+        opened = make(split, **args)
+        length = len(opened)
+        first = opened[0]["image"] if length else b""
+    except UserError:
+        raise
+    except BrokenImage:
+        return opened  # its loader deals with it
+    except Exception as error:
+        raise UserError(f"data.source={source}: split {split!r} cannot be read ({type(error).__name__}: {error}).") from error
+    if not length:
+        raise UserError(f"data.source={source}: split {split!r} is empty.")
+    if not isinstance(first, bytes) and (getattr(first, "dtype", None) != np.uint8 or first.ndim != 3):
+        kind = getattr(first, "dtype", type(first))
+        raise UserError(f"data.source={source}: image 0 is {kind}; give uint8 [H, W, C] or encoded bytes.")
+    return opened

@@ -1,0 +1,192 @@
+"""Text -> tokens and back: sentencepiece, or words that are there already, with a vocabulary of their own.
+
+Every tokenizer has 0 for padding, 1 and 2 for start and end, 3 for what it does not know; its files travel in checkpoints.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from attention_jax import storage as far
+from attention_jax.errors import UserError, one_sentence
+
+PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
+KINDS = ("sentencepiece", "words")
+_SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>")
+_SENTENCEPIECE, _WORDS = "sentencepiece.model", "words.json"
+
+
+class Tokenizer(Protocol):
+    """What the translation task needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a line, without start and end."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; padding, start and end are left out."""
+        ...
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as a person reads it, symbols included."""
+        ...
+
+    def joined(self, text: str) -> str:
+        """A text of the data as a translation would have it: words that are in pieces there, whole."""
+        ...
+
+    def assets(self) -> dict[str, bytes]:
+        """{file name: content} from which `from_assets` makes it again."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Words between blanks, as a tokenizer before us has left them, each a token.
+
+    Attributes:
+        words: of the vocabulary, the four symbols first.
+        joiner: what a word that goes on in the next one ends with ("@@" of byte-pair files); "" where words are whole.
+    """
+
+    words: tuple[str, ...]
+    joiner: str = ""
+
+    @functools.cached_property
+    def _index(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        return [self._index.get(word, UNKNOWN) for word in text.split()]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.joined(" ".join(self.words[i] for i in tokens if i not in (PAD, BOS, EOS)))
+
+    def joined(self, text: str) -> str:
+        return text.replace(f"{self.joiner} ", "").removesuffix(self.joiner) if self.joiner else text
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        return [self.words[i] for i in tokens]
+
+    def assets(self) -> dict[str, bytes]:
+        return {_WORDS: json.dumps({"joiner": self.joiner, "words": self.words}, ensure_ascii=False).encode()}
+
+    @classmethod
+    def trained(cls, lines: Iterable[str], vocab_size: int | None, joiner: str) -> "Words":
+        """The most frequent words, of equally frequent ones the first in the alphabet; all of them for None."""
+        counts = Counter(word for line in lines for word in line.split())
+        for symbol in _SYMBOLS:  # a file that spells out a symbol means its unknown, not ours
+            counts.pop(symbol, None)
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls((*_SYMBOLS, *ranked[: None if vocab_size is None else vocab_size - len(_SYMBOLS)]), joiner)
+
+
+class SentencePiece:
+    """A sentencepiece model (Kudo & Richardson 2018), which takes raw text."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as error:  # the parser's own classes
+            raise UserError(f"this is no sentencepiece model ({one_sentence(error)}).") from error
+        symbols = tuple(getattr(self._processor, name)() for name in ("pad_id", "bos_id", "eos_id", "unk_id"))
+        if symbols != (PAD, BOS, EOS, UNKNOWN):
+            raise UserError(
+                f"this sentencepiece model has pad, bos, eos, unk = {symbols}: train it with --pad_id=0 --bos_id=1 "
+                "--eos_id=2 --unk_id=3."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._processor.decode([int(i) for i in tokens])  # nothing comes of padding, start and end
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        return [self._processor.id_to_piece(int(i)) for i in tokens]
+
+    def joined(self, text: str) -> str:
+        return text
+
+    def assets(self) -> dict[str, bytes]:
+        return {_SENTENCEPIECE: self._model}
+
+    @classmethod
+    def trained(cls, lines: Iterable[str], vocab_size: int, options: Mapping[str, Any]) -> "SentencePiece":
+        """A model with one vocabulary for all lines. One thread, so that the same lines give the same model.
+
+        Args:
+            options: further arguments of sentencepiece's trainer, e.g. `model_type="bpe"`, `split_digits=True`.
+
+        Raises:
+            UserError: the trainer refuses, e.g. a vocabulary that is larger than the text allows.
+        """
+        import sentencepiece
+
+        model = io.BytesIO()
+        settings = {"character_coverage": 1.0, "normalization_rule_name": "nmt_nfkc", **options}
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                vocab_size=vocab_size,
+                num_threads=1,
+                pad_id=PAD,
+                bos_id=BOS,
+                eos_id=EOS,
+                unk_id=UNKNOWN,
+                minloglevel=2,
+                **settings,
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(
+                f"data.tokenizer=sentencepiece with data.vocab_size={vocab_size} cannot be trained ({one_sentence(error)})."
+            ) from error
+        return cls(model.getvalue())
+
+
+def train(kind: str, lines: Iterable[str], vocab_size: int | None, joiner: str, options: Mapping[str, Any]) -> Tokenizer:
+    """A tokenizer of one of the `KINDS` for these lines, source and target alike; see the classes."""
+    if kind == "words":
+        return Words.trained(lines, vocab_size, joiner)
+    if vocab_size is None:
+        raise UserError("data.vocab_size=None: sentencepiece needs a number of tokens, e.g. 8000.")
+    return SentencePiece.trained(lines, vocab_size, options)
+
+
+def from_assets(assets: Mapping[str, bytes]) -> Tokenizer:
+    """The tokenizer that a checkpoint carries. Raises UserError when it carries none."""
+    if _SENTENCEPIECE in assets:
+        return SentencePiece(assets[_SENTENCEPIECE])
+    if _WORDS in assets:
+        saved = json.loads(assets[_WORDS])
+        return Words(tuple(saved["words"]), saved["joiner"])
+    raise UserError(f"there is no tokenizer here, only {', '.join(assets) or 'nothing'}.")
+
+
+def from_file(path: str) -> Tokenizer:
+    """A tokenizer of a file or its address: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
+    try:
+        content = far.read(path, f"data.tokenizer={path}") if far.is_far(path) else Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"data.tokenizer={path}: {error.strerror}: give a file, or one of {', '.join(KINDS)}.") from error
+    return from_assets({_WORDS if path.endswith(".json") else _SENTENCEPIECE: content})

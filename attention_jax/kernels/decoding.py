@@ -1,0 +1,118 @@
+"""Two kernels of our own for decoding on CPU, `step_kernels.cc`: products of few rows by weights, attention over a cache.
+
+They are built by the machine's C++ compiler when they are first asked for, which takes some seconds, and kept in the user's
+cache. Without a compiler, with several devices, on an accelerator, or with AJ_CPU_KERNELS=0, XLA's programs do the same work:
+results differ by rounding. `experiments/benchmarks/translation_profile.py` times both.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from attention_jax.kernels.attention import MASKED
+from attention_jax.kernels.conv import by_platform
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("aj_product", "aj_attend")
+_FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-std=c++17", "-fPIC", "-shared", "-w")
+_SECONDS = 120  # a compiler that takes longer hangs
+_ROWS = 256  # with more, a product is arithmetic and little reading of weights, which XLA does as well
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., I], [I, O] -> [..., O]: `jnp.matmul`, but not differentiable, which `product.dot_general` is."""
+    if x.ndim == kernel.ndim == 2 and 0 < len(x) <= _ROWS and _serve(x, kernel):
+        shape = jax.ShapeDtypeStruct((len(x), kernel.shape[1]), jnp.float32)
+        return by_platform(jax.ffi.ffi_call("aj_product", shape, vmap_method="sequential"), jnp.matmul, x, kernel)
+    return jnp.matmul(x, kernel)
+
+
+def attend_cached(
+    q_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array, scale: float, plain: Callable[..., jax.Array]
+) -> jax.Array:
+    """[B · T, H · K] -> [B · T, H · V]: softmax(scale · QKᵀ) V in every head.
+
+    Args:
+        mask: bool [B, 1, T or 1, S]; False hides a key from a query.
+        plain: what does the same with XLA, and where gradients are asked for.
+    """
+    if not _serve(q_ND, k_BHKS, v_BHSV):
+        return plain(q_ND, k_BHKS, v_BHSV, mask)
+    shape = jax.ShapeDtypeStruct((len(q_ND), v_BHSV.shape[1] * v_BHSV.shape[3]), jnp.float32)
+    call = jax.ffi.ffi_call("aj_attend", shape, vmap_method="sequential")
+    ours = functools.partial(call, scale=np.float32(scale), masked=np.float32(MASKED))
+    attend = jax.custom_vjp(lambda *arrays: by_platform(ours, plain, *arrays))
+    attend.defvjp(lambda *arrays: jax.vjp(plain, *arrays), lambda gradient, of_y: gradient(of_y))
+    return attend(q_ND, k_BHKS, v_BHSV, mask)
+
+
+def _serve(*arrays: jax.Array) -> bool:
+    """Whether the kernels do the work on arrays of these types, in this process."""
+    single = all(array.dtype == jnp.float32 for array in arrays)
+    return single and jax.default_backend() == "cpu" and jax.device_count() == 1 and ready()
+
+
+@functools.cache
+def ready() -> bool:
+    """Whether the kernels can be called here; builds them if they have not been. Says once why not."""
+    if os.environ.get("AJ_CPU_KERNELS") == "0":
+        return False
+    try:
+        library = ctypes.CDLL(str(_built()))
+        for name in _NAMES:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        said = said.decode(errors="replace") if isinstance(said, bytes) else said
+        log.info("decoding goes without its kernels for CPU, which could not be built: %s", said.strip()[-2000:])
+        return False
+    return True
+
+
+def _built() -> Path:
+    """The library, built if this machine has not built this source before.
+
+    Raises:
+        OSError: no compiler, or no place to write.
+        RuntimeError: no home directory.
+        subprocess.SubprocessError: the compiler failed.
+    """
+    source = resources.files("attention_jax.kernels").joinpath("decoding.cc").read_bytes()
+    compiler = (os.environ.get("CXX") or "c++").split()
+    key = hashlib.sha256(b"\0".join([source, repr([jaxlib.__version__, compiler, _FLAGS, _cpu()]).encode()])).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "attention_jax", "kernels")
+    library = folder / f"step_kernels-{key}.so"
+    if not library.exists():
+        log.info("building the kernels for decoding on this CPU, once: %s", library)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written beside and renamed, so that processes that start together do not see each other's halves.
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            built = Path(work, library.name)
+            command = [*compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", "-xc++", "-", "-o", str(built)]
+            subprocess.run(command, input=source, check=True, capture_output=True, timeout=_SECONDS)
+            os.replace(built, library)
+    return library
+
+
+def _cpu() -> Any:
+    """What tells this processor from those whose instructions differ, on a home directory that several machines share."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return [platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})]
+    return [platform.machine(), platform.processor()]

@@ -1,0 +1,309 @@
+"""Faults put into training runs, and what became of the runs: tried, survived, steps redone, examples lost.
+
+    nice ./launch.sh python experiments/reliability/campaign.py [--only=PATTERN] [--random=12] [--seed=0] [--workdir=DIR]
+                                                               [--output=DIR]
+
+Each fault is a run of a very small network on the digits that is hurt once or more (killed, asked to stop, its disk filled or
+made read-only, its checkpoints damaged, its input stalled), then started again by the same command until it ends. It has
+survived when each of its calls ended as it should, saying so, when its last checkpoint is bitwise that of a run left alone on
+the same processes and its log is the same file; after a change of processes every step's loss must be that of the run left
+alone to five parts in a thousand, so that each step has had its own batch. Steps redone are those that a call had logged and
+the next did again. Examples lost are the batches of steps that the log lacks, has twice, or has with another loss.
+
+Every call is a process of its own, forked from this one to spare the seconds that imports take; several processes are
+started and watched by `attention_jax.launch.local`. Faults that need a small disk are tried where this account may mount one.
+The same command goes on where it was; results are written after every fault. It takes some minutes of one core.
+"""
+
+import argparse
+import ctypes
+import fnmatch
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from attention_jax import tree  # noqa: E402
+from attention_jax.cli import main as cli  # noqa: E402
+from attention_jax.launch import local  # noqa: E402
+from attention_jax.train import checkpoint, metrics  # noqa: E402
+from attention_jax.train import remote_checkpoints as far_checkpoints  # noqa: E402
+from experiments.reliability import faults  # noqa: E402
+
+STEPS, BATCH = 30, 32
+FIELDS = {
+    "model.stage_sizes": (1, 1),
+    "model.widths": (4, 8),
+    "total_steps": STEPS,
+    "batch_size": BATCH,
+    "schedule.name": "cosine",
+    "schedule.warmup_steps": 5,
+    "ema.decay": 0.9,
+    "evaluation.every_steps": 10,
+    "checkpoint.every_steps": 6,
+    "checkpoint.keep_last": 3,
+    "logging.every_steps": 1,
+    "logging.tensorboard": False,
+}
+SLACK = 5e-3  # relative, of a step's loss on other processes
+PATIENCE = 1800.0  # seconds for a call, on a machine that others use too
+
+
+class Forked:
+    """A call in a process of its own, as `attention_jax.launch.local` wants it: `pid`, `poll()`, `returncode`, `stdout`."""
+
+    def __init__(self, run: Callable[[], int], said: Path, env: dict[str, str]):
+        self.stdout = self.returncode = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                if sys.platform == "linux":
+                    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # no process outlives the one that started it
+                for number in local.STOPPING:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(descriptor, 1)
+                os.dup2(descriptor, 2)
+                os.environ.update(env)
+                code = run()
+                if jax.distributed.is_initialized():
+                    jax.distributed.shutdown()  # as at the end of any process; `_exit` below leaves it out
+            except SystemExit as error:
+                code = error.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code or 0)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        end = time.monotonic() + PATIENCE
+        while self.poll() is None:
+            if time.monotonic() > end:
+                os.killpg(self.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        return self.returncode
+
+
+def call(workdir: Path, said: Path, processes: int, devices: int, hurt: faults.Hurt | None, far: bool = False) -> int:
+    """The exit code of one call of the training command."""
+    place = f"file://{workdir}" if far else workdir
+    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    verb = ["train", f"--config={ROOT}/configs/quickstart.py", f"--workdir={place}", *fields]
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "AJ_STAGING": str(workdir.parent / "staging")}
+
+    def one(index: int) -> int:
+        if hurt and hurt.process in (index, None):
+            hurt.install()
+        return cli.main(verb)
+
+    def several() -> int:
+        def start(verb: list[str], address: str, index: int, count: int, devices: int) -> Forked:
+            joined = {"AJ_COORDINATOR": address, "AJ_PROCESSES": str(count), "AJ_PROCESS": str(index)}
+            return Forked(lambda: one(index), said, {**flags, **joined, "AJ_START_SECONDS": str(faults.START_SECONDS)})
+
+        local._start = start
+        return local.main([f"--processes={processes}", f"--devices={devices}", "--", *verb])
+
+    return Forked(several if processes > 1 else lambda: one(0), said, flags).wait()
+
+
+def end_of(workdir: Path, far: bool = False) -> dict[str, Any]:
+    """What a finished run is compared by. Read in a process of its own: this one must not start JAX, or could not fork."""
+    file = workdir.with_suffix(".pickle")
+
+    def read() -> int:
+        here = far_checkpoints.local_copy(f"file://{workdir}") if far else workdir
+        state, about, _ = checkpoint.read_newest(here)
+        arrays = {path: np.asarray(array).tobytes() for path, array in tree.flatten(state).items()}
+        file.write_bytes(pickle.dumps((about["step"], arrays, (here / metrics.METRICS).read_bytes())))
+        return 0
+
+    if Forked(read, workdir.with_suffix(".txt"), {"AJ_STAGING": str(workdir.parent / "staging")}).wait():
+        raise RuntimeError("its last checkpoint cannot be read")
+    step, state, log = pickle.loads(file.read_bytes())
+    lines = [json.loads(line) for line in log.splitlines()]
+    return {
+        "step": step,
+        "state": state,
+        "log": log,
+        "steps": [line["step"] for line in lines if "train/loss" in line],
+        "loss": {line["step"]: line["train/loss"] for line in lines if "train/loss" in line},
+    }
+
+
+def redone(workdir: Path) -> int:
+    """Steps that a call had logged and the next did again."""
+    total = last = 0
+    for line in metrics.read(workdir / metrics.TIMING):
+        if line["event"] == "start":
+            total += max(0, last - line["step"])
+            last = line["step"]
+        elif line["event"] == "training":
+            last = line["step"]
+    return total
+
+
+def lost(ours: dict[str, Any], alone: dict[str, Any], slack: float) -> int:
+    """Examples of steps that are missing, double, or had another batch."""
+    wrong = sum(abs(ours["steps"].count(step) - 1) for step in range(1, STEPS + 1))
+    for step in set(ours["loss"]) & set(alone["loss"]):
+        wrong += abs(ours["loss"][step] - alone["loss"][step]) > slack * abs(alone["loss"][step])
+    return wrong * BATCH
+
+
+class Campaign:
+    """Runs left alone, made when first needed, and the faults tried so far."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.results = folder, folder / "results.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.done = {line["name"]: line for line in metrics.read(self.results)}
+        self._alone: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def alone(self, processes: int, devices: int) -> dict[str, Any]:
+        """The end of a run on these processes that nothing happened to."""
+        if (processes, devices) not in self._alone:
+            workdir = self.folder / f"alone-{processes}x{devices}"
+            code = call(workdir, workdir.with_suffix(".txt"), processes, devices, None)
+            if code:
+                raise SystemExit(f"the run left alone ended with exit code {code}: see {workdir}.txt")
+            self._alone[processes, devices] = end_of(workdir)
+        return self._alone[processes, devices]
+
+    def attempt(self, fault: faults.Fault) -> None:
+        """Tries a fault unless that is done, and notes what became of it."""
+        if fault.name in self.done:
+            return
+        alone = self.alone(*fault.last)
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{fault.slug}-") as scratch:
+            problem, result = self._run(fault, Path(scratch), alone)
+            if problem:
+                kept = self.folder / "failed" / fault.slug
+                kept.parent.mkdir(exist_ok=True)
+                subprocess.run(["cp", "-r", scratch, kept], check=False)
+        line = {"name": fault.name, "problem": problem, **result, "seconds": round(time.monotonic() - begin, 1)}
+        self.done[fault.name] = line
+        with self.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"{fault.name}: {problem or 'survived'} {result}", flush=True)
+
+    def _run(self, fault: faults.Fault, scratch: Path, alone: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        said, ended = scratch / "said.txt", {"calls": 0, "redone": 0, "lost": None}
+        try:
+            with fault.disk(scratch) as workdir:
+                for hurt in (*fault.hurts, *([None] * fault.clean_calls)):
+                    if hurt and hurt.before:
+                        hurt.before(workdir)
+                    begin = said.stat().st_size if said.exists() else 0
+                    processes, devices = (hurt and hurt.on) or fault.last
+                    code = call(workdir, said, processes, devices, hurt, fault.far)
+                    ended["calls"] += 1
+                    text = said.read_text(errors="replace").encode()[begin:].decode(errors="replace")
+                    if problem := faults.judge(hurt, code, text):
+                        return problem, ended
+                    if hurt and hurt.after:
+                        hurt.after(workdir)
+                ours = end_of(workdir, fault.far)
+                same = fault.bitwise
+                ended |= {"redone": redone(workdir), "lost": lost(ours, alone, 0.0 if same else SLACK)}
+                if ours["step"] != STEPS or ended["lost"]:
+                    return f"ended at step {ours['step']}, {ended['lost']} examples lost", ended
+                if same and (ours["state"] != alone["state"] or ours["log"] != alone["log"]):
+                    return "not bitwise the run left alone", ended
+        except faults.NotHere as reason:
+            return f"not tried: {reason}", ended
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:200], ended
+        return "", ended
+
+
+def table(done: dict[str, dict[str, Any]], names: Sequence[str], random: Sequence[str]) -> str:
+    """The results as Markdown."""
+    tried = [done[name] for name in (*names, *random) if name in done and "not tried" not in done[name]["problem"]]
+    survived, redone_steps = [line for line in tried if not line["problem"]], sum(line["redone"] for line in tried)
+    rows = []
+    for title, group in (("Scripted", names), ("Random, drawn with one seed", random)):
+        rows += [
+            f"## {title}",
+            "",
+            "| fault | outcome | calls | steps redone | examples lost |",
+            "| --- | --- | ---: | ---: | ---: |",
+        ]
+        for name in group:
+            if line := done.get(name):
+                gone = "–" if line["lost"] is None else line["lost"]
+                rows.append(f"| {name} | {line['problem'] or 'survived'} | {line['calls']} | {line['redone']} | {gone} |")
+            else:
+                rows.append(f"| {name} | not run | | | |")
+        rows.append("")
+    head = [
+        "# Faults",
+        "",
+        f"{len(tried)} faults tried, {len(survived)} survived, {redone_steps} steps redone of {STEPS * len(tried)}, "
+        f"{sum(line['lost'] or 0 for line in tried)} examples lost.",
+        "",
+        f"Runs of {STEPS} steps with a checkpoint every {FIELDS['checkpoint.every_steps']}; what counts as survived is said in "
+        "`experiments/reliability/campaign.py`, which made this page: `nice ./launch.sh python "
+        "experiments/reliability/campaign.py`. A call is one start of "
+        'the training command; "2 x 1" are two processes with a device each.',
+        "",
+    ]
+    return "\n".join(head + rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tries the faults and writes the table; exit code 1 when one was not survived."""
+    parser = argparse.ArgumentParser(description="Faults put into training runs.")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="names of faults")
+    parser.add_argument("--random", type=int, default=12, metavar="N", help="random faults after the scripted ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the random ones")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "reliability")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="of reliability.md; default the workdir")
+    options = parser.parse_args(argv)
+    faults.import_all()  # before the first fork
+    campaign = Campaign(options.workdir.resolve())
+    scripted = faults.scripted()
+    drawn = faults.drawn(np.random.default_rng(options.seed), options.random, STEPS)
+    for fault in (*scripted, *drawn):
+        if fnmatch.fnmatch(fault.name, options.only):
+            campaign.attempt(fault)
+            text = table(campaign.done, [f.name for f in scripted], [f.name for f in drawn])
+            (options.output or options.workdir).mkdir(parents=True, exist_ok=True)
+            ((options.output or options.workdir) / "reliability.md").write_text(text)
+    failed = [name for name, line in campaign.done.items() if line["problem"] and "not tried" not in line["problem"]]
+    print(f"{len(campaign.done)} faults noted, {len(failed)} not survived{': ' if failed else ''}{', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

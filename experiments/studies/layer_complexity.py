@@ -1,0 +1,288 @@
+"""Why self-attention: Table 1 of Vaswani et al. 2017, measured on the layers themselves.
+
+Multiply-adds and dependent operations are counted in traced programs, paths in the zeros of Jacobians; only times and
+memory depend on the machine. `experiments/complexity.py` is the table.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention_jax import tree
+from attention_jax.analysis import plots
+from attention_jax.models.summary import summary
+from experiments.studies.chains import longest_chain
+from experiments.studies.paths import dependence, path_length
+from experiments.studies.sequence_layers import Convolution, Recurrent, RestrictedSelfAttention, SelfAttention
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerType:
+    """A line of the table.
+
+    Attributes:
+        make: (features, width, dilation) -> the layer.
+        projections: last names of modules that take every position by itself; their products are counted apart.
+        letter: the paper's for the width, "k" or "r"; empty for a layer without one.
+        widths: over which powers of it are fitted.
+        dilated: the layers of a stack have dilations 1, k, k², … below n, and then again from 1.
+    """
+
+    make: Callable[[int, int, int], nn.Module]
+    projections: tuple[str, ...] = ()
+    letter: str = ""
+    widths: tuple[int, ...] = (0,)
+    dilated: bool = False
+
+    def variables(self, layer: nn.Module, features: int) -> dict[str, Any]:
+        """Random weights; without compiling an initialisation."""
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1, features), jnp.float32))
+        rng = np.random.default_rng(0)
+        return tree.map_with_path(lambda _, x: rng.normal(scale=features**-0.5, size=x.shape).astype(np.float32), dict(shapes))
+
+    def dilations(self, length: int, width: int) -> list[int]:
+        """Of the layers of a stack, to be repeated."""
+        if not self.dilated:
+            return [1]
+        powers = (width**i for i in itertools.count())
+        return list(itertools.takewhile(lambda dilation: dilation < max(length, 2), powers))
+
+
+def _attention(kind: type[nn.Module], features: int, **fields: Any) -> nn.Module:
+    return kind(heads=1, features=features, key_size=features, value_size=features, **fields)
+
+
+_PROJECTIONS = ("query", "key", "value", "output")
+_WIDE = (9, 17, 33)  # a width of k reaches (k - 1)/2 to each side: small ones would bend the fit
+LAYER_TYPES = {
+    "self-attention": LayerType(lambda d, width, dilation: _attention(SelfAttention, d), _PROJECTIONS),
+    "recurrent": LayerType(lambda d, width, dilation: Recurrent(d), ("input",)),
+    "contiguous convolution": LayerType(lambda d, width, dilation: Convolution(d, width), (), "k", _WIDE),
+    "dilated convolution": LayerType(Convolution, (), "k", (3, 5, 9), dilated=True),
+    "restricted self-attention": LayerType(
+        lambda d, width, dilation: _attention(RestrictedSelfAttention, d, window=width), _PROJECTIONS, "r", _WIDE
+    ),
+}
+
+
+# --- multiply-adds --------------------------------------------------------------------------------------------------------
+
+
+def multiply_adds(kind: LayerType, length: int, features: int, width: int = 0) -> tuple[int, int]:
+    """Of one layer and one sequence: (of what joins positions, of the projections)."""
+    counts = summary(kind.make(features, width, 1), (1, length, features), depth=9)
+    projections = sum(macs for path, (_, macs) in counts.modules.items() if path.split("/")[-1] in kind.projections)
+    return counts.macs - projections, projections
+
+
+def fit_powers(counts: Mapping[tuple[float, ...], float]) -> tuple[float, list[float]]:
+    """{(a, b, …): count} -> (c, [α, β, …]) with count ≈ c · a^α · b^β · …, by least squares of logarithms."""
+    points, values = np.log(np.array(list(counts), float)), np.log(np.array(list(counts.values()), float))
+    solution, *_ = np.linalg.lstsq(np.column_stack([np.ones(len(points)), points]), values)
+    return float(np.exp(solution[0])), [float(exponent) for exponent in solution[1:]]
+
+
+def _powers(counts: Mapping[tuple[float, ...], float], letters: str) -> str:
+    """ "2.00·n^2.00·d^1.00"; the last letters are left out where all counts share what they stand for."""
+    if not any(counts.values()):
+        return "none"
+    coefficient, exponents = fit_powers(counts)
+    return "·".join([f"{coefficient:.2f}", *(f"{letter}^{power:.2f}" for letter, power in zip(letters, exponents))])
+
+
+# --- sequential operations ------------------------------------------------------------------------------------------------
+
+
+def sequential_operations(kind: LayerType, length: int, features: int, width: int = 0) -> int:
+    """Arithmetic operations of one layer of which each waits for the one before; see `longest_chain`."""
+    layer = kind.make(features, width, 1)
+    variables = kind.variables(layer, features)
+    return longest_chain(lambda x: layer.apply(variables, x), jax.ShapeDtypeStruct((1, length, features), jnp.float32))
+
+
+def _linear(counts: Mapping[int, int]) -> str:
+    """ "10" or "6n + 3" from {n: count}."""
+    slope, start = np.polyfit(list(counts), list(counts.values()), 1)
+    return f"{start:.4g}" if abs(slope) < 1e-6 else f"{slope:.4g}n {'-' if start < 0 else '+'} {abs(start):.4g}"
+
+
+# --- maximum path length --------------------------------------------------------------------------------------------------
+
+
+def maximum_path_length(kind: LayerType, length: int, width: int = 0, features: int = 4) -> int:
+    """Layers that a stack needs until every output position depends on every input position.
+
+    A recurrent layer never sees what is to come: there every position is to depend on those up to itself, and the path runs
+    through the layer's steps, as the paper counts it.
+    """
+    wanted = np.ones((length, length), bool)
+    if isinstance(kind.make(features, width, 1), Recurrent):
+        return path_length(_steps(kind, length, features), np.tril(wanted))
+    return path_length(itertools.cycle(_layers(kind, length, width, features)), wanted)
+
+
+def _layers(kind: LayerType, length: int, width: int, features: int) -> list[np.ndarray]:
+    """What each layer of a stack makes of what."""
+    x_ND = np.random.default_rng(0).normal(size=(length, features))
+    found = []
+    for dilation in kind.dilations(length, width):
+        layer = kind.make(features, width, dilation)
+        variables = kind.variables(layer, features)
+        found.append(dependence(lambda x, layer=layer, variables=variables: layer.apply(variables, x[None])[0], x_ND))
+    return found
+
+
+def _steps(kind: LayerType, length: int, features: int) -> Iterator[np.ndarray]:
+    """First every position takes its input, then state after state is handed on, from all positions at once."""
+    layer = kind.make(features, 0, 1)
+    variables = kind.variables(layer, features)
+    x_ND, h_ND, c_ND = np.random.default_rng(0).normal(size=(3, length, features)).astype(np.float32)
+
+    def advance(x: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
+        return layer.apply(variables, x, (h, c), method=layer.advance)[0]
+
+    def from_before(h: jax.Array) -> jax.Array:
+        return advance(x_ND, jnp.pad(h[:-1], ((1, 0), (0, 0))), c_ND)
+
+    yield dependence(lambda x: advance(x, h_ND, c_ND), x_ND)
+    step = dependence(from_before, h_ND) | np.eye(length, dtype=bool)  # a state that is there stays
+    yield from itertools.repeat(step)
+
+
+def _paths(kind: LayerType, paths: Mapping[tuple[int, int], int]) -> str:
+    """From {(n, width): layers}: a number, a product of powers, or for dilated layers a multiple of a logarithm."""
+    if len(set(paths.values())) == 1:
+        return str(next(iter(paths.values())))
+    if kind.dilated:
+        slope, start = np.polyfit([np.log(n) / np.log(width) for n, width in paths], list(paths.values()), 1)
+        return f"{slope:.2f}·log_k(n) {'-' if start < 0 else '+'} {abs(start):.2f}"
+    if kind.letter:
+        return _powers(paths, f"n{kind.letter}")
+    return _powers({(n,): layers for (n, _), layers in paths.items()}, "n")
+
+
+# --- time and memory ------------------------------------------------------------------------------------------------------
+
+
+def forward(kind: LayerType, length: int, features: int, width: int, repeats: int) -> tuple[float, float]:
+    """(milliseconds, megabytes) of a layer on one sequence: the median of so many runs, and XLA's plan for temporaries."""
+    layer = kind.make(features, width, 1)
+    variables = jax.device_put(kind.variables(layer, features))
+    x_BND = jnp.asarray(np.random.default_rng(0).normal(size=(1, length, features)), jnp.float32)
+    compiled = jax.jit(layer.apply).lower(variables, x_BND).compile()
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(variables, x_BND))
+        seconds.append(time.perf_counter() - begin)
+    memory = compiled.memory_analysis()
+    return 1e3 * float(np.median(seconds[1:])), memory.temp_size_in_bytes / 1e6 if memory else float("nan")
+
+
+# --- the table ------------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    layer: str,
+    lengths: Sequence[int],
+    features: Sequence[int],
+    path_lengths: Sequence[int],
+    width: int,
+    timed: Sequence[tuple[int, int]],
+    repeats: int,
+) -> dict[str, Any]:
+    """A line of the table, and what `picture` draws.
+
+    Args:
+        layer: one of `LAYER_TYPES`.
+        lengths, features: n and d over which counts are fitted and which are drawn.
+        path_lengths: n over which paths are fitted.
+        width: k or r of everything that is not fitted over it, and of the paths that are drawn.
+        timed: (n, d) at which the layer runs; and over `lengths` with the first of `features`.
+        repeats: runs of which the median is taken.
+    """
+    kind = LAYER_TYPES[layer]
+    grid = list(itertools.product(lengths, features, kind.widths))
+    counts = {(n, d, w): multiply_adds(kind, n, d, w) for n, d, w in grid}
+    if not kind.letter:
+        counts = {(n, d): pair for (n, d, _), pair in counts.items()}
+    mixing, projections = ({point: pair[i] for point, pair in counts.items()} for i in (0, 1))
+    one_width = {(n, d): count for (n, d, *w), count in projections.items() if w in ([], [kind.widths[0]])}
+    chains = {n: sequential_operations(kind, n, features[0], width) for n in lengths}
+    paths = {(n, w): maximum_path_length(kind, n, w) for n in path_lengths for w in kind.widths}
+    values: dict[str, Any] = {
+        "complexity per layer": _powers(mixing, f"nd{kind.letter}"),
+        "its projections": _powers(one_width, "nd"),
+        "sequential operations": _linear(chains),
+        "maximum path length": _paths(kind, paths),
+    }
+    ran = {(n, d): forward(kind, n, d, width, repeats) for n, d in [*timed, *((n, features[0]) for n in lengths)]}
+    for n, d in timed:
+        values[f"ms, n={n} d={d}"], values[f"MB, n={n} d={d}"] = ran[n, d]
+
+    drawn = [(n, d, *multiply_adds(kind, n, d, width)) for n in lengths for d in features]
+    return {
+        **values,
+        "counts": np.array(drawn),
+        "times": np.array([(n, ran[n, features[0]][0]) for n in lengths]),
+        "paths": np.array([(n, layers) for (n, w), layers in paths.items() if w in (0, width)]).reshape(-1, 2),
+        "drawn at": np.array([features[0], width]),
+    }
+
+
+def crossing(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float | None:
+    """Where a(x) grows past b(x), between points by straight lines on logarithmic axes; None where it does not."""
+    order = np.argsort(x)
+    x, above = np.log(x[order]), np.log(a[order] / b[order])
+    after = int(np.argmax(above >= 0))
+    if above[after] < 0 or after == 0:
+        return None
+    return float(np.exp(np.interp(0, above[after - 1 : after + 1], x[after - 1 : after + 1])))
+
+
+def picture(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """Self-attention against the recurrent layer in multiply-adds over n/d; time and longest paths of all layers over n."""
+    figure = plots.new_figure(12, 4.4)
+    cost, seconds, paths = figure.subplots(1, 3)
+    compared = {label: measured[label][0]["counts"].T for label in ("self-attention", "recurrent") if label in measured}
+    for whole, style in ((False, "-"), (True, "--")):
+        curves = {}
+        for i, (label, (n, d, mixing, projections)) in enumerate(compared.items()):
+            order = np.argsort(n / d, kind="stable")
+            curves[label] = ((mixing + whole * projections) / (n * d**2))[order]
+            name = f"{label}, {'with projections' if whole else 'what joins positions'}"
+            cost.plot((n / d)[order], curves[label], style, marker="o", markersize=3, color=plots.COLOURS[i], label=name)
+        if len(curves) == 2:
+            at = crossing((n / d)[order], *curves.values())
+            if at is not None:
+                cost.axvline(at, color="#555555", linewidth=0.8, linestyle=style)
+                what = "whole layers" if whole else "what joins positions"
+                cost.set_xlabel(f"{cost.get_xlabel()}\n{what}: equal at n = {at:.3g} d".strip())
+    cost.set_title("multiply-adds, in n·d²", fontsize=10)
+    cost.set_xlabel(f"n / d\n{cost.get_xlabel()}".strip())
+    for i, (label, (values, *_)) in enumerate(measured.items()):
+        look = {**plots.look(i), "marker": "o", "markersize": 3, "linewidth": 4 - 0.7 * i}  # curves on each other show
+        seconds.plot(*values["times"].T, label=label, **look)
+        paths.plot(*values["paths"].T, **look)
+    d, width = next(iter(measured.values()))[0]["drawn at"]
+    seconds.set_title(f"ms of a layer, forward; d = {d}, k = r = {width}", fontsize=10)
+    paths.set_title(f"maximum path length; k = r = {width}", fontsize=10)
+    for axes in (cost, seconds, paths):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        plots.style(axes)
+    for axes in (seconds, paths):
+        axes.set_xlabel("n")
+    cost.legend(fontsize=8, frameon=False)
+    figure.legend(*seconds.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,96 @@
+"""Why attention divides by √d_k: what large keys do to a softmax (Vaswani et al. 2017, Section 3.2.1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attention_jax.analysis import plots
+from attention_jax.load import Run
+from attention_jax.train.program import Program
+from experiments.studies.head_diversity import maps_by_place
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def softmax_statistics(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[..., n] -> entropy of the softmax in nats [...], and the norm of its Jacobian diag(p) - p pᵀ [...] (Frobenius)."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    p = np.exp(log_p)
+    jacobian = p[..., None] * (np.eye(p.shape[-1]) - p[..., None, :])
+    return -(p * log_p).sum(-1), np.linalg.norm(jacobian, axis=(-2, -1))
+
+
+def measure(key_size: int, words: int, examples: int) -> dict[str, Any]:
+    """A line of the table: softmax(q·k) of so many queries over as many keys, all components from N(0, 1).
+
+    Args:
+        key_size: d_k.
+        words: n.
+        examples: over which means and medians are taken, and over their queries.
+    """
+    rng = np.random.default_rng(key_size)
+    q_BTK, k_BSK = rng.normal(size=(2, examples, words, key_size))
+    products_BTS = q_BTK @ k_BSK.swapaxes(1, 2)
+    values: dict[str, Any] = {"key sizes": np.array([key_size]), "variance of q·k": float(products_BTS.var())}
+    found = {name: softmax_statistics(scale * products_BTS) for name, scale in _scales(key_size).items()}
+    for name, (entropy, _) in found.items():
+        values[f"entropy / log n, {name}"] = float(entropy.mean() / np.log(words))
+    for name, (_, gradient) in found.items():
+        values[f"gradient, {name}: mean"] = float(gradient.mean())
+        values[f"gradient, {name}: median"] = float(np.median(gradient))
+    return values
+
+
+def trained(program: Program, run: Run, pairs: int = 128) -> dict[str, float]:
+    """A measure of tables: entropy of a trained Transformer's softmax, mean over layers, heads, queries that see two or more
+    keys, and the first pairs of the evaluation split, as a share of the log of the number of keys that a query sees.
+
+    Columns "entropy / log n, encoder", "…, decoder" (self-attention) and "…, cross".
+    """
+    found = {}
+    for place, arrays, asked_NT, keys_NT in maps_by_place(run, pairs):
+        found[f"entropy / log n, {place}"] = float(
+            np.mean([relative_entropy(array, keys_NT)[asked_NT].mean() for array in arrays])
+        )
+    return found
+
+
+def relative_entropy(weights_NHTS: np.ndarray, keys_NT: np.ndarray) -> np.ndarray:
+    """Attention's weights and how many keys a query sees -> entropy over the log of that number, [N, T, H]; nan for one key."""
+    p = np.asarray(weights_NHTS, np.float64).transpose(0, 2, 1, 3)
+    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return entropy / np.log(keys_NT)[..., None]
+
+
+def _scales(key_size: int) -> dict[str, float]:
+    return {"not divided": 1.0, "divided": key_size**-0.5}
+
+
+def picture(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure | None":
+    """Entropy and gradient against d_k, divided and not, of the rows that `measure` gave; None without such rows."""
+    rows = [values for label in measured for values in measured[label] if "key sizes" in values]
+    if not rows:
+        return None
+    sizes = [row["key sizes"][0] for row in rows]
+    figure = plots.new_figure(9, 4)
+    entropy, gradient = figure.subplots(1, 2)
+    for colour, name in zip(plots.COLOURS, _scales(1)):
+        look = {"marker": "o", "markersize": 4, "color": colour}
+        entropy.plot(sizes, [row[f"entropy / log n, {name}"] for row in rows], label=name, **look)
+        for statistic, dashes in (("mean", "-"), ("median", "--")):
+            curve = [row[f"gradient, {name}: {statistic}"] for row in rows]
+            gradient.plot(sizes, curve, dashes, label=f"{name}, {statistic}", **look)
+    entropy.set_title("entropy of the softmax / log n", fontsize=10)
+    entropy.set_ylim(0, 1)
+    gradient.set_title("gradient: norm of the softmax's Jacobian", fontsize=10)
+    gradient.set_yscale("log")
+    for axes in (entropy, gradient):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("d_k")
+        axes.legend(frameon=False, fontsize=9)
+        plots.style(axes)
+    return figure

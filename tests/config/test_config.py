@@ -1,0 +1,399 @@
+"""Configs: files, durations, overrides, versions, recipe pieces."""
+
+import functools
+import inspect
+import json
+import re
+import shlex
+
+import pytest
+from ml_collections import ConfigDict
+
+from attention_jax import recipes
+from attention_jax.cli import main as cli
+from attention_jax.config import config as configs
+from attention_jax.config import fields as config_fields
+from attention_jax.errors import UserError
+from attention_jax.train.program import resolve_durations
+from tests.helpers.small import CONFIG, ROOT, small_config
+
+FILES = sorted((ROOT / "configs").glob("*.py"))
+PIECES = {name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")}
+each_file = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+each_piece = pytest.mark.parametrize("name", PIECES)
+
+
+def changed(before: ConfigDict, after: ConfigDict) -> set[str]:
+    a, b = configs.flatten(before), configs.flatten(after)
+    return {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
+
+
+def fields(task: str = "classification") -> list[tuple[str, ...]]:
+    """The alternative dotted names of every field of a task, read off its table without the library's help."""
+
+    def of(section: dict, prefix: str) -> list[tuple[str, ...]]:
+        found = []
+        for key, field in section.items():
+            if isinstance(field, dict):
+                found += of(field, f"{prefix}{key}.")
+            else:
+                found.append(tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,))))
+        return found
+
+    return of(configs.fields_of(task), "")
+
+
+# Files
+
+
+@each_file
+def test_file_has_every_field_and_no_other(path):
+    config = configs.load_config(str(path))
+    # An empty section (`data.args`) has no leaf, so sections count as present too.
+    present = set(configs.flatten(config)) | {name for name, value in _walk(config) if isinstance(value, ConfigDict)}
+    for names in fields(config.task):
+        assert len(present & set(names)) == 1, f"{path.name} gives {sorted(present & set(names))} of {names}"
+
+
+def _walk(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        yield prefix + key, value
+        if isinstance(value, ConfigDict):
+            yield from _walk(value, f"{prefix}{key}.")
+
+
+@each_file
+def test_header_says_how_to_launch_on_what_and_what_to_expect(path):
+    head = inspect.cleandoc(configs.load_file(path).__doc__)
+    assert all(f"\n{word}:" in head for word in ("Launch", "Hardware", "Expected"))
+    launch = next(line for line in head.splitlines() if line.startswith("Launch:"))
+    arguments, _ = cli._split_overrides(shlex.split(launch.removeprefix("Launch:"))[1:])
+    options = cli._parser().parse_args(arguments)
+    assert options.verb == "train" and options.config == f"configs/{path.name}"
+
+
+@each_file
+def test_field_that_is_missing_is_named(path):
+    task = configs.load_config(str(path)).task
+    for names in fields(task):
+        plain = configs.load_config(str(path)).to_dict()
+        *parents, _ = names[0].split(".")
+        section = functools.reduce(dict.__getitem__, parents, plain)
+        for name in names:
+            section.pop(name.split(".")[-1], None)
+        if names[0] in (
+            "data.args",
+            "data.tokenizer_options",
+        ):  # an open section may be empty; whoever reads it says what it lacks
+            continue
+        with pytest.raises(UserError, match=names[0].replace(".", r"\.")):
+            configs.check(ConfigDict(plain))
+
+
+def test_config_with_an_argument():
+    assert configs.load_config(f"{ROOT}/configs/cifar10.py").model.name == "resnet20"
+    assert configs.load_config(f"{ROOT}/configs/cifar10.py:bam_resnet56").model.name == "bam_resnet56"
+    with pytest.raises(UserError, match=r"takes no argument, so 'x' has no meaning"):
+        configs.load_config(f"{CONFIG}:x")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "a config file defines get_config"),
+        ("def get_config():\n    return {}\n", "get_config() returned dict"),
+        ("def get_config():\n    return 1 / 0\nget_config()\n", "does not run: ZeroDivisionError"),
+    ],
+)
+def test_file_that_is_no_config(tmp_path, text, said):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as raised:
+        configs.load_config(str(path))
+    assert said in str(raised.value) and str(path) in str(raised.value)
+
+
+# Durations
+
+
+@pytest.mark.parametrize("prefix", ["total", "evaluation.every", "checkpoint.every", "logging.every"])
+def test_a_duration_is_the_same_in_any_unit(prefix):
+    spe, batch = 37, 32
+    found = []
+    for unit, value in (("epochs", 2), ("steps", 2 * spe), ("examples", 2 * spe * batch)):
+        fields = {f"{prefix}_{unit}".replace(".", "__"): value, "data__num_examples": spe * batch + 5}
+        found.append(resolve_durations(small_config(**fields)))
+    assert found[0] == found[1] == found[2]
+    assert 74 in vars(found[0]).values()
+
+
+def test_durations_round_and_are_a_step_at_least_unless_0():
+    def steps(**section):
+        return configs.duration_steps(section, "warmup", steps_per_epoch=37, batch_size=32)
+
+    assert steps(warmup_epochs=0.5) == round(18.5) and steps(warmup_examples=33) == 1
+    assert steps(warmup_epochs=0.001) == 1 and steps(warmup_examples=1) == 1
+    assert steps(warmup_steps=0) == steps(warmup_epochs=0.0) == steps(warmup_examples=0) == 0
+
+
+# Overrides
+
+
+def test_a_duration_in_another_unit_replaces_the_old_one():
+    config = configs.override(small_config(total_steps=36), {"total_epochs": 2})
+    assert config.total_epochs == 2 and "total_steps" not in config
+    config = configs.override(config, {"evaluation.every_examples": 640})
+    assert set(config.evaluation) == {"every_examples", "batch_size"}
+
+
+def test_overriding_leaves_the_input_as_it_was():
+    config = small_config()
+    before = config.to_dict()
+    changes = {"optimizer.momentum": 0.5, "model.gate": "se", "data.args.size": 8, "total_epochs": 1}
+    after = configs.override(config, changes)
+    assert config.to_dict() == before
+    assert changed(config, after) == {*changes, "total_steps"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("batch_size", 0, "batch_size=0 is not right: give a whole number of examples, or of a translation's tokens, from 1"),
+        ("batch_size", 2.0, "batch_size=2.0 is not right"),
+        ("batch_size", True, "batch_size=True is not right"),
+        ("seed", -1, "from 0 to 2**31 - 1"),
+        ("seed", 2**31, "from 0 to 2**31 - 1"),
+        ("total_epochs", 0, "give a positive number"),
+        ("total_epochs", float("nan"), "give a positive number"),
+        ("ema.decay", 1.0, "up to, but not including, 1"),
+        ("optimizer.name", "sdg", "one of 'sgd', 'rmsprop', 'adamw'"),
+        ("optimizer.nesterov", 1, "True or False"),
+        ("optimizer.decay", "L2", "one of 'l2', 'decoupled'"),
+        ("optimizer.rmsprop", "tf", "one of 'tensorflow', 'keras', 'torch'"),
+        ("optimizer.eps", 0, "give a positive number"),
+        ("optimizer.clip_norm", -1, "give a norm, 0 or more"),
+        ("schedule.final_share", 1.5, "a number from 0 to 1"),
+        ("mix.probability", -0.1, "a number from 0 to 1"),
+        ("mix.mixup_alpha", -1.0, "a parameter of Beta, 0 or more"),
+        ("loss.smoothing_over", "all", "one of 'uniform', 'others'"),
+        ("precision", "float16", "one of 'float32', 'bfloat16'"),
+        ("optimizer.decay_rules", ("bias",), "a tuple of (path regex, True or False)"),
+        ("batch_norm.granularity", "some", "'all', 'per_replica', or a whole number"),
+        ("batch_norm.granularity", 0, "'all', 'per_replica', or a whole number"),
+        ("data.mean", 0.5, "a tuple of numbers, one a channel"),
+        ("data.std", (0.5, 0), "a tuple of positive numbers"),
+        ("data.image_shape", (8, 8), "(height, width, channels), or None"),
+        ("schedule.boundaries", (0.5, 1.5), "shares of the run"),
+        ("parallel.data", 0, "-1 for all of them"),
+        ("accumulation", 5, "accumulation=5 does not divide batch_size=32"),
+        ("shedule.name", "cosine", "unknown config field 'shedule.name' (did you mean 'schedule.name'?)"),
+        ("model", "resnet20", "config.model is a section of fields"),
+        ("version", 99, "version=99"),
+    ],
+)
+def test_wrong_value_says_what_would_be_right(name, value, said):
+    with pytest.raises(UserError) as raised:
+        configs.override(small_config(), {name: value})
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("model.widths", "(4, 8)", (4, 8)),
+        ("total_epochs", "2", 2),
+        ("schedule.learning_rate", "1e-3", 1e-3),
+        ("data.flip", "True", True),
+        ("data.image_shape", "None", None),
+        ("model.gate", "bam", "bam"),
+        ("data.source", "1", "1"),  # a text field takes any text
+        ("data.args.name", "file.py:make", "file.py:make"),
+        ("batch_norm.granularity", "per_replica", "per_replica"),
+    ],
+)
+def test_values_of_the_command_line(name, text, value):
+    parsed = configs.parse_value(name, text)
+    assert parsed == value and type(parsed) is type(value)
+    assert configs.flatten(configs.override(small_config(), {name: parsed}))[name] == value
+
+
+# JSON, versions, differences
+
+
+def test_json_there_and_back_changes_nothing():
+    config = configs.apply_pieces(small_config(data__args={"a": {"b": (1, (2.5, None))}}), tuple(PIECES))
+    back = configs.from_json(configs.to_json(config))
+    assert back == config and configs.to_json(back) == configs.to_json(config)
+    assert back.optimizer.decay_rules == config.optimizer.decay_rules
+    assert isinstance(back.optimizer.decay_rules[0], tuple)
+    configs.check(back)
+
+
+@each_file
+def test_json_of_every_file(path):
+    config = configs.load_config(str(path))
+    assert configs.from_json(configs.to_json(config)) == config
+
+
+def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
+    today = configs.VERSION
+
+    def to_next(config):
+        plain = config.to_dict()
+        plain["optimizer"]["momentum"] = plain["optimizer"].pop("beta")
+        return ConfigDict({**plain, "version": today + 1})
+
+    def to_last(config):
+        assert config.version == today + 1
+        return ConfigDict({**config.to_dict(), "version": today + 2, "batch_size": 2 * config.batch_size})
+
+    now = small_config()
+    old = {**now.to_dict(), "version": today}
+    old["optimizer"]["beta"] = old["optimizer"].pop("momentum")
+    text = configs.to_json(ConfigDict(old))
+    for module in (configs, config_fields):
+        monkeypatch.setattr(module, "VERSION", today + 2)
+    monkeypatch.setattr(configs, "UPGRADES", {today: to_next, today + 1: to_last})
+    new = configs.from_json(text)
+    configs.check(new)
+    assert new.version == today + 2 and new.batch_size == 64 and new.optimizer.momentum == now.optimizer.momentum == 0.9
+    assert configs.from_json(configs.to_json(new)) == new
+
+
+def test_version_1_means_what_it_did():
+    """The committed run's config, and AdamW, whose first-moment decay version 1 called momentum."""
+    saved = json.loads((ROOT / "tests" / "fixtures" / "tiny_run" / "config.json").read_text())
+    assert saved["version"] == 1
+    config = configs.from_json(json.dumps(saved))
+    configs.check(config)
+    kept = configs.flatten(config)
+    for name, value in configs.flatten(saved).items():
+        assert kept[name] == (configs.VERSION if name == "version" else value), name
+    assert (config.precision, config.optimizer.decay, config.optimizer.clip_norm) == ("float32", "l2", 0)
+    assert (config.schedule.final_share, config.mix.mixup_alpha, config.mix.cutmix_alpha) == (0, 0, 0)
+
+    saved["optimizer"].update(name="adamw", momentum=0.8)
+    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.8
+    saved["optimizer"].update(name="sgd")
+    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.9
+
+
+@pytest.mark.parametrize("version", [0, -1, configs.VERSION + 1, "1", None])
+def test_versions_that_nobody_knows(version):
+    with pytest.raises(UserError, match=f"version={version!r} is not right: this installation reads versions 1 to"):
+        configs.upgrade(ConfigDict({"version": version}))
+
+
+def test_every_version_up_to_this_one_has_its_upgrade():
+    assert sorted(configs.UPGRADES) == list(range(1, configs.VERSION))
+
+
+def test_difference_shows_what_changes_the_numbers_and_nothing_else():
+    config = small_config(data__args={"data_dir": "a", "path": "a", "name": "x"})
+    harmless = {
+        "parallel.data": 1,
+        "logging.every_steps": 5,
+        "logging.tensorboard": True,
+        "profile.num_steps": 3,
+        "data.threads": 7,
+        "data.args.data_dir": "b",
+        "data.args.path": "b",
+        "data.on_broken": "stop",
+        "checkpoint.keep_last": 9,
+        "checkpoint.keep_best": 9,
+    }
+    assert {name for field in configs.MAY_DIFFER for name in harmless if name == field or name.startswith(f"{field}.")} == set(
+        harmless
+    ), "this test knows every field that may differ"
+    assert configs.difference(config, configs.override(config, harmless)) == []
+
+    changes = {"seed": 1, "checkpoint.every_steps": 7, "data.args.name": "y", "model.gate": "se"}
+    assert configs.difference(config, configs.override(config, changes)) == [
+        "checkpoint.every_steps: saved 6, given 7",
+        "data.args.name: saved 'x', given 'y'",
+        "model.gate: saved 'nothing', given 'se'",
+        "seed: saved 0, given 1",
+    ]
+    # A duration in another unit is another statement, even where it comes to the same number of steps.
+    assert len(configs.difference(config, configs.override(config, {"total_epochs": 1}))) == 2
+    # What JSON makes of a tuple is no difference.
+    assert configs.difference(configs.from_json(configs.to_json(config)), config) == []
+
+
+# Recipe pieces
+
+
+@each_piece
+def test_piece_is_pure_and_changes_one_section(name):
+    # A base in which no piece is taken already.
+    untaken = {"optimizer.nesterov": False, "optimizer.decay_rules": ((".*", True),), "optimizer.weight_decay": 1e-4}
+    config = configs.override(configs.load_config(str(CONFIG)), untaken)
+    before = config.to_dict()
+    after = PIECES[name](config)
+    assert config.to_dict() == before, "the input stays as it was"
+    assert after.is_locked == config.is_locked
+    assert changed(config, after), "it does something"
+    sections = {re.sub("_(steps|epochs|examples)$", "", field.split(".")[0]) for field in changed(config, after)}
+    assert len(sections) == 1
+    assert PIECES[name](config) == after, "the same input gives the same output"
+    assert PIECES[name](after) == after, "a second time changes nothing more"
+    configs.check(after)
+
+
+@each_piece
+def test_changing_what_a_piece_returns_leaves_its_input_alone(name):
+    config = small_config(model__gate_args={"reduction": 4})
+    before = config.to_dict()
+    after = PIECES[name](config)
+    with after.unlocked():
+        after.optimizer.momentum, after.data.args.new, after.model.gate_args.reduction = 0.1, 1, 99
+    assert config.to_dict() == before
+
+
+def test_pieces_compose_one_after_another():
+    config = small_config()
+    pieces = ("cosine_lr", recipes.ema, functools.partial(recipes.squeeze_excite, reduction=2), "label_smoothing")
+    expected = recipes.label_smoothing(recipes.squeeze_excite(recipes.ema(recipes.cosine_lr(config)), reduction=2))
+    assert configs.apply_pieces(config, pieces) == expected
+    assert configs.apply_pieces(config, ()) == config
+    # Row i of an additive table is the base with the first i pieces.
+    for i in range(len(pieces)):
+        row = configs.apply_pieces(config, pieces[: i + 1])
+        assert row == configs.apply_pieces(configs.apply_pieces(config, pieces[:i]), pieces[i:][:1])
+    # Of two pieces that set the same fields the later one counts.
+    assert configs.apply_pieces(config, ("squeeze_excite", "bam")) == recipes.bam(config)
+
+
+def test_pieces_by_name_dotted_path_and_file(tmp_path):
+    config, expected = small_config(), recipes.ema(small_config())
+    for spec in ("ema", "attention_jax.recipes.ema", "attention_jax.recipes:ema", recipes.ema):
+        assert configs.apply_pieces(config, (spec,)) == expected
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def hot(config):\n"
+        "    config = config.copy_and_resolve_references()\n"
+        "    config.schedule.learning_rate = 2.0\n"
+        "    return config\n\n\n"
+        "def wrong(config):\n"
+        "    config = config.copy_and_resolve_references()\n"
+        "    config.schedule.learning_rate = -1.0\n"
+        "    return config\n"
+    )
+    assert changed(config, configs.apply_pieces(config, (f"{path}:hot",))) == {"schedule.learning_rate"}
+    with pytest.raises(UserError, match="schedule.learning_rate=-1.0 is not right"):
+        configs.apply_pieces(config, (f"{path}:wrong",))
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("label_smoothin", "unknown recipe piece 'label_smoothin' (did you mean 'label_smoothing'?)"),
+        ("no.such.module:piece", "the module 'no.such.module' cannot be imported"),
+        ("attention_jax.recipes:emma", "has no 'emma' (did you mean 'ema'?)"),
+        ("nowhere.py:piece", "nowhere.py: there is no such file"),
+    ],
+)
+def test_unknown_piece(spec, said):
+    with pytest.raises(UserError) as raised:
+        configs.apply_pieces(small_config(), (spec,))
+    assert said in str(raised.value)

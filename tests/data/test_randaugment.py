@@ -1,0 +1,520 @@
+"""RandAugment: every operation against another expression of it, the published magnitudes, and the drawing."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from sklearn.datasets import load_sample_image
+
+from attention_jax.data.images import randaugment as augment
+from attention_jax.data.images.randaugment import magnitudes, mean_fill, rand_augment
+from attention_jax.data.images.randaugment_ops import OPS
+from attention_jax.errors import UserError
+
+AFFINE = Image.Transform.AFFINE
+FILL = (10, 200, 60)
+# Crops of the two photographs; not square, and no channel uses its whole range in both.
+PHOTOS = {
+    "china": load_sample_image("china.jpg")[120:240, 400:560],
+    "flower": load_sample_image("flower.jpg")[60:180, 80:240],
+}
+
+
+@pytest.fixture(params=PHOTOS)
+def photo(request) -> Image.Image:
+    return Image.fromarray(PHOTOS[request.param])
+
+
+def same(ours: Image.Image, theirs: Image.Image) -> None:
+    assert ours.mode == theirs.mode and ours.size == theirs.size
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def run(name: str, image: Image.Image, *arguments, **options) -> Image.Image:
+    """An operation on a Pillow image."""
+    pixels = np.asarray(image)
+    done = OPS[name](pixels.reshape(*pixels.shape[:2], -1), *arguments, **options)
+    return Image.fromarray(done.reshape(pixels.shape))
+
+
+# The operations
+
+
+def enhanced(kind: str):
+    return lambda image, value, **_: getattr(ImageEnhance, kind)(image).enhance(value)
+
+
+def moved(matrix):
+    return lambda image, value, fillcolor, resample: image.transform(
+        image.size, AFFINE, matrix(value, *image.size), resample=resample, fillcolor=fillcolor
+    )
+
+
+# operation -> (Pillow's expression of it, values)
+BY_PILLOW = {
+    "identity": (lambda image, value, **_: image, [None]),
+    "auto_contrast": (lambda image, value, **_: ImageOps.autocontrast(image), [None]),
+    "equalize": (lambda image, value, **_: ImageOps.equalize(image), [None]),
+    "invert": (lambda image, value, **_: ImageOps.invert(image), [None]),
+    "rotate": (lambda image, value, **kwargs: image.rotate(value, **kwargs), [-30.0, -3.0, 0.0, 13.5, 27.0, 90.0]),
+    "posterize": (lambda image, value, **_: ImageOps.posterize(image, value), [1, 2, 4, 7, 8]),
+    "solarize": (lambda image, value, **_: ImageOps.solarize(image, value), [0, 25, 128, 230, 255, 256]),
+    "solarize_add": (
+        lambda image, value, **_: image.point(
+            [min(255, v + value) if v < 128 else v for v in range(256)] * len(image.getbands())
+        ),
+        [0, 11, 110, 165, 330],
+    ),
+    "color": (enhanced("Color"), [0.1, 0.46, 1.0, 1.72, 1.9, 5.5]),
+    "contrast": (enhanced("Contrast"), [0.1, 0.46, 1.0, 1.72, 1.9, 5.5]),
+    "brightness": (enhanced("Brightness"), [0.1, 0.46, 1.0, 1.72, 1.9, 5.5]),
+    "sharpness": (enhanced("Sharpness"), [0.1, 0.46, 1.0, 1.72, 1.9, 5.5]),
+    "shear_x": (moved(lambda v, w, h: (1, v, 0, 0, 1, 0)), [-0.3, -0.03, 0.0, 0.15, 0.3]),
+    "shear_y": (moved(lambda v, w, h: (1, 0, 0, v, 1, 0)), [-0.3, -0.03, 0.0, 0.15, 0.3]),
+    "translate_x": (moved(lambda v, w, h: (1, 0, v, 0, 1, 0)), [-100.0, -10.0, 0.0, 12.5, 300.0]),
+    "translate_y": (moved(lambda v, w, h: (1, 0, 0, 0, 1, v)), [-100.0, -10.0, 0.0, 12.5, 300.0]),
+    "translate_x_rel": (moved(lambda v, w, h: (1, 0, v * w, 0, 1, 0)), [-0.45, -0.045, 0.0, 0.225]),
+    "translate_y_rel": (moved(lambda v, w, h: (1, 0, 0, 0, 1, v * h)), [-0.45, -0.045, 0.0, 0.225]),
+}
+NOT_PILLOW = {"contrast_area", "cutout"}  # TensorFlow's, below
+GEOMETRY = [
+    "rotate",
+    *(f"{kind}_{axis}" for kind in ("shear", "translate") for axis in "xy"),
+    "translate_x_rel",
+    "translate_y_rel",
+]
+
+
+def test_every_operation_is_compared():
+    assert BY_PILLOW.keys() | NOT_PILLOW == OPS.keys()
+
+
+@pytest.mark.parametrize("name", BY_PILLOW)
+def test_operation_is_pillows(name, photo):
+    expression, values = BY_PILLOW[name]
+    for resample in (0, 2, 3) if name in GEOMETRY else (0,):
+        for value in values:
+            theirs = expression(photo, value, fillcolor=FILL, resample=resample)
+            same(run(name, photo, value, fill=FILL, resample=resample), theirs)
+
+
+@pytest.mark.parametrize("name", sorted(BY_PILLOW.keys() - {"color"}))
+def test_operation_on_one_channel(name, photo):
+    grey = photo.convert("L")
+    expression, values = BY_PILLOW[name]
+    for resample in (0, 2) if name in GEOMETRY else (0,):
+        for value in values:
+            same(run(name, grey, value, fill=77, resample=resample), expression(grey, value, fillcolor=77, resample=resample))
+
+
+@pytest.mark.parametrize("name", ["translate_x", "translate_y", "sharpness"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 2), (3, 3), (31, 17), (224, 224)])
+def test_operations_in_numpy_are_pillows_at_every_size_and_value(name, size):
+    expression, _ = BY_PILLOW[name]
+    rng = np.random.default_rng(0)
+    for mode, shape in (("RGB", (*size[::-1], 3)), ("L", size[::-1])):
+        image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+        fill = FILL if mode == "RGB" else 77
+        longest = max(size) + 1
+        places = [-longest, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, *rng.uniform(-longest, longest, 20)]
+        for value in places if name != "sharpness" else rng.uniform(-1, 6, 20):
+            ours = run(name, image, value, fill=fill, resample=2)
+            same(ours, expression(image, value, fillcolor=fill, resample=2))
+
+
+# What an operation leaves alone; every other operation changes both photographs.
+IDENTITY = {
+    **dict.fromkeys(GEOMETRY, 0.0),
+    **dict.fromkeys(("color", "contrast", "contrast_area", "brightness", "sharpness"), 1.0),
+    **{"identity": None, "posterize": 8, "solarize": 256, "solarize_add": 0, "cutout": (0, 0.5, 0.5)},
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_identity_values(name, photo):
+    if name in IDENTITY:
+        same(run(name, photo, IDENTITY[name], resample=3), photo)
+    before = photo.copy()
+    strong = {"cutout": (8, 0.5, 0.5), "contrast_area": 0.5, "posterize": 1, "solarize": 25, "solarize_add": 110}
+    if name != "identity":
+        value = strong[name] if name in strong else BY_PILLOW[name][1][0]
+        assert (np.asarray(run(name, photo, value)) != np.asarray(photo)).any()
+    same(photo, before)  # no operation writes into its argument
+
+
+def test_geometry_by_hand():
+    image = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    picture = Image.fromarray(image)
+    left = np.full_like(image, 9)
+    left[:, :-2] = image[:, 2:]
+    np.testing.assert_array_equal(run("translate_x", picture, 2.0, fill=9), left)
+    down = np.full_like(image, 9)
+    down[2:] = image[:-2]
+    np.testing.assert_array_equal(run("translate_y_rel", picture, -0.5, fill=9), down)
+    sheared = np.full_like(image, 9)
+    for row in range(4):
+        sheared[row, : 6 - row] = image[row, row:]
+    np.testing.assert_array_equal(run("shear_x", picture, 0.9, fill=9), sheared)
+    square = Image.fromarray(image[:, :4])
+    np.testing.assert_array_equal(run("rotate", square, 90.0), np.rot90(image[:, :4]))
+
+
+def test_posterize_without_bits_is_black(photo):
+    assert not np.asarray(run("posterize", photo, 0)).any()
+
+
+def test_auto_contrast_leaves_a_flat_channel(photo):
+    flat = Image.merge("RGB", [photo.getchannel(0), Image.new("L", photo.size, 90), photo.getchannel(2)])
+    same(run("auto_contrast", flat), ImageOps.autocontrast(flat))
+
+
+# TensorFlow's forms, in numpy
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.46, 1.36, 1.9, 5.5])
+@pytest.mark.parametrize(("size", "target"), [((160, 160), 100), ((192, 192), 144), ((224, 224), 196), ((256, 256), 255)])
+def test_contrast_blends_with_the_area(size, target, factor):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    blend = target + np.float32(factor) * (image.astype(np.float32) - target)
+    ours = run("contrast_area", Image.fromarray(image), factor)
+    # A compiler that fuses the product and the sum may land on the other side of a whole number; a target that is off by one
+    # changes more than half of the values.
+    difference = np.abs(np.asarray(ours).astype(int) - np.clip(blend, 0, 255).astype(np.uint8))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("place", "rows", "columns"),
+    [((4, 0.5, 0.5), (56, 64), (76, 84)), ((40, 0.0, 0.999), (0, 40), (119, 160)), ((200, 0.3, 0.3), (0, 120), (0, 160))],
+)
+def test_cutout(photo, place, rows, columns):
+    expected = np.array(photo)
+    expected[slice(*rows), slice(*columns)] = FILL
+    np.testing.assert_array_equal(run("cutout", photo, place, fill=FILL), expected)
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.46, 1.9])
+def test_greys_and_smoothing_round_as_tensorflow_within_one(photo, factor):
+    """TensorFlow's grey is 0.2989 R + 0.587 G + 0.114 B, and its smoothing drops the fraction that Pillow rounds."""
+    image = np.asarray(photo).astype(np.float64)
+    grey = np.repeat((image @ [0.2989, 0.587, 0.114] + 0.5).astype(np.uint8)[..., None], 3, axis=2)
+    kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    smooth = image.copy()
+    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(0, 1))
+    smooth[1:-1, 1:-1] = np.floor(np.einsum("hwcij,ij->hwc", windows, kernel) + 1e-9)
+    for name, degenerate in (("color", grey), ("sharpness", smooth)):
+        blend = np.clip(degenerate + factor * (image - degenerate), 0, 255)
+        assert np.abs(np.asarray(run(name, photo, factor)) - blend).max() < 1 + abs(1 - factor) + 1e-6
+
+
+# Magnitudes: the tables that the official codes give
+
+ENHANCE = ("color", "contrast", "brightness", "sharpness")
+TF1 = {  # M -> rotate°, posterize bits, solarize threshold, solarize_add, enhance factor, shear, translate px, cutout half
+    0: (0.0, 0, 0, 0, 0.1, 0.0, 0.0, 0),
+    1: (3.0, 0, 25, 11, 0.28, 0.03, 10.0, 4),
+    2: (6.0, 0, 51, 22, 0.46, 0.06, 20.0, 8),
+    5: (15.0, 2, 128, 55, 1.0, 0.15, 50.0, 20),
+    7: (21.0, 2, 179, 77, 1.36, 0.21, 70.0, 28),
+    9: (27.0, 3, 230, 99, 1.72, 0.27, 90.0, 36),
+    10: (30.0, 4, 256, 110, 1.9, 0.3, 100.0, 40),
+    15: (45.0, 6, 384, 165, 2.8, 0.45, 150.0, 60),
+    20: (60.0, 8, 512, 220, 3.7, 0.6, 200.0, 80),
+    30: (90.0, 12, 768, 330, 5.5, 0.9, 300.0, 120),
+}
+TIMM_INCREASING = {  # M -> rotate°, posterize bits, solarize threshold, solarize_add, enhance change, shear, translate share
+    0: (0.0, 4, 256, 0, 0.0, 0.0, 0.0),
+    1: (3.0, 4, 231, 11, 0.09, 0.03, 0.045),
+    5: (15.0, 2, 128, 55, 0.45, 0.15, 0.225),
+    8: (24.0, 1, 52, 88, 0.72, 0.24, 0.36),
+    9: (27.0, 1, 26, 99, 0.81, 0.27, 0.405),
+    10: (30.0, 0, 0, 110, 0.90, 0.3, 0.45),
+}
+SIGNED = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y", "translate_x_rel", "translate_y_rel"}
+PLAIN = {"identity", "auto_contrast", "equalize", "invert"}
+
+
+def check(levels, m, expected, changing=()):
+    for name, level in levels.items():
+        value = expected[name]
+        assert level(m) == (None if value is None else pytest.approx(value, abs=1e-9)), name
+        if name in SIGNED:
+            assert level(m, -1) == pytest.approx(-value, abs=1e-9), name
+        elif name not in changing:
+            assert level(m, -1) == level(m), name
+
+
+@pytest.mark.parametrize("m", TF1)
+def test_magnitudes_of_tensorflow(m):
+    degrees, bits, threshold, addition, factor, shear, pixels, half = TF1[m]
+    expected = dict.fromkeys(PLAIN) | dict.fromkeys((*ENHANCE, "contrast_area"), factor)
+    expected |= {"rotate": degrees, "posterize": bits, "solarize": threshold, "solarize_add": addition, "cutout": half}
+    expected |= {"shear_x": shear, "shear_y": shear, "translate_x": pixels, "translate_y": pixels}
+    check(magnitudes("tf1", quirks={"pixel_translation"}), m, expected)
+    expected |= {"translate_x_rel": m * 0.045, "translate_y_rel": m * 0.045}
+    plain = magnitudes("tf1", quirks=())
+    assert {"contrast", "translate_x_rel", "translate_y_rel"} <= plain.keys() and len(plain) == 16
+    check(plain, m, expected)
+    # As it is: the threshold wraps (M = 10 inverts, M = 15 is ordinary), and 0 bits keep the top one.
+    quirky = magnitudes("tf1")
+    assert len(quirky) == 16 and {"contrast_area", "translate_x", "cutout", "solarize_add", "invert"} <= quirky.keys()
+    assert {"identity", "contrast"}.isdisjoint(quirky)
+    check(quirky, m, expected | {"solarize": threshold % 256, "posterize": max(bits, 1)})
+
+
+def test_solarize_at_ten_inverts_in_tensorflow(photo):
+    quirky, plain = (magnitudes("tf1", quirks=quirks)["solarize"](10) for quirks in (None, ()))
+    same(run("solarize", photo, quirky), ImageOps.invert(photo))
+    same(run("solarize", photo, plain), photo)
+
+
+@pytest.mark.parametrize("m", TIMM_INCREASING)
+def test_magnitudes_of_timm(m):
+    degrees, bits, threshold, addition, change, shear, share = TIMM_INCREASING[m]
+    expected = dict.fromkeys(PLAIN) | dict.fromkeys(ENHANCE, 1 + change)
+    expected |= {"rotate": degrees, "posterize": bits, "solarize": threshold, "solarize_add": addition}
+    expected |= {"shear_x": shear, "shear_y": shear, "translate_x_rel": share, "translate_y_rel": share}
+    levels = magnitudes("timm")
+    assert len(levels) == 15 and {"identity", "cutout"}.isdisjoint(levels)
+    check(levels, m, expected, ENHANCE)
+    for name in ENHANCE:
+        assert levels[name](m, -1) == pytest.approx(max(0.1, 1 - change))
+    # rand-m9 without inc1 is TensorFlow's mapping, with a share of the side.
+    plain = magnitudes("timm", increasing=False)
+    assert plain.keys() == levels.keys()
+    factor = {0: 0.1, 1: 0.28, 5: 1.0, 8: 1.54, 9: 1.72, 10: 1.9}[m]
+    expected |= {"posterize": 4 - bits, "solarize": 256 - threshold, **dict.fromkeys(ENHANCE, factor)}
+    check(plain, m, expected)
+
+
+@pytest.mark.parametrize("m", [0, 2, 5, 10, 15, 30])
+def test_magnitudes_of_the_paper(m):
+    """AutoAugment's ranges (Table 6): 30°, 0.3, [4, 8] bits, [0, 256], [0.1, 1.9]; continued linearly above 10."""
+    expected = dict.fromkeys(PLAIN) | dict.fromkeys(ENHANCE, 0.1 + 0.18 * m)
+    expected |= {"rotate": 3.0 * m, "posterize": 4 + int(0.4 * m), "solarize": int(25.6 * m)}
+    expected |= {"shear_x": 0.03 * m, "shear_y": 0.03 * m, "translate_x_rel": 0.045 * m, "translate_y_rel": 0.045 * m}
+    levels = magnitudes("paper")
+    assert len(levels) == 14 and "identity" in levels and {"invert", "cutout", "solarize_add"}.isdisjoint(levels)
+    check(levels, m, expected)
+    expected |= {"posterize": max(0, 8 - int(0.4 * m)), "solarize": max(0, 256 - int(25.6 * m))}
+    expected |= dict.fromkeys(ENHANCE, 1 + 0.09 * m)
+    check(magnitudes("paper", increasing=True), m, expected, ENHANCE)
+
+
+def test_fill_of_a_mean():
+    assert mean_fill((0.485, 0.456, 0.406)) == (124, 116, 104)  # ImageNet's, as timm rounds it
+
+
+# The drawing
+
+
+class Recorder:
+    """In place of the operations: which were applied, with which value, fill and filter."""
+
+    def __init__(self, monkeypatch):
+        self.calls: list[tuple] = []
+        for name in OPS:
+            monkeypatch.setitem(augment.OPS, name, self.recording(name))
+
+    def recording(self, name):
+        def op(image, value, fill, resample):
+            self.calls.append((name, value, fill, resample))
+            return image
+
+        return op
+
+    def run(self, transform, times, seed=0) -> list[list[tuple]]:
+        rng = np.random.default_rng(seed)
+        runs = []
+        for _ in range(times):
+            self.calls = []
+            transform(np.zeros((2, 2, 3), np.uint8), rng)
+            runs.append(self.calls)
+        return runs
+
+
+@pytest.fixture
+def recorder(monkeypatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+def flat(runs: list[list[tuple]]) -> list[tuple]:
+    return [call for run in runs for call in run]
+
+
+def close(count: float, times: int, share: float) -> bool:
+    """Within 4.5 standard deviations of a binomial."""
+    return abs(count - times * share) < 4.5 * math.sqrt(times * share * (1 - share))
+
+
+@pytest.mark.parametrize("ops", ["paper", "tf1"])
+def test_n_operations_drawn_uniformly_with_replacement(recorder, ops):
+    names = list(magnitudes(ops))
+    runs = recorder.run(rand_augment(2, 9, ops), 4000)
+    assert {len(run) for run in runs} == {2}
+    for layer in range(2):
+        drawn = [run[layer][0] for run in runs]
+        assert set(drawn) == set(names)
+        assert all(close(drawn.count(name), 4000, 1 / len(names)) for name in names)
+    assert close(sum(run[0][0] == run[1][0] for run in runs), 4000, 1 / len(names))
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_number_of_operations(recorder, n):
+    assert all(len(run) == n for run in recorder.run(rand_augment(n, 5), 20))
+
+
+def test_signs_are_fair_and_values_the_magnitudes(recorder):
+    levels = magnitudes("paper")
+    calls = flat(recorder.run(rand_augment(3, 7), 2000))
+    signed = [(name, value) for name, value, _, _ in calls if name in SIGNED]
+    assert close(sum(value > 0 for _, value in signed), len(signed), 0.5)
+    assert all(value in (levels[name](7), levels[name](7, -1)) for name, value, _, _ in calls)
+    assert {(fill, resample) for _, _, fill, resample in calls} == {(128, 0)}
+
+
+def test_timm_draws(recorder):
+    runs = recorder.run(rand_augment(2, 9, "timm", magnitude_std=0.5, fill=(124, 116, 104)), 4000)
+    calls = flat(runs)
+    assert close(len(calls), 8000, 0.5)
+    assert close(sum(len(run) == 2 for run in runs), 4000, 0.25)  # each for itself
+    assert {fill for _, _, fill, _ in calls} == {(124, 116, 104)}
+    assert close(sum(resample == 2 for *_, resample in calls), len(calls), 0.5)
+    assert {resample for *_, resample in calls} == {2, 3}
+    m = np.array([abs(value) / 3 for name, value, _, _ in calls if name == "rotate"])
+    assert abs(m.mean() - 9) < 0.15 and 0.4 < m.std() < 0.6 and m.max() <= 10
+
+
+def test_magnitude_std(recorder):
+    def drawn(**options):
+        transform = rand_augment(1, 9, "timm", names=["rotate"], probability=1.0, **options)
+        return np.array([abs(run[0][1]) / 3 for run in recorder.run(transform, 2000)])
+
+    assert set(drawn()) == {9.0}
+    wide = drawn(magnitude_std=3.0)
+    assert 0.3 < (wide == 10).mean() < 0.44  # the normal's mass above 10, a third of a deviation off, is 0.37
+    assert drawn(magnitude_std=3.0, magnitude_max=30).max() > 15
+    uniform = drawn(magnitude_std=math.inf)
+    assert uniform.max() < 9 and abs(uniform.mean() - 4.5) < 0.3 and uniform.min() < 0.1
+
+
+def test_names_restrict_and_add_the_identity(recorder):
+    transform = rand_augment(2, 10, "tf1", names=[*magnitudes("tf1"), "identity"])
+    drawn = {name for run in recorder.run(transform, 400) for name, *_ in run}
+    assert len(drawn) == 17  # TensorFlow 2's set
+    assert {name for run in recorder.run(rand_augment(2, 10, names=["rotate"]), 9) for name, *_ in run} == {"rotate"}
+
+
+def test_cutout_lies_anywhere(recorder):
+    calls = flat(recorder.run(rand_augment(1, 10, "tf1", names=["cutout"]), 1000))
+    half, down, right = np.array([value for _, value, _, _ in calls]).T
+    assert set(half) == {40}
+    for place in (down, right):
+        assert place.min() < 0.02 and place.max() > 0.98 and abs(place.mean() - 0.5) < 0.05
+    assert abs(np.corrcoef(down, right)[0, 1]) < 0.15
+
+
+# The transform
+
+
+@pytest.mark.parametrize("ops", augment.SETS)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_shape_and_dtype_are_kept_and_the_generator_decides(ops, channels):
+    image = PHOTOS["china"][:40, :56, :channels]
+    before = image.copy()
+    transform = rand_augment(2, 9, ops, names=[name for name in magnitudes(ops) if channels == 3 or name != "color"])
+    first = [transform(image, np.random.default_rng([5, number])) for number in range(40)]
+    again = [transform(image, np.random.default_rng([5, number])) for number in range(40)]
+    for one, two in zip(first, again):
+        assert one.shape == image.shape and one.dtype == np.uint8
+        np.testing.assert_array_equal(one, two)
+    assert len({one.tobytes() for one in first}) > 12
+    np.testing.assert_array_equal(image, before)
+    # One generator goes on, so that a chain of transforms never draws the same twice.
+    rng = np.random.default_rng(3)
+    assert len({transform(image, rng).tobytes() for _ in range(40)}) > 12
+
+
+def test_operations_follow_one_another():
+    """The whole chain for one image, from the numbers drawn."""
+    image, names = PHOTOS["flower"], ("solarize", "rotate", "sharpness")
+    transform = rand_augment(3, 7, names=names, fill=FILL)
+    for seed in range(5):
+        picture = Image.fromarray(image)
+        for which, _, sign, *_ in np.random.default_rng(seed).random((3, 6)):
+            name = names[int(which * 3)]
+            if name == "solarize":
+                picture = ImageOps.solarize(picture, 179)
+            elif name == "rotate":
+                picture = picture.rotate(21 if sign < 0.5 else -21, fillcolor=FILL)
+            else:
+                picture = Image.blend(picture.filter(ImageFilter.SMOOTH), picture, 1.36)
+        np.testing.assert_array_equal(transform(image, np.random.default_rng(seed)), np.asarray(picture))
+
+
+def test_a_flipped_view_and_a_writable_result():
+    image = PHOTOS["china"]
+    transform = rand_augment(1, 5, names=["invert"], ops="timm", probability=1.0)
+    result = transform(image[:, ::-1], np.random.default_rng(0))
+    np.testing.assert_array_equal(result, 255 - image[:, ::-1])
+    assert result.flags.writeable
+
+
+def test_without_an_operation_the_image_comes_back():
+    image = PHOTOS["china"]
+    assert rand_augment(2, 5, names=["identity"])(image, np.random.default_rng(0)) is image
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((2, 9, "papre"), {}, r"no set 'papre' \(did you mean 'paper'\?\): use one of paper, tf1, timm"),
+        ((0, 9), {}, "num_layers .* not 0"),
+        ((2.0, 9), {}, "num_layers .* not 2.0"),
+        ((True, 9), {}, "num_layers .* not True"),
+        ((2, -1), {}, r"magnitude .* 'paper' is 0 to 30, not -1"),
+        ((2, 31), {}, r"0 to 30, not 31"),
+        ((2, math.nan), {}, "not nan"),
+        ((2, "9"), {}, "not '9'"),
+        ((2, 15, "timm"), {}, r"0 to 10 \(timm clips there .* not 15"),
+        ((2, 9), {"names": ["rotat"]}, r"set 'paper' has no operation 'rotat' \(did you mean 'rotate'\?\): it has identity, "),
+        ((2, 9), {"names": ["cutout"]}, "set 'paper' has no operation 'cutout'"),
+        ((2, 9), {"names": []}, r"nothing to draw from in names=\(\)"),
+        ((2, 9), {"quirks": ["solarize_wraps"]}, "set 'paper' has no quirk 'solarize_wraps': it has none"),
+        ((2, 9, "tf1"), {"quirks": ["solarize_wrap"]}, r"did you mean 'solarize_wraps'\?"),
+        ((2, 9, "tf1"), {"increasing": True}, "'tf1' has no increasing= form"),
+        ((2, 9), {"probability": 0.0}, "probability .* not 0.0"),
+        ((2, 9), {"magnitude_std": -0.5}, "magnitude_std is 0 or more, not -0.5"),
+        ((2, 9), {"resample": "cubic"}, "resample is one of nearest, bilinear, bicubic, random, not 'cubic'"),
+        ((2, 9), {"fill": (0.485, 0.456, 0.406)}, "fill is a value of 0 to 255"),
+        ((2, 9), {"fill": 256}, "fill is a value of 0 to 255 .* not 256"),
+    ],
+)
+def test_mistakes(arguments, options, message):
+    with pytest.raises(UserError, match=message):
+        rand_augment(*arguments, **options)
+
+
+def test_magnitude_above_ten_for_timm_on_request(recorder):
+    runs = recorder.run(rand_augment(1, 15, "timm", names=["rotate"], probability=1, magnitude_max=30), 5)
+    assert {abs(run[0][1]) for run in runs} == {45.0}
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"uint8 image .* not float32 \[4, 4, 3\]"),
+        (np.zeros((4, 4), np.uint8), r"not uint8 \[4, 4\]"),
+        (np.zeros((4, 4, 4), np.uint8), r"not uint8 \[4, 4, 4\]"),
+        (np.zeros((4, 4, 1), np.uint8), "'color' needs an image of three channels: leave it out of names="),
+    ],
+)
+def test_wrong_images(image, message):
+    with pytest.raises(UserError, match=message):
+        rand_augment(1, 9)(image, np.random.default_rng(0))
+
+
+def test_fill_must_fit_the_channels():
+    with pytest.raises(UserError, match=r"fill = \(1, 2, 3\) has 3 values where the image has 1 channels"):
+        rand_augment(1, 9, names=["rotate"], fill=(1, 2, 3))(np.zeros((4, 4, 1), np.uint8), np.random.default_rng(0))

@@ -1,0 +1,275 @@
+"""Sources: embedded, arrays, folders, archives, TensorFlow Datasets, a stranger's own."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attention_jax import config as configs
+from attention_jax.cli import main as cli
+from attention_jax.data import ArraySource
+from attention_jax.data.embedded import digits_split
+from attention_jax.data.images.decoding import decode
+from attention_jax.data.images.sources import open_source
+from attention_jax.errors import UserError
+from attention_jax.tasks import classification, get_task
+from tests.helpers.photos import write_photos
+from tests.helpers.small import as_options, small_config
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_photos(tmp_path / "photos")
+
+
+def test_digits_split_is_stratified_disjoint_and_complete():
+    split = digits_split()
+    train, test = split["train"], split["test"]
+    assert len(test) == 599 and len(train) == 1198
+    assert sorted([*train, *test]) == list(range(1797))
+    counts = [np.bincount(open_source("digits", name, {}).labels, minlength=10) for name in ("train", "test")]
+    share = counts[1] / (counts[0] + counts[1])
+    assert np.abs(share - 599 / 1797).max() * 180 < 1.5, "each class by a third, to the nearest example"
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    source, split = open_source("digits", "test", {}), digits_split()["test"]
+    bunch = load_digits()
+    assert source.images.shape == (599, 8, 8, 1) and source.images.dtype == np.uint8
+    np.testing.assert_allclose(source.images[..., 0] / 255, bunch.images[split] / 16, atol=0.5 / 255)
+    assert (source.labels == bunch.target[split]).all() and source.label_names == tuple("0123456789")
+
+
+def test_array_source():
+    pixels = np.zeros((4, 2, 2, 3), np.uint8)
+    source = ArraySource(pixels, [0, 2, 1, 1], label_names="abc")
+    assert len(source) == 4 and source.num_classes == 3 and source.label_names == ("a", "b", "c")
+    assert source[1]["label"] == 2 and source[1]["image"].shape == (2, 2, 3)
+    assert ArraySource(pixels, [0, 0, 0, 0], num_classes=7).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "said"),
+    [
+        (np.zeros((4, 2, 2, 3), np.float32), [0] * 4, r"images are float32 \(4, 2, 2, 3\); give uint8"),
+        (np.zeros((4, 2, 2), np.uint8), [0] * 4, r"images are uint8 \(4, 2, 2\); give uint8 of shape \[N, H, W, C\]"),
+        (np.zeros((4, 2, 2, 1), np.uint8), [0] * 3, "4 images but 3 labels"),
+    ],
+)
+def test_array_source_of_something_else(pixels, labels, said):
+    with pytest.raises(UserError, match=said):
+        ArraySource(pixels, labels)
+
+
+def test_source_that_is_empty_or_gives_no_images(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np\n"
+        "from attention_jax.data import ArraySource\n\n\n"
+        "def empty(split):\n    return ArraySource(np.zeros((0, 2, 2, 1), np.uint8), [])\n\n\n"
+        "def grey(split):\n    return [{'image': np.zeros((2, 2), np.uint8), 'label': 0}]\n"
+    )
+    with pytest.raises(UserError, match="split 'train' is empty"):
+        open_source(f"{path}:empty", "train", {})
+    with pytest.raises(UserError, match=r"give uint8 \[H, W, C\]"):
+        open_source(f"{path}:grey", "train", {})
+    with pytest.raises(UserError, match="has no 'gray'"):
+        open_source(f"{path}:gray", "train", {})
+
+
+def test_folder_classes_are_numbered_by_name(folder):
+    source = open_source("folder", "train", {"path": str(folder)})
+    assert source.label_names == ("ant", "bee", "cat") and source.num_classes == 3 and len(source) == 12
+    names = [Path(source.name(i)).relative_to(folder / "train").as_posix() for i in range(12)]
+    assert names[:4] == ["ant/0.jpg", "ant/2.jpg", "ant/3.jpg", "ant/deep/1.JPEG"] and names == sorted(names)
+    assert [int(source[i]["label"]) for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
+    assert source[0]["image"] == (folder / "train/ant/0.jpg").read_bytes()
+    # A class that a split lacks keeps its number.
+    for file in sorted((folder / "val" / "bee").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    (folder / "val" / "bee").rmdir()
+    val = open_source("folder", "val", {"path": str(folder)})
+    assert val.label_names == ("ant", "bee", "cat") and [int(val[i]["label"]) for i in range(4)] == [0, 0, 2, 2]
+
+
+def test_one_folder_is_held_out_by_name(folder):
+    def files(split: str, share: float) -> set[str]:
+        source = open_source("folder", split, {"path": str(folder / "train"), "holdout": share})
+        assert source.label_names == ("ant", "bee", "cat")
+        return {source.name(i) for i in range(len(source))}
+
+    for number in range(100):
+        (folder / "train" / "bee" / f"n{number}.png").write_bytes(b"")
+    train, test = files("train", 0.25), files("test", 0.25)
+    assert not train & test and len(train | test) == 112 and 14 < len(test) < 42
+    (folder / "train" / "bee" / "another.png").write_bytes(b"")
+    assert train <= files("train", 0.25) and test <= files("test", 0.25)
+    assert test <= files("test", 0.5), "a larger share holds the smaller one"
+
+
+@pytest.mark.parametrize(
+    ("change", "split", "args", "said"),
+    [
+        (None, "vall", {}, r"has no folder of that name \(did you mean 'val'\?\); give one of train, val"),
+        (None, "train", {"path": "nowhere"}, "data.args.path=nowhere: there is no such folder"),
+        (None, "train", {"holdout": 1.0}, "data.args.holdout=1.0: give a share from 0"),
+        (None, "val", {"holdout": 0.5}, "with data.args.holdout the splits are 'train' and 'test'"),
+        ("train/dog", "train", {}, "train/dog has no image file"),
+        ("val/dog", "val", {}, "class 'dog' of .*val is not in .*train, which names them"),
+        ("test", "test", {}, "test has no folders: put the images of each class into a folder of its own"),
+    ],
+)
+def test_folders_that_are_not_right(folder, change, split, args, said):
+    if change:
+        (folder / change).mkdir()
+    with pytest.raises(UserError, match=said):
+        open_source("folder", split, {"path": str(folder), **args})
+
+
+def test_npz(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (5, 4, 4, 3), np.uint8), np.array([[0], [1], [2], [1], [0]])
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels[:2, :, :, 0], y_test=labels[:2, 0])
+    path = str(tmp_path / "a.npz")
+    train = open_source("npz", "train", {"path": path})
+    assert len(train) == 5 and train.num_classes == 3 and (train[3]["image"] == pixels[3]).all() and train[3]["label"] == 1
+    assert open_source("npz", "test", {"path": path}).images.shape == (2, 4, 4, 1)
+    np.savez(tmp_path / "b.npz", train_images=pixels, test_labels=labels, floats=pixels / 255, classes=labels / 2)
+    other = {"path": str(tmp_path / "b.npz"), "images": "{split}_images", "labels": "test_labels"}
+    assert len(open_source("npz", "train", other)) == 5
+    wrong = {
+        r"no array 'x_train' for split 'train'; it has train_images, test_labels, floats, classes": {"images": "x_{split}"},
+        r"ArraySource: images are float64": {"images": "floats"},
+        r"give integers of shape \[N\]": {"labels": "classes"},
+        r"nothing.npz: this cannot be read": {"path": "nothing.npz"},
+    }
+    for said, args in wrong.items():
+        with pytest.raises(UserError, match=said):
+            open_source("npz", "train", {**other, **args})
+    np.save(tmp_path / "c.npy", pixels)
+    with pytest.raises(UserError, match="a single array"):
+        open_source("npz", "train", {"path": str(tmp_path / "c.npy")})
+
+
+def test_more_classes_than_the_network_has():
+    config = small_config(model__num_classes=7)
+    with pytest.raises(UserError, match=r"model.num_classes=7 is fewer than the 10 classes of data.source=digits"):
+        get_task(config.task).loader(classification.resolve(config), "train", (0, 1), training=True)
+
+
+def test_number_of_examples_that_the_data_do_not_have():
+    config = classification.resolve(small_config(data__num_examples=1000))
+    with pytest.raises(UserError, match="data.num_examples=1000 but split 'train' of data.source=digits has 1198"):
+        classification.loader(config, "train", (0, 1), training=True)
+
+
+STRIPES = '''
+"""Stripes at ten angles: a data set that is computed."""
+
+import numpy as np
+
+from attention_jax.data import ArraySource
+
+
+def make(split, examples=400, noise=40):
+    rng = np.random.default_rng({"train": 0, "test": 1}[split])
+    labels = np.arange(examples) % 10
+    angle = labels[:, None, None] * np.pi / 10
+    y, x = np.mgrid[:8, :8]
+    images = 128 + 80 * np.sin(1.5 * (x * np.cos(angle) + y * np.sin(angle))) + rng.normal(0, noise, (examples, 8, 8))
+    return ArraySource(images.clip(0, 255).astype(np.uint8)[..., None], labels, label_names=[f"{18 * i}°" for i in range(10)])
+'''
+
+
+def test_a_strangers_data_set(tmp_path, capsys, monkeypatch):
+    assert len(STRIPES.strip().splitlines()) <= 30
+    (tmp_path / "stripes.py").write_text(STRIPES.lstrip())
+    monkeypatch.chdir(tmp_path)
+    data = ["--config.data.source=stripes.py:make", "--config.data.args.noise=5"]
+    assert cli.main(["train", *as_options(), *data, "--workdir=run"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])["eval_ema/accuracy"] > 0.15
+    assert cli.main(["evaluate", "--workdir=run"]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    # 400 examples in batches of 200: a count of whole examples.
+    assert scores["accuracy"] > 0.15 and abs(scores["accuracy"] * 400 - round(scores["accuracy"] * 400)) < 1e-6
+    # What its author wrote reaches `predict`.
+    import attention_jax as aj
+
+    run = aj.load_run("run")
+    assert run.labels[1] == "18°" and run.config.data.args.noise == 5
+
+
+@pytest.fixture
+def pretended_tfds():
+    """TFDS with random records in place of prepared files."""
+    testing = pytest.importorskip("tensorflow_datasets").testing
+    with testing.mock_data(num_examples=20):
+        yield
+
+
+@pytest.mark.parametrize(("name", "shape"), [("cifar10", (32, 32, 3)), ("mnist", (28, 28, 1))])
+def test_tfds_classification_sets(pretended_tfds, tmp_path, name, shape):
+    config = small_config(
+        data__source="tfds",
+        data__args={"name": name, "data_dir": str(tmp_path)},
+        data__mean=(0.5,) * shape[-1],
+        data__std=(0.25,) * shape[-1],
+        batch_size=8,
+        evaluation__batch_size=8,
+    )
+    config = classification.resolve(config)
+    assert config.data.image_shape == shape and config.model.num_classes == 10
+    loader = classification.loader(config, "train", (0, 1), training=True)
+    batch = loader.training_batch(0)
+    assert batch["image"].shape == (8, *shape) and batch["image"].dtype == np.float32
+    assert batch["label"].dtype == np.int32 and batch["label"].max() < 10
+    # The records are pretended, the names of the classes too; without any, a source has none.
+    assert len(open_source("tfds", "train", config.data.args.to_dict()).label_names) == 10
+
+
+def test_imagenet_by_way_of_tfds(pretended_tfds, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    # TFDS encodes what it pretends with TensorFlow; Pillow does it here, so that JPEGs come out as from the real files.
+    def to_jpeg(self, pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(np.kron(pixels, np.ones((6, 6, 1), np.uint8))).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    monkeypatch.setattr(tfds.features.Image, "encode_example", to_jpeg)
+    config = configs.load_config("configs/imagenet_resnet50.py")
+    fields = {"data.args.data_dir": str(tmp_path), "data.num_examples": None, "data.image_shape": (40, 32, 3)}
+    config = configs.override(config, {**fields, "data.eval_resize": 48, "batch_size": 4, "evaluation.batch_size": 8})
+    config = classification.resolve(config)
+    assert config.data.num_examples == 20 and config.model.num_classes == 1000
+    source = open_source("tfds", "validation", config.data.args.to_dict())
+    assert source[0]["image"][:2] == b"\xff\xd8" and source.channels == 3 and len(source.label_names) == 1000
+    batch = classification.loader(config, "train", (0, 1), training=True).training_batch(0)
+    assert batch["image"].shape == (4, 40, 32, 3) and batch["image"].std() > 0.1 and (batch["label"] < 1000).all()
+    batches = list(classification.loader(config, "validation", (0, 1), training=False).evaluation())
+    assert len(batches) == 3 and sum(batch["weight"].sum() for batch in batches) == 20
+
+
+def test_tfds_sets_that_are_not_for_classification(pretended_tfds, tmp_path):
+    with pytest.raises(UserError, match="'wider_face' is no classification set"):
+        open_source("tfds", "train", {"name": "wider_face", "data_dir": str(tmp_path)})
+    # Two labels, and the supervised one counts.
+    assert open_source("tfds", "train", {"name": "cifar100", "data_dir": str(tmp_path)}).num_classes == 100
+
+
+def test_prepared_cifar10():
+    folder = os.environ.get("ATTENTION_JAX_TEST_DATA")
+    if not folder:
+        pytest.skip("ATTENTION_JAX_TEST_DATA names no folder with CIFAR-10 as TFDS prepares it")
+    source = open_source("tfds", "test", {"name": "cifar10", "data_dir": folder})
+    assert len(source) == 10_000 and source.num_classes == 10 and source.label_names[0] == "airplane"
+    assert decode(source[0]["image"]).shape == (32, 32, 3) and isinstance(source[0]["image"], bytes)
+    labels = [int(source[i]["label"]) for i in range(0, 10_000, 100)]
+    assert min(labels) >= 0 and max(labels) <= 9 and len(set(labels)) == 10
+    assert len(open_source("tfds", "train[:45000]", {"name": "cifar10", "data_dir": folder})) == 45_000

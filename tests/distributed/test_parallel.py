@@ -1,0 +1,157 @@
+"""Many devices ≡ one, many processes ≡ one, and every config's step for other platforms."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attention_jax as aj
+from attention_jax import config as configs
+from attention_jax import tree
+from attention_jax.train import checkpoint
+from attention_jax.train import remote_checkpoints as far_checkpoints
+from attention_jax.train.program import build
+from tests.conftest import child_environment
+from tests.helpers import small_text
+from tests.helpers.small import ROOT, as_options
+
+pytestmark = pytest.mark.usefixtures("quickly")
+EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
+FOUR = {"JAX_NUM_CPU_DEVICES": "4"}
+
+
+def test_laws_on_eight_devices(run_python):
+    done = run_python("-m", "pytest", "-q", "tests/helpers/eight_devices.py", env=EIGHT, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_checkpoint_of_eight_devices_opens_on_one(run_cli, tmp_path):
+    assert jax.device_count() == 1
+    done = run_cli("train", *as_options(total_steps=12, parallel__fsdp=4), f"--workdir={tmp_path}", env=EIGHT)
+    assert done.returncode == 0, done.stderr
+    assert "data=2 x fsdp=4 x model=1" in done.stdout and "whole against its rule: " in done.stdout
+    run = aj.load_run(tmp_path)
+    logged = run.metrics[-1]["eval_ema/accuracy"]
+    assert run.weights == "ema" and run.step == 12
+    evaluated = run_cli("evaluate", f"--workdir={tmp_path}")
+    assert json.loads(evaluated.stdout.splitlines()[-1])["accuracy"] == pytest.approx(logged, abs=0.004)
+
+
+def local(*arguments, processes=2, devices=2) -> list[str]:
+    return [str(ROOT / "launch.sh"), "local", f"--processes={processes}", f"--devices={devices}", "--", *map(str, arguments)]
+
+
+ENVIRONMENT = {"ATTENTION_JAX_PYTHON": sys.executable}
+
+
+@pytest.fixture(scope="module")
+def four_devices_of_one_process(run_cli, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    done = run_cli("train", *as_options(), f"--workdir={workdir}", env=FOUR)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_two_processes_are_one(four_devices_of_one_process, tmp_path, monkeypatch):
+    """The state in parts that both processes have, the batch in parts of each, the workdir at an address."""
+    monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
+    command = local("train", *as_options(parallel__fsdp=4), f"--workdir=file://{tmp_path}/run")
+    done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 process(es) x 2" in done.stdout
+    same_numbers(four_devices_of_one_process, far_checkpoints.local_copy(f"file://{tmp_path}/run"))
+
+
+def test_two_processes_are_one_for_translation(run_cli, tmp_path):
+    """One network over the devices of both, which then load the same rows, and agree on the translations of the evaluation."""
+    changes = dict(total_steps=20, data__bucket_lengths=1, model__dropout=0.1, model__heads=4)
+    options = small_text.as_options(small_text.write_pairs(tmp_path), **changes)
+    done = run_cli("train", *options, f"--workdir={tmp_path}/one", env=FOUR)
+    assert done.returncode == 0, done.stderr
+    command = local("train", *options, "--config.parallel.model=4", f"--workdir={tmp_path}/two")
+    done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (checkpoint.read_newest(tmp_path / name) for name in ("one", "two"))
+    assert one[1]["assets"] == two[1]["assets"]
+    for path, array in tree.flatten(one[0]["params"]).items():
+        np.testing.assert_allclose(array, tree.flatten(two[0]["params"])[path], rtol=5e-3, atol=5e-4, err_msg=path)
+    for line, theirs in zip(
+        *(map(json.loads, (tmp_path / name / "metrics.jsonl").open()) for name in ("one", "two")), strict=True
+    ):
+        for name in {"train/loss", "eval_ema/loss"} & line.keys():
+            assert theirs[name] == pytest.approx(line[name], rel=1e-3)
+
+
+def test_sigterm_brings_two_processes_to_one_step_and_one_process_goes_on(four_devices_of_one_process, run_cli, tmp_path):
+    workdir = tmp_path / "run"
+    command = local("train", *as_options(total_steps=4000), f"--workdir={workdir}")
+    with subprocess.Popen(
+        command, env=child_environment(ENVIRONMENT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while len(checkpoint.steps(workdir)) < 1 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "stopped after step" in said
+    assert checkpoint.read_newest(workdir)[1]["step"] == checkpoint.steps(workdir)[-1]
+
+
+def same_numbers(one, other) -> None:
+    lines, others = ([json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (one, other))
+    assert [line.keys() for line in lines] == [line.keys() for line in others]
+    for line, theirs in zip(lines, others, strict=True):
+        for name, value in line.items():
+            # Evaluation counts right answers of 599, of which a rounding difference may turn one or two.
+            slack = {"abs": 0.004} if "accuracy" in name or name == "headline" else {"rel": 2e-3}
+            assert theirs[name] == pytest.approx(value, **slack), (line["step"], name)
+    arrays, theirs = (tree.flatten(checkpoint.read_newest(path)[0]["params"]) for path in (one, other))
+    for path, array in arrays.items():
+        np.testing.assert_allclose(array, theirs[path], rtol=5e-3, atol=5e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_configs_step_lowers_for_accelerators(path, platform):
+    config = configs.load_config(str(path))
+    if config.task == "translation":  # what the data would say
+        facts = {
+            "model.vocab_size": 1000,
+            "data.bucket_lengths": (16, 32),
+            "data.num_examples": 90_000,
+            "data.num_batches": 500,
+        }
+        config = configs.override(config, facts)
+    program = build(config)
+    batch = program.task.batch_shapes(program.config)[-1]
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    lowered = program.train_step.trace(program.abstract_state, batch, seed).lower(lowering_platforms=(platform,))
+    assert {"classification": "stablehlo.convolution", "translation": "stablehlo.dot_general"}[config.task] in lowered.as_text()
+
+
+def test_batches_are_divided_by_rows_and_in_one_order():
+    from attention_jax.tasks import classification
+    from tests.helpers.small import small_config
+
+    config = classification.resolve(small_config())
+    whole = classification.loader(config, "train", (0, 1), training=True)
+    halves = [classification.loader(config, "train", (i, 2), training=True) for i in range(2)]
+    for step, batch in zip(range(30, 50), whole.training(30, 50), strict=True):  # over the end of an epoch
+        parts = [half.training_batch(step) for half in halves]
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(rows, np.concatenate([part[name] for part in parts]))
+    several = classification.loader(config, "train", ((0, 3), 4), training=True).training_batch(30)
+    for name, rows in whole.training_batch(30).items():
+        quarters = np.split(rows, 4)
+        np.testing.assert_array_equal(several[name], np.concatenate([quarters[0], quarters[3]]))
+    whole, *halves = (classification.loader(config, "test", share, training=False) for share in ((0, 1), (0, 2), (1, 2)))
+    for batch, *parts in zip(whole.evaluation(), *(half.evaluation() for half in halves), strict=True):
+        np.testing.assert_array_equal(batch["weight"], np.concatenate([part["weight"] for part in parts]))

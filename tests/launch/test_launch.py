@@ -1,0 +1,389 @@
+"""launch.sh, with stand-ins for Python, pip and uv that only write down how they were called."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TOOLS = """
+bash basename cat chmod cksum dirname env find flock grep head mkdir mv paste readlink rm sed sleep sort tr
+"""
+
+# Stands for an interpreter: answers the version check, makes an environment that holds a copy of itself, and writes
+# everything else that it is asked for into $CALLS.
+PYTHON = """#!/usr/bin/env bash
+if [[ "$1" == -c || "$1" == --version ]]; then exit 0; fi
+echo "${0##*/} $*" >> "$CALLS"
+case "$1 $2" in
+  "-m venv") mkdir -p "$3/bin" && cat "$0" > "$3/bin/python" && chmod +x "$3/bin/python" ;;
+  "-m pip") sleep "${INSTALL_SECONDS:-0}"; exit "${INSTALL_EXIT:-0}" ;;
+esac
+"""
+UV = """#!/usr/bin/env bash
+echo "uv $*" >> "$CALLS"
+case "$1" in
+  venv)
+    made="${@: -1}/bin/python"
+    mkdir -p "${made%/*}" && cat "${0%/*}/python3.12" > "$made" && chmod +x "$made"
+    ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of what launch.sh needs, in a folder with a space in its name, on a machine of stand-ins."""
+
+    def __init__(self, root: Path, folder: Path):
+        self.path, self.bin, self.calls_file = folder / "a checkout", folder / "bin", folder / "calls"
+        (self.path / ".ci").mkdir(parents=True)
+        for name in ("launch.sh", "pyproject.toml", ".ci/constraints.txt"):
+            shutil.copy(root / name, self.path / name)
+        self.bin.mkdir()
+        for tool in TOOLS.split():
+            if found := shutil.which(tool):
+                (self.bin / tool).symlink_to(found)
+        self.program("python3.13", "#!/usr/bin/env bash\necho 'no such version is installed' >&2\nexit 127\n")
+        self.program("python3.12", PYTHON)
+        self.cwd = folder / "elsewhere"
+        self.cwd.mkdir()
+        self.env = {"PATH": str(self.bin), "HOME": str(folder), "CALLS": str(self.calls_file)}
+
+    def program(self, name: str, text: str) -> None:
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [str(self.path / "launch.sh"), *arguments],
+            cwd=self.cwd,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def launch(self, *arguments: str, **env: str) -> tuple[int, str]:
+        """(exit code, standard error)"""
+        process = self.start(*arguments, **env)
+        _, stderr = process.communicate(timeout=30)
+        return process.returncode, stderr
+
+    def calls(self) -> list[str]:
+        """What the stand-ins were asked for since the last time."""
+        if not self.calls_file.exists():
+            return []
+        lines = self.calls_file.read_text().splitlines()
+        self.calls_file.unlink()
+        return lines
+
+
+@pytest.fixture
+def checkout(root, tmp_path) -> Checkout:
+    return Checkout(root, tmp_path)
+
+
+INSTALL = "python -m pip install --quiet --disable-pip-version-check --no-input -c .ci/constraints.txt -e ."
+
+
+def test_lists_its_commands(root):
+    commands = "quickstart train evaluate translate table summary preflight prepare local tpu slurm notebook test setup"
+    for arguments in ([], ["help"], ["--help"]):
+        done = subprocess.run([root / "launch.sh", *arguments], capture_output=True, text=True, check=True)
+        for command in commands.split():
+            assert f"\n  {command}" in done.stdout
+
+
+def test_unknown_command(root):
+    done = subprocess.run([root / "launch.sh", "trian"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: launch.sh has no command 'trian': give one of quickstart, train,")
+    assert done.stderr.count("\n") == 1
+
+
+def test_first_start_installs_and_the_second_does_not(checkout):
+    code, stderr = checkout.launch("train", "--config=my configs/x.py", "--workdir=runs/x")
+    train = "python -m attention_jax train --config=my configs/x.py --workdir=runs/x"
+    assert (code, checkout.calls()) == (0, [f"python3.12 -m venv {checkout.path}/.venv", INSTALL, train]), stderr
+
+    code, stderr = checkout.launch("quickstart", "--workdir=runs/q")
+    table = f"python -m attention_jax table {checkout.path}/experiments/quickstart.py --workdir=runs/q"
+    assert (code, stderr, checkout.calls()) == (0, "", [table])
+
+    code, stderr = checkout.launch("quickstart", "translation", "--workdir=runs/q")
+    table = table.replace("quickstart.py", "quickstart_translation.py")
+    assert (code, stderr, checkout.calls()) == (0, "", [table])
+
+
+def test_with_uv(checkout):
+    checkout.program("uv", UV)
+    code, stderr = checkout.launch("setup", "gcs")
+    venv = f"{checkout.path}/.venv"
+    assert code == 0, stderr
+    assert checkout.calls() == [
+        f"uv venv --quiet --allow-existing --python {checkout.bin}/python3.12 {venv}",
+        f"uv pip install --quiet --python {venv}/bin/python -c .ci/constraints.txt -e .[gcs]",
+    ]
+    assert checkout.launch("setup") == (0, "")
+    assert checkout.calls() == []
+
+
+def test_extras_accumulate(checkout):
+    checkout.launch("setup")
+    checkout.calls()
+    checkout.launch("setup", ATTENTION_JAX_EXTRAS="gcs, cuda")
+    assert checkout.calls() == [f"{INSTALL}[cuda,gcs]"]
+    checkout.launch("test", "-k", "name")
+    assert checkout.calls() == [
+        f"{INSTALL}[cuda,dev,gcs]",
+        "python -m ruff check .",
+        "python -m ruff format --check .",
+        "python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder -m not peers -k name",
+    ]
+    checkout.launch("test", "--peers", "-k", "name")
+    assert checkout.calls()[0] == f"{INSTALL}[cuda,dev,gcs,peers]"
+    assert checkout.launch("setup", "gcs", "dev") == (0, "")
+    assert checkout.calls() == []
+
+
+def test_unknown_extra(checkout):
+    code, stderr = checkout.launch("setup", "cdua")
+    assert code == 2
+    assert stderr.startswith("error: there is no extra 'cdua': give some of tpu cuda gcs prepare peers notebook dev.")
+    assert checkout.calls() == []
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", ".ci/constraints.txt"])
+def test_installs_again_when_the_requirements_change(checkout, name):
+    checkout.launch("setup")
+    checkout.calls()
+    with (checkout.path / name).open("a") as file:
+        file.write("# changed\n")
+    checkout.launch("setup")
+    assert checkout.calls() == [INSTALL]
+
+
+def test_a_moved_checkout_is_made_anew(checkout):
+    checkout.launch("setup")
+    checkout.calls()
+    checkout.path = checkout.path.rename(checkout.path.with_name("another place"))
+    checkout.launch("setup")
+    assert checkout.calls() == [f"python3.12 -m venv {checkout.path}/.venv", INSTALL]
+
+
+def test_failed_installation_is_redone(checkout):
+    code, stderr = checkout.launch("summary", "resnet20", INSTALL_EXIT="1")
+    assert code == 2
+    assert "error: the installation into" in stderr
+    assert "python -m attention_jax summary resnet20" not in checkout.calls()
+    code, _ = checkout.launch("summary", "resnet20")
+    assert code == 0
+    assert checkout.calls()[-2:] == [INSTALL, "python -m attention_jax summary resnet20"]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain until {what}"
+        time.sleep(0.05)
+
+
+def calls_contain(checkout: Checkout, text: str) -> Callable[[], bool]:
+    return lambda: checkout.calls_file.exists() and text in checkout.calls_file.read_text()
+
+
+def test_killed_installation_is_redone(checkout):
+    process = checkout.start("setup", INSTALL_SECONDS="20")
+    wait_for(calls_contain(checkout, "-m pip"), "pip was called")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    checkout.calls()
+    left_over = checkout.path / ".venv" / "half a package"
+    left_over.write_text("")
+    code, stderr = checkout.launch("setup")
+    assert (code, checkout.calls()) == (0, [f"python3.12 -m venv {checkout.path}/.venv", INSTALL]), stderr
+    assert not left_over.exists()
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="this system has no flock")
+def test_two_launches_at_once_install_once(checkout):
+    first = checkout.start("setup", INSTALL_SECONDS="1")
+    wait_for(calls_contain(checkout, "-m pip"), "pip was called")
+    code, stderr = checkout.launch("summary", "resnet20")
+    first.communicate()
+    assert (code, first.returncode) == (0, 0)
+    assert "waiting for another launch.sh" in stderr
+    assert [call for call in checkout.calls() if "pip" in call] == [INSTALL]
+
+
+def test_an_environment_of_another_maker_is_left_alone(checkout):
+    theirs = checkout.path / ".venv" / "bin" / "python"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text(PYTHON)
+    theirs.chmod(0o755)
+    code, stderr = checkout.launch("summary", "resnet20")
+    assert code == 2
+    assert "was not made by launch.sh" in stderr
+    assert theirs.read_text() == PYTHON
+
+    code, _ = checkout.launch("summary", "resnet20", ATTENTION_JAX_PYTHON=str(theirs))
+    assert (code, checkout.calls()) == (0, ["python -m attention_jax summary resnet20"])
+
+
+def test_no_python(checkout):
+    (checkout.bin / "python3.12").unlink()
+    code, stderr = checkout.launch("summary", "resnet20")
+    assert code == 2
+    assert stderr.startswith("error: Python 3.11 or newer")
+    code, stderr = checkout.launch("summary", "resnet20", ATTENTION_JAX_PYTHON="/nowhere/python")
+    assert code == 2
+    assert stderr == "error: ATTENTION_JAX_PYTHON=/nowhere/python: this is no program that can be run.\n"
+
+
+def test_compiled_programs_are_kept(checkout):
+    printed = 'echo "$JAX_COMPILATION_CACHE_DIR"'
+    own = checkout.bin / "python-that-tells"
+    checkout.program(own.name, f"#!/usr/bin/env bash\n{printed}\n")
+    for given, expected in (
+        ({}, f"{checkout.env['HOME']}/.cache/attention_jax/xla\n"),
+        ({"XDG_CACHE_HOME": f"{checkout.cwd}/x"}, f"{checkout.cwd}/x/attention_jax/xla\n"),
+        ({"JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine\n"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "\n"),  # cannot be made: none, and no complaint
+    ):
+        process = checkout.start("summary", ATTENTION_JAX_PYTHON=str(own), **given)
+        assert process.communicate() == (expected, "")
+
+
+# --- local: a package of the same name stands in for the library's verbs ------------------------------------------------
+
+VERBS = """
+import os, pathlib, signal, sys, time
+index, count, folder = int(os.environ["AJ_PROCESS"]), int(os.environ["AJ_PROCESSES"]), pathlib.Path(os.environ["FOLDER"])
+def stop(*_):
+    (folder / f"{index}.stopped").touch()
+    sys.exit(int(os.environ.get("AT_TERM", "0")))
+signal.signal(signal.SIGTERM, stop)
+(folder / f"{index}.pid").write_text(str(os.getpid()))  # from here on it listens
+print("process", index, "of", os.environ["AJ_PROCESSES"], os.environ["JAX_PLATFORMS"], os.environ["XLA_FLAGS"], *sys.argv[1:])
+sys.stdout.flush()
+if sys.argv[1] in ("fail", "die") and index == 1:
+    while len(list(folder.glob("*.pid"))) < count:
+        time.sleep(0.01)
+    if sys.argv[1] == "fail":
+        sys.exit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] != "end":
+    time.sleep(60)
+"""
+
+
+class Local:
+    """`python -m attention_jax.launch.local`, whose children run VERBS in place of the library."""
+
+    def __init__(self, root: Path, folder: Path):
+        self.folder = folder
+        package = folder / "attention_jax"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "__main__.py").write_text(VERBS)
+        shutil.copy(root / "attention_jax" / "local.py", package)
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "attention_jax.launch.local", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(self.folder), "FOLDER": str(self.folder), "XLA_FLAGS": "--users", **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def pids(self, count: int) -> list[int]:
+        """Waits until the children run."""
+        files = [self.folder / f"{index}.pid" for index in range(count)]
+        wait_for(lambda: all(file.exists() and file.read_text() for file in files), "the processes had started")
+        return [int(file.read_text()) for file in files]
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+@pytest.fixture
+def local(root, tmp_path) -> Local:
+    return Local(root, tmp_path)
+
+
+def test_local_gives_each_process_its_place(local):
+    stdout, stderr = (process := local.start("--processes=2", "--devices=3", "--", "end", "--a=b c")).communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    told = "of 2 cpu --users --xla_force_host_platform_device_count=3 end --a=b c\n"
+    assert (stdout, stderr) == (f"process 0 {told}", f"[1] process 1 {told}")
+
+
+@pytest.mark.parametrize(
+    ("verb", "at_term", "code", "how"),
+    [
+        ("fail", "0", 3, "ended with exit code 3"),
+        ("die", "5", 137, "was ended by SIGKILL (by hand, or by the kernel because memory ran out)"),
+    ],
+)
+def test_local_names_the_process_that_failed_and_stops_the_rest(local, verb, at_term, code, how):
+    process = local.start("--processes=3", "--", verb, AT_TERM=at_term)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"local: process 1 of 3 on {socket.gethostname()} {how}; stopping the others.\n" in stderr
+    assert sorted(path.name for path in local.folder.glob("*.stopped")) == ["0.stopped", "2.stopped"]  # asked, not killed
+    assert not any(map(is_alive, local.pids(3)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at_term", [0, 4])
+def test_local_passes_a_request_to_stop_on(local, number, at_term):
+    process = local.start("--processes=2", "--", "run", AT_TERM=str(at_term))
+    pids = local.pids(2)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == at_term
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+def test_local_leaves_no_process_when_it_is_killed(local):
+    process = local.start("--processes=2", "--", "run")
+    pids = local.pids(2)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(is_alive, pids)), "the processes had ended", seconds=10)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes=2"], "what to run is missing"),
+        (["--processes=0", "--", "train"], "both must be at least 1"),
+        (["--process=x", "--", "train"], "--process"),
+        (["--hosts=2", "--", "train"], "unrecognized arguments: --hosts=2"),
+    ],
+)
+def test_local_mistakes(local, arguments, message):
+    _, stderr = (process := local.start(*arguments)).communicate(timeout=30)
+    assert process.returncode == 2
+    assert stderr.startswith("error: local: ")
+    assert message in stderr
+    assert stderr.count("\n") == 1

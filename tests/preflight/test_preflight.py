@@ -1,0 +1,455 @@
+"""Preflight: names of slices, what a compiled program's text says, counts of operations, reports and tables."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention_jax.cli import main as cli
+from attention_jax.config.plugins import load_file
+from attention_jax.errors import UserError
+from attention_jax.models.summary import multiply_adds, summary
+from attention_jax.preflight import chips, measure, report, table
+from attention_jax.preflight.hlo import Program
+from attention_jax.train.program import build
+from tests.helpers import small_text
+from tests.helpers.small import as_options, small_config
+
+
+# --- slices ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "topology", "counts"),
+    [
+        ("v5e-16", "v5e:4x4", (16, 16, 4)),
+        ("v5litepod-16", "v5e:4x4", (16, 16, 4)),
+        ("V5E:4x4", "v5e:4x4", (16, 16, 4)),
+        ("v5e-8", "v5e:2x4", (8, 8, 1)),
+        ("v4-8", "v4:2x2x1", (4, 4, 1)),
+        ("v4:2x2", "v4:2x2x1", (4, 4, 1)),
+        ("v4-32", "v4:2x2x4", (16, 16, 4)),
+        ("v5p-128", "v5p:4x4x4", (64, 64, 16)),
+        ("v6e-1", "v6e:1x1", (1, 1, 1)),
+        ("trillium-256", "v6e:16x16", (256, 256, 64)),
+        ("v3-8", "v3:2x2", (4, 8, 1)),
+    ],
+)
+def test_usual_names_of_slices(text, topology, counts):
+    found = chips.find_slice(text)
+    assert found.topology == topology
+    assert (found.chips, found.devices, found.hosts) == counts
+    assert chips.find_slice(found.name) == found == chips.find_slice(found.topology)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("v5e-12", "v5e-8, v5e-16"),
+        ("v5e:3x3", "v5e:2x4, v5e:4x4"),
+        ("v4-4", "two a chip"),
+        ("v9-8", "such as v5e-16"),
+        ("v5a-8", "did you mean"),
+        ("v4", "not a slice"),
+        ("", "not a slice"),
+    ],
+)
+def test_other_names_are_explained(text, says):
+    with pytest.raises(UserError, match=says) as caught:
+        chips.find_slice(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_neighbours_of_a_chip():
+    for text, links in {
+        "v5e-1": 0,
+        "v5e-4": 2,
+        "v5e-16": 2,
+        "v5e-128": 3,
+        "v5e-256": 4,
+        "v4-8": 2,
+        "v4-32": 3,
+        "v4-128": 6,
+    }.items():
+        found = chips.find_slice(text)
+        assert found.egress == links * found.chip.link, text
+
+
+# --- text of a compiled program ----------------------------------------------------------------------------------------
+TEXT = """HloModule jit_train_step, input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, must-alias) }, \
+entry_computation_layout={(f32[10,20]{1,0:T(8,128)})->f32[]}, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%all-reduce-scatter.1 (x: bf16[64,128]) -> bf16[8,128] {
+  %x = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %whole = bf16[64,128]{1,0:T(8,128)(2,1)} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %part = bf16[8,128]{1,0:T(8,128)(2,1)} dynamic-slice(%whole, %zero, %zero), dynamic_slice_sizes={8,128}
+}
+
+%look (table: f32[1024,128], at: s32[]) -> f32[1,128] {
+  %table = f32[1024,128]{1,0:T(8,128)} parameter(0)
+  %at = s32[]{:T(128)} parameter(1)
+  ROOT %row = f32[1,128]{1,0:T(1,128)} dynamic-slice(%table, %at, %at), dynamic_slice_sizes={1,128}
+}
+
+%body (carry: (s32[], f32[64,128])) -> (s32[], f32[64,128]) {
+  %carry = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %w = f32[64,128]{1,0:T(8,128)} get-tuple-element(%carry), index=1
+  %gathered = (f32[64,128]{1,0:T(8,128)}, f32[512,128]{1,0:T(8,128)}) all-gather-start(%w), \
+replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="jit(train_step)/jvp(Net)/while/body/layer_1/dense/dot_general"}
+  %done = f32[512,128]{1,0:T(8,128)} all-gather-done(%gathered)
+  ROOT %next = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) tuple(%i, %w)
+}
+
+%more (carry: (s32[], f32[64,128])) -> pred[] {
+  %carry = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) parameter(0)
+  ROOT %yes = pred[]{:T(512)} constant(true)
+}
+
+ENTRY %main (p0: f32[10,20], p1: f32[1024,128], p2: bf16[64,128]) -> f32[] {
+  %p0 = f32[10,20]{1,0:T(8,128)} parameter(0), metadata={op_name="state.params[\\'stem\\'][\\'kernel\\']"}
+  %p1 = f32[1024,128]{1,0:T(8,128)} parameter(1), metadata={op_name="state.ema[\\'params\\'][\\'stem\\'][\\'kernel\\']"}
+  %p2 = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(2), metadata={op_name="batch[\\'image\\']"}
+  %near = f32[10,20]{1,0:T(8,128)S(1)} negate(%p0), metadata={op_name="jit(train_step)/transpose(jvp(Net))/stem_conv/mul"}
+  %all-reduce.7 = f32[10,20]{1,0:T(8,128)S(1)} all-reduce(%near), channel_id=2, \
+replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}, to_apply=%add
+  %scattered = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%p2), kind=kCustom, calls=%all-reduce-scatter.1
+  %n = s32[]{:T(128)} constant(0)
+  %row = f32[1,128]{1,0:T(1,128)} fusion(%p1, %n), kind=kLoop, calls=%look
+  %start = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) tuple(%n, %row)
+  %loop = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) while(%start), condition=%more, body=%body, \
+backend_config={"known_trip_count":{"n":"6"}}
+  ROOT %zero = f32[]{:T(128)} constant(0)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def text() -> Program:
+    return Program(TEXT)
+
+
+def test_arrays_have_the_bytes_of_their_layout(text):
+    stem, kept, batch = text.parameters()
+    assert [stem.arrays[0].bytes, stem.arrays[0].padded] == [800, 16 * 128 * 4]
+    assert [batch.arrays[0].bytes, batch.arrays[0].padded] == [64 * 128 * 2] * 2
+    assert stem.scope == "state.params['stem']['kernel']" and kept.scope.startswith("state.ema")
+    assert text.aliased() == 2
+
+
+def test_many_arguments_are_one_tuple_in_the_order_of_the_leaves():
+    """As XLA hands over more than 2,000 to a TPU: nameless, and without what the step does not use."""
+    arrays = (
+        "f32[]{:T(128)}, f32[10,20]{1,0:T(8,128)}, f32[20]{0:T(128)}, f32[10,20]{1,0:T(8,128)}, bf16[16,128]{1,0:T(8,128)(2,1)}"
+    )
+    entry = f"HloModule jit_step\n\nENTRY %main (all: (f32[])) -> f32[] {{\n  %all.1 = ({arrays}) parameter(0)\n}}\n"
+    leaves = [("step", ()), ("params", (10, 20)), ("params", (20,)), ("batch_stats", (3,)), ("opt_state", (10, 20))]
+    leaves += [("batch", (16, 128))]
+    found = measure._laid_out(Program(entry), leaves)
+    assert found == {"params": 16 * 128 * 4 + 512, "opt_state": 16 * 128 * 4, "step": 512, "batch": 16 * 128 * 2}
+
+
+def test_exchanges_by_kind_group_and_purpose(text):
+    found = {one.kind: one for one in text.collectives()}
+    assert set(found) == {"all-reduce", "reduce-scatter", "all-gather"}
+    reduced, scattered, gathered = (found[kind] for kind in ("all-reduce", "reduce-scatter", "all-gather"))
+    assert (reduced.group, reduced.times, reduced.bytes) == (8, 1, 800)
+    assert reduced.sent == 2 * 800 * 7 / 8
+    assert reduced.arrays[0][0] == "stem_conv f32[10,20]"
+    assert (scattered.group, scattered.bytes) == (4, 64 * 128 * 2)
+    assert (gathered.group, gathered.times, gathered.bytes) == (8, 6, 6 * 512 * 128 * 4)  # a loop's body runs six times
+    assert gathered.arrays[0][0] == "layer_1/dense f32[512,128]"
+
+
+def test_traffic_is_that_of_the_main_memory(text):
+    row = 128 * 4
+    expected = {
+        "near": 16 * 128 * 4,  # read; written on the chip
+        "scattered": 64 * 128 * 2 + 8 * 128 * 2,
+        "row": row + 128 * 4 + row,  # of a table only what is looked at; the index; the result
+        "gathered": 6 * (64 + 512) * 128 * 4,
+    }
+    assert text.traffic() == sum(expected.values())
+
+
+# --- operations --------------------------------------------------------------------------------------------------------
+def steps_operations(config) -> tuple[float, dict[str, int], object]:
+    """Multiply-adds of a traced step without padding, those of one forward pass, the program."""
+    program = build(config)
+    batch = program.task.batch_shapes(program.config)[-1]
+    traced = program.train_step.trace(program.abstract_state, batch, jax.ShapeDtypeStruct((), "uint32"))
+    variables = program.abstract_state.variables()
+    rngs = {"dropout": jax.random.key(0)}
+    inputs = [batch["image"]] if "image" in batch else [batch["source"], batch["target"]]
+    forward = jax.make_jaxpr(lambda v, *x: program.model.apply(v, *x, train=True, mutable=["batch_stats"], rngs=rngs))
+    step = sum(multiply_adds(measure._live(traced.jaxpr.jaxpr), padding=False).values())
+    return step, multiply_adds(forward(variables, *inputs).jaxpr, padding=False), program
+
+
+def test_a_step_multiplies_three_times_as_much_as_a_forward_pass():
+    step, forward, program = steps_operations(small_config())
+    (first,) = (macs for path, macs in forward.items() if "stem_conv" in path and macs)
+    assert step == 3 * sum(forward.values()) - first  # nobody needs the gradient of the images
+    padded = summary(program.model, program.task.example_inputs(program.config)).macs * program.config.batch_size
+    assert sum(forward.values()) < padded
+
+
+def test_a_step_over_sentences_multiplies_three_times_as_much(tmp_path):
+    step, forward, _ = steps_operations(small_text.small_config(small_text.write_pairs(tmp_path)))
+    assert step == pytest.approx(3 * sum(forward.values()), rel=0.03)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_and_holes_are_not_counted_when_they_are_not_wanted(stride):
+    x, kernel = jnp.ones((2, 7, 6, 4)), jnp.ones((3, 3, 2, 6))
+
+    def conv(x, kernel):
+        how = dict(window_strides=(stride, stride), padding=((1, 2), (0, 1)), rhs_dilation=(2, 1), feature_group_count=2)
+        return jax.lax.conv_general_dilated(x, kernel, **how, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    y, back = jax.vjp(conv, x, kernel)
+    count = round(float(y.sum()))  # of ones, each product of two of them adds one
+    assert sum(multiply_adds(jax.make_jaxpr(conv)(x, kernel).jaxpr, padding=False).values()) == count
+    of_x, of_kernel = (jax.make_jaxpr(lambda y, i=i: back(y)[i])(y).jaxpr for i in (0, 1))
+    for jaxpr in (of_x, of_kernel):
+        assert sum(multiply_adds(measure._live(jaxpr), padding=False).values()) == count
+    assert sum(multiply_adds(jax.make_jaxpr(conv)(x, kernel).jaxpr).values()) > count
+
+
+# --- a compiled step, on this machine's devices ------------------------------------------------------------------------
+def test_laws_of_compiled_steps(run_python):
+    eight = {"JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # which leaves the collectives as they are
+    done = run_python("-m", "pytest", "-q", "tests/helpers/eight_devices_preflight.py", env=eight, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the compiler for TPUs is not installed (extra 'tpu')")
+def test_a_small_step_compiles_for_a_tpu(run_cli):
+    done = run_cli("preflight", *as_options(total_steps=8), "--topology=v5e-4", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["collectives"]) == {"all-reduce"}
+    assert found["donated"][0] == found["donated"][1]
+    assert found["fits"] and found["arguments"] < found["needed"] < found["capacity"]
+    assert 0 <= found["arguments"] / sum(found["laid_out"].values()) - 1 < 0.02
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the compiler for TPUs is not installed (extra 'tpu')")
+def test_the_compiler_knows_the_slices_and_says_when_one_is_too_small(run_python):
+    code = """
+import jax
+from attention_jax.preflight import chips, measure
+for name in ("v3-8", "v4-8", "v4-32", "v5e-1", "v5e-8", "v5e-16", "v5p-8", "v6e-8"):
+    assert len(measure.described(chips.find_slice(name))) == chips.find_slice(name).devices, name
+device = measure.described(chips.find_slice("v5e-1"))[0]
+x = jax.ShapeDtypeStruct((60_000, 90_000), "float32", sharding=jax.sharding.SingleDeviceSharding(device))
+try:
+    jax.jit(lambda x: x.sum()).lower(x).compile()
+except Exception as error:
+    print(measure._too_large(error))
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    needed, there = json.loads(done.stdout.replace("(", "[").replace(")", "]"))
+    assert needed > 60_000 * 90_000 * 4 > there
+
+
+# --- reports -----------------------------------------------------------------------------------------------------------
+def made_up(**changes) -> measure.Measured:
+    """Numbers of a step that nobody compiled."""
+    gib = 2**30
+    return dataclasses.replace(
+        measure.Measured(
+            versions={"jax": "0"},
+            devices=16,
+            mesh={"data": 16},
+            network="net",
+            precision="float32",
+            parameters=10**8,
+            shape="1024 x 224 x 224 x 3",
+            shapes=1,
+            examples=1024,
+            unit="images",
+            steps=1000,
+            steps_per_epoch=100,
+            accumulation=1,
+            state={"params": gib, "opt_state": gib, "batch": gib},
+            laid_out={},
+            arguments=3 * gib,
+            temporaries=8 * gib,
+            results=0,
+            code=0,
+            donated=(10, 10),
+            model_operations=197e12 * 16,
+            operations=197e12 * 16,
+            xla_operations=0,
+            traffic=819 * 10**8,
+            xla_bytes=0,
+            collectives={"all-reduce": (3, gib, 100e9 / 4)},
+            largest=[("all-reduce", "layer f32[2]", gib)],
+            seconds={"trace": 1.0},
+        ),
+        **changes,
+    )
+
+
+SLICE = chips.find_slice("v5e-16")
+
+
+def test_the_slowest_of_three_bounds_the_step():
+    line = report.roofline(made_up(), SLICE)
+    assert (line.compute, line.memory, line.interconnect) == pytest.approx((1.0, 0.1, 0.25))
+    assert (line.step, line.bound) == (line.compute, "compute")
+    said = report.Report(SLICE, made_up(), rate=64.0)
+    numbers = said.numbers()
+    assert numbers["mfu_bound"] == pytest.approx(1.0) and numbers["hours"] == pytest.approx(1000 / 3600)
+    assert numbers["chip_hours"] == pytest.approx(16 * numbers["hours"])
+    assert numbers["examples_per_second_per_host"] == pytest.approx(256)
+    assert "fits" in said.text() and "4.0 cores" in said.text() and json.dumps(numbers)
+    assert (
+        report.expected(made_up(), SLICE) == pytest.approx((0.9 * 1.35, 1.5 * 1.35))
+        and "1.22e+03 to 2.03e+03 ms" in said.text()
+    )
+    assert report.expected(made_up(traffic=819 * 10**10), SLICE) == pytest.approx((0.9 * 11.25, 1.5 * 11.25))
+    alone = made_up(traffic=1, collectives={})
+    assert report.expected(alone, SLICE) == pytest.approx((1.0, 1.5)), "no step is faster than at best"
+    memory = report.roofline(made_up(traffic=819 * 10**10), SLICE)
+    assert (memory.bound, memory.step) == ("memory", pytest.approx(10.0))
+
+
+def test_what_to_change_when_it_does_not_fit():
+    assert report.advice(made_up(), SLICE) == []
+    temporaries = "\n".join(report.advice(made_up(temporaries=40 * 2**30), SLICE))
+    for word in ("accumulation=4", "bfloat16", "remat", "batch of 1/4", "slice of 4 times"):
+        assert word in temporaries
+    state = made_up(state={"params": 20 * 2**30}, arguments=20 * 2**30)
+    assert any("fsdp=4" in line for line in report.advice(state, SLICE))
+    refused = made_up(too_large=(20.0 * 2**30, 15.75 * 2**30))
+    said = report.Report(SLICE, refused, None)
+    assert not report.fits(refused, SLICE) and "DOES NOT FIT: needs 20.00 GiB of 15.75 GiB" in said.text()
+    assert "roofline" not in said.numbers()
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm. Exceeded hbm capacity by 4.76G.",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (20.51G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_the_compilers_refusal_is_read(says):
+    error = RuntimeError(f"RESOURCE_EXHAUSTED: {says}")
+    assert measure._too_large(error) == pytest.approx((20.51 * 2**30, 15.75 * 2**30))
+    with pytest.raises(ValueError, match="something else"):
+        measure._too_large(ValueError("something else"))
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["preflight"], "give --config=FILE.py and --topology=SLICE"),
+        (["preflight", *as_options(), "--topology=v5e-12"], "there is no such slice"),
+        (["preflight", "rows.py", "--topology=v4-8"], "give them alone"),
+        (
+            ["preflight", "--config=configs/wmt14_transformer.py", "--topology=v5e-4", "--config.data.args.data_dir=nowhere"],
+            "without the data, state config.model.vocab_size, data.bucket_lengths, data.num_examples, data.num_batches",
+        ),
+    ],
+)
+def test_mistakes_are_said_in_one_sentence(arguments, says, capsys, monkeypatch, root):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.chdir(root)
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"attention_jax\[tpu\]"):
+        measure.described(SLICE)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+ROWS = """
+title, command, notes, calibration_notes = "Title", "./launch.sh preflight rows.py", "A note.", "Another."
+rows = [{"label": "A", "config": "a.py", "fields": {"batch_size": 8}, "slices": ("v5e-16", "v4-8")}]
+calibration = [{"label": "B", "config": "b.py", "slices": ("v3-8",), "published": 70.0, "source": "a paper"}]
+"""
+
+
+def test_a_table_resumes_row_by_row(tmp_path, monkeypatch, capsys):
+    (tmp_path / "rows.py").write_text(ROWS)
+    compiled = []
+
+    def stand_in(row, beside):
+        compiled.append(row.key)
+        return {"measured": json.loads(json.dumps(dataclasses.asdict(made_up()))), "images_a_second": 100.0}
+
+    monkeypatch.setattr(table, "_measured", stand_in)
+    monkeypatch.setattr(table, "_counted", lambda row, beside: 1e13)
+    call = lambda *patterns: table.run(str(tmp_path / "rows.py"), patterns, str(tmp_path / "out"))  # noqa: E731
+    assert call("A @ v5e*") == 1 and compiled == ["A @ v5e-16"]
+    written = (tmp_path / "out/rows.md").read_text()
+    assert written.count("not run") == 3 and "| A | v5e:4x4 (v5litepod-16) |" in written
+    assert call("*") == 0 and compiled == ["A @ v5e-16", "A @ v4-8", "B @ v3-8"]
+    written = (tmp_path / "out/rows.md").read_text()
+    assert "not run" not in written and "a paper" in written and written in capsys.readouterr().out
+    assert call("*") == 0 and len(compiled) == 3
+    (tmp_path / "rows2.py").write_text(ROWS.replace('"batch_size": 8', '"batch_size": 16'))
+    os.rename(tmp_path / "out/rows.json", tmp_path / "out/rows2.json")
+    table.run(str(tmp_path / "rows2.py"), ["*"], str(tmp_path / "out"))
+    assert compiled[3:] == ["A @ v5e-16", "A @ v4-8"]  # a row that says something else is compiled anew
+    with pytest.raises(UserError, match="no row matches"):
+        call("C*")
+
+
+def test_the_committed_table_is_that_of_its_numbers(root):
+    module = table.load_file(root / "experiments/preflight.py")
+    rows = [*table._rows(module, "rows"), *table._rows(module, "calibration")]
+    found = table._kept(root / "experiments/results/preflight.json", rows)
+    assert (root / "experiments/results/preflight.md").read_text() == table.markdown(module, rows, found)
+    # Small images have more additions to a product; the other needs 88 % of its memory, and part of it may be computed twice.
+    known = {"ResNet-RS-50 at 160 @ v3-8": 0.0302, "ResNet-RS-200 at 256 @ v3-8": 0.0685}
+    for key, kept in found.items():
+        if "measured" not in kept or kept["measured"]["too_large"]:
+            continue
+        measured = table._revived(kept["measured"])
+        # XLA counts the body of a loop once, and additions too.
+        more = measured.xla_operations * measured.devices / measured.operations - 1
+        assert more == pytest.approx(known[key], abs=1e-4) if key in known else abs(more) < 0.03, (key, more)
+        assert 0 <= measured.arguments / sum(measured.laid_out.values()) - 1 < 0.02, key
+        assert measured.donated[0] == measured.donated[1], key
+        if measured.mesh.get("fsdp", 1) * measured.mesh.get("model", 1) == 1:
+            assert set(measured.collectives) <= {"all-reduce"}, key
+    assert np.isfinite([kept.get("images_a_second") or 0 for kept in found.values()]).all()
+
+
+# --- the day a card is lent ---------------------------------------------------------------------------------------------
+def test_a_question_that_fails_keeps_none_of_the_others(root, monkeypatch):
+    asked = load_file(root / "experiments/benchmarks/on_device.py")
+
+    def broken(quick):
+        yield asked.Answer("before", "1", "")
+        raise RuntimeError("no such card\nand more")
+
+    monkeypatch.setattr(asked, "losses", broken)
+    monkeypatch.setattr(asked, "steps", lambda quick: iter([asked.Answer("a step", "2 ms", "")]))
+    answers = list(asked.ask(minutes=5, quick=True))
+    assert [answer.question.partition(" [")[0] for answer in answers] == ["before", "broken", "attention", "a step"]
+    assert answers[1].answer == "failed: RuntimeError: no such card"
+    assert float(answers[2].answer.split("at most ")[1].split()[0]) < 1e-5  # fused and plain attention agree
+    assert [answer.answer for answer in asked.ask(minutes=-1, quick=True)] == ["not run"] * 3
+    assert asked.slice_here() is None

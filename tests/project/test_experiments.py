@@ -1,0 +1,169 @@
+"""The table files: what they say of themselves, and that they run."""
+
+import contextlib
+import csv
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from attention_jax import config as configs
+from attention_jax.models import create_model
+from attention_jax.models.summary import summary
+from attention_jax.tables import results
+from attention_jax.tables.results import Order
+from attention_jax.tables.runner import run_table
+from attention_jax.tables.table import load_table
+from attention_jax.tasks import get_task
+
+ROOT = Path(__file__).resolve().parents[2]
+_OTHERS = ("preflight",)  # no file of the command `table`
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in _OTHERS)
+
+
+def table(name: str):
+    return load_table(ROOT / "experiments" / f"{name}.py")
+
+
+def network(config):
+    """The network of a config; one of text is told its vocabulary, so that its data need not be there."""
+    task = get_task(config.task)
+    if config.task == "translation":
+        known = {"model.vocab_size": 100, "data.bucket_lengths": (8,), "data.num_examples": 1, "data.num_batches": 1}
+        config = configs.override(config, known)
+    return task.model(task.resolve(config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_has_a_network_at_every_scale(name, monkeypatch, tmp_path):
+    loaded = table(name)
+    assert {"quick", "smoke"} <= loaded.scales.keys() and loaded.scale(None) == "quick"
+    for scale in loaded.scales:
+        for row in loaded.rows:
+            config = loaded.config(row, scale)
+            network(config).check()
+    for row in loaded.rows:
+        if row.network:
+            create_model(**row.network).check()
+    # At the smallest scale, down to the data and the shapes of every layer.
+    monkeypatch.setattr(results, "_count", lambda network, shape: None)
+    order = Order(loaded, "smoke", 1, tmp_path, tmp_path, frozenset(), "")
+    for plan in results.plan(order):
+        assert plan.broken is None, f"{plan.row.label}: {plan.broken}"
+        data = plan.config.data
+        batch = get_task(plan.config.task).loader(plan.config, data.train_split, (0, 1), training=True).training_batch(0)
+        if plan.config.task == "translation":
+            assert batch["source"].shape == batch["target"].shape == (len(batch["source"]), data.bucket_lengths[-1])
+        else:
+            assert batch["image"].shape == (plan.config.batch_size, *data.image_shape)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_trained_that_is_no_stand_in(name):
+    """At quick, at most 26 layers of an image network, but where depth is the question; 4 layers of 128 features for text."""
+    loaded = table(name)
+    for row in loaded.rows:
+        model = network(loaded.config(row, "quick"))
+        if not hasattr(model, "stage_sizes"):
+            assert model.layers <= 4 and model.features <= 128
+            continue
+        depth = 2 + sum(model.stage_sizes) * {"basic": 2, "bottleneck": 3}[model.block]
+        assert depth <= (56 if name in ("residual", "quickstart") else 26)
+
+
+# Counted from the released classes; 24,066,013 is the 24.07 M that the paper prints.
+BAM = {"no attention": 23_705_252, "BAM": 24_066_013, "released code": 24_063_319}
+
+
+@pytest.mark.parametrize("label", BAM)
+def test_bam_counts_the_papers_networks(label):
+    loaded = table("bam")
+    row = next(row for row in loaded.rows if row.label == label)
+    assert summary(create_model(**row.network), loaded.network_shape).params == BAM[label]
+
+
+def test_resnext_rows_are_the_papers_networks():
+    for row in table("resnext_cardinality").rows:
+        label, _, without = row.label.partition(" without ")
+        depth, setting = label.split()
+        name = {"1x64d": f"resnet{depth}", "1x100d": f"resnet{depth}_1x100d"}.get(setting, f"resnext{depth}_{setting}")
+        assert create_model(**row.network) == create_model(name, residual=not without)
+
+
+def test_transformer_variations_are_table_3():
+    """The stand-ins are the paper's networks made smaller, and at the scale "paper" they are those."""
+    loaded = table("transformer_variations")
+    assert len(loaded.rows) == 20
+    for row in loaded.rows:
+        papers, small = create_model(**row.network), network(loaded.config(row, "quick"))
+        for field in ("features", "hidden", "key_size", "value_size"):
+            assert (getattr(small, field) or 0) * 8 == (getattr(papers, field) or 0), row.label
+        assert small.layers * 2 == papers.layers and (small.heads, small.dropout) == (papers.heads, papers.dropout)
+        config = loaded.config(row, "paper")
+        assert network(config).clone(vocab_size=papers.vocab_size) == papers
+        assert config.total_steps == (300_000 if row.label == "big" else 100_000)
+        printed = row.published.get("params x 10⁶")
+        if printed:
+            counted = summary(papers, tuple(jax.ShapeDtypeStruct(s, jnp.int32) for s in loaded.network_shape)).params
+            assert counted / 1e6 == pytest.approx(printed, rel=0.08), row.label  # the paper has some 41,000 rows, not 37,000
+
+
+def test_resnet_rs_rows_are_prefixes():
+    loaded = table("resnet_rs")
+    *_, last = loaded.rows
+    assert [row.pieces for row in loaded.rows] == [last.pieces[:i] for i in range(11)]
+    names = [getattr(piece, "func", piece).__name__.strip("_") for piece in last.pieces]
+    from attention_jax import recipes
+
+    assert names == [getattr(piece, "func", piece).__name__ for piece in recipes.RESNET_RS]
+    # The last row's network is the released one, but for how its weights start.
+    released = create_model("resnetrs200", zero_gamma=False, kernel_init="he", drop_path_by="block")
+    assert create_model(**last.network) == released
+    config = loaded.config(last, "quick")
+    assert (config.model.gate, config.model.shortcut, config.data.randaugment_layers) == ("se", "D", 2)
+    assert config.total_epochs / loaded.config(loaded.rows[0], "quick").total_epochs == pytest.approx(350 / 90, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "columns", "picture"),
+    [
+        ("residual", "plain 20 without norm", ["training error %", "gradient, untrained", "gradient, trained"], "gradients"),
+        ("visual_attention", "stage 1", ["gamma", "entropy"], "queries"),
+        ("receptive_field", "self-attention", ["pixels seen %, untrained", "pixels seen %, trained"], "fields"),
+        ("transformer_variations", "A: 4 heads", ["perplexity", "head diversity, cross"], None),
+        ("seq2seq_length", "LSTM + attention", ["seconds"], "lengths"),
+        ("positional", "learned", ["token accuracy %, one date", "next tokens right %, four dates"], None),
+        ("scaling", "not divided at d_k = 8", ["perplexity", "entropy / log n, decoder"], None),
+    ],
+)
+def test_a_row_is_trained_measured_and_pictured(tmp_path, monkeypatch, name, row, columns, picture):
+    monkeypatch.setattr(results, "_count", lambda network, shape: None)  # of no interest here, and seconds a network
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = run_table(ROOT / f"experiments/{name}.py", scale="smoke", rows=[row], workdir=tmp_path)
+    assert code == 0, said.getvalue()
+    with (tmp_path / f"{name}-smoke.csv").open() as file:
+        record = next(record for record in csv.DictReader(file) if record["row"] == row)
+    assert record["status"] == "done"
+    values = {column: float(record[column]) for column in columns}
+    if picture:
+        assert (tmp_path / f"{name}-smoke_{picture}.png").read_bytes().startswith(b"\x89PNG")
+    if name == "receptive_field":  # gamma is 0 before training and not after it
+        assert values["pixels seen %, untrained"] < 25 and values["pixels seen %, trained"] == 100
+    if name == "visual_attention":
+        assert values["gamma"] != 0 and 0 < values["entropy"] <= 1
+    if name == "scaling":  # few steps leave attention nearly even
+        assert 0.5 < values["entropy / log n, decoder"] < 1
+
+
+@pytest.mark.parametrize(("name", "picture"), [("complexity", "crossover"), ("scaling", "softmax")])
+def test_what_is_not_trained_is_computed_and_pictured(tmp_path, name, picture):
+    labels = [row.label for row in load_table(ROOT / f"experiments/{name}.py").computed]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = run_table(ROOT / f"experiments/{name}.py", scale="smoke", rows=labels, workdir=tmp_path)
+    assert code == 0, said.getvalue()
+    with (tmp_path / f"{name}-smoke.csv").open() as file:
+        statuses = {record["row"]: record["status"] for record in csv.DictReader(file)}
+    assert {statuses[label] for label in labels} == {"computed"}
+    assert (tmp_path / f"{name}-smoke_{picture}.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,107 @@
+"""Imports point down, and what is heavy loads when it is used."""
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "attention_jax"
+
+# Part -> the other parts that it may import. A part that is not listed may not be there.
+GROUND = {"errors", "tree", "config", "recipes", "storage"}
+BUILDING = GROUND | {"kernels", "nn", "models", "data", "optim", "distributed", "search"}
+TRAINING = BUILDING | {"tasks", "train"}
+ALLOWED = {
+    "errors": set(),
+    "recipes": {"errors"},
+    "tree": {"errors"},
+    "config": {"errors", "tree", "recipes"},
+    "storage": {"errors"},
+    "launch": {"errors"},
+    "kernels": GROUND,
+    "nn": GROUND | {"kernels"},
+    "models": GROUND | {"kernels", "nn"},
+    "data": GROUND,
+    "optim": GROUND,
+    "distributed": GROUND,
+    "search": GROUND,
+    "tasks": BUILDING,
+    "train": BUILDING | {"tasks"},
+    "load": TRAINING,
+    "analysis": TRAINING | {"load"},
+    "interop": TRAINING | {"load"},
+    "preflight": TRAINING | {"load"},
+    "tables": TRAINING | {"load", "analysis"},
+    "cli": TRAINING | {"load", "analysis", "interop", "preflight", "tables"},
+    "__init__": {"errors", "models", "load", "analysis", "interop"},  # all of them lazily
+    "__main__": {"cli"},
+}
+THIRD_PARTY_OF_GROUND = {"recipes.py": {"ml_collections"}, "errors.py": set(), "config/plugins.py": set()}
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import in a file, at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_part_has_its_place():
+    assert {part(path) for path in FILES} <= ALLOWED.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    here = part(path)
+    for line, name in imports(path):
+        root, *below = name.split(".")
+        where = f"{path.relative_to(ROOT)}:{line}: {name}"
+        assert root not in ("configs", "experiments", "tests"), f"{where}: not part of the library"
+        assert not name.startswith("absl.flags"), f"{where}: flags belong to programs"
+        if root == "attention_jax" and below and below[0] not in (here, "__version__"):
+            assert below[0] in ALLOWED[here], f"{where}: {here} may import {sorted(ALLOWED[here])}"
+
+
+@pytest.mark.parametrize(("name", "allowed"), THIRD_PARTY_OF_GROUND.items())
+def test_ground_floor_is_light(name, allowed):
+    roots = {module.split(".")[0] for _, module in imports(PACKAGE / name)}
+    assert roots - set(sys.stdlib_module_names) - {"attention_jax"} <= allowed
+
+
+SLOW = ["grain", "matplotlib", "orbax", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch"]
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("attention_jax", [*SLOW, "jax", "flax", "optax", "numpy"]),
+        ("attention_jax.cli.main", [*SLOW, "jax", "flax", "optax"]),
+        ("attention_jax.launch.local", [*SLOW, "jax", "flax", "optax"]),
+        ("attention_jax.recipes", [*SLOW, "jax", "flax", "optax"]),
+        ("attention_jax.config", SLOW),
+        ("attention_jax.models", [*SLOW, "optax"]),
+    ],
+)
+def test_heavy_packages_load_when_they_are_used(run_python, module, unwanted):
+    done = run_python("-c", f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert not set(unwanted) & {name.split(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_public_names_are_found(run_python):
+    done = run_python("-c", "import attention_jax as aj; print([name for name in aj.__all__ if not hasattr(aj, name)])")
+    assert done.stdout == "[]\n", done.stderr

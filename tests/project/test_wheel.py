@@ -1,0 +1,70 @@
+"""The wheel works without the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from attention_jax import __version__
+
+
+@pytest.fixture(scope="module")
+def wheel(root, tmp_path_factory) -> Path:
+    """Built without a download, by the build backend that the extra dev installs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def elsewhere(wheel, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A folder, and an environment in which the package is the wheel's and the checkout is out of reach."""
+    site = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:  # what an installer does with a pure wheel
+        archive.extractall(site)
+    return tmp_path_factory.mktemp("elsewhere"), {"PYTHONPATH": str(site)}
+
+
+def test_holds_the_package_and_nothing_else(wheel, root):
+    assert wheel.name == f"attention_jax-{__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"attention_jax", f"attention_jax-{__version__}.dist-info"}
+    assert "attention_jax/data/digits_test_indices.txt" in names
+    assert {"attention_jax/data/cldr_en_ko.tsv.xz", "attention_jax/data/everyday_en_ko.tsv"} <= set(names)
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    assert any(name.endswith("/licenses/attention_jax/data/cldr_en_ko.LICENSE.txt") for name in names)
+    ours = {str(path.relative_to(root)) for path in (root / "attention_jax").rglob("*.py")}
+    assert ours <= set(names)
+
+
+def test_runs_elsewhere(elsewhere, run_cli):
+    folder, env = elsewhere
+    done = run_cli("summary", "resnet20", "--image-size=32", cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "269,722" in done.stdout, "parameters of the network"
+
+
+def test_brings_the_digits(elsewhere, run_python):
+    folder, env = elsewhere
+    program = """
+import attention_jax
+from attention_jax.data.images.sources import open_source
+print(attention_jax.__file__)
+print(*[len(open_source("digits", split, {})) for split in ("train", "test")])
+"""
+    done = run_python("-c", program, cwd=folder, env=env)
+    where, sizes = done.stdout.splitlines()
+    assert where.startswith(env["PYTHONPATH"] + os.sep), "this is not the wheel's package"
+    train, test = map(int, sizes.split())
+    assert train + test == 1797

@@ -1,0 +1,403 @@
+"""Tables as their users meet them: files, dry runs, real runs, resumption, crashes, and what is written."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attention_jax import config as configs
+from attention_jax.data.embedded import digits
+from attention_jax.errors import UserError
+from attention_jax.tables import publish, runner
+from attention_jax.tables.runner import run_table
+from attention_jax.train.loop import Result
+from tests.helpers.small_table import ROWS, call, table_text, write_table
+
+# A source that cannot be read while a file called "unplugged" lies beside it.
+SOURCE = """
+from pathlib import Path
+from attention_jax.data.images.sources import digits
+
+class Disk:
+    def __init__(self, split):
+        self._digits = digits(split)
+        self.num_classes, self.label_names = 10, self._digits.label_names
+    def __len__(self):
+        return len(self._digits)
+    def __getitem__(self, i):
+        if i and Path(__file__).with_name("unplugged").exists():
+            raise RuntimeError("the disk was unplugged\\nwhile reading")
+        return self._digits[i]
+
+def make(split):
+    return Disk(split)
+"""
+
+
+# A measure of two seeds that differ, an array for the picture, and a picture that cannot be made.
+OWN = """
+from pathlib import Path
+from attention_jax.analysis import plots
+from attention_jax.errors import UserError
+
+def measure(program, run):
+    if Path(__file__).with_name("unmeasurable").exists():
+        raise UserError("today nothing can be measured")
+    return {"seed + steps": run.config.seed + program.durations.total, "bias": run.variables["params"]["head"]["bias"]}
+
+def draw(measured):
+    figure = plots.new_figure(3, 3)
+    for label, seeds in measured.items():
+        for values in seeds:
+            figure.add_subplot().plot(values["bias"], label=label)
+    Path(__file__).with_name("drawn").write_text(" ".join(f"{label}:{len(seeds)}" for label, seeds in measured.items()))
+    return figure
+
+def fail(measured):
+    return measured["plain"][0]["no such array"]
+"""
+
+
+def records(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {record["row"]: record for record in csv.DictReader(file)}
+
+
+# --- a real table, once -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A table that is run in four calls: one row, all rows of which one crashes, the rest, and nothing that is left."""
+    folder = tmp_path_factory.mktemp("story")
+    (folder / "disk.py").write_text(SOURCE)
+    file = folder / "small.py"
+    file.write_text(
+        table_text(
+            '{"label": "plain", "pieces": ("no_shortcuts",), "published": {"top-1 %": 91.25}, "network": {"name": "resnet18"}},'
+            '{"label": "disk", "pieces": ("no_shortcuts",), "overrides": {"data.source": "DISK:make"}},'
+            '{"label": "+ BAM", "pieces": (functools.partial(recipes.bam, reduction=4), "ema"), "against": "plain"},'.replace(
+                "DISK", str(folder / "disk.py")
+            ),
+            attention_of="+ BAM",
+            notes="Only for a test.",
+            next_commands=[("look", "ls {workdir}/plain/0")],
+            measures={"errors": "attention_jax.tables.measures:errors", "own": f"{folder / 'own.py'}:measure"},
+            pictures={"own": f"{folder / 'own.py'}:draw", "bad": f"{folder / 'own.py'}:fail"},
+        )
+    )
+    (folder / "own.py").write_text(OWN)
+    told = types.SimpleNamespace(folder=folder, file=file, work=folder / "work", texts=[], codes=[], timing=[], pages=[])
+
+    def step(**options):
+        code, text = call(file, workdir=told.work, **options)
+        told.codes.append(code)
+        told.texts.append(text)
+        told.pages.append((told.work / "small.md").read_text())
+        told.timing.append({str(path): path.read_text() for path in sorted(told.work.glob("*/*/timing.jsonl"))})
+
+    step(rows=["pl*"])
+    (folder / "unplugged").touch()
+    step()
+    (folder / "unplugged").unlink()
+    told.failure = (told.work / "disk/0/failure.txt").read_text()
+    step()
+    step()
+    return told
+
+
+def test_rows_that_are_not_chosen_say_not_run(story):
+    assert story.codes[0] == 0
+    assert "1 of 3 rows x 2 seeds = 2 runs, 0 of them done; 8 steps to go" in story.texts[0]
+    lines = {line.split("|")[1].strip(): line for line in story.pages[0].splitlines() if line.startswith("|")}
+    assert "not run" in lines["disk"] and "not run" in lines["+ BAM"] and "not run" not in lines["plain"]
+    # Counts are facts of the network, run or not.
+    last = {line.split("|")[1].strip(): line for line in story.pages[-1].splitlines() if line.startswith("|")}
+    for label in ("disk", "+ BAM"):
+        assert lines[label].split("|")[2:6] == last[label].split("|")[2:6]
+        assert int(last[label].split("|")[4].replace(",", "")) > 1000
+
+
+def test_a_crash_is_recorded_and_the_others_go_on(story):
+    assert story.codes[1] == 1
+    assert "failed: RuntimeError: the disk was unplugged" in story.pages[1]
+    assert "2 runs failed" in story.texts[1] and "the same command tries them again" in story.texts[1]
+    reason, _, trace = story.failure.partition("\n")
+    assert reason == "RuntimeError: the disk was unplugged"
+    assert "Traceback" in trace and "__getitem__" in trace
+    assert any("BAM" in line and " ± " in line for line in story.pages[1].splitlines())
+
+
+def test_the_rerun_tries_again_what_failed_and_nothing_else(story):
+    assert story.codes[2] == 0
+    assert "failed" not in story.pages[2] and not (story.work / "disk/0/failure.txt").exists()
+    before, after = story.timing[1], story.timing[2]
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert {Path(path).parent.parent.name for path in changed} == {"disk"}
+
+
+def test_a_finished_table_trains_nothing(story):
+    assert story.codes[3] == 0
+    assert "6 of them done; 0 steps to go" in story.texts[3]
+    assert story.timing[3] == story.timing[2]
+    assert story.pages[3] == story.pages[2]
+
+
+def test_runs_are_ordinary_runs(story):
+    seeds = [json.loads((story.work / f"plain/{seed}/config.json").read_text())["seed"] for seed in (0, 1)]
+    assert seeds == [0, 1]
+    logs = [(story.work / f"plain/{seed}/metrics.jsonl").read_text() for seed in (0, 1)]
+    assert logs[0] != logs[1]
+    from attention_jax.load import load_run
+
+    run = load_run(story.work / "bam/1")
+    assert run.step == 4 and run.weights == "ema"
+
+
+def test_csv_holds_the_numbers_in_full(story):
+    rows = records(story.work / "small.csv")
+    assert list(rows) == ["plain", "disk", "+ BAM"]
+    for slug, record in zip(("plain", "disk", "bam"), rows.values(), strict=True):
+        correct = [np.load(story.work / slug / str(seed) / "evaluation.npz")["correct"] for seed in (0, 1)]
+        assert float(record["accuracy"]) == pytest.approx(np.mean(correct), abs=1e-12)
+        assert float(record["accuracy_std"]) == pytest.approx(np.std(np.mean(correct, 1), ddof=1), abs=1e-12)
+        assert (record["status"], record["seeds"], record["examples"]) == ("done", "2", "599")
+        calls = [json.loads(line) for path in (story.work / slug).glob("*/timing.jsonl") for line in path.open()]
+        seconds = [line["seconds"] for line in calls if line["event"] == "call"]
+        assert float(record["seconds"]) == pytest.approx(sum(seconds) / 2)
+    bam = rows["+ BAM"]
+    assert (bam["against"], bam["before"]) == ("plain", "disk")
+    difference = float(bam["accuracy"]) - float(rows["plain"]["accuracy"])
+    assert float(bam["against_difference"]) == pytest.approx(difference, abs=1e-12)
+    assert float(bam["against_low"]) <= difference <= float(bam["against_high"])
+    assert bam["before_difference"] == ""  # another source: its examples cannot be paired
+    assert rows["plain"]["published top-1 %"] == "91.25"
+
+
+def test_markdown_says_how_it_was_made(story):
+    page = story.pages[-1]
+    assert page.startswith("# A small table\n\nAfter nobody.\n")
+    assert "top-1 % (published)" in page and "91.25" in page
+    assert "Only for a test." in page
+    assert f"./launch.sh table {story.file}" in page and "scale tiny, seeds 0 to 1" in page
+    assert "599 test examples" in page and "jax 0." in page and "CPU threads" in page
+    assert "Δ to plain" in page
+    columns = {line.count("|") for line in page.splitlines() if line.startswith("|")}
+    assert len(columns) == 1
+
+
+def test_measures_become_columns(story):
+    from attention_jax.load import load_run
+    from attention_jax.tables import measures
+
+    rows = records(story.work / "small.csv")
+    for slug, record in zip(("plain", "disk", "bam"), rows.values(), strict=True):
+        assert (float(record["seed + steps"]), float(record["seed + steps std"])) == pytest.approx((4.5, 0.5**0.5))
+        assert float(record["test error %"]) == pytest.approx(100 - 100 * float(record["accuracy"]))
+        for seed in (0, 1):
+            run = load_run(story.work / slug / str(seed))
+            kept = measures.read(story.work / slug / str(seed), 4, "own")
+            np.testing.assert_array_equal(kept["bias"], run.variables["params"]["head"]["bias"])
+    assert measures.read(story.work / "plain/0", 3, "own") is None  # of another step
+    images, labels = digits("train")
+    run = load_run(story.work / "plain/0")
+    wrong = 100 * np.mean(run.predict(images).classes != labels)
+    assert float(measures.read(story.work / "plain/0", 4, "errors")["training error %"]) == pytest.approx(wrong)
+    assert "| 4.5 ± 0.71 |" in story.pages[-1] and "bias" not in story.pages[-1]
+
+
+def test_the_papers_network_is_counted_beside_the_trained_one(story):
+    page, rows = story.pages[0], records(story.work / "small.csv")
+    assert "| params, paper's | MACs, paper's | params | MACs |" in page
+    assert "| plain | 11,689,512 | 1,814,073,344 |" in page  # as torchvision counts ResNet-18
+    assert (rows["plain"]["paper_params"], rows["disk"]["paper_params"]) == ("11689512", "")
+
+
+def test_a_measure_is_taken_again_when_its_file_is_missing_or_it_failed(story):
+    files = sorted(story.work.glob("*/*/measure_*.npz"))
+    assert len(files) == 3 * 2 * 2
+    written = {path: path.stat().st_mtime_ns for path in files}
+    gone = story.work / "plain/1/measure_own.npz"
+    gone.unlink()
+    assert f"seed 1: would be measured: {gone.parent}" in call(story.file, workdir=story.work, dry_run=True)[1]
+    (story.folder / "unmeasurable").touch()
+    code, text = call(story.file, workdir=story.work)
+    assert code == 1 and "plain, seed 1: today nothing can be measured" in text
+    assert records(story.work / "small.csv")["plain"]["seed + steps"] == "4.0"  # of the seed that is left
+    (story.folder / "unmeasurable").unlink()
+    assert call(story.file, workdir=story.work)[0] == 0
+    assert {path for path in files if path.stat().st_mtime_ns != written[path]} == {gone}
+    assert (story.work / "small.md").read_text() == story.pages[-1]
+    timing = {str(path): path.read_text() for path in sorted(story.work.glob("*/*/timing.jsonl"))}
+    assert timing == story.timing[-1]  # nothing was trained for it
+
+
+def test_files_and_next_commands(story):
+    names = {path.name for path in story.work.iterdir() if path.is_file()}
+    pictures = {"small.png", "small_curves.png", "small_attention.png", "small_own.png"}
+    assert names == {"small.md", "small.csv", *pictures}
+    assert (story.folder / "drawn").read_text() == "plain:2 disk:2 + BAM:2"
+    assert "no small_bad.png: KeyError" in story.texts[-1]
+    for name in pictures:
+        assert (story.work / name).read_bytes().startswith(b"\x89PNG")
+        assert str(story.work / name) in story.texts[-1]
+    assert f"# look\n  ls {story.work}/plain/0" in story.texts[-1]
+    assert "next:" not in story.texts[1]  # not while something is missing
+
+
+# --- what decides who runs, without training ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Runs that "train" by writing what a finished run leaves; `fake.fail` and `fake.stop` are sets of (row, seed)."""
+    state = types.SimpleNamespace(trained=[], fail=set(), stop=set(), kill=set())
+
+    def build(config):
+        return types.SimpleNamespace(config=config)
+
+    def train(config, path, program, progress):
+        key = (path.parent.name, config.seed)
+        state.trained.append(key)
+        path.mkdir(parents=True, exist_ok=True)
+        configs.save_json(path / "config.json", config)
+        progress(2)
+        if key in state.fail:
+            raise ValueError("no luck")
+        if key in state.kill:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stopped = key in state.stop
+        step = 2 if stopped else config.total_steps
+        (path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+        correct = np.random.default_rng(config.seed).random(599) < 0.9
+        np.savez(path / "evaluation.npz", step=step, correct=correct)
+        lines = [{"step": 1, "epoch": 0.1, "train/loss": 1.0}, {"step": step, "headline": 0.9}]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        progress(step)
+        return Result(step, stopped, path)
+
+    monkeypatch.setattr(runner, "build", build)
+    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(publish, "_png", lambda figure: b"")  # most of the time that these tests would take
+    return state
+
+
+def test_seeds_of_a_row_come_one_after_another_and_are_not_repeated(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    assert fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    code, text = call(file, workdir=tmp_path / "w", seeds=3, rows=["a"])
+    assert code == 0 and fake.trained[4:] == [("a", 2)]
+    page = (tmp_path / "w" / f"{file.stem}.md").read_text()
+    assert "(2 of 3 seeds)" in page and "--rows=a --seeds=3" in page and "seeds 0 to 2" in page
+
+
+def test_one_failing_seed_leaves_the_others(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    fake.fail = {("a", 0)}
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == 1 and fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert "a, seed 0: ValueError: no luck" in text and "(1 of 2 seeds)" in text
+    assert "Rows of a single seed" in text
+    assert records(tmp_path / "w" / f"{file.stem}.csv")["a"]["status"] == "partial"
+
+
+def test_a_row_whose_network_cannot_be_built_fails_alone(fake, tmp_path):
+    file = write_table(tmp_path, '{"label": "a", "overrides": {"model.name": "resnet2O"}}, {"label": "b"}')
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == 1 and fake.trained == [("b", 0), ("b", 1)]
+    assert "a, seed 0: unknown model 'resnet2O'" in text
+    _, text = call(file, workdir=tmp_path / "w", dry_run=True)
+    assert "would fail (unknown model 'resnet2O'" in text
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])  # during a run, which the loop reports, and behind its back
+def test_a_signal_ends_the_table_with_0_or_the_code_that_a_launcher_wants(fake, tmp_path, how, monkeypatch):
+    file = write_table(tmp_path, ROWS)
+    setattr(fake, how, {("a", 1)})
+    if how == "stop":
+        monkeypatch.setenv("AJ_STOPPED_CODE", "75")
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == (75 if how == "stop" else 0) and fake.trained == [("a", 0), ("a", 1)]
+    assert "the same command goes on" in text and "not run" in text
+    setattr(fake, how, set())
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    assert fake.trained[2:] == ([("a", 1)] if how == "stop" else []) + [("b", 0), ("b", 1)]
+
+
+def test_a_run_is_done_when_its_checkpoint_and_its_evaluation_are_there(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    call(file, workdir=tmp_path / "w")
+    evaluation = tmp_path / "w/b/1/evaluation.npz"
+    evaluation.write_bytes(evaluation.read_bytes()[:100])
+    shutil.rmtree(tmp_path / "w/a/1/checkpoints")
+    earlier = dict(np.load(tmp_path / "w/a/0/evaluation.npz"))
+    np.savez(tmp_path / "w/a/0/evaluation.npz", **{**earlier, "step": 2})
+    fake.trained.clear()
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    assert fake.trained == [("a", 0), ("a", 1), ("b", 1)]
+
+
+def test_another_config_is_refused_with_the_difference(fake, tmp_path):
+    call(write_table(tmp_path, ROWS), workdir=tmp_path / "w")
+    changed = write_table(tmp_path, '{"label": "a"}, {"label": "b", "overrides": {"loss.label_smoothing": 0.2}}')
+    with pytest.raises(UserError, match=r"row 'b', seed 0: .*loss.label_smoothing: saved 0.0, given 0.2"):
+        run_table(changed, workdir=tmp_path / "w")
+    assert call(changed, workdir=tmp_path / "w", rows=["a"])[0] == 0  # the row itself is not asked for, and not shown
+    assert records(tmp_path / "w" / f"{changed.stem}.csv")["b"]["status"] == "not run"
+    assert "belongs to another config" in call(changed, workdir=tmp_path / "w", dry_run=True)[1]
+
+
+def test_dry_run_shows_all_and_runs_nothing(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    call(file, workdir=tmp_path / "w", rows=["a"], seeds=1)
+    fake.trained.clear()
+    before = sorted(tmp_path.rglob("*"))
+    code, text = call(file, workdir=tmp_path / "w", rows=["a"], dry_run=True)
+    assert (code, fake.trained, sorted(tmp_path.rglob("*"))) == (0, [], before)
+    assert f"seed 0: done: {tmp_path / 'w/a/0'}" in text
+    assert f"seed 1: would run: {tmp_path / 'w/a/1'}" in text
+    assert f"seed 1: not selected: {tmp_path / 'w/b/1'}" in text
+    assert "b: 4 steps of 32 examples" in text and "ema.decay=0.9999" in text
+
+
+def test_computed_rows_stand_above_trained_ones(fake, tmp_path):
+    rows = [{"label": "numpy", "function": "numpy:array_api"}]  # replaced below by a function of the file's own
+    file = write_table(tmp_path, ROWS, computed=rows, pictures={"both": "numpy:hypot"})
+    own = "_computed = lambda: {'size': 3}\n_seen = []\n_draw = lambda measured: _seen.append(list(measured))\n"
+    text = file.read_text().replace("'numpy:array_api'", "_computed").replace("'numpy:hypot'", "_draw")
+    file.write_text(own + text)
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == 0 and fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert "1 of 1 rows to compute; 2 of 2 rows x 2 seeds = 4 runs" in text and "numpy: computed in" in text
+    page = (tmp_path / "w" / f"{file.stem}.md").read_text()
+    assert 0 < page.index("| numpy | 3 |") < page.index("| a |") < page.index("Accuracy: mean")
+    found = records(tmp_path / "w" / f"{file.stem}.csv")
+    assert [(row, record["status"]) for row, record in found.items()] == [("numpy", "computed"), ("a", "done"), ("b", "done")]
+    assert found["numpy"]["size"] == "3" and found["a"]["size"] == "" and float(found["a"]["accuracy"]) > 0.8
+    dry = call(file, workdir=tmp_path / "w", rows=["a"], dry_run=True)[1]
+    assert "numpy: not selected" in dry and "seed 0: done" in dry
+
+
+def test_default_workdirs(fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write_table(tmp_path, ROWS)
+    assert call(file.name, output=tmp_path / "results", rows=["a"])[0] == 0
+    assert (tmp_path / "runs" / file.stem / "a/0").is_dir()
+    assert (tmp_path / "results" / f"{file.stem}.csv").exists() and not (
+        tmp_path / "runs" / file.stem / f"{file.stem}.csv"
+    ).exists()
+    assert f"`./launch.sh table {file.name} --rows=a`" in (tmp_path / "results" / f"{file.stem}.md").read_text()
+    assert f"runs/{file.stem}-other/a/0" in call(file.name, scale="other", dry_run=True)[1]
+
+
+def test_a_workdir_that_is_a_file(fake, tmp_path):
+    (tmp_path / "w").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        run_table(write_table(tmp_path, ROWS), workdir=tmp_path / "w")

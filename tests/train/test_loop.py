@@ -1,0 +1,158 @@
+"""What one training run leaves behind."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import attention_jax as aj
+from attention_jax.data.loader import Loader
+from attention_jax.errors import UserError
+from attention_jax.train import checkpoint, workdir
+from attention_jax.train.loop import train, with_seed
+from attention_jax.train.program import build
+from attention_jax.train.workdir import EVALUATION
+from tests.helpers.small import small_config
+
+CONFIG = small_config(logging__tensorboard=True, profile__first_step=3, profile__num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def program():
+    return build(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def finished(program, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    steps = []
+    result = train(CONFIG, folder, program, steps.append)
+    assert (result.step, result.stopped) == (36, False)
+    assert steps == list(range(1, 37))
+    return folder
+
+
+def lines(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).open()]
+
+
+def test_log_has_each_interval_and_each_evaluation_once(finished):
+    log = lines(finished)
+    assert [line["step"] for line in log if "train/loss" in line] == list(range(4, 37, 4))
+    assert [line["step"] for line in log if "headline" in line] == [12, 24, 36]
+    assert [line["step"] for line in log] == sorted(line["step"] for line in log)
+    for line in log:
+        if "headline" in line:  # both weights are evaluated; the average is what counts
+            assert {"eval/accuracy", "eval/loss", "eval_ema/accuracy", "eval_ema/loss"} < line.keys()
+            assert line["headline"] == line["eval_ema/accuracy"]
+        else:
+            assert {"train/loss", "train/accuracy", "train/grad_norm", "train/learning_rate", "epoch"} < line.keys()
+    assert log[0]["epoch"] == pytest.approx(4 / 37)
+
+
+def test_wall_clock_is_kept_apart(finished):
+    assert not any("second" in name for line in lines(finished) for name in line)
+    assert {"first step dispatched", "training", "evaluation", "save"} <= {
+        line["event"] for line in lines(finished, "timing.jsonl")
+    }
+    first = next(line for line in lines(finished, "timing.jsonl") if line["event"] == "first step dispatched")
+    assert 0 < first["seconds"] < first["since_call"]
+
+
+def test_logged_training_metrics_are_means_of_the_steps(program, tmp_path):
+    every = train_with(tmp_path / "every", program, logging__every_steps=1)
+    fourth = train_with(tmp_path / "fourth", program, logging__every_steps=4)
+    loss = [line["train/loss"] for line in every if "train/loss" in line]
+    means = [line["train/loss"] for line in fourth if "train/loss" in line]
+    np.testing.assert_allclose(means, np.reshape(loss, (-1, 4)).mean(1), rtol=1e-6)
+
+
+def train_with(folder, program, **fields):
+    config = small_config(**fields)
+    train(config, folder, build(config, program.mesh))
+    return lines(folder)
+
+
+def test_outputs_of_the_last_evaluation_are_those_of_its_accuracy(finished):
+    with np.load(finished / EVALUATION) as outputs:
+        assert outputs["step"] == 36
+        assert outputs["correct"].shape == (599,)
+        assert outputs["correct"].mean() == lines(finished)[-1]["headline"]
+
+
+def test_checkpoints_kept_are_the_last_two_and_the_best(finished):
+    scores = {line["step"]: line["headline"] for line in lines(finished) if "headline" in line}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert checkpoint.steps(finished) == sorted({30, 36, best})
+
+
+def test_tensorboard_is_the_log(finished):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (finished / "tensorboard").iterdir()
+    data, seen = path.read_bytes(), []
+    while data:  # records: length, its checksum, event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        seen += [(event.step, value.tag, np.float32(value.simple_value)) for value in event.summary.value]
+        data = data[16 + size :]
+    logged = [
+        (line["step"], name, np.float32(value)) for line in lines(finished) for name, value in line.items() if name != "step"
+    ]
+    assert sorted(seen) == sorted(logged)
+
+
+def test_profile_of_the_window_is_there(finished):
+    assert list((finished / "profile").rglob("*.xplane.pb"))
+
+
+def test_seed_changes_the_run_and_only_the_seed_does(program, finished, tmp_path):
+    for name, seed in (("same", 0), ("other", 1)):
+        train(with_seed(CONFIG, seed), tmp_path / name, program)
+    assert lines(tmp_path / "same") == lines(finished)
+    assert lines(tmp_path / "other")[0]["train/loss"] != lines(finished)[0]["train/loss"]
+
+
+def test_stop_in_an_evaluation_saves_and_the_evaluation_follows(program, finished, tmp_path, monkeypatch):
+    evaluation = Loader.evaluation
+
+    def stopped_at_the_second_batch(self):
+        for number, batch in enumerate(evaluation(self)):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "evaluation", stopped_at_the_second_batch)
+        for _ in range(2):  # also where the run begins with the evaluation that it owes
+            result = train(CONFIG, tmp_path, program)
+            assert result.stopped and result.step == 12
+    assert checkpoint.steps(tmp_path)[-1] == 12 and not any("headline" in line for line in lines(tmp_path))
+    assert not train(CONFIG, tmp_path, program).stopped
+    assert lines(tmp_path) == lines(finished)
+
+
+def test_damaged_newest_checkpoint_costs_steps_and_nothing_else(program, finished, tmp_path, caplog):
+    train(CONFIG, tmp_path, program)
+    for path in (tmp_path / "checkpoints" / "36" / "state" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    with caplog.at_level("WARNING", "attention_jax"):
+        train(CONFIG, tmp_path, program)
+    assert "checkpoint 36 is damaged" in caplog.text
+    assert lines(tmp_path) == lines(finished)
+    ours, theirs = (checkpoint.read_newest(folder)[1]["checksums"] for folder in (tmp_path, finished))
+    assert ours == theirs
+
+
+def test_workdir_has_one_writer(program, tmp_path):
+    with workdir.claimed(tmp_path, program.config), pytest.raises(UserError, match="in use by another process"):
+        train(CONFIG, tmp_path, program)
+
+
+def test_ema_and_raw_weights_are_both_loaded(finished):
+    ema, raw = aj.load_run(finished), aj.load_run(finished, weights="params")
+    assert (ema.weights, raw.weights) == ("ema", "params")
+    leaves = [run.variables["batch_stats"]["stem_norm"]["mean"] for run in (ema, raw)]
+    assert not np.array_equal(*leaves)
