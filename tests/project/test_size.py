@@ -1,0 +1,38 @@
+"""Files, functions and the library stay small."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = sorted(
+    [
+        *(path for path in (ROOT / "attention_jax").rglob("*") if path.suffix in (".py", ".cc")),
+        *(ROOT / "experiments" / "studies").glob("*.py"),
+    ]
+)
+LINES_OF_LIBRARY = 19_000
+LINES_OF_FILE = 400
+LINES_OF_FUNCTION = 80
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_library_is_small():
+    assert sum(map(lines, LIBRARY)) < LINES_OF_LIBRARY
+
+
+def test_no_file_is_long():
+    long = {str(path.relative_to(ROOT)): lines(path) for path in LIBRARY if lines(path) > LINES_OF_FILE}
+    assert not long, f"more than {LINES_OF_FILE} lines: {long}"
+
+
+def test_no_function_is_long():
+    long = {}
+    for path in LIBRARY:
+        if path.suffix == ".py":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > LINES_OF_FUNCTION:
+                    long[f"{path.relative_to(ROOT)}:{node.name}"] = node.end_lineno - node.lineno + 1
+    assert not long, f"more than {LINES_OF_FUNCTION} lines: {long}"
