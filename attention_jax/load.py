@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
 from attention_jax import storage as far
+from attention_jax.config.config import config_from_json
 from attention_jax.errors import UserError
 from attention_jax.tasks import get_task
 from attention_jax.train import checkpoint, metrics
@@ -85,7 +85,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
     """
     path = far_checkpoints.local_copy(str(path), average) if far.is_far(path) else path
     state, about, folder = checkpoint.read_newest(path)
-    config = configs.from_json(about["config"])
+    config = config_from_json(about["config"])
     has_ema = state.get("ema") is not None
     weights = weights or ("ema" if has_ema else "params")
     if weights not in ("ema", "params") or (weights == "ema" and not has_ema):

@@ -9,7 +9,7 @@ Hardware:  two CPU cores: 12 minutes. The committed results come from one core t
 import functools
 import os
 
-from attention_jax import config as configs
+from attention_jax.config import override
 from experiments.studies import head_diversity
 
 title = "Variations of the Transformer"
@@ -38,7 +38,7 @@ def _sized(config, network: dict, smoothing: float, steps: int):
     shares = {"layers": depth, **dict.fromkeys(("features", "hidden", "key_size", "value_size"), width)}
     fields = {f"model.{name}": int(value * shares[name]) if name in shares else value for name, value in network.items()}
     length = {"total_steps": steps} if width == 1 else {}
-    return configs.override(config, {**fields, "loss.label_smoothing": smoothing, **length})
+    return override(config, {**fields, "loss.label_smoothing": smoothing, **length})
 
 
 def _row(label: str, published: tuple, smoothing: float = 0.1, steps: int = 100_000, **fields: object) -> dict:

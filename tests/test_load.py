@@ -73,7 +73,7 @@ def test_config_labels_assets_and_metrics(run):
         "gate_args": {"reduction": 2},
         "num_classes": 10,
     }
-    configs.check(run.config)
+    configs.check_config(run.config)
     assert run.labels == [str(i) for i in range(10)] and json.loads(run.assets["labels.json"]) == run.labels
     steps, values = run.curve("eval_ema/accuracy")
     assert steps == list(range(37, 371, 37)) and values[-1] == pytest.approx(551 / 599)

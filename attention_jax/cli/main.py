@@ -182,9 +182,9 @@ def _start(task: str | None = None) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from attention_jax import config as configs
+    from attention_jax.config.config import load_config
 
-    config = _overridden(configs.load_config(options.config), overrides)
+    config = _overridden(load_config(options.config), overrides)
     _start(config.task)
     from attention_jax.distributed import mesh as parallel
     from attention_jax.train import report
@@ -204,7 +204,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     _start()
-    from attention_jax import config as configs
+    from attention_jax.config.config import override
     from attention_jax.load import load_run
     from attention_jax.tasks import get_task
     from attention_jax.train.evaluate import evaluate
@@ -215,7 +215,7 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     translate = {"config.evaluation.translate": "True"} if run.config.task == "translation" else {}
     # Whatever devices trained it, those that are here evaluate it.
     here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
-    config = _overridden(configs.override(run.config, here), {**translate, **overrides})
+    config = _overridden(override(run.config, here), {**translate, **overrides})
     get_task(config.task).adopt(config, run.assets)
     program = build(config)
     scores, _ = evaluate(program, run.variables, config)
@@ -248,10 +248,10 @@ def _translate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _overridden(config: Any, overrides: dict[str, str]) -> Any:
-    from attention_jax import config as configs
+    from attention_jax.config.config import override, parse_value
 
     changes = {name.removeprefix("config."): text for name, text in overrides.items()}
-    return configs.override(config, {name: configs.parse_value(name, text) for name, text in changes.items()})
+    return override(config, {name: parse_value(name, text) for name, text in changes.items()})
 
 
 def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -301,7 +301,7 @@ def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _preflight(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
-    from attention_jax import config as configs
+    from attention_jax.config.config import load_config
     from attention_jax.preflight import run, table
 
     if options.file:
@@ -310,7 +310,7 @@ def _preflight(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         return table.run(options.file, options.rows.split(",") if options.rows else ["*"], options.output)
     if not (options.config and options.topology):
         raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
-    config = _overridden(configs.load_config(options.config), overrides)
+    config = _overridden(load_config(options.config), overrides)
     return run.run(config, options.topology, options.json)
 
 

@@ -1,7 +1,7 @@
 """Configs are data: checks, durations, overrides, versions.
 
 A config file defines `get_config()` (or `get_config(arg)`) that returns an `ml_collections.ConfigDict` in which every
-field of `config_fields` is present.
+field of `config/fields.py` is present.
 """
 
 import ast
@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from attention_jax.config.fields import COMMON, OF_TASK, OPEN, VERSION, Field, fields_of
+from attention_jax.config.fields import COMMON, OF_TASK, OPEN, UNITS, VERSION, Field, get_fields
 from attention_jax.config.plugins import load_file, load_object
 from attention_jax.errors import UserError, suggestion
 
@@ -34,57 +34,53 @@ MAY_DIFFER = (
 
 
 def load_config(spec: str) -> ConfigDict:
-    """`path/to/file.py` or `path/to/file.py:arg` -> the checked result of its `get_config`."""
+    """Returns the checked result of `get_config` in `path/to/file.py` or, with an argument, `path/to/file.py:arg`."""
     path, _, arg = spec.partition(":")
     module = load_file(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config(), this one does not.")
-    takes_arg = bool(inspect.signature(module.get_config).parameters)
-    if arg and not takes_arg:
+    if arg and not inspect.signature(module.get_config).parameters:
         raise UserError(f"{path}: get_config() takes no argument, so {arg!r} has no meaning.")
     config = module.get_config(arg) if arg else module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; return an ml_collections.ConfigDict.")
-    config = upgrade(config)
-    check(config)
+    config = upgrade_config(config)
+    check_config(config)
     return config
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a.b": value}`; sequences come as tuples."""
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{"a.b": value}`, with every sequence as a tuple."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, (Mapping, ConfigDict)):
-            flat.update(flatten(value, f"{prefix}{key}."))
+            flat.update(flatten_config(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = _as_tuple(value)
+            flat[prefix + key] = _to_tuples(value)
     return flat
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, (tuple, list)) else value
+def _to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_tuples(item) for key, item in value.items()}
+    return tuple(map(_to_tuples, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _fields(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any]]:
+def _list_fields(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any]]:
     """(alternative dotted names, Field or OPEN) of every field."""
     for key, field in section.items():
-        names = key if isinstance(key, tuple) else (key,)
         if isinstance(field, dict):
-            yield from _fields(field, f"{prefix}{key}.")
+            yield from _list_fields(field, f"{prefix}{key}.")
         else:
-            yield tuple(prefix + name for name in names), field
-
-
-def _known_names(task: str) -> dict[str, Any]:
-    return {name: field for names, field in _fields(fields_of(task)) for name in names}
+            yield tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,))), field
 
 
 def _open_sections(task: str) -> tuple[str, ...]:
     """Prefixes of the names that may be anything."""
-    return tuple(f"{name}." for name, field in _known_names(task).items() if field is OPEN)
+    return tuple(f"{names[0]}." for names, field in _list_fields(get_fields(task)) if field is OPEN)
 
 
-def _task(config: Mapping[str, Any]) -> str:
+def _get_task(config: Mapping[str, Any]) -> str:
     task = config.get("task")
     if task is None:
         raise UserError("config: give exactly one of task; this config has none.")
@@ -93,17 +89,22 @@ def _task(config: Mapping[str, Any]) -> str:
     return task
 
 
-def check(config: ConfigDict) -> None:
+def _refuse_unknown(name: str, known: Mapping[str, Any], task: str) -> None:
+    if name not in known and not name.startswith(_open_sections(task)):
+        raise UserError(f"unknown config field {name!r}{suggestion(name, known)}.")
+
+
+def check_config(config: ConfigDict) -> None:
     """Raises UserError that names the first field that is unknown, missing or of a wrong value."""
-    task = _task(config)
-    flat, known = flatten(config), _known_names(task)
+    task, flat = _get_task(config), flatten_config(config)
+    fields = list(_list_fields(get_fields(task)))
+    known = {name: field for names, field in fields for name in names}
     for name in flat:
-        if name not in known and not name.startswith(_open_sections(task)):
-            raise UserError(f"unknown config field {name!r}{suggestion(name, known)}.")
-    for names, field in _fields(fields_of(task)):
+        _refuse_unknown(name, known, task)
+    for names, field in fields:
         if field is OPEN:
             *parents, last = names[0].split(".")
-            section = config
+            section: Any = config
             for parent in parents:
                 section = section[parent]
             if not isinstance(section.get(last), ConfigDict):
@@ -125,14 +126,12 @@ def check(config: ConfigDict) -> None:
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """A copy with dotted fields replaced and checked. A duration given in another unit replaces the old one."""
+    """Returns a checked copy with dotted fields replaced; a duration in another unit takes the place of the old one."""
     plain = config.copy_and_resolve_references().to_dict()
-    task = _task(plain)
-    siblings = {name: names for names, _ in _fields(fields_of(task)) for name in names}
+    task = _get_task(plain)
+    siblings = {name: names for names, _ in _list_fields(get_fields(task)) for name in names}
     for dotted, value in changes.items():
-        is_open = dotted.startswith(_open_sections(task))
-        if dotted not in siblings and not is_open:
-            raise UserError(f"unknown config field {dotted!r}{suggestion(dotted, siblings)}.")
+        _refuse_unknown(dotted, siblings, task)
         *parents, last = dotted.split(".")
         section = plain
         for parent in parents:
@@ -143,25 +142,26 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             section.pop(sibling.rpartition(".")[2], None)
         section[last] = value
     changed = ConfigDict(plain)
-    check(changed)
+    check_config(changed)
     return changed
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The Python value that a command-line text stands for, a bare word being a string."""
-    field = next((known[name] for known in map(_known_names, OF_TASK) if name in known), None)
-    if isinstance(field, Field) and field.types is str:
-        return text
+    """Returns the Python value that a command-line text stands for; a bare word is a string."""
+    is_text = any(
+        name in names and isinstance(field, Field) and field.types is str
+        for task in OF_TASK
+        for names, field in _list_fields(get_fields(task))
+    )
     try:
-        return ast.literal_eval(text)
+        return text if is_text else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 
 
-def duration_steps(section: Mapping[str, Any], name: str, steps_per_epoch: int, batch_size: float) -> int:
-    """The duration `name` of a section in steps, from whichever unit it is given in; at least one step unless it is 0."""
-    in_steps = {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / batch_size}
-    for unit, factor in in_steps.items():
+def convert_duration(section: Mapping[str, Any], name: str, steps_per_epoch: int, batch_size: float) -> int:
+    """Returns the duration `name` of a section in steps, whatever its unit; at least one step unless it is 0."""
+    for unit, factor in zip(UNITS, (1.0, steps_per_epoch, 1 / batch_size)):
         value = section.get(f"{name}_{unit}")
         if value is not None:
             return max(1, round(value * factor)) if value else 0
@@ -169,95 +169,91 @@ def duration_steps(section: Mapping[str, Any], name: str, steps_per_epoch: int, 
 
 
 def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], ConfigDict], ...]) -> ConfigDict:
-    """The config after its recipe pieces, each a function ConfigDict -> ConfigDict or the name of one."""
+    """Returns the config after its recipe pieces, each a function ConfigDict -> ConfigDict or the name of one."""
     from attention_jax import recipes
 
-    own = {name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")}
+    builtin = {name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")}
     for piece in pieces:
-        function = load_object(piece, own, "recipe piece")
+        function = load_object(piece, builtin, "recipe piece")
         config = function(config) if callable(function) else None
         if not isinstance(config, ConfigDict):
             raise UserError(
                 f"recipe piece {piece!r} gave {type(config).__name__}: a piece is a function ConfigDict -> ConfigDict."
             )
-    check(config)
+    check_config(config)
     return config
 
 
-def to_json(config: ConfigDict) -> str:
-    """The config as JSON, with which `from_json` is loss-free up to tuple against list."""
+def config_to_json(config: ConfigDict) -> str:
+    """Returns the config as JSON, in which tuples become lists; `config_from_json` makes them tuples again."""
     return json.dumps(config.to_dict(), indent=1, default=list)
 
 
-def from_json(text: str) -> ConfigDict:
-    """A saved config, brought up to date."""
-    return upgrade(ConfigDict(_tuples(json.loads(text))))
+def config_from_json(text: str) -> ConfigDict:
+    """Returns a saved config of any version, upgraded."""
+    return upgrade_config(ConfigDict(_to_tuples(json.loads(text))))
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def save_config(path: Path, config: ConfigDict) -> None:
+    """Writes a config as JSON so that a reader sees all of it or nothing."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(config_to_json(config))
+    partial.replace(path)
 
 
-# What the library did before the field of version 2 existed.
-_BEFORE_2: dict[str, Any] = {
-    "precision": "float32",
-    "optimizer": {
-        "rate_in_velocity": False,
-        "rmsprop": "tensorflow",
-        "b1": 0.9,
-        "b2": 0.999,
-        "eps": 1e-8,
-        "clip_norm": 0.0,
-        "decay": "l2",
+# version -> the fields that it added, with what the library did before they existed.
+_ADDED: dict[int, dict[str, Any]] = {
+    2: {
+        "precision": "float32",
+        "optimizer": {
+            "rate_in_velocity": False,
+            "rmsprop": "tensorflow",
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "clip_norm": 0.0,
+            "decay": "l2",
+        },
+        "schedule": {"warmup_start": 0.0, "final_share": 0.0, "d_model": 512},
+        "loss": {"smoothing_over": "uniform"},
+        "mix": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5},
+        "data": {
+            "crop": "pad",
+            "crop_scale": (0.08, 1.0),
+            "crop_ratio": (3 / 4, 4 / 3),
+            "randaugment_layers": 0,
+            "randaugment_magnitude": 9,
+            "randaugment_std": 0.0,
+            "randaugment_ops": "paper",
+            "interpolation": "bilinear",
+            "eval_resize": None,
+            "on_broken": "skip",
+        },
     },
-    "schedule": {"warmup_start": 0.0, "final_share": 0.0, "d_model": 512},
-    "loss": {"smoothing_over": "uniform"},
-    "mix": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5},
-    "data": {
-        "crop": "pad",
-        "crop_scale": (0.08, 1.0),
-        "crop_ratio": (3 / 4, 4 / 3),
-        "randaugment_layers": 0,
-        "randaugment_magnitude": 9,
-        "randaugment_std": 0.0,
-        "randaugment_ops": "paper",
-        "interpolation": "bilinear",
-        "eval_resize": None,
-        "on_broken": "skip",
-    },
+    3: {"parallel": {"fsdp": 1, "model": 1, "rules": ()}},
 }
 
 
-def _upgrade_1(config: ConfigDict) -> ConfigDict:
-    """Version 2 has more fields; AdamW's first-moment decay was called momentum."""
+def _add_fields(config: ConfigDict, version: int) -> ConfigDict:
     plain = config.copy_and_resolve_references().to_dict()
-    for name, default in _BEFORE_2.items():
+    for name, default in _ADDED[version].items():
         plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
-    if plain["optimizer"].get("name") == "adamw":
-        plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
-    return ConfigDict({**plain, "version": 2})
+    return ConfigDict({**plain, "version": version})
 
 
-# What the library did before the field of version 3 existed.
-_BEFORE_3: dict[str, Any] = {"parallel": {"fsdp": 1, "model": 1, "rules": ()}}
-
-
-def _upgrade_2(config: ConfigDict) -> ConfigDict:
-    """Version 3 can divide the state over devices."""
-    plain = config.copy_and_resolve_references().to_dict()
-    for section, fields in _BEFORE_3.items():
-        plain[section] = {**fields, **plain.get(section, {})}
-    return ConfigDict({**plain, "version": 3})
+def _upgrade_1(config: ConfigDict) -> ConfigDict:
+    config = _add_fields(config, 2)
+    if config.optimizer.get("name") == "adamw":  # version 1 called its first-moment decay momentum
+        config.optimizer.b1 = config.optimizer.momentum
+    return config
 
 
 # One function for each old version: ConfigDict of that version -> ConfigDict of the next.
-UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {1: _upgrade_1, 2: _upgrade_2}
+UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {1: _upgrade_1, 2: lambda config: _add_fields(config, 3)}
 
 
-def upgrade(config: ConfigDict) -> ConfigDict:
-    """A config of any earlier version as one of this version."""
+def upgrade_config(config: ConfigDict) -> ConfigDict:
+    """Returns a config of any earlier version as one of this version."""
     version = config.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"config.version={version!r} is not right: this installation reads versions 1 to {VERSION}.")
@@ -266,20 +262,12 @@ def upgrade(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def difference(saved: ConfigDict, given: ConfigDict) -> list[str]:
-    """Lines "field: saved … , given …" of the fields that differ and must not on a rerun."""
-    old, new = flatten(saved), flatten(given)
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        if any(name == field or name.startswith(f"{field}.") for field in MAY_DIFFER):
-            continue
-        if old.get(name, "nothing") != new.get(name, "nothing"):
-            lines.append(f"{name}: saved {old.get(name, 'nothing')!r}, given {new.get(name, 'nothing')!r}")
-    return lines
-
-
-def save_json(path: Path, config: ConfigDict) -> None:
-    """Writes a config so that a reader sees all of it or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(to_json(config))
-    partial.replace(path)
+def list_differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
+    """Returns lines "field: saved … , given …" of the fields that differ and must not on a rerun."""
+    old, new = flatten_config(saved), flatten_config(given)
+    return [
+        f"{name}: saved {old.get(name, 'nothing')!r}, given {new.get(name, 'nothing')!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, "nothing") != new.get(name, "nothing")
+        and not any(name == field or name.startswith(f"{field}.") for field in MAY_DIFFER)
+    ]

@@ -14,14 +14,14 @@ VERSION = 3
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """What one field accepts: types, a further condition, and the words of the error."""
+    """A field accepts values of `types` for which `ok` is true; `accepts` says so in the error."""
 
     types: type | tuple[type, ...]
     accepts: str
     ok: Callable[[Any], bool] = lambda value: True
 
     def error(self, value: Any) -> str | None:
-        """None, or what would be right."""
+        """Returns None, or what would be right."""
         types = self.types if isinstance(self.types, tuple) else (self.types,)
         is_type = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         return None if is_type and self.ok(value) else self.accepts
@@ -31,12 +31,24 @@ def _choice(*names: str) -> Field:
     return Field(str, "one of " + ", ".join(map(repr, names)), lambda value: value in names)
 
 
-def _positive(unit: str) -> Field:
-    return Field(int, f"a whole number of {unit} from 1", lambda value: value >= 1)
+def _positive(unit: str, low: int = 1) -> Field:
+    return Field(int, f"a whole number of {unit} from {low}", lambda value: value >= low)
+
+
+def _count(unit: str) -> Field:
+    return Field(int, f"a number of {unit}, 0 or more", lambda value: value >= 0)
+
+
+def _number_or_none(what: str, none: str, low: int = 1) -> Field:
+    return Field((int, type(None)), f"{what}, or None {none}", lambda value: value is None or value >= low)
 
 
 def _not_negative(what: str) -> Field:
     return Field((int, float), f"{what}, 0 or more", lambda value: value >= 0)
+
+
+def _sequence(what: str, ok: Callable[[Any], Any]) -> Field:
+    return Field((tuple, list), what, ok)
 
 
 _NAME = Field(str, "a name")
@@ -44,23 +56,23 @@ _FLAG = Field(bool, "True or False")
 _PROBABILITY = Field((int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1)
 _SHARE = Field((int, float), "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 _STEP = Field(int, "a step, 0 or more", lambda value: value >= 0)
-_DURATION = Field((int, float), "a positive number", lambda value: 0 < value < math.inf)
-_DURATION_OR_0 = Field((int, float), "a number, 0 or more", lambda value: 0 <= value < math.inf)
+_ABOVE_0 = Field((int, float), "a positive number", lambda value: 0 < value < math.inf)
+_FINITE = Field((int, float), "a number, 0 or more", lambda value: 0 <= value < math.inf)
 UNITS = ("steps", "epochs", "examples")
 OPEN = object()  # a section that takes any key
 
 
-def _duration(name: str, field: Field = _DURATION) -> dict[tuple[str, ...], Field]:
+def _duration(name: str, field: Field = _ABOVE_0) -> dict[tuple[str, ...], Field]:
     return {tuple(f"{name}_{unit}" for unit in UNITS): field}
 
 
 def _numbers(low: float, high: float = math.inf) -> Callable[[Any], bool]:
-    """Whether a sequence holds numbers between low and high, both excluded."""
+    """True for a sequence of numbers between low and high, both excluded."""
     return lambda value: all(isinstance(number, (int, float)) and low < number < high for number in value)
 
 
-def _is_range(high: float) -> Callable[[Any], bool]:
-    """Whether a sequence is (a, b) with 0 < a <= b <= high."""
+def _range(high: float) -> Callable[[Any], bool]:
+    """True for a sequence (a, b) with 0 < a <= b <= high."""
     return lambda value: len(value) == 2 and _numbers(0)(value) and value[0] <= value[1] <= high
 
 
@@ -68,29 +80,35 @@ def _is_shape(value: Any) -> bool:
     return value is None or (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value))
 
 
-def _is_rules(value: Any, ok: Callable[[Any], bool] = lambda value: isinstance(value, bool)) -> bool:
-    try:
-        return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
-    except (re.error, TypeError):
-        return False
+def _is_buckets(value: Any) -> bool:
+    if isinstance(value, int):
+        return value >= 1
+    return bool(value) and _numbers(0)(value) and list(value) == sorted(set(value))
 
 
-_PLACEMENTS = "'fsdp', 'replicated' or a tuple with None, 'fsdp' or 'model' for each dimension"
+def _rules(ok: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """True for a sequence of (regular expression, value) in which `ok` holds for every value."""
+
+    def is_rules(value: Any) -> bool:
+        try:
+            return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
+        except (re.error, TypeError):
+            return False
+
+    return is_rules
 
 
-def _is_placing(value: Any) -> bool:
-    def ok(placement: Any) -> bool:
-        if isinstance(placement, str):
-            return placement in ("fsdp", "replicated")
-        axes = [axis for axis in placement if axis is not None]
-        return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
-
-    return _is_rules(value, ok)
+_SHARDINGS = "'fsdp', 'replicated' or a tuple with None, 'fsdp' or 'model' for each dimension"
 
 
-_OWN_NUMBER = Field((int, type(None)), "a whole number, or None for the data's own", lambda v: v is None or v >= 1)
+def _is_sharding(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ("fsdp", "replicated")
+    axes = [axis for axis in value if axis is not None]
+    return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
 
-# Of every task. A key is a name, or the names of which exactly one must be present (a duration in any one unit).
+
+# Fields of every task. A key is a name, or the names of which exactly one must be present (a duration in any one unit).
 COMMON: dict[Any, Any] = {
     "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
     "task": _choice("classification", "translation"),
@@ -100,6 +118,15 @@ COMMON: dict[Any, Any] = {
     **_duration("total"),
     "precision": _choice("float32", "bfloat16"),
     "model": OPEN,
+    "data": {
+        "source": _NAME,
+        "args": OPEN,
+        "train_split": _NAME,
+        "eval_split": _NAME,
+        "on_broken": _choice("skip", "stop"),
+        "num_examples": _number_or_none("a whole number", "for the data's own"),
+        "threads": _positive("threads"),
+    },
     "optimizer": {
         "name": _choice("sgd", "rmsprop", "adamw"),
         "momentum": _SHARE,
@@ -108,19 +135,19 @@ COMMON: dict[Any, Any] = {
         "rmsprop": _choice("tensorflow", "keras", "torch"),
         "b1": _SHARE,
         "b2": _SHARE,
-        "eps": Field((int, float), "a positive number", lambda value: 0 < value < math.inf),
+        "eps": _ABOVE_0,
         "clip_norm": _not_negative("a norm"),
         "weight_decay": _not_negative("a factor"),
         "decay": _choice("l2", "decoupled"),
-        "decay_rules": Field((tuple, list), "a tuple of (path regex, True or False)", _is_rules),
+        "decay_rules": _sequence("a tuple of (path regex, True or False)", _rules(lambda value: isinstance(value, bool))),
     },
     "schedule": {
         "name": _choice("constant", "step", "cosine", "linear", "noam"),
         "learning_rate": _not_negative("a rate"),
-        **_duration("warmup", _DURATION_OR_0),
+        **_duration("warmup", _FINITE),
         "warmup_start": _not_negative("a rate"),
         "final_share": _PROBABILITY,
-        "boundaries": Field((tuple, list), "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
+        "boundaries": _sequence("a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
         "factor": _not_negative("a factor"),
         "d_model": _positive("channels"),
     },
@@ -131,14 +158,10 @@ COMMON: dict[Any, Any] = {
     "logging": {**_duration("every"), "tensorboard": _FLAG},
     "parallel": {
         "mode": _choice("jit", "pmap"),
-        "data": Field(
-            int,
-            "a whole number of devices, or -1 for all of them that fsdp and model leave",
-            lambda value: value == -1 or value >= 1,
-        ),
+        "data": Field(int, "a number of devices, or -1 for all of them that fsdp and model leave", lambda n: n == -1 or n >= 1),
         "fsdp": _positive("devices"),
         "model": _positive("devices"),
-        "rules": Field((tuple, list), f"a tuple of (path regex, {_PLACEMENTS})", _is_placing),
+        "rules": _sequence(f"a tuple of (path regex, {_SHARDINGS})", _rules(_is_sharding)),
     },
     "profile": {"first_step": _STEP, "num_steps": _STEP},
 }
@@ -152,33 +175,20 @@ _IMAGES: dict[Any, Any] = {
         ),
     },
     "data": {
-        "source": _NAME,
-        "args": OPEN,
-        "train_split": _NAME,
-        "eval_split": _NAME,
         "crop": _choice("pad", "random_resized", "none"),
-        "crop_padding": Field(int, "a number of pixels, 0 or more", lambda value: value >= 0),
-        "crop_scale": Field((tuple, list), "(smallest, largest) share of the area, above 0 and up to 1", _is_range(1)),
-        "crop_ratio": Field((tuple, list), "(smallest, largest) width / height, above 0", _is_range(math.inf)),
+        "crop_padding": _count("pixels"),
+        "crop_scale": _sequence("(smallest, largest) share of the area, above 0 and up to 1", _range(1)),
+        "crop_ratio": _sequence("(smallest, largest) width / height, above 0", _range(math.inf)),
         "flip": _FLAG,
-        "randaugment_layers": Field(int, "a number of layers, 0 for none", lambda value: value >= 0),
+        "randaugment_layers": _count("layers"),
         "randaugment_magnitude": _not_negative("a magnitude"),
         "randaugment_std": _not_negative("a deviation of the magnitude"),
         "randaugment_ops": _choice("paper", "tf1", "timm"),
         "interpolation": _choice("bilinear", "bicubic"),
-        "eval_resize": Field(
-            (int, type(None)), "a number of pixels, or None to take images as they are", lambda v: v is None or v >= 1
-        ),
-        "on_broken": _choice("skip", "stop"),
-        "mean": Field((tuple, list), "a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
-        "std": Field((tuple, list), "a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
-        "image_shape": Field(
-            (tuple, list, type(None)),
-            "(height, width, channels), or None for the data's own",
-            _is_shape,
-        ),
-        "num_examples": _OWN_NUMBER,
-        "threads": _positive("threads"),
+        "eval_resize": _number_or_none("a number of pixels", "to take images as they are"),
+        "mean": _sequence("a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
+        "std": _sequence("a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
+        "image_shape": Field((tuple, list, type(None)), "(height, width, channels), or None for the data's own", _is_shape),
     },
     "mix": {
         "mixup_alpha": _not_negative("a parameter of Beta"),
@@ -190,44 +200,25 @@ _IMAGES: dict[Any, Any] = {
 
 _TEXT: dict[Any, Any] = {
     "data": {
-        "source": _NAME,
-        "args": OPEN,
-        "train_split": _NAME,
-        "eval_split": _NAME,
         "tokenizer": Field(str, "'sentencepiece', 'words', or the path of a tokenizer's file"),
         "tokenizer_options": OPEN,
-        "vocab_size": Field(
-            (int, type(None)), "a whole number of tokens from 5, or None for every word", lambda v: v is None or v >= 5
-        ),
+        "vocab_size": _number_or_none("a whole number of tokens from 5", "for every word", low=5),
         "joiner": Field(str, "the end of a word that goes on in the next one, or '' for none"),
-        "max_length": Field(int, "a whole number of tokens from 2", lambda value: value >= 2),
+        "max_length": _positive("tokens", low=2),
         "too_long": _choice("drop", "truncate"),
         "bucket_lengths": Field(
-            (int, tuple, list),
-            "a whole number of buckets, or a tuple of ascending lengths in tokens",
-            lambda value: (
-                value >= 1
-                if isinstance(value, int)
-                else bool(value) and _numbers(0)(value) and list(value) == sorted(set(value))
-            ),
+            (int, tuple, list), "a whole number of buckets, or a tuple of ascending lengths in tokens", _is_buckets
         ),
         "rows_multiple": _positive("rows"),
-        "on_broken": _choice("skip", "stop"),
-        "num_examples": _OWN_NUMBER,
-        "num_batches": _OWN_NUMBER,
-        "threads": _positive("threads"),
+        "num_batches": _number_or_none("a whole number", "for the data's own"),
     },
     "search": {
         "beam": _positive("hypotheses"),
         "alpha": _not_negative("an exponent"),
         "penalty": _choice("gnmt", "length"),
-        "min_length": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
-        "max_extra": Field(int, "a number of tokens, 0 or more", lambda value: value >= 0),
-        "max_length": Field(
-            (int, type(None)),
-            "a whole number of tokens, or None for max_extra beyond the source",
-            lambda v: v is None or v >= 1,
-        ),
+        "min_length": _count("tokens"),
+        "max_extra": _count("tokens"),
+        "max_length": _number_or_none("a whole number of tokens", "for max_extra beyond the source"),
     },
     "evaluation": {
         "translate": _FLAG,
@@ -238,8 +229,8 @@ _TEXT: dict[Any, Any] = {
 OF_TASK = {"classification": _IMAGES, "translation": _TEXT}
 
 
-def fields_of(task: str) -> dict[Any, Any]:
-    """The fields of a task's configs, those common to all tasks first."""
+def get_fields(task: str) -> dict[Any, Any]:
+    """Returns the table of fields of a task's configs, those common to all tasks first."""
     own = OF_TASK[task]
     both = {name: {**fields, **own.get(name, {})} if isinstance(fields, dict) else fields for name, fields in COMMON.items()}
     return {**both, **{name: fields for name, fields in own.items() if name not in both}}

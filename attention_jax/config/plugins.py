@@ -1,4 +1,4 @@
-"""What a user brings, by name: a built-in name, a dotted path, or `path/to/file.py:Name`."""
+"""Loads what a user names: a built-in name, a dotted path, or `path/to/file.py:Name`."""
 
 import functools
 import hashlib
@@ -18,6 +18,8 @@ def _module_of_file(path: Path) -> ModuleType:
     # The name depends on the path alone, so that an object keeps its identity (and its compiled programs) in one process.
     name = f"{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: this is no Python file: give one whose name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -31,7 +33,7 @@ def _module_of_file(path: Path) -> ModuleType:
 
 
 def load_file(path: str | Path) -> ModuleType:
-    """The module made by running a Python file once per process. Raises UserError when it is missing or does not run."""
+    """Returns the module of a Python file, run once per process. Raises UserError when it is missing or does not run."""
     resolved = Path(path).expanduser().resolve()
     if not resolved.is_file():
         raise UserError(f"{path}: there is no such file.")
@@ -39,15 +41,15 @@ def load_file(path: str | Path) -> ModuleType:
 
 
 def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> Any:
-    """The object that `spec` names.
+    """Returns the object that `spec` names.
 
     Args:
         spec: a name in `builtin`, `package.module:Name`, `package.module.Name`, `path/to/file.py:Name`, or the object itself.
         builtin: the names that need no path.
-        kind: what is being looked for, in the words of the error ("gate", "data source").
+        kind: what the error calls it ("gate", "data source").
 
     Raises:
-        UserError: nothing of that name; says what would be accepted.
+        UserError: there is nothing of that name; the message says what would be accepted.
     """
     if not isinstance(spec, str):
         return spec

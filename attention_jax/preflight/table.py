@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
+from attention_jax.config.config import load_config, override
 from attention_jax.config.plugins import load_file
 from attention_jax.errors import UserError
 from attention_jax.preflight.chips import find_slice
@@ -106,7 +106,7 @@ def _kept(store: Path, rows: Sequence[Row]) -> dict[str, Any]:
 def _config(row: Row, beside: Path) -> ConfigDict:
     path, _, argument = row.config.partition(":")
     spec = f"{beside / path}:{argument}" if argument else str(beside / path)
-    return resolved(configs.override(configs.load_config(spec), row.fields))
+    return resolved(override(load_config(spec), row.fields))
 
 
 def _counted(row: Row, beside: Path) -> float:

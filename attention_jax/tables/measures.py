@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attention_jax import config as configs
+from attention_jax.config.config import override
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
@@ -31,7 +31,7 @@ def read(workdir: Path, step: int, name: str) -> dict[str, np.ndarray] | None:
 
 def errors(program: Program, run: Run) -> dict[str, float]:
     """Error on the training split, without augmentation, beside that on the evaluation split, in percent."""
-    config = configs.override(run.config, {"data.eval_split": run.config.data.train_split})
+    config = override(run.config, {"data.eval_split": run.config.data.train_split})
     scores, _ = evaluate(program, run.variables, config)
     last = next(line["headline"] for line in reversed(run.metrics) if "headline" in line)
     return {"training error %": 100 - 100 * scores["accuracy"], "test error %": 100 - 100 * last}

@@ -14,7 +14,7 @@ import numpy as np
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
+from attention_jax.config.config import flatten_config, list_differences
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
 from attention_jax.models.summary import Summary, summary
@@ -124,7 +124,7 @@ class SeedRun:
     def difference(self, config: ConfigDict) -> list[str]:
         """How the config that the workdir was made with differs from this one."""
         saved = workdir.read_config(self.path)
-        return configs.difference(saved, with_seed(config, self.seed)) if saved is not None else []
+        return list_differences(saved, with_seed(config, self.seed)) if saved is not None else []
 
     def seconds(self) -> float | None:
         """Wall-clock time of all calls that the run took; None when it was never measured."""
@@ -194,7 +194,7 @@ def plan(order: Order, count_networks: bool = True) -> list[RowPlan]:
 
 def _plan_row(order: Order, row: Row, count_network: bool) -> RowPlan:
     config, base = order.table.config(row, order.scale), order.table.base_config(order.scale)
-    before, after = configs.flatten(base), configs.flatten(config)
+    before, after = flatten_config(base), flatten_config(config)
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
     durations = params = macs = network = broken = None
     try:
@@ -248,7 +248,7 @@ def same_examples(a: RowPlan, b: RowPlan) -> bool:
 
     def data(plan: RowPlan) -> tuple[Any, ...]:
         fields = plan.config.data
-        return fields.source, fields.eval_split, tuple(sorted(configs.flatten(fields.args).items()))
+        return fields.source, fields.eval_split, tuple(sorted(flatten_config(fields.args).items()))
 
     return data(a) == data(b)
 

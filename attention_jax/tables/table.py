@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
+from attention_jax.config.config import apply_pieces, load_config, override
 from attention_jax.config.plugins import load_file, load_object
 from attention_jax.errors import UserError, suggestion
 
@@ -137,13 +137,13 @@ class Table:
 
     def base_config(self, scale: str) -> ConfigDict:
         """What the rows of a scale start from."""
-        return configs.load_config(str(self.scales[scale].base or self.base))
+        return load_config(str(self.scales[scale].base or self.base))
 
     def config(self, row: Row, scale: str) -> ConfigDict:
         """Base, the scale's overrides, the row's pieces, the row's overrides. Raises UserError that names the row."""
         try:
-            config = configs.override(self.base_config(scale), self.scales[scale].overrides)
-            return configs.override(configs.apply_pieces(config, row.pieces), row.overrides)
+            config = override(self.base_config(scale), self.scales[scale].overrides)
+            return override(apply_pieces(config, row.pieces), row.overrides)
         except UserError as error:
             raise UserError(f"{self.path}: row {row.label!r} at scale {scale!r}: {error}") from error
 

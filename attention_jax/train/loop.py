@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
+from attention_jax.config.config import config_to_json
 from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError
 from attention_jax.train import workdir
@@ -177,7 +177,7 @@ def train(
         def save() -> None:
             log.flush()
             with clock.measured("save", step):
-                checkpoints.save(state, {"config": configs.to_json(config), "sums": sums.values}, assets)
+                checkpoints.save(state, {"config": config_to_json(config), "sums": sums.values}, assets)
 
         # A run that was stopped during an evaluation, or has lost its outputs, does it first.
         missing = log.score(step) is None or not (folder / EVALUATION).exists()

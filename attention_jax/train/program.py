@@ -10,8 +10,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
 from attention_jax import tree
+from attention_jax.config.config import convert_duration
 from attention_jax.distributed import mesh as parallel
 from attention_jax.distributed import sharding as placement
 from attention_jax.errors import UserError
@@ -138,7 +138,7 @@ def resolve_durations(config: ConfigDict) -> Durations:
     steps_per_epoch, batch_size = task.steps_per_epoch(config), task.examples_per_step(config)
 
     def steps(section: Any, name: str) -> int:
-        return configs.duration_steps(section, name, steps_per_epoch, batch_size)
+        return convert_duration(section, name, steps_per_epoch, batch_size)
 
     durations = Durations(
         steps_per_epoch=steps_per_epoch,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
 from attention_jax import storage as files
+from attention_jax.config.config import config_from_json, list_differences, save_config
 from attention_jax.distributed import mesh as parallel
 from attention_jax.errors import UserError
 from attention_jax.train.metrics import TIMING
@@ -45,9 +45,9 @@ def claimed(path: str | Path, config: ConfigDict) -> Iterator[Place]:
             if not (folder / TIMING).exists():
                 (folder / TIMING).write_bytes(far.read(TIMING) or b"")
             saved = far.read(CONFIG)
-            _check(path, configs.from_json(saved.decode()) if saved else None, config)
+            _check(path, config_from_json(saved.decode()) if saved else None, config)
             if saved is None and parallel.is_main():
-                configs.save_json(folder / CONFIG, config)
+                save_config(folder / CONFIG, config)
                 far.write(CONFIG, (folder / CONFIG).read_bytes())
             yield Place(folder, far)
         return
@@ -55,7 +55,7 @@ def claimed(path: str | Path, config: ConfigDict) -> Iterator[Place]:
         saved = read_config(workdir)
         _check(path, saved, config)
         if saved is None and parallel.is_main():
-            configs.save_json(workdir / CONFIG, config)
+            save_config(workdir / CONFIG, config)
         yield Place(workdir)
 
 
@@ -87,7 +87,7 @@ def _locked(workdir: Path, path: str | Path, lock_it: bool) -> Iterator[Path]:
 
 
 def _check(path: str | Path, saved: ConfigDict | None, config: ConfigDict) -> None:
-    lines = configs.difference(saved, config) if saved is not None else []
+    lines = list_differences(saved, config) if saved is not None else []
     if lines:
         raise UserError(
             f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
@@ -97,4 +97,4 @@ def _check(path: str | Path, saved: ConfigDict | None, config: ConfigDict) -> No
 def read_config(workdir: Path) -> ConfigDict | None:
     """The config that a workdir was made with, or None when it has none."""
     path = workdir / CONFIG
-    return configs.from_json(path.read_text()) if path.exists() else None
+    return config_from_json(path.read_text()) if path.exists() else None

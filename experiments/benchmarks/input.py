@@ -60,12 +60,12 @@ def ours(interpolation: str, augmented: bool, as_float: bool) -> Callable[[list[
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
-    from attention_jax import config as configs
+    from attention_jax.config import load_config
     from attention_jax.data.images.randaugment import mean_fill, rand_augment
     from attention_jax.data.loader import example_generator
     from attention_jax.tasks import classification
 
-    config = configs.load_config(str(ROOT / "configs" / "imagenet_resnet50.py"))
+    config = load_config(str(ROOT / "configs" / "imagenet_resnet50.py"))
     config.data.interpolation = interpolation
     crop_and_flip = classification.training_pixels(config)
     # timm warps with the interpolation of the crop.

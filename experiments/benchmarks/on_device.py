@@ -44,9 +44,9 @@ class Answer(NamedTuple):
 
 def config_of(name: str, fields: dict[str, Any]) -> Any:
     """A config of this repository with changes."""
-    from attention_jax import config as configs
+    from attention_jax.config import load_config, override
 
-    return configs.override(configs.load_config(str(CONFIGS / name)), fields)
+    return override(load_config(str(CONFIGS / name)), fields)
 
 
 def losses(quick: bool) -> Iterator[Answer]:

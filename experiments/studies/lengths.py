@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attention_jax import config as configs
 from attention_jax.analysis import plots
+from attention_jax.config import override
 from attention_jax.data.text import tokenizer as tokenizers
 from attention_jax.data.text.pairs import open_pairs
 from attention_jax.load import Run
@@ -66,7 +66,7 @@ def elsewhere(program: Program, run: Run, changes: Mapping[str, Mapping[str, Any
     """
     whole, next_ones = {}, {}
     for name, fields in changes.items():
-        config = program.task.resolve(configs.override(run.config, fields))
+        config = program.task.resolve(override(run.config, fields))
         program.task.adopt(config, run.assets)
         _, outputs = evaluate(dataclasses.replace(program, config=config), run.variables, config)
         whole[f"{program.task.correct_means(config)} %, {name}"] = 100 * float(np.mean(outputs["correct"]))

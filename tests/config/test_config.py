@@ -24,7 +24,7 @@ each_piece = pytest.mark.parametrize("name", PIECES)
 
 
 def changed(before: ConfigDict, after: ConfigDict) -> set[str]:
-    a, b = configs.flatten(before), configs.flatten(after)
+    a, b = configs.flatten_config(before), configs.flatten_config(after)
     return {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
 
 
@@ -40,7 +40,7 @@ def fields(task: str = "classification") -> list[tuple[str, ...]]:
                 found.append(tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,))))
         return found
 
-    return of(configs.fields_of(task), "")
+    return of(configs.get_fields(task), "")
 
 
 # Files
@@ -50,7 +50,7 @@ def fields(task: str = "classification") -> list[tuple[str, ...]]:
 def test_file_has_every_field_and_no_other(path):
     config = configs.load_config(str(path))
     # An empty section (`data.args`) has no leaf, so sections count as present too.
-    present = set(configs.flatten(config)) | {name for name, value in _walk(config) if isinstance(value, ConfigDict)}
+    present = set(configs.flatten_config(config)) | {name for name, value in _walk(config) if isinstance(value, ConfigDict)}
     for names in fields(config.task):
         assert len(present & set(names)) == 1, f"{path.name} gives {sorted(present & set(names))} of {names}"
 
@@ -87,7 +87,7 @@ def test_field_that_is_missing_is_named(path):
         ):  # an open section may be empty; whoever reads it says what it lacks
             continue
         with pytest.raises(UserError, match=names[0].replace(".", r"\.")):
-            configs.check(ConfigDict(plain))
+            configs.check_config(ConfigDict(plain))
 
 
 def test_config_with_an_argument():
@@ -113,6 +113,13 @@ def test_file_that_is_no_config(tmp_path, text, said):
     assert said in str(raised.value) and str(path) in str(raised.value)
 
 
+def test_file_that_is_no_python(tmp_path):
+    path = tmp_path / "config.txt"
+    path.write_text("def get_config(): ...")
+    with pytest.raises(UserError, match=r"config.txt: this is no Python file: give one whose name ends in .py"):
+        configs.load_config(str(path))
+
+
 # Durations
 
 
@@ -129,7 +136,7 @@ def test_a_duration_is_the_same_in_any_unit(prefix):
 
 def test_durations_round_and_are_a_step_at_least_unless_0():
     def steps(**section):
-        return configs.duration_steps(section, "warmup", steps_per_epoch=37, batch_size=32)
+        return configs.convert_duration(section, "warmup", steps_per_epoch=37, batch_size=32)
 
     assert steps(warmup_epochs=0.5) == round(18.5) and steps(warmup_examples=33) == 1
     assert steps(warmup_epochs=0.001) == 1 and steps(warmup_examples=1) == 1
@@ -214,7 +221,7 @@ def test_wrong_value_says_what_would_be_right(name, value, said):
 def test_values_of_the_command_line(name, text, value):
     parsed = configs.parse_value(name, text)
     assert parsed == value and type(parsed) is type(value)
-    assert configs.flatten(configs.override(small_config(), {name: parsed}))[name] == value
+    assert configs.flatten_config(configs.override(small_config(), {name: parsed}))[name] == value
 
 
 # JSON, versions, differences
@@ -222,17 +229,17 @@ def test_values_of_the_command_line(name, text, value):
 
 def test_json_there_and_back_changes_nothing():
     config = configs.apply_pieces(small_config(data__args={"a": {"b": (1, (2.5, None))}}), tuple(PIECES))
-    back = configs.from_json(configs.to_json(config))
-    assert back == config and configs.to_json(back) == configs.to_json(config)
+    back = configs.config_from_json(configs.config_to_json(config))
+    assert back == config and configs.config_to_json(back) == configs.config_to_json(config)
     assert back.optimizer.decay_rules == config.optimizer.decay_rules
     assert isinstance(back.optimizer.decay_rules[0], tuple)
-    configs.check(back)
+    configs.check_config(back)
 
 
 @each_file
 def test_json_of_every_file(path):
     config = configs.load_config(str(path))
-    assert configs.from_json(configs.to_json(config)) == config
+    assert configs.config_from_json(configs.config_to_json(config)) == config
 
 
 def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
@@ -250,38 +257,38 @@ def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
     now = small_config()
     old = {**now.to_dict(), "version": today}
     old["optimizer"]["beta"] = old["optimizer"].pop("momentum")
-    text = configs.to_json(ConfigDict(old))
+    text = configs.config_to_json(ConfigDict(old))
     for module in (configs, config_fields):
         monkeypatch.setattr(module, "VERSION", today + 2)
     monkeypatch.setattr(configs, "UPGRADES", {today: to_next, today + 1: to_last})
-    new = configs.from_json(text)
-    configs.check(new)
+    new = configs.config_from_json(text)
+    configs.check_config(new)
     assert new.version == today + 2 and new.batch_size == 64 and new.optimizer.momentum == now.optimizer.momentum == 0.9
-    assert configs.from_json(configs.to_json(new)) == new
+    assert configs.config_from_json(configs.config_to_json(new)) == new
 
 
 def test_version_1_means_what_it_did():
     """The committed run's config, and AdamW, whose first-moment decay version 1 called momentum."""
     saved = json.loads((ROOT / "tests" / "fixtures" / "tiny_run" / "config.json").read_text())
     assert saved["version"] == 1
-    config = configs.from_json(json.dumps(saved))
-    configs.check(config)
-    kept = configs.flatten(config)
-    for name, value in configs.flatten(saved).items():
+    config = configs.config_from_json(json.dumps(saved))
+    configs.check_config(config)
+    kept = configs.flatten_config(config)
+    for name, value in configs.flatten_config(saved).items():
         assert kept[name] == (configs.VERSION if name == "version" else value), name
     assert (config.precision, config.optimizer.decay, config.optimizer.clip_norm) == ("float32", "l2", 0)
     assert (config.schedule.final_share, config.mix.mixup_alpha, config.mix.cutmix_alpha) == (0, 0, 0)
 
     saved["optimizer"].update(name="adamw", momentum=0.8)
-    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.8
+    assert configs.config_from_json(json.dumps(saved)).optimizer.b1 == 0.8
     saved["optimizer"].update(name="sgd")
-    assert configs.from_json(json.dumps(saved)).optimizer.b1 == 0.9
+    assert configs.config_from_json(json.dumps(saved)).optimizer.b1 == 0.9
 
 
 @pytest.mark.parametrize("version", [0, -1, configs.VERSION + 1, "1", None])
 def test_versions_that_nobody_knows(version):
     with pytest.raises(UserError, match=f"version={version!r} is not right: this installation reads versions 1 to"):
-        configs.upgrade(ConfigDict({"version": version}))
+        configs.upgrade_config(ConfigDict({"version": version}))
 
 
 def test_every_version_up_to_this_one_has_its_upgrade():
@@ -305,19 +312,19 @@ def test_difference_shows_what_changes_the_numbers_and_nothing_else():
     assert {name for field in configs.MAY_DIFFER for name in harmless if name == field or name.startswith(f"{field}.")} == set(
         harmless
     ), "this test knows every field that may differ"
-    assert configs.difference(config, configs.override(config, harmless)) == []
+    assert configs.list_differences(config, configs.override(config, harmless)) == []
 
     changes = {"seed": 1, "checkpoint.every_steps": 7, "data.args.name": "y", "model.gate": "se"}
-    assert configs.difference(config, configs.override(config, changes)) == [
+    assert configs.list_differences(config, configs.override(config, changes)) == [
         "checkpoint.every_steps: saved 6, given 7",
         "data.args.name: saved 'x', given 'y'",
         "model.gate: saved 'nothing', given 'se'",
         "seed: saved 0, given 1",
     ]
     # A duration in another unit is another statement, even where it comes to the same number of steps.
-    assert len(configs.difference(config, configs.override(config, {"total_epochs": 1}))) == 2
+    assert len(configs.list_differences(config, configs.override(config, {"total_epochs": 1}))) == 2
     # What JSON makes of a tuple is no difference.
-    assert configs.difference(configs.from_json(configs.to_json(config)), config) == []
+    assert configs.list_differences(configs.config_from_json(configs.config_to_json(config)), config) == []
 
 
 # Recipe pieces
@@ -337,7 +344,7 @@ def test_piece_is_pure_and_changes_one_section(name):
     assert len(sections) == 1
     assert PIECES[name](config) == after, "the same input gives the same output"
     assert PIECES[name](after) == after, "a second time changes nothing more"
-    configs.check(after)
+    configs.check_config(after)
 
 
 @each_piece

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from attention_jax import config as configs
 from attention_jax import recipes
+from attention_jax.config import config as configs
 from attention_jax.errors import UserError
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.train.program import resolve_durations
@@ -34,10 +34,10 @@ def base():
 
 def test_resnet_rs_is_table_1_row_by_row(base):
     assert len(recipes.RESNET_RS) == len(TABLE_1)
-    config, expected = base, configs.flatten(base)
+    config, expected = base, configs.flatten_config(base)
     for piece, (row, values) in zip(recipes.RESNET_RS, TABLE_1, strict=True):
         config, expected = piece(config), {**expected, **values}
-        assert configs.flatten(config) == expected, row
+        assert configs.flatten_config(config) == expected, row
 
 
 def test_longer_training_moves_the_schedule_and_not_the_warmup(base):
@@ -49,7 +49,7 @@ def test_longer_training_moves_the_schedule_and_not_the_warmup(base):
 
 def test_durations_replace_those_in_other_units(base):
     config = recipes.more_epochs(recipes.noam_lr(configs.override(base, {"total_steps": 7})), epochs=3)
-    configs.check(config)
+    configs.check_config(config)
     assert config.total_epochs == 3 and config.schedule.warmup_steps == 4000 and "warmup_epochs" not in config.schedule
     config = recipes.warmup(config, epochs=2.0, start=0.01)
     assert config.schedule.warmup_epochs == 2.0 and "warmup_steps" not in config.schedule
@@ -88,7 +88,7 @@ def test_unknown_noam_preset(base):
     ],
 )
 def test_values_of_the_papers(base, piece, fields):
-    flat = configs.flatten(configs.apply_pieces(base, (piece,)))
+    flat = configs.flatten_config(configs.apply_pieces(base, (piece,)))
     assert {name: flat[name] for name in fields} == fields
 
 

@@ -201,6 +201,6 @@ def test_configs_of_version_1_get_the_fields_of_version_2():
     brought = ("crop", "crop_scale", "crop_ratio", "interpolation", "eval_resize", "on_broken")
     brought += tuple(name for name in now["data"] if name.startswith("randaugment"))
     old = {**now, "version": 1, "data": {name: value for name, value in now["data"].items() if name not in brought}}
-    new = configs.from_json(json.dumps(old))
-    configs.check(new)
+    new = configs.config_from_json(json.dumps(old))
+    configs.check_config(new)
     assert new.version == configs.VERSION and new.data.to_dict() == now["data"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_jax import config as configs
 from attention_jax.cli import main as cli
+from attention_jax.config import load_config, override
 from attention_jax.data import ArraySource
 from attention_jax.data.embedded import digits_split
 from attention_jax.data.images.decoding import decode
@@ -243,9 +243,9 @@ def test_imagenet_by_way_of_tfds(pretended_tfds, tmp_path, monkeypatch):
         return buffer.getvalue()
 
     monkeypatch.setattr(tfds.features.Image, "encode_example", to_jpeg)
-    config = configs.load_config("configs/imagenet_resnet50.py")
+    config = load_config("configs/imagenet_resnet50.py")
     fields = {"data.args.data_dir": str(tmp_path), "data.num_examples": None, "data.image_shape": (40, 32, 3)}
-    config = configs.override(config, {**fields, "data.eval_resize": 48, "batch_size": 4, "evaluation.batch_size": 8})
+    config = override(config, {**fields, "data.eval_resize": 48, "batch_size": 4, "evaluation.batch_size": 8})
     config = classification.resolve(config)
     assert config.data.num_examples == 20 and config.model.num_classes == 1000
     source = open_source("tfds", "validation", config.data.args.to_dict())

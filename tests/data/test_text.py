@@ -278,12 +278,12 @@ def test_rows_without_a_sentence_have_an_end_symbol():
 def test_wmt14_by_way_of_tfds(tmp_path):
     """The config as it is, with random records in place of prepared files."""
     testing = pytest.importorskip("tensorflow_datasets").testing
-    from attention_jax import config as configs
+    from attention_jax.config import load_config, override
     from attention_jax.tasks import translation
 
-    config = configs.load_config("configs/wmt14_transformer.py")
+    config = load_config("configs/wmt14_transformer.py")
     fields = {"data.args.data_dir": str(tmp_path), "data.vocab_size": 60, "batch_size": 512, "data.bucket_lengths": 2}
-    config = configs.override(config, {**fields, "data.tokenizer_options.model_type": "char"})
+    config = override(config, {**fields, "data.tokenizer_options.model_type": "char"})
     with testing.mock_data(num_examples=40):
         config = translation.resolve(config)
         assert config.model.vocab_size <= 60 and config.data.num_examples == 40

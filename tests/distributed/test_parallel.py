@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax import config as configs
 from attention_jax import tree
+from attention_jax.config import load_config, override
 from attention_jax.train import checkpoint
 from attention_jax.train import remote_checkpoints as far_checkpoints
 from attention_jax.train.program import build
@@ -121,7 +121,7 @@ def same_numbers(one, other) -> None:
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_configs_step_lowers_for_accelerators(path, platform):
-    config = configs.load_config(str(path))
+    config = load_config(str(path))
     if config.task == "translation":  # what the data would say
         facts = {
             "model.vocab_size": 1000,
@@ -129,7 +129,7 @@ def test_every_configs_step_lowers_for_accelerators(path, platform):
             "data.num_examples": 90_000,
             "data.num_batches": 500,
         }
-        config = configs.override(config, facts)
+        config = override(config, facts)
     program = build(config)
     batch = program.task.batch_shapes(program.config)[-1]
     seed = jax.ShapeDtypeStruct((), jnp.uint32)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from attention_jax import config as configs
 from attention_jax import tree
+from attention_jax.config.config import config_from_json
 from attention_jax.distributed import mesh as parallel
 from attention_jax.distributed import sharding as placement
 from attention_jax.errors import UserError
@@ -182,5 +182,5 @@ def test_version_2_divided_nothing():
     for field in ("fsdp", "model", "rules"):
         del old["parallel"][field]
     old["version"] = 2
-    again = configs.from_json(json.dumps(old))
+    again = config_from_json(json.dumps(old))
     assert again == now

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
+from attention_jax.config import load_config, override
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "quickstart.py"
@@ -31,7 +31,7 @@ FIELDS = {
 def small_config(**fields: Any) -> ConfigDict:
     """The small config with fields overridden; `__` stands for a dot."""
     changes = {**FIELDS, **{name.replace("__", "."): value for name, value in fields.items()}}
-    return configs.override(configs.load_config(str(CONFIG)), changes)
+    return override(load_config(str(CONFIG)), changes)
 
 
 def as_options(**fields: Any) -> list[str]:

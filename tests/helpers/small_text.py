@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax import config as configs
+from attention_jax.config.config import config_to_json, load_config, override
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.program import build
 from tests.helpers.small import ROOT
@@ -62,7 +62,7 @@ def fields(folder: Path) -> dict[str, Any]:
 def small_config(folder: Path, **changes: Any) -> ConfigDict:
     """The small config with fields overridden; `__` stands for a dot."""
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    return configs.override(configs.load_config(str(CONFIG)), {**fields(folder), **named})
+    return override(load_config(str(CONFIG)), {**fields(folder), **named})
 
 
 def as_options(folder: Path, **changes: Any) -> list[str]:
@@ -78,6 +78,6 @@ def untrained_run(config: ConfigDict, workdir: Path) -> Path:
     state = program.init(0)
     state = dataclasses.replace(state, ema=None, params=jax.tree.map(lambda x: 3 * x, state.params))
     checkpoints = Checkpoints(workdir, 1, 1, lambda step: None)
-    checkpoints.save(state, {"config": configs.to_json(program.config)}, program.task.assets(program.config))
+    checkpoints.save(state, {"config": config_to_json(program.config)}, program.task.assets(program.config))
     checkpoints.wait()
     return workdir

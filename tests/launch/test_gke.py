@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from attention_jax import config as configs
 from attention_jax.cli import main as cli
+from attention_jax.config import load_config
 from attention_jax.distributed import cluster as hosts
 from attention_jax.preflight.chips import find_slice
 from tests.conftest import ROOT
@@ -81,7 +81,7 @@ def test_command_is_one_that_there_is(container):
     options = cli._parser().parse_args(words)
     assert options.verb == "train" and options.workdir == "gs://BUCKET/RUN"
     assert not Path(options.config).is_absolute()
-    cli._overridden(configs.load_config(str(ROOT / options.config)), overrides)
+    cli._overridden(load_config(str(ROOT / options.config)), overrides)
 
 
 def test_variables_are_what_the_code_reads(container, job):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from attention_jax import config as configs
 from attention_jax.cli import main as cli
+from attention_jax.config import load_config
 from attention_jax.launch import local, slurm, tpu
 from attention_jax.preflight.chips import find_slice
 from tests.conftest import ROOT
@@ -60,7 +60,7 @@ def check_verb(words: Sequence[str]) -> None:
     for file in (getattr(options, "config", None), getattr(options, "file", None)):
         assert file is None or (ROOT / file).exists(), file
     if getattr(options, "config", None):
-        cli._overridden(configs.load_config(str(ROOT / options.config)), overrides)
+        cli._overridden(load_config(str(ROOT / options.config)), overrides)
     if hasattr(options, "topology"):
         find_slice(options.topology)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from attention_jax import config as configs
+from attention_jax.config import override
 from attention_jax.models import create_model
 from attention_jax.models.summary import summary
 from attention_jax.tables import results
@@ -32,7 +32,7 @@ def network(config):
     task = get_task(config.task)
     if config.task == "translation":
         known = {"model.vocab_size": 100, "data.bucket_lengths": (8,), "data.num_examples": 1, "data.num_batches": 1}
-        config = configs.override(config, known)
+        config = override(config, known)
     return task.model(task.resolve(config))
 
 

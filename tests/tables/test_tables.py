@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attention_jax import config as configs
+from attention_jax.config.config import save_config
 from attention_jax.data.embedded import digits
 from attention_jax.errors import UserError
 from attention_jax.tables import publish, runner
@@ -266,7 +266,7 @@ def fake(monkeypatch):
         key = (path.parent.name, config.seed)
         state.trained.append(key)
         path.mkdir(parents=True, exist_ok=True)
-        configs.save_json(path / "config.json", config)
+        save_config(path / "config.json", config)
         progress(2)
         if key in state.fail:
             raise ValueError("no luck")

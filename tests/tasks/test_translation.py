@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax import config as configs
 from attention_jax import tree
 from attention_jax.cli import main as cli
+from attention_jax.config import override
 from attention_jax.data.text.tokenizer import EOS, PAD
 from attention_jax.errors import UserError
 from attention_jax.tables import measures
@@ -137,7 +137,7 @@ def test_padding_changes_no_loss_and_no_translation(program, run):
 
 def test_the_loss_is_a_sum_over_real_tokens(program):
     changes = {"loss.label_smoothing": 0.1, "loss.smoothing_over": "others"}
-    config, variables = configs.override(program.config, changes), program.init(0).variables()
+    config, variables = override(program.config, changes), program.init(0).variables()
     loader = translation.loader(program.config, "test", (0, 1), training=False)
     batch = loader._batch(0, loader.plan.every()[0][1][:2])
     sums, _ = translation.loss(config, program.model, variables, batch, jax.random.key(0), False)

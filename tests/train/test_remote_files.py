@@ -13,9 +13,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import attention_jax as aj
-from attention_jax import config as configs
 from attention_jax import storage as far
 from attention_jax import tree
+from attention_jax.config import override
 from attention_jax.data.images import sources
 from attention_jax.data.images.decoding import BrokenImage
 from attention_jax.data.text import pairs as parallel_text
@@ -127,7 +127,7 @@ def another_machine(monkeypatch, tmp_path) -> None:
 
 def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, near, store, tmp_path, monkeypatch):
     # TensorBoard changes no number.
-    program = dataclasses.replace(program, config=configs.override(program.config, {"logging.tensorboard": True}))
+    program = dataclasses.replace(program, config=override(program.config, {"logging.tensorboard": True}))
     with pytest.raises(Killed):
         train(CONFIG, RUN, program, killed_after(21))
     uploads_end()
@@ -171,7 +171,7 @@ def test_checkpoint_counts_only_with_its_marker(step, program, near, store, tmp_
 
 
 def test_events_that_cannot_be_brought_cost_a_warning(program, near, store, caplog, monkeypatch):
-    program = dataclasses.replace(program, config=configs.override(program.config, {"logging.tensorboard": True}))
+    program = dataclasses.replace(program, config=override(program.config, {"logging.tensorboard": True}))
     refused = []
 
     def refuse(path):
