@@ -173,12 +173,12 @@ def _start(task: str | None = None) -> None:
     """
     from attention_jax.cli import compile_cache
     from attention_jax.cli import malloc as heap
-    from attention_jax.distributed import mesh as parallel
+    from attention_jax.distributed.mesh import join_processes
 
     compile_cache.repair()
     if task == "translation":
         heap.keep()
-    parallel.start()
+    join_processes()
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -186,18 +186,18 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     config = _overridden(load_config(options.config), overrides)
     _start(config.task)
-    from attention_jax.distributed import mesh as parallel
+    from attention_jax.distributed.mesh import is_main_process
     from attention_jax.train import report
     from attention_jax.train.loop import train
     from attention_jax.train.program import build
 
     program = build(config)
-    say = print if parallel.is_main() else (lambda *_: None)
+    say = print if is_main_process() else (lambda *_: None)
     say(report.describe(program, overrides))
-    with report.progress_bar(program.durations.total, active=parallel.is_main()) as progress:
+    with report.progress_bar(program.durations.total, active=is_main_process()) as progress:
         result = train(config, options.workdir, program, progress)
     say(report.first_step(result))
-    if parallel.is_main():  # only its folder has the log, where each process has one for a workdir at an address
+    if is_main_process():  # only its folder has the log, where each process has one for a workdir at an address
         print(report.outcome(result))
     return code_when_stopped() if result.stopped else 0
 

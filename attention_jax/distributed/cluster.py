@@ -1,8 +1,8 @@
-"""The processes of a run as a launcher or a TPU slice names them, before any of them has met another.
+"""Detects the processes of a run from a launcher's variables or a TPU slice, before any of them has reached another.
 
-A slice's hosts know each other, and `jax.distributed.initialize` asks them where it is given nothing
-(jax/_src/clusters/cloud_tpu_cluster.py: on Google Kubernetes Engine the environment, else the metadata server). It then
-waits for the others by itself, and ends by abort without a name when one does not come. So the same is asked here first.
+The hosts of a slice know each other, and `jax.distributed.initialize` without arguments reads their names
+(jax/_src/clusters/cloud_tpu_cluster.py: on Google Kubernetes Engine from the environment, else from the metadata server).
+It then aborts without naming a host when one does not start. So the same names are read here first.
 """
 
 import dataclasses
@@ -15,56 +15,56 @@ _METADATA = "http://{}/computeMetadata/v1/instance/attributes/{}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One process among those of a run.
 
     Attributes:
-        address: "host:port" of process 0.
-        index, count: of this process, and how many there are.
-        names: of the processes' hosts, in their order; empty where nobody has said them.
+        coordinator: "host:port" of process 0.
+        index, count: number of this process, and of all processes.
+        names: hosts of all processes, in order; empty where they are unknown.
     """
 
-    address: str
+    coordinator: str
     index: int
     count: int
     names: tuple[str, ...] = ()
 
 
-def given(env: Mapping[str, str] = os.environ) -> Place:
-    """What a launcher has set: AJ_COORDINATOR, AJ_PROCESSES, AJ_PROCESS and, if it likes, AJ_HOSTS."""
-    return Place(env["AJ_COORDINATOR"], int(env["AJ_PROCESS"]), int(env["AJ_PROCESSES"]), _names(env))
+def read_launcher_environment(env: Mapping[str, str] = os.environ) -> ProcessInfo:
+    """Reads what a launcher has set: AJ_COORDINATOR, AJ_PROCESSES, AJ_PROCESS and, optionally, AJ_HOSTS."""
+    return ProcessInfo(env["AJ_COORDINATOR"], int(env["AJ_PROCESS"]), int(env["AJ_PROCESSES"]), _names(env))
 
 
-def of_slice(env: Mapping[str, str] = os.environ) -> Place | None:
-    """What a slice's machine is told about itself; None where nobody tells, or there are several slices.
+def detect_tpu_slice(env: Mapping[str, str] = os.environ) -> ProcessInfo | None:
+    """Reads this host's number and its slice's hosts; None outside a slice, or with several slices.
 
-    AJ_HOSTS goes before the slice's own names, which on Compute Engine are addresses.
+    AJ_HOSTS replaces the slice's own names, which on Compute Engine are IP addresses.
     """
     if "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return None
-    told = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    endpoints = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     index = env.get("TPU_WORKER_ID")
-    if not (told and index):
-        told, index = _attribute(env, "worker-network-endpoints"), _attribute(env, "agent-worker-number")
-        if not (told and index) or "MEGASCALE_COORDINATOR_ADDRESS" in (_attribute(env, "tpu-env") or ""):
+    if not (endpoints and index):
+        endpoints, index = _attribute(env, "worker-network-endpoints"), _attribute(env, "agent-worker-number")
+        if not (endpoints and index) or "MEGASCALE_COORDINATOR_ADDRESS" in (_attribute(env, "tpu-env") or ""):
             return None
-    hosts = tuple(_host(word) for word in told.split(","))
+    hosts = tuple(map(_parse_host, endpoints.split(",")))
     port = env.get("JAX_COORDINATOR_PORT", PORT)
-    return Place(f"{hosts[0]}:{port}", int(index), len(hosts), _names(env) or hosts)
+    return ProcessInfo(f"{hosts[0]}:{port}", int(index), len(hosts), _names(env) or hosts)
 
 
 def _names(env: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(filter(None, env.get("AJ_HOSTS", "").split(",")))
 
 
-def _host(word: str) -> str:
-    """Out of "host", "host:port" or the metadata server's older "name:number:address"."""
-    parts = word.strip().split(":")
+def _parse_host(endpoint: str) -> str:
+    """Host of "host", "host:port" or the metadata server's older "name:number:address"."""
+    parts = endpoint.strip().split(":")
     return parts[2] if len(parts) == 3 else parts[0]
 
 
 def _attribute(env: Mapping[str, str], name: str) -> str | None:
-    """What the metadata server of a machine at Google says; None without one."""
+    """Reads an attribute from Google's metadata server; None without one."""
     if "TPU_SKIP_MDS_QUERY" in env:
         return None
     url = _METADATA.format(env.get("GCE_METADATA_IP", "metadata.google.internal"), name)

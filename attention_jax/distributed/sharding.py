@@ -1,14 +1,14 @@
-"""How a state lies on the mesh: rules by the paths of parameters, and weights that are put together where a layer uses them.
+"""Shards a state over the mesh: rules by parameter path, and weights that a layer gathers where it uses them.
 
-A rule is (path regex, placement), the first that is found in a parameter's path decides. A placement is
+A rule is (path regex, layout); the first whose expression is found in a parameter's path applies. A layout is
 
-- "fsdp": the largest dimension that the axis `fsdp` divides evenly is divided over it;
-- a tuple with None, "fsdp" or "model" for each dimension; without "fsdp" the largest of the others goes over that axis;
-- "replicated": every device has the whole array.
+- "fsdp": the largest dimension that the axis `fsdp` divides evenly is split over it;
+- a tuple with None, "fsdp" or "model" for each dimension; without "fsdp" the largest of the others is split over that axis;
+- "replicated": every device has the complete array.
 
-Optimizer state, averages and gradients follow their parameter: its path is the end of theirs (`2/mu/Conv_0/kernel`), and
-their shape is its. What is no parameter or has another shape is replicated. Where an axis does not divide a dimension, the
-array is whole over that axis; `Placement.undivided` lists those.
+Optimizer state, averages and gradients follow their parameter: their path ends in its path (`2/mu/Conv_0/kernel`) and their
+shape is the same. Anything else is replicated. Where an axis does not divide a dimension, the array is replicated over that
+axis; `StateSharding.undivided` lists those.
 """
 
 import dataclasses
@@ -38,27 +38,25 @@ _TRANSFORMER: tree.Rules = (
     (r"_embedding/embedding$", (MODEL, None)),
     (r"logits_bias$", (MODEL,)),
 )
-# Pattern of model names -> rules of that family; "fsdp" is what all else gets.
+# Pattern of model names -> rules of that family; "fsdp" for all other parameters.
 RULES: dict[str, tree.Rules] = {"transformer_*": _TRANSFORMER, "*": ()}
-
-
 _COPIES = ("convert_element_type", "transpose", "reshape", "copy")  # primitives
 
 
-def rules_for(model: str, own: tree.Rules = ()) -> tree.Rules:
-    """The rules of a network by its name, a config's own before them."""
+def get_sharding_rules(model: str, custom: tree.Rules = ()) -> tree.Rules:
+    """Returns a config's custom rules, followed by those of the named network."""
     family = next(rules for pattern, rules in RULES.items() if fnmatch.fnmatch(model, pattern))
-    return (*own, *family, (".*", FSDP))
+    return (*custom, *family, (".*", FSDP))
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where the arrays of a state are.
+class StateSharding:
+    """The sharding of every array of a state.
 
     Attributes:
         mesh: of the devices.
         shardings: a tree like the state.
-        undivided: paths of the parameters and batch statistics that an axis should divide by their rule, and cannot.
+        undivided: paths of the parameters and batch statistics that an axis should split by their rule, and cannot.
     """
 
     mesh: Mesh
@@ -66,31 +64,31 @@ class Placement:
     undivided: tuple[str, ...]
 
     @property
-    def divides(self) -> bool:
-        """Whether any array is in parts."""
+    def is_sharded(self) -> bool:
+        """True if some array is split over devices."""
         return self.mesh.shape[FSDP] * self.mesh.shape[MODEL] > 1
 
-    def abstract(self, shapes: Any) -> Any:
-        """The shapes of a state with its shardings."""
+    def add_to_shapes(self, shapes: Any) -> Any:
+        """Returns the shapes of a state with its shardings."""
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
 
-    def gathered(self, values: Any, shardings: Any) -> Any:
-        """Inside a jitted function: arrays that lie as `shardings`, a part of this object's, whole over `fsdp`."""
-        if not self.divides:
+    def gather(self, values: Any, shardings: Any) -> Any:
+        """Inside a jitted function: gathers arrays with `shardings`, a part of this object's, over `fsdp`."""
+        if not self.is_sharded:
             return values
-        return jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, _whole(s)), values, shardings)
+        return jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, _without_fsdp(s)), values, shardings)
 
-    def in_parts(self, params: Any) -> Any:
-        """Inside a jitted function: parameters that a module puts together where it uses them, for `model.apply`.
+    def wrap_params(self, params: Any) -> Any:
+        """Inside a jitted function: returns parameters for `model.apply` that a module gathers where it uses them.
 
-        Their gradients come back in parts, summed over the devices that have a part of the batch.
+        Their gradients are sharded again, summed over the devices that share the batch.
         """
-        if not self.divides:
+        if not self.is_sharded:
             return params
-        return jax.tree.map(lambda x, s: InParts(x, s), params, self.shardings.params)
+        return jax.tree.map(lambda x, s: ShardedParam(x, s), params, self.shardings.params)
 
-    def remembering_parts(self, loss: Callable[..., Any], params: Any) -> Callable[..., Any]:
-        """`loss(params, ...)` whose gradient puts every weight together anew, so that no device keeps them whole."""
+    def apply_remat_policy(self, loss: Callable[..., Any], params: Any) -> Callable[..., Any]:
+        """Returns `loss(params, ...)` whose gradient gathers every weight again, so that no device keeps gathered weights."""
         if self.mesh.shape[FSDP] == 1:
             return loss
         shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
@@ -103,42 +101,42 @@ class Placement:
         return jax.checkpoint(loss, policy=keep)
 
 
-def place(state: Any, weights: Mapping[str, Any], rules: tree.Rules, mesh: Mesh) -> Placement:
-    """Where a state goes.
+def shard_state(state: Any, weights: Mapping[str, Any], rules: tree.Rules, mesh: Mesh) -> StateSharding:
+    """Returns the sharding of a state on a mesh.
 
     Args:
-        state: shapes, as `jax.eval_shape` gives them.
-        weights: {path: shape} of parameters and batch statistics, whose paths end those of the state.
-        rules: as the head of this file says.
+        state: shapes, from `jax.eval_shape`.
+        weights: {path: shape} of parameters and batch statistics; paths in the state end in these.
+        rules: described at the head of this file.
 
     Raises:
-        UserError: a rule's tuple does not fit an array, or an axis of more than one device divides nothing.
+        UserError: a rule's tuple does not fit an array, or an axis of more than one device splits nothing.
     """
     found = {path: _spec(path, leaf.shape, rules, mesh) for path, leaf in weights.items()}
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
-        # Of several parameters whose path ends this one the longest is meant.
+        # Several parameter paths may end this one: the longest applies.
         parts = path.split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         name = next((end for end in ends if end in found and weights[end].shape == leaf.shape), None)
         return NamedSharding(mesh, found[name][0] if name else PartitionSpec())
 
-    placement = Placement(mesh, tree.map_with_path(sharding, state), tuple(path for path, (_, short) in found.items() if short))
+    undivided = tuple(path for path, (_, is_undivided) in found.items() if is_undivided)
     used = {axis for spec, _ in found.values() for axis in spec}
-    for axis, what in ((FSDP, "leaves every parameter whole"), (MODEL, "divides no parameter of this network")):
+    for axis, what in ((FSDP, "splits no parameter"), (MODEL, "splits no parameter of this network")):
         if mesh.shape[axis] > 1 and axis not in used:
             raise UserError(f"parallel.{axis}={mesh.shape[axis]} {what}: give 1, another number, or other parallel.rules.")
-    return placement
+    return StateSharding(mesh, tree.map_with_path(sharding, state), undivided)
 
 
 def _spec(path: str, shape: tuple[int, ...], rules: tree.Rules, mesh: Mesh) -> tuple[PartitionSpec, bool]:
-    """(the axes of each dimension, whether an axis could not divide it as the rule has it)."""
-    placement = tree.first_match(rules, path, "parallel.rules")
-    if placement == "replicated":
+    """(axis of each dimension, True if an axis cannot divide the array as its rule says)."""
+    layout = tree.first_match(rules, path, "parallel.rules")
+    if layout == "replicated":
         return PartitionSpec(), False
-    wanted = [None] * len(shape) if placement == FSDP else list(placement)
+    wanted = [None] * len(shape) if layout == FSDP else list(layout)
     if len(wanted) != len(shape):
-        raise UserError(f"parallel.rules: {placement!r} is for {len(wanted)} dimensions, and {path!r} has {len(shape)}.")
+        raise UserError(f"parallel.rules: {layout!r} is for {len(wanted)} dimensions, and {path!r} has {len(shape)}.")
 
     def divides(axis: str, i: int) -> bool:
         return mesh.shape[axis] > 1 and shape[i] % mesh.shape[axis] == 0
@@ -147,38 +145,38 @@ def _spec(path: str, shape: tuple[int, ...], rules: tree.Rules, mesh: Mesh) -> t
     free = [i for i in range(len(shape)) if wanted[i] is None and divides(FSDP, i)]
     if FSDP not in wanted and free:
         axes[max(free, key=lambda i: shape[i])] = FSDP
-    asked = {*filter(None, wanted), *([] if wanted and None not in wanted else [FSDP])}
-    while axes and axes[-1] is None:  # as XLA hands them back: a longer way to say the same would be another program
+    required = {*filter(None, wanted), *([] if wanted and None not in wanted else [FSDP])}
+    while axes and axes[-1] is None:  # XLA returns specs without them; with them, the same sharding compiles twice
         axes.pop()
-    return PartitionSpec(*axes), any(mesh.shape[axis] > 1 and axis not in axes for axis in asked)
+    return PartitionSpec(*axes), any(mesh.shape[axis] > 1 and axis not in axes for axis in required)
 
 
-def _whole(sharding: NamedSharding) -> NamedSharding:
-    """The same without `fsdp`."""
+def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
+    """The same sharding with `fsdp` replicated."""
     return NamedSharding(sharding.mesh, PartitionSpec(*(None if axis == FSDP else axis for axis in sharding.spec)))
 
 
-class InParts(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
-    """A weight of which each device has a part; Flax asks for the whole (`unbox`) where a module names its parameter."""
+class ShardedParam(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
+    """A sharded weight that Flax gathers (`unbox`) where a module names its parameter."""
 
     value: jax.Array
     sharding: NamedSharding = flax.struct.field(pytree_node=False)
 
     def unbox(self) -> jax.Array:
-        # Backwards a gradient is whole first and then in parts: asked for parts alone, XLA divides the activations by
-        # features to make them, which moves them all. A TPU sums into parts at once, whatever the words are.
+        # The gradient is constrained to be complete first and sharded second: with the second constraint alone, XLA shards
+        # the activations by features to make it, which moves them all. A TPU fuses both into one reduce-scatter.
         value = jax.lax.with_sharding_constraint(self.value, self.sharding)
-        return jax.lax.with_sharding_constraint(value, _whole(self.sharding))
+        return jax.lax.with_sharding_constraint(value, _without_fsdp(self.sharding))
 
-    def replace_boxed(self, val: Any) -> "InParts":
+    def replace_boxed(self, val: Any) -> "ShardedParam":
         return self.replace(value=val)
 
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "InParts":
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "ShardedParam":
         raise NotImplementedError("a module that stacks its layers' parameters with nn.scan or nn.vmap")
 
     remove_axis = add_axis
 
 
-def bytes_per_device(state: Any) -> int:
-    """Bytes that one device holds of a state of arrays or of shapes with shardings."""
+def count_bytes_per_device(state: Any) -> int:
+    """Returns the bytes that one device holds of a state of arrays, or of shapes with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))

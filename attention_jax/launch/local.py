@@ -2,8 +2,8 @@
 
     python -m attention_jax.launch.local --processes 2 --devices 2 -- COMMAND ...
 
-A rehearsal of several hosts: each process has forced CPU devices of its own and joins through `parallel.start`. Exit
-code 0 when all processes end with 0, else that of the first to fail; 2 for a mistake on the command line.
+A rehearsal of several hosts: each process has its own forced CPU devices and joins through `join_processes`. Exit code
+0 when all processes end with 0, else that of the first to fail; 2 for a mistake on the command line.
 """
 
 import argparse

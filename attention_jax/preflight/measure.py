@@ -188,20 +188,20 @@ def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[
 
 
 def _build(config: ConfigDict, devices: list[Any]) -> Any:
-    from attention_jax.distributed import mesh as parallel
+    from attention_jax.distributed.mesh import make_mesh
     from attention_jax.train.program import build
 
     sizes = config.parallel
-    return build(config, parallel.make_mesh(sizes.data, sizes.fsdp, sizes.model, devices))
+    return build(config, make_mesh(sizes.data, sizes.fsdp, sizes.model, devices))
 
 
 def batches_of(program: Any) -> list[dict[str, Any]]:
     """Shapes and shardings of its training batches, of each shape for which the step is compiled."""
     import jax
 
-    from attention_jax.distributed import mesh as parallel
+    from attention_jax.distributed.mesh import make_batch_sharding
 
-    rows = parallel.split(program.mesh)
+    rows = make_batch_sharding(program.mesh)
     shapes = program.task.batch_shapes(program.config)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), shapes)
 

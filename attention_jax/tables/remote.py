@@ -6,7 +6,7 @@ Runs are trained at their own addresses, as single runs are; only what people an
 import shutil
 from pathlib import Path
 
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import is_main_process
 from attention_jax.storage import Folder
 from attention_jax.train import checkpoint
 from attention_jax.train import remote_checkpoints as far_checkpoints
@@ -27,7 +27,7 @@ class Remote:
     """
 
     def __init__(self, address: str):
-        self._far = Folder(address, write=parallel.is_main())
+        self._far = Folder(address, write=is_main_process())
         self.workdir = self._far.address
         self.folder = stand_in(address) / "table"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from attention_jax import storage as far
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, code_when_stopped, one_sentence
 from attention_jax.tables import measures, publish, results
 from attention_jax.tables.computed import Computed, compute
@@ -63,7 +63,7 @@ def run_table(
     remote = Remote(str(workdir)) if far.is_far(workdir) else None
     folder = remote.folder if remote else Path(workdir or Path("runs") / table.edition(scale)).expanduser()
     output = output or (workdir if remote else folder)
-    published = far.Folder(str(output), write=parallel.is_main()) if far.is_far(output) else None
+    published = far.Folder(str(output), write=is_main_process()) if far.is_far(output) else None
     order = Order(
         table=table,
         scale=scale,
@@ -75,7 +75,7 @@ def run_table(
         remote=remote,
         published=published,
     )
-    say = print if parallel.is_main() else (lambda *_: None)
+    say = print if is_main_process() else (lambda *_: None)
     plans = results.plan(order, count_networks=not dry_run)
     for plan in plans:
         for run in plan.runs:
@@ -88,10 +88,10 @@ def run_table(
     publish.make_folders(order.folder, order.output)
 
     begin = time.perf_counter()
-    computed = [_compute(order, row) for row in table.computed] if parallel.is_main() else []
+    computed = [_compute(order, row) for row in table.computed] if is_main_process() else []
     stopped, failed = _run_rows(order, plans, computed) if plans else (False, 0)
     done = time.perf_counter()
-    if parallel.is_main():
+    if is_main_process():
         say("", publish.publish(order, plans, computed, machine(), pictures=True), sep="\n")
     what = " and ".join([*(["computing"] if table.computed else []), *(["training"] if plans else [])])
     say(f"{done - begin:.0f} s of {what}, {time.perf_counter() - done:.0f} s for the table and its pictures.")
@@ -133,7 +133,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
                 if signal.asked:
                     return True, failed
                 progress.begin(plan.row.label, run)
-                if parallel.is_main():
+                if is_main_process():
                     (run.path / FAILURE).unlink(missing_ok=True)
                     run.push(FAILURE)
                 begin = time.perf_counter()
@@ -142,13 +142,13 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
                         raise plan.broken
                     program = program or build(plan.config)
                     stopped = run.correct is None and _train(program, run, progress.step)
-                    if not stopped and parallel.is_main():
+                    if not stopped and is_main_process():
                         for name in measures.take(run.path, run.total_steps, order.table.measures, program):
                             run.push(name)
                 except Exception as error:  # recorded, so that the others go on
                     failed += 1
                     progress.skip(run)
-                    if parallel.is_main():
+                    if is_main_process():
                         results.record_failure(run, error, traceback.format_exc())
                     progress.say(f"{plan.row.label}, seed {run.seed}: failed: {one_sentence(error)}")
                     continue
@@ -156,7 +156,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
                     return True, failed
                 progress.say(f"{plan.row.label}, seed {run.seed}: {_score(run)} in {time.perf_counter() - begin:.1f} s")
             del program  # before the next one compiles: a row's programs are its largest part of memory
-            if missing and parallel.is_main():
+            if missing and is_main_process():
                 publish.publish(order, plans, computed, machine(), pictures=False)
     return signal.asked, failed
 
@@ -170,7 +170,7 @@ def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> b
     """Trains one seed to its end; returns whether a signal stopped it."""
     result = train(with_seed(program.config, run.seed), run.place, program, progress)
     run.pull()
-    if not result.stopped and parallel.is_main() and run.correct is None:
+    if not result.stopped and is_main_process() and run.correct is None:
         raise UserError(
             f"{run.place}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
         )
@@ -178,7 +178,7 @@ def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> b
 
 
 def _score(run: SeedRun) -> str:
-    correct = run.correct if parallel.is_main() else None
+    correct = run.correct if is_main_process() else None
     return "done" if correct is None else f"{100 * correct.mean():.2f} %"
 
 
@@ -194,7 +194,7 @@ class _Progress(contextlib.AbstractContextManager):
             total=sum(run.total_steps for run in runs),
             initial=sum(min(run.step, run.total_steps) for run in runs),
             unit="step",
-            disable=not parallel.is_main(),
+            disable=not is_main_process(),
             file=sys.stderr,
             smoothing=0.02,  # the time left comes from many steps: compiling and evaluating come in lumps
             mininterval=0.5 if sys.stderr.isatty() else 30,
@@ -237,7 +237,7 @@ def machine() -> str:
     versions = packages()
     named = ", ".join(f"{name} {versions[name]}" for name in ("attention_jax", "jax", "jaxlib", "flax", "optax"))
     devices = f"{jax.process_count()} process(es) x {jax.local_device_count()} {jax.devices()[0].device_kind}"
-    return f"Python {platform.python_version()}, {named}; {devices}, {parallel.threads()} CPU threads a process."
+    return f"Python {platform.python_version()}, {named}; {devices}, {count_threads()} CPU threads a process."
 
 
 def _command(table: Table, scale: str, rows: Sequence[str] | None, seeds: int | None) -> str:

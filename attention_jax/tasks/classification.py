@@ -18,7 +18,7 @@ from attention_jax.data.images import transforms as image
 from attention_jax.data.images.decoding import BrokenImage, decode
 from attention_jax.data.images.sources import Source, open_source
 from attention_jax.data.loader import Loader, Plan
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.optim import mixing
@@ -78,8 +78,8 @@ def _own_shape(config: ConfigDict, source: Source) -> tuple[int, ...]:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError unless the batches divide evenly over the devices, and each share into micro-batches."""
-    parallel.check_batch("batch_size", config.batch_size, mesh, config.accumulation)
-    parallel.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    check_batch_size("batch_size", config.batch_size, mesh, config.accumulation)
+    check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
 
 
 def steps_per_epoch(config: ConfigDict) -> int:
@@ -184,7 +184,7 @@ def training_pixels(config: ConfigDict) -> Pixels:
     return lambda picture, rng: finish(begin(picture, rng), rng)
 
 
-def loader(config: ConfigDict, split: str, process: parallel.Share, training: bool) -> Loader:
+def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> Loader:
     """The loader of one split."""
     pixels = training_pixels(config) if training else evaluation_pixels(config)
 

@@ -20,7 +20,7 @@ from attention_jax.data.text import tokenizer as tokenizers
 from attention_jax.data.text.batches import Plan, TokenLoader, TokenPairs, choose_buckets, rows_of
 from attention_jax.data.text.pairs import Pairs, open_pairs
 from attention_jax.data.text.tokenizer import BOS, PAD, Tokenizer
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.optim.losses import right_tokens, token_cross_entropy
@@ -131,7 +131,7 @@ def _plan(config: ConfigDict, tokens: TokenPairs, batch_tokens: int, buckets: tu
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError unless the rows of every batch divide evenly over devices and micro-batches."""
-    parallel.check_batch("data.rows_multiple", config.data.rows_multiple, mesh, config.accumulation)
+    check_batch_size("data.rows_multiple", config.data.rows_multiple, mesh, config.accumulation)
 
 
 def steps_per_epoch(config: ConfigDict) -> int:
@@ -194,7 +194,7 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
     return shapes
 
 
-def loader(config: ConfigDict, split: str, process: parallel.Share, training: bool) -> TokenLoader:
+def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> TokenLoader:
     """The loader of one split. In evaluation too long pairs are cut, never left out, and longer buckets join."""
     data = config.data
     if training:

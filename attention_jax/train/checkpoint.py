@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from attention_jax import __version__, tree
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.train.step import State
 
@@ -162,7 +162,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True, async_options=in_save)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         # Orbax asks JAX whether a signal has come, with its own numbers, before a save and behind it; but the processes stop
-        # together only where all of them ask in the same order, which `parallel.stop_agreed` alone does.
+        # together only where all of them ask in the same order, which `agree_to_stop` alone does.
         self._manager.reached_preemption = lambda step: False
 
     def save(self, state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
@@ -226,7 +226,7 @@ class Checkpoints:
         return restored.state, about
 
     def _move_aside(self, step: int) -> None:
-        if parallel.is_main():
+        if is_main_process():
             aside = self._folder.parent / ASIDE
             aside.mkdir(exist_ok=True)
             target = next(aside / f"{step}-{i}" for i in range(10**6) if not (aside / f"{step}-{i}").exists())

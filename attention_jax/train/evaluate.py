@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import find_batch_share, prefetch_batches
 from attention_jax.train.program import Program
 
 
@@ -28,9 +28,9 @@ def evaluate(
     "index" an example has, they are put into that order. `stop` is asked before each batch, of which the devices then have
     one more to do; Interrupted when it says so. `watched` is put around the batches.
     """
-    loader = program.task.loader(config, config.data.eval_split, parallel.share(program.mesh), training=False)
+    loader = program.task.loader(config, config.data.eval_split, find_batch_share(program.mesh), training=False)
     collected: list[dict[str, Any]] = []
-    for batch in watched(parallel.prefetch(loader.evaluation(), program.mesh)):
+    for batch in watched(prefetch_batches(loader.evaluation(), program.mesh)):
         if stop():
             raise Interrupted
         collected.append(program.outputs(variables, batch))

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax.config.config import config_to_json
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.train import workdir
 from attention_jax.train.checkpoint import Checkpoints
@@ -121,7 +121,7 @@ def train(
 
     with workdir.claimed(path, config) as place, StopSignal().installed() as stop_signal, _disk_errors(place.folder):
         folder = place.folder
-        log = Log(folder, config.logging.tensorboard, active=parallel.is_main())
+        log = Log(folder, config.logging.tensorboard, active=is_main_process())
         keep = config.checkpoint.keep_last, config.checkpoint.keep_best, log.score
         checkpoints = FarCheckpoints(place.far, folder, *keep) if place.far else Checkpoints(folder, *keep)
         restored = checkpoints.restore(program.abstract_state)
@@ -156,7 +156,7 @@ def train(
             return stalls.over_data(batches, config.data.threads)
 
         def stop() -> bool:
-            return parallel.stop_agreed(stop_signal.asked)
+            return agree_to_stop(stop_signal.asked)
 
         def evaluate_and_log() -> bool:
             """Whether it came to its end; one that was stopped leaves nothing, and is done when the run goes on."""
@@ -168,7 +168,7 @@ def train(
                     return False
                 prefix = "eval" if weights == "params" else f"eval_{weights}"
                 values.update({f"{prefix}/{name}": value for name, value in scores.items()})
-            if parallel.is_main():
+            if is_main_process():
                 _save_outputs(folder / EVALUATION, step, outputs)
             if log.score(step) is None:
                 log.write(step, {**values, "headline": scores[headline]})
@@ -186,10 +186,10 @@ def train(
             stopped = not evaluate_and_log()
             log.flush()
 
-        loader = task.loader(config, config.data.train_split, parallel.share(program.mesh), training=True)
+        loader = task.loader(config, config.data.train_split, find_batch_share(program.mesh), training=True)
         unread, last = None, step if stopped else every.total
         with (
-            contextlib.closing(parallel.prefetch(loader.training(step, last), program.mesh)) as batches,
+            contextlib.closing(prefetch_batches(loader.training(step, last), program.mesh)) as batches,
             _Profiler(folder, config.profile.first_step, config.profile.num_steps) as profiler,
             stalls,
         ):
@@ -220,7 +220,7 @@ def train(
         checkpoints.close()
         log.time({"event": "call", "step": step, "seconds": time.perf_counter() - begin})
         log.close()
-        if place.far and parallel.is_main():
+        if place.far and is_main_process():
             place.far.write(TIMING, (folder / TIMING).read_bytes())  # with the line of this call
     return Result(step, stopped or stop_signal.asked, folder, clock.first)
 
@@ -278,7 +278,7 @@ class _Clock:
         yield
         self._at = time.perf_counter()
         self.first = self._at - self._called, self._at - begin
-        about = {"seconds": self.first[1], "since_call": self.first[0], "threads": parallel.threads()}
+        about = {"seconds": self.first[1], "since_call": self.first[0], "threads": count_threads()}
         self._log.time({"event": "first step dispatched", **about})
 
     @contextlib.contextmanager

@@ -12,8 +12,15 @@ from ml_collections import ConfigDict
 
 from attention_jax import tree
 from attention_jax.config.config import convert_duration
-from attention_jax.distributed import mesh as parallel
-from attention_jax.distributed import sharding as placement
+from attention_jax.distributed.mesh import (
+    MODEL,
+    check_parallel_mode,
+    make_mesh,
+    make_replicated_sharding,
+    map_over_replicas,
+    resolve_batch_norm_group,
+)
+from attention_jax.distributed.sharding import StateSharding, get_sharding_rules, shard_state
 from attention_jax.errors import UserError
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
@@ -47,7 +54,7 @@ class Program:
     task: ModuleType
     model: nn.Module
     mesh: Mesh
-    placement: placement.Placement
+    sharding: StateSharding
     abstract_state: State
     durations: Durations
     init: Callable[[Any], State]
@@ -70,8 +77,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     """
     task = get_task(config.task)
     config = task.resolve(config)
-    mesh = mesh or parallel.make_mesh(config.parallel.data, config.parallel.fsdp, config.parallel.model)
-    parallel.check_mode(config.parallel.mode, mesh)
+    mesh = mesh or make_mesh(config.parallel.data, config.parallel.fsdp, config.parallel.model)
+    check_parallel_mode(config.parallel.mode, mesh)
     task.check(config, mesh)
 
     durations = resolve_durations(config)
@@ -87,7 +94,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         d_model=config.schedule.d_model,
     )
     optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
-    model = task.model(config, parallel.norm_group_size(config, mesh) if "batch_norm" in config else None)
+    model = task.model(config, resolve_batch_norm_group(config, mesh) if "batch_norm" in config else None)
     _check_heads(model, mesh)
     inputs = task.example_inputs(config)
 
@@ -98,36 +105,36 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         shapes = jax.eval_shape(init, 0)
     except KeyError as error:  # a rule list that misses a parameter
         raise UserError(str(error.args[0])) from error
-    rules = placement.rules_for(config.model.name, config.parallel.rules)
+    rules = get_sharding_rules(config.model.name, config.parallel.rules)
     weights = {**tree.flatten(shapes.params), **tree.flatten(shapes.batch_stats)}
-    placed = placement.place(shapes, weights, rules, mesh)
+    sharding = shard_state(shapes, weights, rules, mesh)
 
     def outputs(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        lie = {name: getattr(placed.shardings, name) for name in variables}
-        return task.outputs(config, model, placed.gathered(variables, lie), batch)
+        shardings = {name: getattr(sharding.shardings, name) for name in variables}
+        return task.outputs(config, model, sharding.gather(variables, shardings), batch)
 
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    step = make_train_step(config, task, model, optimizer, schedule, placed, unroll=on_cpu)
+    step = make_train_step(config, task, model, optimizer, schedule, sharding, unroll=on_cpu)
     if config.parallel.mode == "pmap":
-        step = parallel.per_replica(step, mesh)
-    everywhere = parallel.replicated(mesh)
+        step = map_over_replicas(step, mesh)
+    everywhere = make_replicated_sharding(mesh)
     return Program(
         config=config,
         task=task,
         model=model,
         mesh=mesh,
-        placement=placed,
-        abstract_state=placed.abstract(shapes),
+        sharding=sharding,
+        abstract_state=sharding.add_to_shapes(shapes),
         durations=durations,
-        init=jax.jit(init, out_shardings=placed.shardings, compiler_options=_QUICKLY if on_cpu else None),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.shardings, everywhere)),
+        init=jax.jit(init, out_shardings=sharding.shardings, compiler_options=_QUICKLY if on_cpu else None),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(sharding.shardings, everywhere)),
         outputs=jax.jit(outputs, out_shardings=everywhere),
     )
 
 
 def _check_heads(model: nn.Module, mesh: Mesh) -> None:
     """Raises UserError when the axis `model` would cut heads, whose parts every layer would then move between devices."""
-    heads, ways = getattr(model, "heads", None), mesh.shape[parallel.MODEL]
+    heads, ways = getattr(model, "heads", None), mesh.shape[MODEL]
     if heads and heads % ways:
         raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
 

@@ -31,7 +31,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.storage import Folder
 from attention_jax.train import checkpoint
@@ -61,7 +61,7 @@ class FarCheckpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._token = f"{socket.gethostname()}-{uuid.uuid4().hex}"
-        if parallel.is_main():
+        if is_main_process():
             far.write("writer.json", json.dumps({"token": self._token}).encode())
 
     def restore(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
@@ -100,7 +100,7 @@ class FarCheckpoints:
         step = int(state.step)
         packed = checkpoint.described(state, about, assets)
         arrays = jax.tree.map(_whole, state)
-        if parallel.is_main():
+        if is_main_process():
             lines = (self._near / METRICS).read_bytes()[self._logged :]
             self._logged += len(lines)
             outputs, timing = (self._near / name for name in (EVALUATION, TIMING))
@@ -189,7 +189,7 @@ class FarCheckpoints:
         return sorted(set(found) - set(found[-last:]) - {step for _, step in scored[:best]})
 
     def _move_aside(self, step: int) -> None:
-        if parallel.is_main():
+        if is_main_process():
             marker = self._far.read(f"{FOLDER}/{step}.json")
             self._far.write(f"{FOLDER}/{step}.damaged", marker or b"")
             self._far.remove(f"{FOLDER}/{step}.json")

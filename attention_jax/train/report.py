@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import count_threads
 from attention_jax.distributed.sharding import bytes_per_device
 from attention_jax.models.summary import summary
 from attention_jax.train import metrics
@@ -26,7 +26,7 @@ def describe(program: Program, overrides: Mapping[str, str]) -> str:
     rows = {
         "versions": f"python {platform.python_version()}, {versions}",
         "devices": f"{jax.process_count()} process(es) x {jax.local_device_count()} {devices.flat[0].device_kind}, "
-        f"{parallel.threads()} threads a process",
+        f"{count_threads()} threads a process",
         "mesh": f"{mesh}, mode {config.parallel.mode}",
         "state": _state(program),
         "precision": config.precision,
@@ -41,14 +41,14 @@ def describe(program: Program, overrides: Mapping[str, str]) -> str:
 
 
 def _state(program: Program) -> str:
-    """How much of the state a device holds, and what is whole against its rule."""
-    placement, state = program.placement, program.abstract_state
-    if not placement.divides:
-        return "all of it on every device"
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    text = f"{bytes_per_device(state):,} of {whole:,} bytes on a device"
-    left, rest = placement.undivided[:8], len(placement.undivided[8:])
-    return f"{text}; whole against its rule: {', '.join(left) or 'nothing'}{f' and {rest} more' if rest else ''}"
+    """Bytes of the state on a device, and the parameters that are replicated against their rule."""
+    sharding, state = program.sharding, program.abstract_state
+    if not sharding.is_sharded:
+        return "replicated on every device"
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    text = f"{bytes_per_device(state):,} of {total:,} bytes on a device"
+    left, rest = sharding.undivided[:8], len(sharding.undivided[8:])
+    return f"{text}; replicated against its rule: {', '.join(left) or 'nothing'}{f' and {rest} more' if rest else ''}"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from attention_jax.distributed.mesh import DATA
-from attention_jax.distributed.sharding import Placement
+from attention_jax.distributed.sharding import StateSharding
 from attention_jax.optim.optimizers import update_average
 
 Metrics = dict[str, jax.Array]
@@ -62,7 +62,7 @@ def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    placement: Placement,
+    sharding: StateSharding,
     unroll: bool,
 ) -> Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]]:
     """`(state, batch, seed) -> (state, metrics)`.
@@ -72,22 +72,22 @@ def make_train_step(
     over `data`; what mixes examples then mixes those of one replica.
 
     Args:
-        placement: of the state.
+        sharding: of the state.
         unroll: unrolls the loop over micro-batches; on CPU the gradient of a convolution inside a loop is 20 times slower.
     """
     replicas_apart = config.parallel.mode == "pmap"
 
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
         # Vectors, whole where they are used and where they come from, so that no division of theirs spreads to activations.
-        whole = functools.partial(placement.gathered, shardings=placement.shardings.batch_stats)
+        whole = functools.partial(sharding.gather, shardings=sharding.shardings.batch_stats)
         statistics = whole(batch_stats)
 
         def summed_loss(params):
-            variables = {"params": placement.in_parts(params), "batch_stats": statistics}
+            variables = {"params": sharding.wrap_params(params), "batch_stats": statistics}
             sums, changed = task.loss(config, model, variables, batch, rng, train=True)
             return sums["loss"], (sums, whole(changed.get("batch_stats", {})))
 
-        loss = placement.remembering_parts(summed_loss, params)
+        loss = sharding.apply_remat_policy(summed_loss, params)
         (_, (sums, batch_stats_)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, sums, batch_stats_
 

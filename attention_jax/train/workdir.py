@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from attention_jax import storage as files
 from attention_jax.config.config import config_from_json, list_differences, save_config
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
 from attention_jax.train.metrics import TIMING
 
@@ -37,7 +38,7 @@ def claimed(path: str | Path, config: ConfigDict) -> Iterator[Place]:
         UserError: it is a file, cannot be written to, is in use, or was made by another config (the difference is shown).
     """
     if files.is_far(path):
-        far = files.Folder(str(path), write=parallel.is_main())
+        far = files.Folder(str(path), write=is_main_process())
         with _locked(stand_in(str(path)), path, True) as folder:
             for left in folder.iterdir():  # of a call that was killed: what counts is at the address
                 if left.name not in (LOCK, TIMING):
@@ -46,15 +47,15 @@ def claimed(path: str | Path, config: ConfigDict) -> Iterator[Place]:
                 (folder / TIMING).write_bytes(far.read(TIMING) or b"")
             saved = far.read(CONFIG)
             _check(path, config_from_json(saved.decode()) if saved else None, config)
-            if saved is None and parallel.is_main():
+            if saved is None and is_main_process():
                 save_config(folder / CONFIG, config)
                 far.write(CONFIG, (folder / CONFIG).read_bytes())
             yield Place(folder, far)
         return
-    with _locked(Path(path).expanduser().resolve(), path, parallel.is_main()) as workdir:
+    with _locked(Path(path).expanduser().resolve(), path, is_main_process()) as workdir:
         saved = read_config(workdir)
         _check(path, saved, config)
-        if saved is None and parallel.is_main():
+        if saved is None and is_main_process():
             save_config(workdir / CONFIG, config)
         yield Place(workdir)
 
@@ -64,7 +65,7 @@ def stand_in(address: str) -> Path:
     base = os.environ.get("AJ_STAGING") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "attention_jax", "far")
     address = address.rstrip("/")
     name = f"{files.name_of(address)}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
-    return Path(base).expanduser().resolve() / name / str(parallel.process()[0])
+    return Path(base).expanduser().resolve() / name / str(jax.process_index())
 
 
 @contextlib.contextmanager

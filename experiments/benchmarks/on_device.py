@@ -53,7 +53,7 @@ def losses(quick: bool) -> Iterator[Answer]:
     """Training loss at the end of a short run in either precision, the same batches and first weights."""
     import numpy as np
 
-    from attention_jax.distributed import mesh as parallel
+    from attention_jax.distributed.mesh import find_batch_share, prefetch_batches
     from attention_jax.train.program import build
 
     steps = 6 if quick else 150
@@ -62,10 +62,10 @@ def losses(quick: bool) -> Iterator[Answer]:
         ends = {}
         for precision in ("float32", "bfloat16"):
             program = build(config_of(name, {"precision": precision, **length, **(small if quick else {})}))
-            split, share = program.config.data.train_split, parallel.share(program.mesh)
+            split, share = program.config.data.train_split, find_batch_share(program.mesh)
             loader = program.task.loader(program.config, split, share, training=True)
             state, seen = program.init(0), []
-            for batch in parallel.prefetch(loader.training(0, steps), program.mesh):
+            for batch in prefetch_batches(loader.training(0, steps), program.mesh):
                 state, metrics = program.train_step(state, batch, np.uint32(0))
                 seen.append(float(metrics["loss"]) / float(metrics["weight"]))
             ends[precision] = statistics.mean(seen[-max(3, steps // 10) :])
@@ -152,7 +152,7 @@ def steps(quick: bool) -> Iterator[Answer]:
     import jax
     import numpy as np
 
-    from attention_jax.distributed import mesh as parallel
+    from attention_jax.distributed.mesh import count_threads
     from attention_jax.preflight.input_rate import images_a_second
     from attention_jax.preflight.measure import batches_of, measure_program
     from attention_jax.preflight.report import roofline
@@ -195,10 +195,10 @@ def steps(quick: bool) -> Iterator[Answer]:
             yield Answer(f"{label}: predicted", said, f"{took / line.step:.2f} x")
         rate = images_a_second(program.config, 0.5 if quick else 3.0)
         if rate:
-            wanted, ready = measured.examples / took / jax.process_count(), rate * parallel.threads()
+            wanted, ready = measured.examples / took / jax.process_count(), rate * count_threads()
             yield Answer(
                 f"{label}: input",
-                f"the step takes {wanted:,.0f} images a second; {parallel.threads()} cores prepare {ready:,.0f}",
+                f"the step takes {wanted:,.0f} images a second; {count_threads()} cores prepare {ready:,.0f}",
                 "fast enough" if ready > wanted else f"needs {wanted / rate:.0f} cores",
             )
 

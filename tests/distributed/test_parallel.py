@@ -36,7 +36,7 @@ def test_checkpoint_of_eight_devices_opens_on_one(run_cli, tmp_path):
     assert jax.device_count() == 1
     done = run_cli("train", *as_options(total_steps=12, parallel__fsdp=4), f"--workdir={tmp_path}", env=EIGHT)
     assert done.returncode == 0, done.stderr
-    assert "data=2 x fsdp=4 x model=1" in done.stdout and "whole against its rule: " in done.stdout
+    assert "data=2 x fsdp=4 x model=1" in done.stdout and "replicated against its rule: " in done.stdout
     run = aj.load_run(tmp_path)
     logged = run.metrics[-1]["eval_ema/accuracy"]
     assert run.weights == "ema" and run.step == 12

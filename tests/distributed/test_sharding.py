@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from attention_jax import tree
 from attention_jax.config.config import config_from_json
-from attention_jax.distributed import mesh as parallel
-from attention_jax.distributed import sharding as placement
+from attention_jax.distributed.mesh import AXES, divide_batch_rows, make_mesh
+from attention_jax.distributed.sharding import count_bytes_per_device, get_sharding_rules, shard_state
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.optim.optimizers import make_optimizer
@@ -20,7 +20,7 @@ from tests.helpers.small import small_config
 
 
 def mesh_of(data: int = 1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
-    return AbstractMesh((data, fsdp, model), parallel.AXES)
+    return AbstractMesh((data, fsdp, model), AXES)
 
 
 def placed(model, inputs, sizes, rules=None, optimizer="adamw"):
@@ -28,9 +28,9 @@ def placed(model, inputs, sizes, rules=None, optimizer="adamw"):
     chain = make_optimizer(optimizer, lambda step: 0.1, 0.1, ((".*", True),), clip_norm=1.0)
     shapes = jax.eval_shape(lambda: create_state(model, chain, inputs, 0, with_ema=True))
     weights = {**tree.flatten(shapes.params), **tree.flatten(shapes.batch_stats)}
-    found = placement.place(shapes, weights, rules or ((".*", "fsdp"),), mesh_of(**sizes))
+    found = shard_state(shapes, weights, rules or ((".*", "fsdp"),), mesh_of(**sizes))
     specs = {path: s.spec for path, s in tree.flatten(found.shardings).items()}
-    return tree.flatten(shapes), specs, found, placement.bytes_per_device(found.abstract(shapes))
+    return tree.flatten(shapes), specs, found, count_bytes_per_device(found.add_to_shapes(shapes))
 
 
 IMAGE = (jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32),)
@@ -60,7 +60,7 @@ def test_fsdp_takes_the_largest_dimension_that_it_divides():
     weights = {"a": (3, 3, 16, 64), "b": (6, 8), "c": (4, 4), "d": (37,), "e": (), "f": (8, 37)}
     weights = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in weights.items()}
     state = {"params": weights, "other": {"a": jax.ShapeDtypeStruct((16, 64), np.float32), "count": weights["e"]}}
-    found = placement.place(state, weights, rules, mesh)
+    found = shard_state(state, weights, rules, mesh)
     specs = {path: tuple(s.spec) for path, s in tree.flatten(found.shardings).items()}
     assert specs == {
         "params/a": (None, None, None, "fsdp"),
@@ -79,7 +79,7 @@ def test_the_longest_parameter_path_is_meant():
     shape = jax.ShapeDtypeStruct((8, 8), np.float32)
     weights = {"kernel": shape, "inner/kernel": shape}
     rules = (("^inner/kernel$", (None, "model")), (".*", "replicated"))
-    found = placement.place({"mu": weights}, weights, rules, mesh_of(model=2)).shardings["mu"]
+    found = shard_state({"mu": weights}, weights, rules, mesh_of(model=2)).shardings["mu"]
     assert found["inner/kernel"].spec == PartitionSpec(None, "model") and found["kernel"].spec == PartitionSpec()
 
 
@@ -87,7 +87,7 @@ def test_rules_of_the_transformer_divide_heads_hidden_layers_and_vocabulary():
     model = create_model(
         "transformer_base", layers=1, vocab_size=64, embeddings="separate", output_bias=True, attention_bias=True
     )
-    rules = placement.rules_for("transformer_base")
+    rules = get_sharding_rules("transformer_base")
     shapes, specs, found, here = placed(model, SENTENCES, {"fsdp": 2, "model": 4}, rules)
     divided = {path: spec for path, spec in specs.items() if path.startswith("params/") and "model" in spec}
     for side in ("encoder_0/self", "decoder_0/self", "decoder_0/cross"):
@@ -109,7 +109,7 @@ def test_rules_of_the_transformer_divide_heads_hidden_layers_and_vocabulary():
 
 
 def test_a_vocabulary_that_cannot_be_divided_is_whole_and_said():
-    rules = placement.rules_for("transformer_base")
+    rules = get_sharding_rules("transformer_base")
     _, specs, found, _ = placed(create_model("transformer_base", layers=1, vocab_size=62), SENTENCES, {"model": 4}, rules)
     assert specs["params/target_embedding/embedding"] == PartitionSpec()
     assert found.undivided == ("target_embedding/embedding",)
@@ -117,7 +117,7 @@ def test_a_vocabulary_that_cannot_be_divided_is_whole_and_said():
 
 def test_rules_of_a_config_come_first():
     own = (("head/kernel", (None, "model")), ("norm", "replicated"))
-    rules = placement.rules_for("resnet20", own)
+    rules = get_sharding_rules("resnet20", own)
     _, specs, _, _ = placed(create_model("resnet20", num_classes=10), IMAGE, {"fsdp": 2, "model": 2}, rules)
     assert specs["params/head/kernel"] == PartitionSpec("fsdp", "model")
     assert specs["params/stem_norm/scale"] == specs["ema/batch_stats/stem_norm/mean"] == PartitionSpec()
@@ -127,9 +127,9 @@ def test_rules_of_a_config_come_first():
 @pytest.mark.parametrize(
     ("sizes", "rules", "said"),
     [
-        ({"fsdp": 7}, ((".*", "fsdp"),), r"parallel\.fsdp=7 leaves every parameter whole: give 1"),
-        ({"fsdp": 4}, ((".*", "replicated"),), r"parallel\.fsdp=4 leaves every parameter whole"),
-        ({"model": 2}, placement.rules_for("resnet20"), r"parallel\.model=2 divides no parameter of this network"),
+        ({"fsdp": 7}, ((".*", "fsdp"),), r"parallel\.fsdp=7 splits no parameter: give 1"),
+        ({"fsdp": 4}, ((".*", "replicated"),), r"parallel\.fsdp=4 splits no parameter: give 1"),
+        ({"model": 2}, get_sharding_rules("resnet20"), r"parallel\.model=2 splits no parameter of this network"),
         ({"model": 2}, (("head/kernel", ("model",)), (".*", "fsdp")), "is for 1 dimensions, and 'head/kernel' has 2"),
     ],
 )
@@ -140,7 +140,7 @@ def test_what_divides_nothing_is_refused(sizes, rules, said):
 
 def test_shares_of_processes():
     """Which rows a process loads, from the processes of the devices that have each part of a batch."""
-    share = parallel.share_of
+    share = divide_batch_rows
     assert [share(i, np.array([[0], [0], [1], [1]])) for i in range(2)] == [(0, 2), (1, 2)]
     assert [share(i, np.array([[0, 0], [1, 1]])) for i in range(2)] == [(0, 2), (1, 2)]
     assert [share(i, np.array([[0, 0, 1, 1]])) for i in range(2)] == [(0, 1), (0, 1)]  # `model` spans both
@@ -167,13 +167,13 @@ def devices(slices=(0,), number=8, platform="tpu"):
 )
 def test_a_mesh_that_does_not_fit_is_explained(sizes, said):
     with pytest.raises(UserError) as raised:
-        parallel.make_mesh(*sizes, devices=devices(platform="cpu"))
+        make_mesh(*sizes, devices=devices(platform="cpu"))
     assert said in str(raised.value)
 
 
 def test_several_slices_are_not_supported_yet():
     with pytest.raises(UserError, match="these 16 devices are 2 TPU slices, which is not supported yet"):
-        parallel.make_mesh(devices=devices(slices=(0, 1)))
+        make_mesh(devices=devices(slices=(0, 1)))
 
 
 def test_version_2_divided_nothing():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention_jax import tree
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import make_batch_sharding, make_mesh, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.optim import mixing
 from attention_jax.train import checkpoint
@@ -26,7 +26,7 @@ def three_steps(config=None, **fields):
     program = build(config or small_config(**fields))
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state, seen = program.init(0), []
-    for batch in parallel.prefetch(loader.training(0, STEPS), program.mesh):
+    for batch in prefetch_batches(loader.training(0, STEPS), program.mesh):
         state, metrics = program.train_step(state, batch, np.uint32(0))
         seen.append(jax.device_get(metrics))
     for path, leaf in tree.flatten(program.abstract_state).items():
@@ -91,9 +91,9 @@ def test_mixing_is_of_the_global_batch():
     one = three_steps(parallel__data=1, batch_norm__granularity=1, **both)
     assert_close(three_steps(batch_norm__granularity=1, **both), one, collections=("params", "opt_state"))
     # An image travels to one other device and nowhere else.
-    mesh, shapes = parallel.make_mesh(), {"image": (32, 8, 8, 1), "label": (32,)}
-    arrays = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=parallel.split(mesh)) for name, shape in shapes.items()}
-    mixed = jax.jit(lambda batch: mixing.mix(jax.random.key(0), batch, 0.8, 1.0, 1.0, 0.5), out_shardings=parallel.split(mesh))
+    rows, shapes = make_batch_sharding(make_mesh()), {"image": (32, 8, 8, 1), "label": (32,)}
+    arrays = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=rows) for name, shape in shapes.items()}
+    mixed = jax.jit(lambda batch: mixing.mix(jax.random.key(0), batch, 0.8, 1.0, 1.0, 0.5), out_shardings=rows)
     text = mixed.lower(arrays).compile().as_text()
     assert "collective-permute" in text and "all-gather" not in text
     # A replica of mode "pmap" mixes its own part, so that the numbers are others.
@@ -161,7 +161,7 @@ def test_contradictions_are_refused(folder):
         build(small_config(parallel__data=16))
     with pytest.raises(UserError, match=r"parallel\.mode='pmap' is one program a replica, so that parallel\.fsdp=2"):
         build(small_config(parallel__mode="pmap", parallel__fsdp=2, batch_norm__granularity="per_replica"))
-    with pytest.raises(UserError, match=r"parallel\.model=2 divides no parameter of this network"):
+    with pytest.raises(UserError, match=r"parallel\.model=2 splits no parameter of this network"):
         build(small_config(parallel__model=2))
     with pytest.raises(UserError, match="parallel.model=4 does not divide the network's 2 heads"):
         build(small_text.small_config(folder, parallel__model=4))
@@ -214,7 +214,7 @@ def test_step_is_compiled_once_and_its_state_donated():
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state = program.init(0)
     for seed in (0, 1):  # another seed runs through the same program
-        for batch in parallel.prefetch(loader.training(0, 2), program.mesh):
+        for batch in prefetch_batches(loader.training(0, 2), program.mesh):
             before = state
             state, _ = program.train_step(state, batch, np.uint32(seed))
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
@@ -224,12 +224,12 @@ def test_step_is_compiled_once_and_its_state_donated():
 def test_a_weight_is_put_together_once_a_pass():
     """Once forward and once backward, from parts that each device keeps; nothing else moves but sums."""
     program = build(small_config(parallel__fsdp=4))
-    rows, shapes = parallel.split(program.mesh), program.task.batch_shapes(program.config)[0]
+    rows, shapes = make_batch_sharding(program.mesh), program.task.batch_shapes(program.config)[0]
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
     text = program.train_step.lower(program.abstract_state, batch, np.uint32(0)).compile().as_text()
     gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(.*op_name=\"([^\"]*)\"", text)
     kernels = {path: leaf for path, leaf in tree.flatten(program.abstract_state.params).items() if leaf.ndim > 1}
-    assert len(kernels) == 6 and not set(program.placement.undivided) & kernels.keys()
+    assert len(kernels) == 6 and not set(program.sharding.undivided) & kernels.keys()
     for path, leaf in kernels.items():
         shape, module = ",".join(map(str, leaf.shape)), path.removesuffix("/kernel")
         passes = ["backward" if "transpose" in name else "forward" for s, name in gathers if s == shape and module in name]

@@ -9,7 +9,7 @@ import yaml
 
 from attention_jax.cli import main as cli
 from attention_jax.config import load_config
-from attention_jax.distributed import cluster as hosts
+from attention_jax.distributed import cluster
 from attention_jax.preflight.chips import find_slice
 from tests.conftest import ROOT
 
@@ -95,9 +95,9 @@ def test_variables_are_what_the_code_reads(container, job):
     # With what GKE adds, each pod finds its place.
     names = [f"attention-jax-workers-0-{number}.attention-jax" for number in range(job["parallelism"])]
     for number, name in enumerate(names):
-        place = hosts.of_slice({**variables, "TPU_WORKER_HOSTNAMES": ",".join(names), "TPU_WORKER_ID": str(number)})
+        place = cluster.detect_tpu_slice({**variables, "TPU_WORKER_HOSTNAMES": ",".join(names), "TPU_WORKER_ID": str(number)})
         assert (place.index, place.count, place.names[number]) == (number, job["completions"], name)
-        assert place.address == f"{names[0]}:{hosts.PORT}"
+        assert place.coordinator == f"{names[0]}:{cluster.PORT}"
 
 
 def test_pods_are_the_hosts_of_the_slice(pod, container, job):

@@ -119,7 +119,7 @@ def test_what_it_quotes_is_what_is_said():
     source = "".join(path.read_text() for path in (ROOT / "attention_jax").rglob("*.py"))
     for words in ("ended first, with exit code", "another run is going on this slice", "queues again and goes on from there"):
         assert words in PAGE and words in source
-    for words in ("asking for it anew", "did not come within", "did not reach process 0", "workers answered; gcloud says"):
+    for words in ("asking for it anew", "did not start within", "did not reach process 0", "workers answered; gcloud says"):
         assert words in PAGE and words in source
     for name in set(re.findall(r"AJ_[A-Z_]+", PAGE)):
         assert f'"{name}"' in source, name

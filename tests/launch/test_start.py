@@ -9,18 +9,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from attention_jax.distributed import cluster as hosts
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed import cluster
+from attention_jax.distributed.mesh import join_processes
 from attention_jax.errors import UserError
 from tests.conftest import child_environment
 
 # A TPU host without a TPU: where there are no chips, JAX says that no metadata server is to be asked.
 ON_A_SLICE = """
 import os
-from attention_jax.distributed import mesh as parallel
+import jax
+from attention_jax.distributed.mesh import join_processes
 os.environ.pop("TPU_SKIP_MDS_QUERY", None)
-parallel.start()
-print(*parallel.process(), os.environ["AJ_PROCESS"])
+join_processes()
+print(jax.process_index(), jax.process_count(), os.environ["AJ_PROCESS"])
 """
 
 
@@ -76,45 +77,52 @@ def test_hosts_of_a_slice_find_each_other(metadata):
 @pytest.mark.parametrize(
     ("number", "names", "message"),
     [
-        (0, "", "of 2 processes 1 did not come within 1 s: 1 on 127.0.0.2 (here: 0 on 127.0.0.1)"),
-        (0, "pod worker 0,pod worker 1", "1 did not come within 1 s: 1 on pod worker 1 (here: 0 on pod worker 0)"),
+        (0, "", "1 of 2 processes did not start within 1 s: 1 on 127.0.0.2 (started: 0 on 127.0.0.1)"),
+        (
+            0,
+            "pod worker 0,pod worker 1",
+            "1 of 2 processes did not start within 1 s: 1 on pod worker 1 (started: 0 on pod worker 0)",
+        ),
         (1, "", "process 1 on 127.0.0.2 did not reach process 0 at 127.0.0.1:"),
         (1, "pod worker 0,pod worker 1", "process 1 on pod worker 1 did not reach process 0 on pod worker 0 at 127.0.0.1:"),
     ],
 )
-def test_host_of_a_slice_that_does_not_come_is_named(metadata, monkeypatch, number, names, message):
+def test_host_of_a_slice_that_does_not_start_is_named(metadata, monkeypatch, number, names, message):
     told = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "1", "AJ_HOSTS": names}
     for name, value in {**told, "GCE_METADATA_IP": metadata[number], "JAX_COORDINATOR_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     with pytest.raises(UserError) as caught:
-        parallel.start()
+        join_processes()
     assert message in str(caught.value)
 
 
-def test_places_that_launchers_and_slices_tell():
+def test_processes_of_launchers_and_slices():
     gke = {"TPU_WORKER_HOSTNAMES": "w-0.run,w-1.run", "TPU_WORKER_ID": "1"}
-    assert hosts.of_slice(gke) == hosts.Place("w-0.run:8482", 1, 2, ("w-0.run", "w-1.run"))
+    assert cluster.detect_tpu_slice(gke) == cluster.ProcessInfo("w-0.run:8482", 1, 2, ("w-0.run", "w-1.run"))
     newer = {**gke, "TPU_PROCESS_ADDRESSES": "v-0.run:8476,v-1.run:8476", "AJ_HOSTS": "a,b", "JAX_COORDINATOR_PORT": "5"}
-    assert hosts.of_slice(newer) == hosts.Place("v-0.run:5", 1, 2, ("a", "b"))
-    assert hosts._host("t1v-n-0:42:10.0.0.2") == "10.0.0.2"  # the metadata server's older words
-    assert hosts.of_slice({"TPU_SKIP_MDS_QUERY": "1"}) is None
-    assert hosts.of_slice({**gke, "MEGASCALE_COORDINATOR_ADDRESS": "w-0.run"}) is None  # several slices: JAX counts them
+    assert cluster.detect_tpu_slice(newer) == cluster.ProcessInfo("v-0.run:5", 1, 2, ("a", "b"))
+    assert cluster._parse_host("t1v-n-0:42:10.0.0.2") == "10.0.0.2"  # the metadata server's older words
+    assert cluster.detect_tpu_slice({"TPU_SKIP_MDS_QUERY": "1"}) is None
+    assert (
+        cluster.detect_tpu_slice({**gke, "MEGASCALE_COORDINATOR_ADDRESS": "w-0.run"}) is None
+    )  # several slices: JAX counts them
     launcher = {"AJ_COORDINATOR": "n1:9", "AJ_PROCESSES": "3", "AJ_PROCESS": "2", "AJ_HOSTS": "n1,n1,n2"}
-    assert hosts.given(launcher) == hosts.Place("n1:9", 2, 3, ("n1", "n1", "n2"))
+    assert cluster.read_launcher_environment(launcher) == cluster.ProcessInfo("n1:9", 2, 3, ("n1", "n1", "n2"))
 
 
 def test_no_slice_is_said(run_python):
     """Outside a slice there is nobody to ask, and JAX finds nobody either."""
-    done = run_python("-c", "from attention_jax import parallel; parallel.start()", env={"AJ_COORDINATOR": "auto"})
+    program = "from attention_jax.distributed.mesh import join_processes; join_processes()"
+    done = run_python("-c", program, env={"AJ_COORDINATOR": "auto"})
     assert "UserError: this process could not join the others" in done.stderr
 
 
 def test_slurm_leaves_all_cards_of_a_node_to_its_process(run_python):
     program = """
-from attention_jax.distributed import mesh as parallel
+from attention_jax.distributed.mesh import join_processes
 from jax._src import xla_bridge
-parallel.start()
+join_processes()
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
     slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}

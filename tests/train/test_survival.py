@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from attention_jax.distributed import rendezvous as rollcall
+from attention_jax.distributed.rendezvous import wait_for_processes
 from attention_jax.errors import UserError
 from attention_jax.launch import local
 from attention_jax.train import checkpoint, stalls
@@ -39,7 +39,7 @@ def call_roll(address: str, who: list[int], count: int, seconds: float, hosts=()
 
     def one(place: int) -> None:
         try:
-            told[place] = rollcall.call(address, who[place], count, seconds, hosts) or ""
+            told[place] = wait_for_processes(address, who[place], count, seconds, hosts) or ""
         except UserError as error:
             told[place] = str(error)
 
@@ -59,7 +59,7 @@ def test_roll_is_called_and_its_port_free_again():
 
 def test_every_process_that_came_is_told_who_did_not():
     for said in call_roll(f"localhost:{free_port()}", [0, 2], 4, 1, hosts=["a", "b", "c", "d"]):
-        assert said.startswith("of 4 processes 2 did not come within 1 s: 1 on b, 3 on d (here: 0 on ")
+        assert said.startswith("2 of 4 processes did not start within 1 s: 1 on b, 3 on d (started: 0 on ")
 
 
 def test_process_0_that_is_missing_is_named():
@@ -80,7 +80,7 @@ def test_what_else_talks_to_the_port_is_not_counted():
             except ConnectionRefusedError:  # process 0 does not listen yet
                 time.sleep(0.01)
     roll.join()
-    assert len(told) == 2 and all("of 3 processes 1 did not come within 2 s: 2 (here" in said for said in told)
+    assert len(told) == 2 and all("1 of 3 processes did not start within 2 s: 2 (started" in said for said in told)
 
 
 def test_start_that_waits_in_vain_ends_with_one_sentence(run_cli, tmp_path):
@@ -89,11 +89,11 @@ def test_start_that_waits_in_vain_ends_with_one_sentence(run_cli, tmp_path):
         "AJ_PROCESSES": "2",
         "AJ_PROCESS": "0",
         "AJ_START_SECONDS": "1",
-        "AJ_HOSTS": "near,far",
+        "AJ_HOSTS": "a,b",
     }
     done = run_cli("train", *as_options(), f"--workdir={tmp_path}", env=alone)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: of 2 processes 1 did not come within 1 s: 1 on far (here: 0 on ")
+    assert done.stderr.startswith("error: 1 of 2 processes did not start within 1 s: 1 on b (started: 0 on ")
     assert done.stderr.count("\n") == 1
 
 
