@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 
 from attention_jax.distributed.mesh import count_threads
-from attention_jax.distributed.sharding import bytes_per_device
+from attention_jax.distributed.sharding import count_bytes_per_device
 from attention_jax.models.summary import summary
 from attention_jax.train import metrics
 from attention_jax.train.checkpoint import packages
@@ -46,7 +46,7 @@ def _state(program: Program) -> str:
     if not sharding.is_sharded:
         return "replicated on every device"
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    text = f"{bytes_per_device(state):,} of {total:,} bytes on a device"
+    text = f"{count_bytes_per_device(state):,} of {total:,} bytes on a device"
     left, rest = sharding.undivided[:8], len(sharding.undivided[8:])
     return f"{text}; replicated against its rule: {', '.join(left) or 'nothing'}{f' and {rest} more' if rest else ''}"
 
