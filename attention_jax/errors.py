@@ -10,18 +10,18 @@ class UserError(Exception):
     """What is wrong, where, and what would be right; the command line prints it without a traceback and exits with 2."""
 
 
-def code_when_stopped() -> int:
+def get_stopped_exit_code() -> int:
     """Exit code of what a signal has stopped after saving: AJ_STOPPED_CODE, for launchers that start only failures again."""
     return int(os.environ.get("AJ_STOPPED_CODE", "0"))
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name nearest to `name`, or `""`."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def require(module: str, extra: str, purpose: str) -> None:
+def require_package(module: str, extra: str, purpose: str) -> None:
     """Raises UserError that names the extra to install when `module` is absent."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{purpose} needs the package {module!r}: install it with pip install 'attention_jax[{extra}]'.")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax import storage as far
+from attention_jax import storage
 from attention_jax.config.config import config_from_json
 from attention_jax.errors import UserError
 from attention_jax.tasks import get_task
@@ -65,7 +65,7 @@ class Run:
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""
-        steps, values = metrics.curve(self.metrics, name)
+        steps, values = metrics.extract_curve(self.metrics, name)
         if not steps:
             known = sorted({key for line in self.metrics for key in line} - {"step"})
             raise UserError(f"{self.path}: {name!r} was not logged; the log has {', '.join(known) or 'no lines'}.")
@@ -83,7 +83,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
     Raises:
         UserError: nothing there, no such weights, or fewer checkpoints.
     """
-    path = far_checkpoints.local_copy(str(path), average) if far.is_far(path) else path
+    path = far_checkpoints.local_copy(str(path), average) if storage.is_remote(path) else path
     state, about, folder = checkpoint.read_newest(path)
     config = config_from_json(about["config"])
     has_ema = state.get("ema") is not None
@@ -94,7 +94,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
     variables = _variables(state, weights)
     if average > 1:
         variables = _mean(workdir, about["step"], weights, average)
-    lines = [line for line in metrics.read(workdir / metrics.METRICS) if line["step"] <= about["step"]]
+    lines = [line for line in metrics.read_log(workdir / metrics.METRICS) if line["step"] <= about["step"]]
     return Run(
         path=folder,
         step=about["step"],

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attention_jax.errors import UserError, one_sentence, require
+from attention_jax.errors import UserError, one_sentence, require_package
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -24,12 +24,12 @@ _PACKAGES = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}  # protocol: (modu
 _HOPELESS = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)  # trying again would not help
 
 
-def is_far(path: object) -> bool:
+def is_remote(path: object) -> bool:
     """Whether a path is an address, as gs://bucket/run is one."""
     return "://" in str(path)
 
 
-def within(seconds: float, what: str, do: Callable[[], T]) -> T:
+def run_with_timeout(seconds: float, what: str, do: Callable[[], T]) -> T:
     """What `do` returns. Raises UserError that begins with `what` when it fails or does not return in time."""
     ended: list[tuple[T | None, BaseException | None]] = []
 
@@ -61,7 +61,7 @@ def _open(address: str) -> tuple[Any, str]:
 
     protocol = address.split("://")[0]
     if protocol in _PACKAGES:
-        require(*_PACKAGES[protocol], address)
+        require_package(*_PACKAGES[protocol], address)
     try:
         return fsspec.core.url_to_fs(address, use_listings_cache=False)
     except ImportError as error:
@@ -72,15 +72,15 @@ def _open(address: str) -> tuple[Any, str]:
         ) from error
 
 
-def read(address: str, what: str = "") -> bytes:
+def read_remote_file(address: str, what: str = "") -> bytes:
     """The content of a file. Raises UserError in one sentence, within half a minute when nothing answers at all."""
     what = what or address
-    fs, path = within(SECONDS, what, lambda: _open(address))
-    within(SECONDS, what, lambda: fs.info(path))
+    fs, path = run_with_timeout(SECONDS, what, lambda: _open(address))
+    run_with_timeout(SECONDS, what, lambda: fs.info(path))
     return fs.cat_file(path)
 
 
-class Folder:
+class RemoteFolder:
     """A folder at an address.
 
     Args:
@@ -93,8 +93,8 @@ class Folder:
 
     def __init__(self, address: str, write: bool = False):
         self.address = address.rstrip("/")
-        self._fs, self._root = within(SECONDS, self.address, lambda: _open(self.address))
-        within(SECONDS, self.address, self._try_to_write if write else lambda: self._fs.exists(self._root))
+        self._fs, self._root = run_with_timeout(SECONDS, self.address, lambda: _open(self.address))
+        run_with_timeout(SECONDS, self.address, self._try_to_write if write else lambda: self._fs.exists(self._root))
 
     def _try_to_write(self) -> None:
         probe = f".probe-{uuid.uuid4().hex}"

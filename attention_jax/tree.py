@@ -9,22 +9,22 @@ import jax
 Rules = Sequence[tuple[str, Any]]
 
 
-def path_string(path: tuple) -> str:
+def format_path(path: tuple) -> str:
     """A JAX key path as `a/b/c`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def flatten_by_path(tree: Any) -> dict[str, Any]:
     """`{path: leaf}` in the tree's own order."""
-    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {format_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree.map` whose function also gets the leaf's path string first."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_string(path), *leaves), tree, *rest)
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(format_path(path), *leaves), tree, *rest)
 
 
-def first_match(rules: Rules, path: str, where: str) -> Any:
+def find_first_match(rules: Rules, path: str, where: str) -> Any:
     """The value of the first rule whose expression is found in `path`. Raises KeyError that names the path when none is."""
     for pattern, value in rules:
         if re.search(pattern, path):
@@ -32,12 +32,12 @@ def first_match(rules: Rules, path: str, where: str) -> Any:
     raise KeyError(f"{where}: no rule matches the parameter {path!r}; the rules are {[pattern for pattern, _ in rules]}")
 
 
-def select(rules: Rules, tree: Any, where: str) -> Any:
+def select_by_path(rules: Rules, tree: Any, where: str) -> Any:
     """A tree like `tree` that holds at each leaf the value of the first rule that matches its path."""
-    return map_with_path(lambda path, _: first_match(rules, path, where), tree)
+    return map_with_path(lambda path, _: find_first_match(rules, path, where), tree)
 
 
-def nested(flat: Mapping[str, Any]) -> dict:
+def nest_by_path(flat: Mapping[str, Any]) -> dict:
     """The inverse of `flatten` for trees of dicts."""
     tree: dict = {}
     for path, leaf in flat.items():

@@ -34,4 +34,4 @@ def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) ->
         # `sow` collects a tuple of one array for each call of the module.
         return jax.tree.map(lambda calls: calls[-1], sown.get("attention", {}), is_leaf=lambda x: isinstance(x, tuple))
 
-    return tree.flatten(apply(variables, *map(jnp.asarray, inputs)))
+    return tree.flatten_by_path(apply(variables, *map(jnp.asarray, inputs)))

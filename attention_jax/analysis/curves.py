@@ -33,7 +33,7 @@ def draw(workdirs: Sequence[str], output: str) -> None:
         config = read_config(path)
         if config is None:
             raise UserError(f"{folder} is no run's folder: give one that train has made.")
-        runs.setdefault(label or path.resolve().name, []).append(list(metrics.read(path / metrics.METRICS)))
+        runs.setdefault(label or path.resolve().name, []).append(list(metrics.read_log(path / metrics.METRICS)))
         names[get_task(config.task).headline(config)] = None
     figure = plots.learning_curves(runs, metric=" or ".join(names).replace("_", " "))
     try:

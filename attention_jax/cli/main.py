@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from attention_jax.errors import UserError, code_when_stopped, one_sentence, suggestion
+from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence, suggest_name
 
 _LOST = ("Gloo", "NCCL", "reset by peer")  # what a failed exchange between processes is about
 
@@ -84,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         options = [option for action in self._actions for option in action.option_strings]
         unknown = message.removeprefix("unrecognized arguments: ").split("=")[0]
-        near = suggestion(unknown, options) if message.startswith("unrecognized") else ""
+        near = suggest_name(unknown, options) if message.startswith("unrecognized") else ""
         print(f"error: {self.prog}: {message}{near}.", file=sys.stderr)
         sys.exit(2)
 
@@ -188,18 +188,18 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     _start(config.task)
     from attention_jax.distributed.mesh import is_main_process
     from attention_jax.train import report
-    from attention_jax.train.loop import train
-    from attention_jax.train.program import build
+    from attention_jax.train.loop import train_model
+    from attention_jax.train.program import build_program
 
-    program = build(config)
+    program = build_program(config)
     say = print if is_main_process() else (lambda *_: None)
-    say(report.describe(program, overrides))
-    with report.progress_bar(program.durations.total, active=is_main_process()) as progress:
-        result = train(config, options.workdir, program, progress)
-    say(report.first_step(result))
+    say(report.describe_run(program, overrides))
+    with report.show_progress(program.durations.total, active=is_main_process()) as progress:
+        result = train_model(config, options.workdir, program, progress)
+    say(report.describe_first_step(result))
     if is_main_process():  # only its folder has the log, where each process has one for a workdir at an address
-        print(report.outcome(result))
-    return code_when_stopped() if result.stopped else 0
+        print(report.describe_outcome(result))
+    return get_stopped_exit_code() if result.stopped else 0
 
 
 def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -207,8 +207,8 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from attention_jax.config.config import override
     from attention_jax.load import load_run
     from attention_jax.tasks import get_task
-    from attention_jax.train.evaluate import evaluate
-    from attention_jax.train.program import build
+    from attention_jax.train.evaluate import evaluate_model
+    from attention_jax.train.program import build_program
 
     run = load_run(options.workdir, options.weights, options.average)
     # Scores of translations are what an evaluation is for; training may leave them out, since they take long.
@@ -217,8 +217,8 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
     config = _overridden(override(run.config, here), {**translate, **overrides})
     get_task(config.task).adopt(config, run.assets)
-    program = build(config)
-    scores, _ = evaluate(program, run.variables, config)
+    program = build_program(config)
+    scores, _ = evaluate_model(program, run.variables, config)
     print(json.dumps({"workdir": str(options.workdir), "step": run.step, "weights": run.weights, **scores}))
     return 0
 

@@ -17,7 +17,7 @@ from attention_jax.errors import UserError, one_sentence
 from attention_jax.load import load_run
 from attention_jax.tasks import get_task
 from attention_jax.tasks.translator import Translation, Translator
-from attention_jax.train.report import progress_bar
+from attention_jax.train.report import show_progress
 
 CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that output begins early
 
@@ -108,7 +108,7 @@ def run(
         sizes = (1,) if file.isatty() else CHUNKS
         first = None
         total = count() if terminal else None
-        with _sink(targets[0]) as write, progress_bar(total, terminal, "translating", "line") as progress:
+        with _sink(targets[0]) as write, show_progress(total, terminal, "translating", "line") as progress:
             found = translate_lines(translator, read_lines(file, name), sizes, **search)
             for number, translation in enumerate(found, 1):
                 write("".join(f"{row}\n" for row in form.rows(number, translation)))

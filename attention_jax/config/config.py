@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.fields import COMMON, OF_TASK, OPEN, UNITS, VERSION, Field, get_fields
 from attention_jax.config.plugins import load_file, load_object
-from attention_jax.errors import UserError, suggestion
+from attention_jax.errors import UserError, suggest_name
 
 # What may differ between a workdir's config and the one given on a rerun: nothing that changes the numbers.
 MAY_DIFFER = (
@@ -91,7 +91,7 @@ def _get_task(config: Mapping[str, Any]) -> str:
 
 def _refuse_unknown(name: str, known: Mapping[str, Any], task: str) -> None:
     if name not in known and not name.startswith(_open_sections(task)):
-        raise UserError(f"unknown config field {name!r}{suggestion(name, known)}.")
+        raise UserError(f"unknown config field {name!r}{suggest_name(name, known)}.")
 
 
 def check_config(config: ConfigDict) -> None:

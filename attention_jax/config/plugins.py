@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from attention_jax.errors import UserError, suggestion
+from attention_jax.errors import UserError, suggest_name
 
 
 @functools.cache
@@ -65,9 +65,9 @@ def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> 
             raise UserError(f"{kind} {spec!r}: the module {where!r} cannot be imported ({error}).") from error
     else:
         raise UserError(
-            f"unknown {kind} {spec!r}{suggestion(spec, builtin)}: give one of {', '.join(sorted(builtin))}, "
+            f"unknown {kind} {spec!r}{suggest_name(spec, builtin)}: give one of {', '.join(sorted(builtin))}, "
             "a dotted path, or path/to/file.py:Name."
         )
     if not hasattr(module, name):
-        raise UserError(f"{kind} {spec!r}: {where} has no {name!r}{suggestion(name, vars(module))}.")
+        raise UserError(f"{kind} {spec!r}: {where} has no {name!r}{suggest_name(name, vars(module))}.")
     return getattr(module, name)

@@ -131,7 +131,7 @@ def shard_state(state: Any, weights: Mapping[str, Any], rules: tree.Rules, mesh:
 
 def _spec(path: str, shape: tuple[int, ...], rules: tree.Rules, mesh: Mesh) -> tuple[PartitionSpec, bool]:
     """(axis of each dimension, True if an axis cannot divide the array as its rule says)."""
-    layout = tree.first_match(rules, path, "parallel.rules")
+    layout = tree.find_first_match(rules, path, "parallel.rules")
     if layout == "replicated":
         return PartitionSpec(), False
     wanted = [None] * len(shape) if layout == FSDP else list(layout)

@@ -63,7 +63,7 @@ def from_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[
     model = Transformer(**_fields(config))
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
-    shapes = {path: leaf.shape for path, leaf in tree.flatten(params).items()}
+    shapes = {path: leaf.shape for path, leaf in tree.flatten_by_path(params).items()}
     source = names.Rule(_SOURCE_TABLE, _TABLE if model.embeddings == "shared" else "source_embedding/embedding")
     weights = {"final_logits_bias": np.zeros(model.vocab_size, np.float32), **weights}  # older files lack it
     return model, {"params": names.carry(weights, (source, *RULES), shapes, "Marian")}

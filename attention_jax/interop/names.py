@@ -73,7 +73,7 @@ def carry(weights: Mapping[str, Any], rules: Sequence[Rule], shapes: Mapping[str
         raise UserError(
             f"{where}: the weights do not fit; " + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items()) + "."
         )
-    return tree.nested({path: found[path] for path in shapes})
+    return tree.nest_by_path({path: found[path] for path in shapes})
 
 
 def _some(names: Iterable[str], most: int = 8) -> str:

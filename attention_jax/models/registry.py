@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from attention_jax.errors import UserError, suggestion
+from attention_jax.errors import UserError, suggest_name
 
 _MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {}
 
@@ -31,12 +31,12 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         UserError: unknown name or field, with the nearest known one.
     """
     if name not in _MODELS:
-        raise UserError(f"unknown model {name!r}{suggestion(name, _MODELS)}: attention_jax.list_models() lists the names.")
+        raise UserError(f"unknown model {name!r}{suggest_name(name, _MODELS)}: attention_jax.list_models() lists the names.")
     module, defaults = _MODELS[name]
     fields = {f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
     for key in overrides:
         if key not in fields:
             raise UserError(
-                f"model {name!r} has no field {key!r}{suggestion(key, fields)}: it has {', '.join(sorted(fields))}."
+                f"model {name!r} has no field {key!r}{suggest_name(key, fields)}: it has {', '.join(sorted(fields))}."
             )
     return module(**{**defaults, **overrides})

@@ -62,7 +62,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     modules: dict[str, list[int]] = {}
     for path, count in macs.items():
         modules.setdefault(module_of(path), [0, 0])[1] += count
-    for path, leaf in tree.flatten(variables["params"]).items():
+    for path, leaf in tree.flatten_by_path(variables["params"]).items():
         modules.setdefault("/".join(path.split("/")[:-1][:depth]), [0, 0])[0] += leaf.size
     table = {name: (p, m) for name, (p, m) in modules.items() if p or m}
     return Summary(sum(p for p, _ in table.values()), sum(m for _, m in table.values()), table)

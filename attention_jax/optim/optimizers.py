@@ -55,7 +55,7 @@ def make_optimizer(
     """
 
     def mask(params: Any) -> Any:
-        return tree.select(decay_rules, params, "optimizer.decay_rules")
+        return tree.select_by_path(decay_rules, params, "optimizer.decay_rules")
 
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name == "adamw":

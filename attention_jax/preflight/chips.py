@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-from attention_jax.errors import UserError, suggestion
+from attention_jax.errors import UserError, suggest_name
 
 _DOCS = "https://cloud.google.com/tpu/docs"
 
@@ -104,7 +104,7 @@ def find_slice(text: str) -> Slice:
     match = re.fullmatch(r"(?:tpu[ -])?([a-z0-9]+)(?:-(\d+)|:(\d+(?:x\d+)*))", text.strip().lower())
     family = _ALIASES.get(match[1], match[1]) if match else ""
     if family not in CHIPS:
-        near = suggestion(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
+        near = suggest_name(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
         raise UserError(f"--topology={text}: not a slice{near}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
     chip = CHIPS[family]
     slices = [Slice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from attention_jax.errors import UserError, one_sentence, require
+from attention_jax.errors import UserError, one_sentence, require_package
 from attention_jax.preflight.chips import Slice
 from attention_jax.preflight.hlo import Program as Text
 
@@ -72,7 +72,7 @@ class Measured:
 
 def described(slice_: Slice) -> list[Any]:
     """The devices of a slice that need not be there. Raises UserError when the package libtpu is not."""
-    require("libtpu", "tpu", "compiling for a TPU")
+    require_package("libtpu", "tpu", "compiling for a TPU")
     # Without these libtpu asks the metadata server of a machine that has a TPU, and holds a lock against other processes.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -118,7 +118,7 @@ def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[
     """The same of a built program, and its compiled step, None when the compiler finds that it does not fit.
 
     Args:
-        program: of `attention_jax.train.program.build`.
+        program: of `attention_jax.train.program.build_program`.
         devices: those of its mesh.
         which: of the batch shapes, the longest last.
     """
@@ -135,7 +135,7 @@ def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[
     traced = program.train_step.trace(state, batch, seed)
     lowered = traced.lower()
     seconds = {"trace": time.perf_counter() - begin}
-    shapes = [(path, leaf) for path, leaf in tree.flatten({**vars(state), "batch": batch}).items()]
+    shapes = [(path, leaf) for path, leaf in tree.flatten_by_path({**vars(state), "batch": batch}).items()]
     by_kind: Counter[str] = Counter()
     for path, leaf in shapes:
         by_kind[path.split("/")[0]] += _bytes_of_device(leaf)
@@ -189,10 +189,10 @@ def measure_program(program: Any, devices: list[Any], which: int = -1) -> tuple[
 
 def _build(config: ConfigDict, devices: list[Any]) -> Any:
     from attention_jax.distributed.mesh import make_mesh
-    from attention_jax.train.program import build
+    from attention_jax.train.program import build_program
 
     sizes = config.parallel
-    return build(config, make_mesh(sizes.data, sizes.fsdp, sizes.model, devices))
+    return build_program(config, make_mesh(sizes.data, sizes.fsdp, sizes.model, devices))
 
 
 def batches_of(program: Any) -> list[dict[str, Any]]:

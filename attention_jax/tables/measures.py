@@ -12,7 +12,7 @@ from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
 from attention_jax.tasks.translator import bleu_name
-from attention_jax.train.evaluate import evaluate
+from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
 
 
@@ -32,7 +32,7 @@ def read(workdir: Path, step: int, name: str) -> dict[str, np.ndarray] | None:
 def errors(program: Program, run: Run) -> dict[str, float]:
     """Error on the training split, without augmentation, beside that on the evaluation split, in percent."""
     config = override(run.config, {"data.eval_split": run.config.data.train_split})
-    scores, _ = evaluate(program, run.variables, config)
+    scores, _ = evaluate_model(program, run.variables, config)
     last = next(line["headline"] for line in reversed(run.metrics) if "headline" in line)
     return {"training error %": 100 - 100 * scores["accuracy"], "test error %": 100 - 100 * last}
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 from attention_jax.distributed.mesh import is_main_process
-from attention_jax.storage import Folder
+from attention_jax.storage import RemoteFolder
 from attention_jax.train import checkpoint
 from attention_jax.train import remote_checkpoints as far_checkpoints
 from attention_jax.train.checkpoint import FOLDER
 from attention_jax.train.metrics import TIMING
-from attention_jax.train.workdir import CONFIG, EVALUATION, stand_in
+from attention_jax.train.workdir import CONFIG, EVALUATION, get_staging_folder
 
 
 class Remote:
@@ -27,9 +27,9 @@ class Remote:
     """
 
     def __init__(self, address: str):
-        self._far = Folder(address, write=is_main_process())
+        self._far = RemoteFolder(address, write=is_main_process())
         self.workdir = self._far.address
-        self.folder = stand_in(address) / "table"
+        self.folder = get_staging_folder(address) / "table"
 
     def address(self, path: Path) -> str:
         """Of what a path in the local folder stands for."""
@@ -38,7 +38,7 @@ class Remote:
     def pull(self, run: Path) -> None:
         """Brings the newest checkpoint of a run here, its log and whatever small files lie beside it."""
         inside = str(run.relative_to(self.folder))
-        there = Folder(self.address(run))
+        there = RemoteFolder(self.address(run))
         if far_checkpoints.steps(there)[-1:] != checkpoint.steps(run)[-1:]:
             shutil.rmtree(run / FOLDER, ignore_errors=True)
             far_checkpoints.bring(there, run)

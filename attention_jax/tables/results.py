@@ -18,13 +18,13 @@ from attention_jax.config.config import flatten_config, list_differences
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
 from attention_jax.models.summary import Summary, summary
-from attention_jax.storage import Folder
+from attention_jax.storage import RemoteFolder
 from attention_jax.tables import measures
 from attention_jax.tables.remote import Remote
 from attention_jax.tables.table import Row, Table
 from attention_jax.tasks import get_task
 from attention_jax.train import checkpoint, metrics, workdir
-from attention_jax.train.loop import with_seed
+from attention_jax.train.loop import replace_seed
 from attention_jax.train.program import Durations, resolve_durations
 from attention_jax.train.workdir import EVALUATION
 
@@ -54,7 +54,7 @@ class Order:
     selected: frozenset[str]
     command: str
     remote: Remote | None = None
-    published: Folder | None = None
+    published: RemoteFolder | None = None
 
     @property
     def workdir(self) -> str | Path:
@@ -124,16 +124,16 @@ class SeedRun:
     def difference(self, config: ConfigDict) -> list[str]:
         """How the config that the workdir was made with differs from this one."""
         saved = workdir.read_config(self.path)
-        return list_differences(saved, with_seed(config, self.seed)) if saved is not None else []
+        return list_differences(saved, replace_seed(config, self.seed)) if saved is not None else []
 
     def seconds(self) -> float | None:
         """Wall-clock time of all calls that the run took; None when it was never measured."""
-        calls = [line["seconds"] for line in metrics.read(self.path / metrics.TIMING) if line.get("event") == "call"]
+        calls = [line["seconds"] for line in metrics.read_log(self.path / metrics.TIMING) if line.get("event") == "call"]
         return sum(calls) if calls else None
 
     def lines(self) -> list[dict[str, Any]]:
         """The log."""
-        return list(metrics.read(self.path / metrics.METRICS))
+        return list(metrics.read_log(self.path / metrics.METRICS))
 
 
 @dataclasses.dataclass(frozen=True)

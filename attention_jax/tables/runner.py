@@ -16,17 +16,17 @@ from pathlib import Path
 
 import jax
 
-from attention_jax import storage as far
+from attention_jax import storage
 from attention_jax.distributed.mesh import count_threads, is_main_process
-from attention_jax.errors import UserError, code_when_stopped, one_sentence
+from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import measures, publish, results
 from attention_jax.tables.computed import Computed, compute
 from attention_jax.tables.remote import Remote
 from attention_jax.tables.results import FAILURE, Order, RowPlan, SeedRun
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import packages
-from attention_jax.train.loop import StopSignal, train, with_seed
-from attention_jax.train.program import Program, build
+from attention_jax.train.loop import StopSignal, replace_seed, train_model
+from attention_jax.train.program import Program, build_program
 
 
 def run_table(
@@ -60,10 +60,10 @@ def run_table(
     scale = table.scale(scale)
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds={seeds} is not right: give a whole number from 1.")
-    remote = Remote(str(workdir)) if far.is_far(workdir) else None
+    remote = Remote(str(workdir)) if storage.is_remote(workdir) else None
     folder = remote.folder if remote else Path(workdir or Path("runs") / table.edition(scale)).expanduser()
     output = output or (workdir if remote else folder)
-    published = far.Folder(str(output), write=is_main_process()) if far.is_far(output) else None
+    published = storage.RemoteFolder(str(output), write=is_main_process()) if storage.is_remote(output) else None
     order = Order(
         table=table,
         scale=scale,
@@ -109,7 +109,7 @@ def run_table(
             sep="\n",
         )
     if stopped:
-        return code_when_stopped()
+        return get_stopped_exit_code()
     return 1 if failed or uncomputed else 0
 
 
@@ -140,7 +140,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
                 try:
                     if plan.broken:
                         raise plan.broken
-                    program = program or build(plan.config)
+                    program = program or build_program(plan.config)
                     stopped = run.correct is None and _train(program, run, progress.step)
                     if not stopped and is_main_process():
                         for name in measures.take(run.path, run.total_steps, order.table.measures, program):
@@ -168,7 +168,7 @@ def _missing(plan: RowPlan) -> list[SeedRun]:
 
 def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> bool:
     """Trains one seed to its end; returns whether a signal stopped it."""
-    result = train(with_seed(program.config, run.seed), run.place, program, progress)
+    result = train_model(replace_seed(program.config, run.seed), run.place, program, progress)
     run.pull()
     if not result.stopped and is_main_process() and run.correct is None:
         raise UserError(

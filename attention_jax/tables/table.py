@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.config import apply_pieces, load_config, override
 from attention_jax.config.plugins import load_file, load_object
-from attention_jax.errors import UserError, suggestion
+from attention_jax.errors import UserError, suggest_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Table:
     def scale(self, name: str | None) -> str:
         """The name of a scale, by default the first. Raises UserError for an unknown one."""
         if name is not None and name not in self.scales:
-            raise UserError(f"--scale={name}: {self.path} has {', '.join(self.scales)}{suggestion(name, self.scales)}.")
+            raise UserError(f"--scale={name}: {self.path} has {', '.join(self.scales)}{suggest_name(name, self.scales)}.")
         return name or next(iter(self.scales))
 
     def edition(self, scale: str) -> str:
@@ -131,7 +131,9 @@ class Table:
             found = [label for label in labels if label == pattern or fnmatch.fnmatchcase(label, pattern)]
             if not found:
                 known = ", ".join(map(repr, labels))
-                raise UserError(f"--rows: no row is called {pattern!r}{suggestion(pattern, labels)}: {self.path} has {known}.")
+                raise UserError(
+                    f"--rows: no row is called {pattern!r}{suggest_name(pattern, labels)}: {self.path} has {known}."
+                )
             chosen.update(found)
         return chosen
 
@@ -160,7 +162,7 @@ def load_table(path: str | Path) -> Table:
     for name in given:
         if name not in known:
             raise UserError(
-                f"{path}: a table file has no {name!r}{suggestion(name, known)}: it has {', '.join(known)}; "
+                f"{path}: a table file has no {name!r}{suggest_name(name, known)}: it has {', '.join(known)}; "
                 "start a name of your own with an underscore."
             )
     for name, field in known.items():
@@ -220,7 +222,7 @@ def _make(path: Path, where: str, kind: type, values: Any) -> Any:
     where = f"row {values['label']!r}" if "label" in values else where
     for key in values:
         if key not in keys:
-            raise UserError(f"{path}: {where} has no {key!r}{suggestion(key, keys)}: it has {', '.join(keys)}.")
+            raise UserError(f"{path}: {where} has no {key!r}{suggest_name(key, keys)}: it has {', '.join(keys)}.")
     for key, field in keys.items():
         if key not in values and _is_required(field):
             raise UserError(f"{path}: {where} has no {key!r}, which must be given.")
@@ -281,7 +283,7 @@ def _check(table: Table) -> None:
     ]:
         if label is not None and label not in labels:
             raise UserError(
-                f"{table.path}: {where}={label!r} is no row{suggestion(str(label), labels)}: give a label of this table."
+                f"{table.path}: {where}={label!r} is no row{suggest_name(str(label), labels)}: give a label of this table."
             )
     for row in table.rows:
         if row.against == row.label:

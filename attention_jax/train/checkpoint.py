@@ -60,7 +60,7 @@ def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def fingerprint(state: Any) -> tuple[dict[str, int], bool]:
     """({path: checksum} of every array of a tree, whether all of them are finite), computed where the arrays are."""
     # One at a time: of arrays in parts, many of these sums over devices at once wait for each other on forced CPU devices.
-    found = {path: jax.device_get(_fingerprint(leaf)) for path, leaf in tree.flatten(state).items()}
+    found = {path: jax.device_get(_fingerprint(leaf)) for path, leaf in tree.flatten_by_path(state).items()}
     return {path: int(checksum) for path, (checksum, _) in found.items()}, all(finite for _, finite in found.values())
 
 

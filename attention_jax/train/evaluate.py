@@ -15,7 +15,7 @@ class Interrupted(Exception):
     """Evaluation was asked to stop before its end."""
 
 
-def evaluate(
+def evaluate_model(
     program: Program,
     variables: dict[str, Any],
     config: ConfigDict,

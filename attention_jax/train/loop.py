@@ -21,9 +21,9 @@ from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_ba
 from attention_jax.errors import UserError
 from attention_jax.train import workdir
 from attention_jax.train.checkpoint import Checkpoints
-from attention_jax.train.evaluate import Interrupted, evaluate
+from attention_jax.train.evaluate import Interrupted, evaluate_model
 from attention_jax.train.metrics import TIMING, Log
-from attention_jax.train.program import Program, build
+from attention_jax.train.program import Program, build_program
 from attention_jax.train.remote_checkpoints import FarCheckpoints
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.workdir import EVALUATION
@@ -32,7 +32,7 @@ _LAST = ("grad_norm", "learning_rate")  # metrics that are no sums: the interval
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """How a call of `train` ended.
 
     Attributes:
@@ -93,12 +93,12 @@ class StopSignal:
             signal.signal(again, signal.SIG_DFL)
 
 
-def train(
+def train_model(
     config: ConfigDict,
     path: str | Path,
     program: Program | None = None,
     progress: Callable[[int], None] = lambda step: None,
-) -> Result:
+) -> TrainingResult:
     """Trains to the end of the config, resuming whatever the workdir holds.
 
     The same call after any interruption ends with bitwise the same state and log as an uninterrupted one (same machine,
@@ -114,12 +114,12 @@ def train(
         UserError: a workdir of another config, a full disk, a loss that is not finite.
     """
     begin = time.perf_counter()
-    program = program or build(config)
-    config = with_seed(program.config, config.seed)
+    program = program or build_program(config)
+    config = replace_seed(program.config, config.seed)
     task, every, seed = program.task, program.durations, np.uint32(config.seed)
     headline = task.headline(config)
 
-    with workdir.claimed(path, config) as place, StopSignal().installed() as stop_signal, _disk_errors(place.folder):
+    with workdir.lock_workdir(path, config) as place, StopSignal().installed() as stop_signal, _disk_errors(place.folder):
         folder = place.folder
         log = Log(folder, config.logging.tensorboard, active=is_main_process())
         keep = config.checkpoint.keep_last, config.checkpoint.keep_best, log.score
@@ -163,7 +163,7 @@ def train(
             values = {}
             for weights in program.weights:
                 try:
-                    scores, outputs = evaluate(program, state.variables(weights), config, stop, watched)
+                    scores, outputs = evaluate_model(program, state.variables(weights), config, stop, watched)
                 except Interrupted:
                     return False
                 prefix = "eval" if weights == "params" else f"eval_{weights}"
@@ -222,10 +222,10 @@ def train(
         log.close()
         if place.far and is_main_process():
             place.far.write(TIMING, (folder / TIMING).read_bytes())  # with the line of this call
-    return Result(step, stopped or stop_signal.asked, folder, clock.first)
+    return TrainingResult(step, stopped or stop_signal.asked, folder, clock.first)
 
 
-def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
     """A copy of a config with another seed."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -266,7 +266,7 @@ class _Clock:
         self._log, self._batch_size, self._called = log, batch_size, called
         self._at: float | None = None
         self._step = 0
-        self.first: tuple[float, float] | None = None  # as in `Result`
+        self.first: tuple[float, float] | None = None  # as in `TrainingResult`
 
     @contextlib.contextmanager
     def first_step(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of a log; a last line that a crash cut short is left out."""
     if not path.exists():
         return
@@ -23,7 +23,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+def extract_curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one metric."""
     points = [(line["step"], line[name]) for line in lines if name in line]
     return [step for step, _ in points], [value for _, value in points]
@@ -47,7 +47,7 @@ class Log:
     def start(self, step: int) -> None:
         """Opens the log, cut to the lines of steps up to `step`."""
         path = self._workdir / METRICS
-        kept = [line for line in read(path) if line["step"] <= step]
+        kept = [line for line in read_log(path) if line["step"] <= step]
         self._scores = {line["step"]: line["headline"] for line in kept if "headline" in line}
         if not self._active:
             return

@@ -67,7 +67,7 @@ class Program:
         return ("params", "ema") if self.config.ema.decay else ("params",)
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
+def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     """Resolves and checks a config against its data and devices, and sets up what it compiles to; compiles nothing yet.
 
     Args:
@@ -106,7 +106,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     except KeyError as error:  # a rule list that misses a parameter
         raise UserError(str(error.args[0])) from error
     rules = get_sharding_rules(config.model.name, config.parallel.rules)
-    weights = {**tree.flatten(shapes.params), **tree.flatten(shapes.batch_stats)}
+    weights = {**tree.flatten_by_path(shapes.params), **tree.flatten_by_path(shapes.batch_stats)}
     sharding = shard_state(shapes, weights, rules, mesh)
 
     def outputs(variables: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

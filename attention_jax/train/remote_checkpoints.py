@@ -33,12 +33,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.storage import Folder
+from attention_jax.storage import RemoteFolder
 from attention_jax.train import checkpoint
 from attention_jax.train.checkpoint import FOLDER, Damaged
 from attention_jax.train.metrics import METRICS, TIMING
 from attention_jax.train.step import State
-from attention_jax.train.workdir import EVALUATION, stand_in
+from attention_jax.train.workdir import EVALUATION, get_staging_folder
 
 log = logging.getLogger(__name__)
 _MARKER = re.compile(r"(\d+)\.json")
@@ -53,7 +53,7 @@ class FarCheckpoints:
         keep_last, keep_best, score: see `Checkpoints`.
     """
 
-    def __init__(self, far: Folder, near: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
+    def __init__(self, far: RemoteFolder, near: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
         self._far, self._near, self._keep = far, near, (keep_last, keep_best, score)
         self._segments: list[list[str]] = []  # [name, checksum] of those that hold the log so far
         self._logged = 0  # bytes of the log that they hold
@@ -195,12 +195,12 @@ class FarCheckpoints:
             self._far.remove(f"{FOLDER}/{step}.json")
 
 
-def steps(far: Folder) -> list[int]:
+def steps(far: RemoteFolder) -> list[int]:
     """Steps of the complete checkpoints at an address, ascending."""
     return sorted(int(match[1]) for name in far.names(FOLDER) if (match := _MARKER.fullmatch(name)))
 
 
-def fetch(far: Folder, step: int, near: Path) -> dict[str, Any]:
+def fetch(far: RemoteFolder, step: int, near: Path) -> dict[str, Any]:
     """Downloads a checkpoint, the log up to it and its outputs into a local workdir; returns the marker.
 
     Raises Damaged when something is missing or differs from what was written.
@@ -231,8 +231,8 @@ def local_copy(address: str, number: int = 1) -> Path:
     Raises UserError when there is none that is whole.
     """
     workdir, _, step = address.rstrip("/").partition(f"/{FOLDER}")
-    far, step = Folder(workdir), step.strip("/")
-    near = stand_in(workdir) / "copy"
+    far, step = RemoteFolder(workdir), step.strip("/")
+    near = get_staging_folder(workdir) / "copy"
     shutil.rmtree(near, ignore_errors=True)
     found = [int(step)] if step else sorted(steps(far), reverse=True)
     got, problems = bring(far, near, found, number)
@@ -242,7 +242,7 @@ def local_copy(address: str, number: int = 1) -> Path:
     return near / FOLDER / step if step else near
 
 
-def bring(far: Folder, near: Path, found: Sequence[int] | None = None, number: int = 1) -> tuple[list[int], list[int]]:
+def bring(far: RemoteFolder, near: Path, found: Sequence[int] | None = None, number: int = 1) -> tuple[list[int], list[int]]:
     """Downloads the first `number` whole checkpoints of `found`, by default the newest ones, and the log up to the first.
 
     Returns their steps, and those of the damaged ones that were met.

@@ -13,11 +13,11 @@ from attention_jax.distributed.sharding import count_bytes_per_device
 from attention_jax.models.summary import summary
 from attention_jax.train import metrics
 from attention_jax.train.checkpoint import packages
-from attention_jax.train.loop import Result
+from attention_jax.train.loop import TrainingResult
 from attention_jax.train.program import Program
 
 
-def describe(program: Program, overrides: Mapping[str, str]) -> str:
+def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
     """Versions, devices, mesh, batch-norm granularity, counts, durations, overrides: what decides the numbers of a run."""
     config, durations, devices = program.config, program.durations, program.mesh.devices
     counts = summary(program.model, program.task.example_inputs(config))
@@ -52,7 +52,7 @@ def _state(program: Program) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(
+def show_progress(
     total: int | None, active: bool, label: str = "training", unit: str = "step"
 ) -> Iterator[Callable[[int], None]]:
     """A bar with the time left where the total is known; yields a function that takes the steps done."""
@@ -62,17 +62,17 @@ def progress_bar(
         yield lambda step: bar.update(step - bar.n)
 
 
-def outcome(result: Result) -> str:
+def describe_outcome(result: TrainingResult) -> str:
     """The last sentence of a training command."""
     if result.stopped:
         return f"stopped after step {result.step} and saved; the same command goes on from there."
-    lines = list(metrics.read(result.folder / metrics.METRICS))
+    lines = list(metrics.read_log(result.folder / metrics.METRICS))
     last = next(line for line in reversed(lines) if "headline" in line)
     scores = {name: v if isinstance(v, str) else round(v, 6) for name, v in last.items() if "/" in name}
     return f"done after step {result.step}: {json.dumps(scores)}"
 
 
-def first_step(result: Result) -> str:
+def describe_first_step(result: TrainingResult) -> str:
     """How long a training command took to its first step, and how much of it was compilation; or why there was none."""
     if result.first_step is None:
         return "no step was left to take."

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from attention_jax import storage as files
+from attention_jax import storage
 from attention_jax.config.config import config_from_json, list_differences, save_config
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
@@ -27,19 +27,19 @@ class Place:
     """Where a run writes: a local folder, and the one at an address that it stands for, if any."""
 
     folder: Path
-    far: files.Folder | None = None
+    far: storage.RemoteFolder | None = None
 
 
 @contextlib.contextmanager
-def claimed(path: str | Path, config: ConfigDict) -> Iterator[Place]:
+def lock_workdir(path: str | Path, config: ConfigDict) -> Iterator[Place]:
     """A workdir that belongs to this config and, until the end, to this process.
 
     Raises:
         UserError: it is a file, cannot be written to, is in use, or was made by another config (the difference is shown).
     """
-    if files.is_far(path):
-        far = files.Folder(str(path), write=is_main_process())
-        with _locked(stand_in(str(path)), path, True) as folder:
+    if storage.is_remote(path):
+        far = storage.RemoteFolder(str(path), write=is_main_process())
+        with _locked(get_staging_folder(str(path)), path, True) as folder:
             for left in folder.iterdir():  # of a call that was killed: what counts is at the address
                 if left.name not in (LOCK, TIMING):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -60,11 +60,11 @@ def claimed(path: str | Path, config: ConfigDict) -> Iterator[Place]:
         yield Place(workdir)
 
 
-def stand_in(address: str) -> Path:
+def get_staging_folder(address: str) -> Path:
     """The local folder that stands for an address in this process: in AJ_STAGING, by default in the user's cache."""
     base = os.environ.get("AJ_STAGING") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "attention_jax", "far")
     address = address.rstrip("/")
-    name = f"{files.name_of(address)}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+    name = f"{storage.name_of(address)}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
     return Path(base).expanduser().resolve() / name / str(jax.process_index())
 
 

@@ -54,14 +54,14 @@ def losses(quick: bool) -> Iterator[Answer]:
     import numpy as np
 
     from attention_jax.distributed.mesh import find_batch_share, prefetch_batches
-    from attention_jax.train.program import build
+    from attention_jax.train.program import build_program
 
     steps = 6 if quick else 150
     length = {"total_steps": steps, "schedule.warmup_steps": steps // 10}
     for name, small in (("quickstart.py", SMALL_NET), ("translate_quickstart.py", SMALL_TEXT)):
         ends = {}
         for precision in ("float32", "bfloat16"):
-            program = build(config_of(name, {"precision": precision, **length, **(small if quick else {})}))
+            program = build_program(config_of(name, {"precision": precision, **length, **(small if quick else {})}))
             split, share = program.config.data.train_split, find_batch_share(program.mesh)
             loader = program.task.loader(program.config, split, share, training=True)
             state, seen = program.init(0), []
@@ -156,14 +156,14 @@ def steps(quick: bool) -> Iterator[Answer]:
     from attention_jax.preflight.input_rate import images_a_second
     from attention_jax.preflight.measure import batches_of, measure_program
     from attention_jax.preflight.report import roofline
-    from attention_jax.train.program import build
+    from attention_jax.train.program import build_program
 
     devices, here = jax.devices(), slice_here()
     flops, bandwidth = peaks(quick)
     yield Answer("peaks of one device", f"{flops / 1e12:.3g} TFLOP/s of products, {bandwidth / 1e9:,.3g} GB/s of copies", "")
     for label, config in cases(quick, len(devices)).items():
         begin = time.perf_counter()
-        program = build(config)
+        program = build_program(config)
         measured, step = measure_program(program, devices)
         if step is None:
             yield Answer(label, "does not fit", "give a smaller batch")

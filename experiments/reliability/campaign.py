@@ -143,7 +143,7 @@ def end_of(workdir: Path, far: bool = False) -> dict[str, Any]:
     def read() -> int:
         here = far_checkpoints.local_copy(f"file://{workdir}") if far else workdir
         state, about, _ = checkpoint.read_newest(here)
-        arrays = {path: np.asarray(array).tobytes() for path, array in tree.flatten(state).items()}
+        arrays = {path: np.asarray(array).tobytes() for path, array in tree.flatten_by_path(state).items()}
         file.write_bytes(pickle.dumps((about["step"], arrays, (here / metrics.METRICS).read_bytes())))
         return 0
 
@@ -163,7 +163,7 @@ def end_of(workdir: Path, far: bool = False) -> dict[str, Any]:
 def redone(workdir: Path) -> int:
     """Steps that a call had logged and the next did again."""
     total = last = 0
-    for line in metrics.read(workdir / metrics.TIMING):
+    for line in metrics.read_log(workdir / metrics.TIMING):
         if line["event"] == "start":
             total += max(0, last - line["step"])
             last = line["step"]
@@ -186,7 +186,7 @@ class Campaign:
     def __init__(self, folder: Path):
         self.folder, self.results = folder, folder / "results.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        self.done = {line["name"]: line for line in metrics.read(self.results)}
+        self.done = {line["name"]: line for line in metrics.read_log(self.results)}
         self._alone: dict[tuple[int, int], dict[str, Any]] = {}
 
     def alone(self, processes: int, devices: int) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def before_a_save_counts(steps: int | tuple[int, ...], act: Act) -> Act:
 
 def before_uploading(name: str, act: Act) -> Act:
     """When a file whose name begins so is about to be written to a workdir at an address."""
-    return _hooked("attention_jax.storage:Folder", "write", lambda file, content: file.startswith(name), act)
+    return _hooked("attention_jax.storage:RemoteFolder", "write", lambda file, content: file.startswith(name), act)
 
 
 def in_restore(act: Act) -> Act:

@@ -35,7 +35,7 @@ def layers(program: Program) -> list[str]:
     with nn.intercept_methods(note):
         inputs = program.task.example_inputs(program.config)
         params = jax.eval_shape(lambda *x: program.model.init(jax.random.key(0), *x), *inputs)["params"]
-    kernels = tree.flatten(params)
+    kernels = tree.flatten_by_path(params)
     return [path for path in used if path in kernels and kernels[path].ndim == 4]
 
 
@@ -49,7 +49,7 @@ def _gradient(program: Program) -> Callable[..., dict[str, jax.Array]]:
             sums, _ = program.task.loss(program.config, program.model, full, batch, rng, train=True)
             return sums["loss"] / sums["weight"]
 
-        grads = tree.flatten(jax.grad(loss)(variables["params"]))
+        grads = tree.flatten_by_path(jax.grad(loss)(variables["params"]))
         return {path: jnp.sqrt(jnp.square(grad.astype(jnp.float32)).sum()) for path, grad in grads.items()}
 
     # It runs a few times: compiling it for speed would take twice as long (ResNet-56 on two cores: 6 s) and gain nothing.

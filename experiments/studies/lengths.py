@@ -12,7 +12,7 @@ from attention_jax.data.text import tokenizer as tokenizers
 from attention_jax.data.text.pairs import open_pairs
 from attention_jax.load import Run
 from attention_jax.tasks.translator import bleu_name, score_texts
-from attention_jax.train.evaluate import evaluate
+from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
 from attention_jax.train.workdir import EVALUATION
 
@@ -68,7 +68,7 @@ def elsewhere(program: Program, run: Run, changes: Mapping[str, Mapping[str, Any
     for name, fields in changes.items():
         config = program.task.resolve(override(run.config, fields))
         program.task.adopt(config, run.assets)
-        _, outputs = evaluate(dataclasses.replace(program, config=config), run.variables, config)
+        _, outputs = evaluate_model(dataclasses.replace(program, config=config), run.variables, config)
         whole[f"{program.task.correct_means(config)} %, {name}"] = 100 * float(np.mean(outputs["correct"]))
         next_ones[f"next tokens right %, {name}"] = 100 * float(outputs["right"].sum() / outputs["tokens"].sum())
     return whole | next_ones

@@ -80,7 +80,7 @@ def measure(program: Program, run: Run) -> dict[str, Any]:
         rows = np.asarray(weights[f"{path}/weights"], np.float64)
         rows = rows.reshape(-1, rows.shape[-2] * rows.shape[-1])
         entropies.append(-(rows * np.log(np.maximum(rows, 1e-30))).sum(-1).mean() / np.log(rows.shape[-1]))
-    params = tree.flatten(run.variables["params"])
+    params = tree.flatten_by_path(run.variables["params"])
     gammas = [float(params[f"{path}/gamma"]) for path in found if f"{path}/gamma" in params]
     return {**({"gamma": np.mean(gammas)} if gammas else {}), "entropy": np.mean(entropies), **kept}
 

@@ -9,7 +9,7 @@ import pytest
 from attention_jax import tree
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from experiments.studies import gradient_flow, query_maps, receptive_field
 from tests.analysis.test_plots import nothing_is_cut_off
 from tests.helpers.small import small_config
@@ -23,16 +23,16 @@ def first_batch(program):
 
 
 def test_gradient_norms_are_those_of_the_training_step():
-    program = build(small_config())
+    program = build_program(small_config())
     state, batch = program.init(np.uint32(3)), first_batch(program)
     norms = gradient_flow.gradient_norms(program, state.variables(), batch)
-    assert norms.keys() == tree.flatten(program.abstract_state.params).keys()
+    assert norms.keys() == tree.flatten_by_path(program.abstract_state.params).keys()
     _, metrics = program.train_step(state, batch, np.uint32(3))
     assert np.sqrt(sum(norm**2 for norm in norms.values())) == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
 
 
 def test_layers_come_in_the_order_of_their_use():
-    program = build(small_config(model__stage_sizes=(1, 2)))
+    program = build_program(small_config(model__stage_sizes=(1, 2)))
     blocks = ("stage1_block1", "stage2_block1", "stage2_block2")
     expected = ["stem_conv", *(f"{block}/conv{i}" for block in blocks for i in (1, 2))]
     assert gradient_flow.layers(program) == [f"{path}/kernel" for path in expected]
@@ -43,7 +43,7 @@ def test_without_normalisation_shortcuts_keep_the_gradient_and_with_it_nothing_v
 
     def first_layer(**fields) -> float:
         fields = {f"model__{name}": value for name, value in fields.items()}
-        program = build(small_config(model__stage_sizes=(2, 2, 2), model__widths=(4, 8, 16), **fields))
+        program = build_program(small_config(model__stage_sizes=(2, 2, 2), model__widths=(4, 8, 16), **fields))
         norms = gradient_flow.gradient_norms(program, program.init(np.uint32(0)).variables(), first_batch(program))
         return norms["stem_conv/kernel"]
 

@@ -109,4 +109,4 @@ def test_what_decays_is_what_each_paper_says(base):
         (recipes.no_decay_on_norm, [True, False, False, True, True, False]),
     ):
         rules = piece(base).optimizer.decay_rules
-        assert [tree.first_match(rules, path, "decay_rules") for path in paths] == expected
+        assert [tree.find_first_match(rules, path, "decay_rules") for path in paths] == expected

@@ -162,9 +162,9 @@ def test_a_folder_with_broken_files_trains_and_is_counted(folder, tmp_path, caps
     config = photos_config(
         folder, total_steps=4, schedule__warmup_steps=0, evaluation__every_steps=4, checkpoint__every_steps=4, batch_size=4
     )
-    from attention_jax.train.loop import train
+    from attention_jax.train.loop import train_model
 
-    train(config, "run")
+    train_model(config, "run")
     assert any(f"{cut} cannot be decoded (image file is truncated" in message for message in caplog.messages)
     assert f"data: {folder}/train/cat/0.jpg cannot be decoded (an empty file) and is left out." in caplog.messages
     assert {"data: 1 of 12 images could not be decoded.", "data: 1 of 6 images could not be decoded."} <= set(caplog.messages)

@@ -16,7 +16,7 @@ from attention_jax import tree
 from attention_jax.config import load_config, override
 from attention_jax.train import checkpoint
 from attention_jax.train import remote_checkpoints as far_checkpoints
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from tests.conftest import child_environment
 from tests.helpers import small_text
 from tests.helpers.small import ROOT, as_options
@@ -80,8 +80,8 @@ def test_two_processes_are_one_for_translation(run_cli, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (checkpoint.read_newest(tmp_path / name) for name in ("one", "two"))
     assert one[1]["assets"] == two[1]["assets"]
-    for path, array in tree.flatten(one[0]["params"]).items():
-        np.testing.assert_allclose(array, tree.flatten(two[0]["params"])[path], rtol=5e-3, atol=5e-4, err_msg=path)
+    for path, array in tree.flatten_by_path(one[0]["params"]).items():
+        np.testing.assert_allclose(array, tree.flatten_by_path(two[0]["params"])[path], rtol=5e-3, atol=5e-4, err_msg=path)
     for line, theirs in zip(
         *(map(json.loads, (tmp_path / name / "metrics.jsonl").open()) for name in ("one", "two")), strict=True
     ):
@@ -113,7 +113,7 @@ def same_numbers(one, other) -> None:
             # Evaluation counts right answers of 599, of which a rounding difference may turn one or two.
             slack = {"abs": 0.004} if "accuracy" in name or name == "headline" else {"rel": 2e-3}
             assert theirs[name] == pytest.approx(value, **slack), (line["step"], name)
-    arrays, theirs = (tree.flatten(checkpoint.read_newest(path)[0]["params"]) for path in (one, other))
+    arrays, theirs = (tree.flatten_by_path(checkpoint.read_newest(path)[0]["params"]) for path in (one, other))
     for path, array in arrays.items():
         np.testing.assert_allclose(array, theirs[path], rtol=5e-3, atol=5e-4, err_msg=path)
 
@@ -130,7 +130,7 @@ def test_every_configs_step_lowers_for_accelerators(path, platform):
             "data.num_batches": 500,
         }
         config = override(config, facts)
-    program = build(config)
+    program = build_program(config)
     batch = program.task.batch_shapes(program.config)[-1]
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     lowered = program.train_step.trace(program.abstract_state, batch, seed).lower(lowering_platforms=(platform,))

@@ -27,10 +27,10 @@ def placed(model, inputs, sizes, rules=None, optimizer="adamw"):
     """({path: shape} of a state with averages, {path: spec}, the placement, bytes of the state on a device)."""
     chain = make_optimizer(optimizer, lambda step: 0.1, 0.1, ((".*", True),), clip_norm=1.0)
     shapes = jax.eval_shape(lambda: create_state(model, chain, inputs, 0, with_ema=True))
-    weights = {**tree.flatten(shapes.params), **tree.flatten(shapes.batch_stats)}
+    weights = {**tree.flatten_by_path(shapes.params), **tree.flatten_by_path(shapes.batch_stats)}
     found = shard_state(shapes, weights, rules or ((".*", "fsdp"),), mesh_of(**sizes))
-    specs = {path: s.spec for path, s in tree.flatten(found.shardings).items()}
-    return tree.flatten(shapes), specs, found, count_bytes_per_device(found.add_to_shapes(shapes))
+    specs = {path: s.spec for path, s in tree.flatten_by_path(found.shardings).items()}
+    return tree.flatten_by_path(shapes), specs, found, count_bytes_per_device(found.add_to_shapes(shapes))
 
 
 IMAGE = (jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32),)
@@ -61,7 +61,7 @@ def test_fsdp_takes_the_largest_dimension_that_it_divides():
     weights = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in weights.items()}
     state = {"params": weights, "other": {"a": jax.ShapeDtypeStruct((16, 64), np.float32), "count": weights["e"]}}
     found = shard_state(state, weights, rules, mesh)
-    specs = {path: tuple(s.spec) for path, s in tree.flatten(found.shardings).items()}
+    specs = {path: tuple(s.spec) for path, s in tree.flatten_by_path(found.shardings).items()}
     assert specs == {
         "params/a": (None, None, None, "fsdp"),
         "params/b": (None, "fsdp"),

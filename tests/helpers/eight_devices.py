@@ -13,8 +13,8 @@ from attention_jax.distributed.mesh import make_batch_sharding, make_mesh, prefe
 from attention_jax.errors import UserError
 from attention_jax.optim import mixing
 from attention_jax.train import checkpoint
-from attention_jax.train.loop import train
-from attention_jax.train.program import build
+from attention_jax.train.loop import train_model
+from attention_jax.train.program import build_program
 from tests.helpers import small_text
 from tests.helpers.small import small_config
 
@@ -23,15 +23,15 @@ STEPS = 3
 
 def three_steps(config=None, **fields):
     """(state as numpy, metrics of each step) after three steps of a program, which keeps its state where it was."""
-    program = build(config or small_config(**fields))
+    program = build_program(config or small_config(**fields))
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state, seen = program.init(0), []
     for batch in prefetch_batches(loader.training(0, STEPS), program.mesh):
         state, metrics = program.train_step(state, batch, np.uint32(0))
         seen.append(jax.device_get(metrics))
-    for path, leaf in tree.flatten(program.abstract_state).items():
-        assert tree.flatten(state)[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
-    return tree.flatten(jax.device_get(state)), seen
+    for path, leaf in tree.flatten_by_path(program.abstract_state).items():
+        assert tree.flatten_by_path(state)[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
+    return tree.flatten_by_path(jax.device_get(state)), seen
 
 
 @pytest.fixture(scope="module")
@@ -154,27 +154,27 @@ def test_translation_on_every_mesh_is_that_on_one_device(translated, folder, siz
 
 def test_contradictions_are_refused(folder):
     with pytest.raises(UserError, match=r"contradicts parallel\.mode='pmap'"):
-        build(small_config(parallel__mode="pmap"))
+        build_program(small_config(parallel__mode="pmap"))
     with pytest.raises(UserError, match="does not divide the 4 examples"):
-        build(small_config(batch_norm__granularity=3))
+        build_program(small_config(batch_norm__granularity=3))
     with pytest.raises(UserError, match="only 8 devices"):
-        build(small_config(parallel__data=16))
+        build_program(small_config(parallel__data=16))
     with pytest.raises(UserError, match=r"parallel\.mode='pmap' is one program a replica, so that parallel\.fsdp=2"):
-        build(small_config(parallel__mode="pmap", parallel__fsdp=2, batch_norm__granularity="per_replica"))
+        build_program(small_config(parallel__mode="pmap", parallel__fsdp=2, batch_norm__granularity="per_replica"))
     with pytest.raises(UserError, match=r"parallel\.model=2 splits no parameter of this network"):
-        build(small_config(parallel__model=2))
+        build_program(small_config(parallel__model=2))
     with pytest.raises(UserError, match="parallel.model=4 does not divide the network's 2 heads"):
-        build(small_text.small_config(folder, parallel__model=4))
+        build_program(small_text.small_config(folder, parallel__model=4))
     with pytest.raises(UserError, match=r"evaluation.batch_size=100 cannot be divided by 8 devices: 96 could"):
-        build(small_config(evaluation__batch_size=100))
+        build_program(small_config(evaluation__batch_size=100))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """(config, program, workdir) of a run with data = 8."""
     config, workdir = small_config(), tmp_path_factory.mktemp("alone")
-    program = build(config)
-    train(config, workdir, program)
+    program = build_program(config)
+    train_model(config, workdir, program)
     return config, program, workdir
 
 
@@ -185,10 +185,10 @@ def stop_at_step_9(step):
 
 def test_resumed_is_uninterrupted_bitwise_on_eight_devices(uninterrupted, tmp_path):
     config, program, alone = uninterrupted
-    assert train(config, tmp_path, program, stop_at_step_9).stopped
+    assert train_model(config, tmp_path, program, stop_at_step_9).stopped
     assert checkpoint.steps(tmp_path)[-1] in (9, 10)
-    assert not train(config, tmp_path, program).stopped
-    state, resumed = (tree.flatten(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
+    assert not train_model(config, tmp_path, program).stopped
+    state, resumed = (tree.flatten_by_path(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
     for path, array in state.items():
         assert array.tobytes() == resumed[path].tobytes(), path
     assert (alone / "metrics.jsonl").read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
@@ -197,20 +197,20 @@ def test_resumed_is_uninterrupted_bitwise_on_eight_devices(uninterrupted, tmp_pa
 def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
     """Begun in parts over fsdp, ended whole: the same state, and its arrays are checked by checksums either way."""
     config, program, alone = uninterrupted
-    in_parts = build(small_config(parallel__fsdp=4))
-    assert train(in_parts.config, tmp_path, in_parts, stop_at_step_9).stopped
-    assert not train(config, tmp_path, program).stopped
+    in_parts = build_program(small_config(parallel__fsdp=4))
+    assert train_model(in_parts.config, tmp_path, in_parts, stop_at_step_9).stopped
+    assert not train_model(config, tmp_path, program).stopped
     again, _ = checkpoint.Checkpoints(tmp_path, 2, 1, lambda step: None).restore(in_parts.abstract_state)
-    for path, leaf in tree.flatten(in_parts.abstract_state).items():
-        assert tree.flatten(again)[path].sharding == leaf.sharding, path
+    for path, leaf in tree.flatten_by_path(in_parts.abstract_state).items():
+        assert tree.flatten_by_path(again)[path].sharding == leaf.sharding, path
     assert not (tmp_path / checkpoint.ASIDE).exists()
-    state, resumed = (tree.flatten(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
+    state, resumed = (tree.flatten_by_path(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
     for path, array in state.items():
         np.testing.assert_allclose(array, resumed[path], rtol=5e-3, atol=5e-4, err_msg=path)
 
 
 def test_step_is_compiled_once_and_its_state_donated():
-    program = build(small_config())
+    program = build_program(small_config())
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state = program.init(0)
     for seed in (0, 1):  # another seed runs through the same program
@@ -223,12 +223,12 @@ def test_step_is_compiled_once_and_its_state_donated():
 
 def test_a_weight_is_put_together_once_a_pass():
     """Once forward and once backward, from parts that each device keeps; nothing else moves but sums."""
-    program = build(small_config(parallel__fsdp=4))
+    program = build_program(small_config(parallel__fsdp=4))
     rows, shapes = make_batch_sharding(program.mesh), program.task.batch_shapes(program.config)[0]
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
     text = program.train_step.lower(program.abstract_state, batch, np.uint32(0)).compile().as_text()
     gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(.*op_name=\"([^\"]*)\"", text)
-    kernels = {path: leaf for path, leaf in tree.flatten(program.abstract_state.params).items() if leaf.ndim > 1}
+    kernels = {path: leaf for path, leaf in tree.flatten_by_path(program.abstract_state.params).items() if leaf.ndim > 1}
     assert len(kernels) == 6 and not set(program.sharding.undivided) & kernels.keys()
     for path, leaf in kernels.items():
         shape, module = ",".join(map(str, leaf.shape)), path.removesuffix("/kernel")

@@ -13,7 +13,7 @@ import numpy as np
 
 import attention_jax as aj
 from attention_jax.data import embedded
-from attention_jax.train.loop import train
+from attention_jax.train.loop import train_model
 from tests.helpers.small import small_config
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -35,7 +35,7 @@ def make() -> None:
         logging__every_steps=37,
     )
     with tempfile.TemporaryDirectory() as folder:
-        train(config, folder)
+        train_model(config, folder)
         for marker in Path(folder).rglob("commit_success.txt"):
             marker.write_text("Checkpoint commit was successful\n")  # Orbax adds the path on the machine that wrote it
         RUN.mkdir()

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.config import config_to_json, load_config, override
 from attention_jax.train.checkpoint import Checkpoints
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from tests.helpers.small import ROOT
 
 CONFIG = ROOT / "configs" / "translate_quickstart.py"
@@ -74,7 +74,7 @@ def as_options(folder: Path, **changes: Any) -> list[str]:
 
 def untrained_run(config: ConfigDict, workdir: Path) -> Path:
     """A workdir with a checkpoint of step 0, whose larger weights make translations that differ; returns the workdir."""
-    program = build(config)
+    program = build_program(config)
     state = program.init(0)
     state = dataclasses.replace(state, ema=None, params=jax.tree.map(lambda x: 3 * x, state.params))
     checkpoints = Checkpoints(workdir, 1, 1, lambda step: None)

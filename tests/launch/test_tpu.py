@@ -271,6 +271,6 @@ def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_pa
     words = [sys.executable, "-m", "attention_jax.launch.local", "--processes=2", "--", "train", *options, f"--workdir={alone}"]
     subprocess.run(words, env=child_environment(), capture_output=True, check=True)
     assert (run / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
-    ends = [tree.flatten(checkpoint.read_newest(workdir)[0]) for workdir in (run, alone)]
+    ends = [tree.flatten_by_path(checkpoint.read_newest(workdir)[0]) for workdir in (run, alone)]
     assert ends[0].keys() == ends[1].keys()
     assert all(ends[0][path].tobytes() == ends[1][path].tobytes() for path in ends[0])

@@ -279,7 +279,7 @@ def test_table_sums_to_the_total(name: str) -> None:
     # A row is what its module has, and the totals are printed.
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(CIFAR, jnp.float32))["params"]
     for path, (count, _) in tables[0].modules.items():
-        inside = [leaf.size for key, leaf in tree.flatten(shapes).items() if key.startswith(f"{path}/")]
+        inside = [leaf.size for key, leaf in tree.flatten_by_path(shapes).items() if key.startswith(f"{path}/")]
         assert count == sum(inside), path
     assert str(tables[0]).splitlines()[-1].split() == ["total", f"{tables[0].params:,}", f"{tables[0].macs:,}"]
 

@@ -126,7 +126,7 @@ class TestGateFromOutside:
             logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
             return jnp.square(logits).sum()
 
-        gradients = tree.flatten(quick(jax.grad(loss))(variables["params"]))
+        gradients = tree.flatten_by_path(quick(jax.grad(loss))(variables["params"]))
         of_gates = {path: gradient for path, gradient in gradients.items() if "gate" in path}
         assert sorted(of_gates) == sorted(f"{place}/dense/{leaf}" for place in places for leaf in ("kernel", "bias"))
         assert all(np.abs(gradient).max() > 1e-6 for gradient in of_gates.values())
@@ -147,7 +147,7 @@ class TestGateFromOutside:
         images = numbers("images", 4, 8, 8, 3)
         model = ResNet(**TINY, gate=f"{gates}:Normed", norm_group_size=2)
         variables = drawn(model, images)
-        assert "stage1_gate/norm/mean" in tree.flatten(variables["batch_stats"])
+        assert "stage1_gate/norm/mean" in tree.flatten_by_path(variables["batch_stats"])
         for train in (False, True):
             apply = quick(lambda v, x, train=train: model.apply(v, x, train=train, mutable=["attention", "batch_stats"]))
             logits, changed = apply(variables, images)
@@ -198,7 +198,9 @@ class TestGatePlaces:
     def test_places(self, fields: dict[str, Any], places: list[str]) -> None:
         model = ResNet(**{**self.DEEP, **fields})
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-        assert sorted({path.partition("/reduce")[0] for path in tree.flatten(shapes) if "reduce/kernel" in path}) == places
+        assert (
+            sorted({path.partition("/reduce")[0] for path in tree.flatten_by_path(shapes) if "reduce/kernel" in path}) == places
+        )
 
     @pytest.mark.parametrize("gate", ["se", "bam", "cbam", "eca", "gc", "self_attention"])
     def test_every_named_gate_sows_and_trains(self, gate: str) -> None:
@@ -213,7 +215,7 @@ class TestGatePlaces:
             logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
             return (logits * numbers("weights", 2, 3)).sum()
 
-        gradients = tree.flatten(quick(jax.grad(loss))(variables["params"]))
+        gradients = tree.flatten_by_path(quick(jax.grad(loss))(variables["params"]))
         norms = {path: float(np.abs(leaf).max()) for path, leaf in gradients.items() if path.startswith("stage1_gate")}
         assert norms and max(norms.values()) > 1e-6
         assert all(np.isfinite(norm) for norm in norms.values())
@@ -267,7 +269,7 @@ class TestRandomBranches:
             lambda path, leaf: jnp.zeros_like(leaf) if "_block" in path and "conv" in path else leaf, variables["params"]
         )
         close(model.apply(variables, images), without.apply({**variables, "params": silent}, images))
-        scales = {path: leaf for path, leaf in tree.flatten(variables["params"]).items() if "norm2/scale" in path}
+        scales = {path: leaf for path, leaf in tree.flatten_by_path(variables["params"]).items() if "norm2/scale" in path}
         assert scales and not any(np.any(leaf) for leaf in scales.values())
 
 

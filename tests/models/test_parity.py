@@ -18,7 +18,7 @@ from attention_jax.models.resnet import ResNet
 from attention_jax.optim.losses import cross_entropy
 from attention_jax.optim.optimizers import make_optimizer, update_average
 from attention_jax.optim.schedules import make_schedule
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from tests.helpers import parity
 from tests.helpers.small import small_config
 
@@ -57,9 +57,9 @@ def ours(case: parity.Case, running_var: str = "unbiased") -> parity.Results:
         return {
             "logits": {"": logits},
             "train_logits": {"": train_logits},
-            "gradients": tree.flatten(gradients),
-            "train_gradients": tree.flatten(train_gradients),
-            "statistics": tree.flatten(changed.get("batch_stats", {})),
+            "gradients": tree.flatten_by_path(gradients),
+            "train_gradients": tree.flatten_by_path(train_gradients),
+            "statistics": tree.flatten_by_path(changed.get("batch_stats", {})),
         }
 
     results = jax.device_get(everything(variables, images))
@@ -83,13 +83,13 @@ def our_training(training: parity.Training) -> parity.Results:
         params = optax.apply_updates(params, updates)
         return params, update_average(average, params, training.ema_decay, t, training.ema_warmup), state
 
-    params = tree.nested({path: jnp.asarray(parity.draw(0, path, shape)) for path, shape in training.shapes.items()})
+    params = tree.nest_by_path({path: jnp.asarray(parity.draw(0, path, shape)) for path, shape in training.shapes.items()})
     average, state = params, optimizer.init(params)
     seen = []
     for t in range(training.steps):
-        gradients = tree.nested({path: parity.gradient(path, shape, t) for path, shape in training.shapes.items()})
+        gradients = tree.nest_by_path({path: parity.gradient(path, shape, t) for path, shape in training.shapes.items()})
         params, average, state = step(params, average, state, gradients, jnp.asarray(t))
-        seen.append((tree.flatten(params), tree.flatten(average)))
+        seen.append((tree.flatten_by_path(params), tree.flatten_by_path(average)))
     return {
         kind: {path: np.stack([values[i][path] for values in seen]) for path in training.shapes}
         for i, kind in enumerate(("params", "average"))
@@ -123,7 +123,7 @@ def our_recipe(recipe: parity.Recipe) -> parity.Results:
         **{f"model.{name}": value for name, value in case.network.items()},
         "model.norm_running_var": "unbiased",
     }
-    program = build(small_config(**fields))
+    program = build_program(small_config(**fields))
     train_step = jax.jit(program.train_step, compiler_options=QUICK)
     before = drawn(program.model, recipe.batch(0)[0], case.seed)
     state = program.init(0).replace(**jax.tree.map(jnp.copy, before), ema=jax.tree.map(jnp.copy, before))
@@ -136,7 +136,7 @@ def our_recipe(recipe: parity.Recipe) -> parity.Results:
 
     def changes(after: dict[str, Any]) -> dict[str, np.ndarray]:
         differences = jax.tree.map(lambda new, old: np.float64(new) - np.float64(old), after, before)
-        flat = {path: value for part in differences.values() for path, value in tree.flatten(part).items()}
+        flat = {path: value for part in differences.values() for path, value in tree.flatten_by_path(part).items()}
         return {path: parity.compress(path, value) for path, value in flat.items()}
 
     results = {kind: {"": np.array([step[kind] for step in seen])} for kind in ("loss", "grad_norm", "learning_rate")}
@@ -165,7 +165,7 @@ def test_biased_running_variance_equals_its_formula() -> None:
     _, changed = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]), compiler_options=QUICK)(
         drawn(model, images, case.seed), images
     )
-    statistics = tree.flatten(changed["batch_stats"])
+    statistics = tree.flatten_by_path(changed["batch_stats"])
     variances = {path: np.asarray(value) for path, value in statistics.items() if path.endswith("/var")}
     parity.check({"statistics": variances}, {"statistics": theirs["biased_statistics"]})
     assert parity.difference(variances["stem_norm/var"], theirs["statistics"]["stem_norm/var"]) > 5 * parity.STATISTICS

@@ -49,7 +49,7 @@ def our_stack(stack: shared.Stack) -> parity.Results:
         return jax.grad(loss, (0, 1), has_aux=True)(params, given)
 
     (of_params, of_given), outputs = everything(params, given)
-    return {"outputs": jax.device_get(outputs), "gradients": _compressed({**tree.flatten(of_params), **of_given})}
+    return {"outputs": jax.device_get(outputs), "gradients": _compressed({**tree.flatten_by_path(of_params), **of_given})}
 
 
 def ours(case: shared.Case) -> parity.Results:
@@ -68,7 +68,7 @@ def ours(case: shared.Case) -> parity.Results:
         return jax.grad(loss, has_aux=True)(params)
 
     gradients, logits = everything(params)
-    return {"logits": {"": jax.device_get(logits)}, "gradients": _compressed(tree.flatten(gradients))}
+    return {"logits": {"": jax.device_get(logits)}, "gradients": _compressed(tree.flatten_by_path(gradients))}
 
 
 @pytest.mark.parametrize("name", shared.STACKS)

@@ -42,12 +42,17 @@ def ours(case: shared.Case) -> parity.Results:
         (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         changes, _ = optimizer.update(gradients, optimizer.init(params), params)
         after = optax.apply_updates(params, changes)
-        return dict(logits={"": logits}, loss={"": value[None]}, gradients=tree.flatten(gradients), changes=tree.flatten(after))
+        return dict(
+            logits={"": logits},
+            loss={"": value[None]},
+            gradients=tree.flatten_by_path(gradients),
+            changes=tree.flatten_by_path(after),
+        )
 
     results = jax.device_get(everything(before))
     results["changes"] = {
         path: np.float64(results["changes"][path]) - value
-        for path, value in tree.flatten(before).items()
+        for path, value in tree.flatten_by_path(before).items()
         if shared.has_gradient(path)
     }
     for kind in ("gradients", "changes"):

@@ -305,10 +305,10 @@ def test_initial_values() -> None:
     source, target = tokens(1, 1, 3), tokens(2, 1, 3)
     model = aj.create_model("lstm_seq2seq", vocab_size=300, features=32, layers=1, attention="concat", init_scale=0.08)
     params = quick(model.init)(jax.random.key(0), source, target)["params"]
-    for path, leaf in tree.flatten(params).items():
+    for path, leaf in tree.flatten_by_path(params).items():
         assert 0.06 < np.abs(leaf).max() <= 0.08, path
     model = RNNSearch(vocab_size=300, features=32, embedding_size=20, alignment_size=24, readout_size=16)
-    params = tree.flatten(quick(model.init)(jax.random.key(0), source, target)["params"])
+    params = tree.flatten_by_path(quick(model.init)(jax.random.key(0), source, target)["params"])
     for path, leaf in params.items():
         if path.endswith("bias") or "vector" in path:
             assert not np.any(leaf), path
@@ -336,7 +336,7 @@ def test_mistakes(fields: dict[str, Any], message: str) -> None:
 def test_names_in_the_tree() -> None:
     """The layout that checkpoints and sharding rules rely on."""
     _, variables = made("bahdanau, feeding", layers=1)
-    assert set(tree.flatten(variables["params"])) == {
+    assert set(tree.flatten_by_path(variables["params"])) == {
         "source_embedding/embedding",
         "target_embedding/embedding",
         *(f"{side}/forward_0/{leaf}" for side in ("encoder", "decoder") for leaf in ("input/kernel", "input/bias")),
@@ -348,7 +348,7 @@ def test_names_in_the_tree() -> None:
         "output/bias",
     }
     _, variables = made("gru")
-    assert {path.rpartition("/")[0] for path in tree.flatten(variables["params"])} == {
+    assert {path.rpartition("/")[0] for path in tree.flatten_by_path(variables["params"])} == {
         "source_embedding",
         "target_embedding",
         *(f"encoder/{way}_0/{name}" for way in ("forward", "backward") for name in ("input", "hidden")),

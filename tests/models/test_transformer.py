@@ -266,7 +266,7 @@ def test_scanned_and_rematerialised_layers_are_the_same() -> None:
 def test_scanned_layers_keep_the_tree_and_the_counts_and_shorten_the_program() -> None:
     plain, scanned = (Transformer(**{**TINY, "layers": 4}, scan_layers=scan) for scan in (False, True))
     shapes = [jax.eval_shape(model.init, jax.random.key(0), *TOKENS) for model in (plain, scanned)]
-    assert tree.flatten(shapes[0]) == tree.flatten(shapes[1])
+    assert tree.flatten_by_path(shapes[0]) == tree.flatten_by_path(shapes[1])
     assert aj.summary(plain, TOKENS) == aj.summary(scanned, TOKENS)
     programs = [jax.jit(model.apply).lower(shapes[0], *TOKENS).as_text() for model in (plain, scanned)]
     assert len(programs[1]) < 0.6 * len(programs[0])
@@ -348,7 +348,7 @@ def test_mistakes(fields: dict[str, Any], message: str) -> None:
 def test_names_in_the_tree() -> None:
     """The layout that checkpoints and sharding rules rely on."""
     _, variables = made(layers=1)
-    names = {path.rpartition("/")[0] for path in tree.flatten(variables["params"])}
+    names = {path.rpartition("/")[0] for path in tree.flatten_by_path(variables["params"])}
     attention = ("key", "output", "query", "value")
     assert names == {
         *(f"encoder_0/self_attention/{name}" for name in attention),

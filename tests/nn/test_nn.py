@@ -148,7 +148,7 @@ class TestBatchNorm:
     def test_initialisation_touches_nothing(self) -> None:
         """Scale 1, bias 0, mean 0, variance 1 whatever the first batch is."""
         variables = BatchNorm().init(jax.random.key(0), numbers("x", 4, 3, 3, 5) * 7 + 3)
-        flat = tree.flatten(variables)
+        flat = tree.flatten_by_path(variables)
         assert {path: set(np.unique(leaf).tolist()) for path, leaf in flat.items()} == {
             "params/scale": {1.0},
             "params/bias": {0.0},

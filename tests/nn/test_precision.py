@@ -13,7 +13,7 @@ from attention_jax.models import create_model
 from attention_jax.nn.conv import Conv
 from attention_jax.nn.norm import BatchNorm
 from attention_jax.tasks import classification
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
 
 HALF, FULL = jnp.bfloat16, jnp.float32
@@ -35,9 +35,9 @@ def test_batch_norm_computes_in_float32_and_rounds_once(train, group_size):
     exact, exactly_changed = module.apply(variables, x.astype(FULL), mutable=["batch_stats"])
     assert y.dtype == HALF and exact.dtype == FULL
     np.testing.assert_array_equal(y, exact.astype(HALF))
-    for path, value in tree.flatten(changed).items():
+    for path, value in tree.flatten_by_path(changed).items():
         assert value.dtype == FULL
-        np.testing.assert_array_equal(value, tree.flatten(exactly_changed)[path])
+        np.testing.assert_array_equal(value, tree.flatten_by_path(exactly_changed)[path])
 
 
 class Tiny(nn.Module):
@@ -63,7 +63,7 @@ def trained(monkeypatch):
     monkeypatch.setattr(classification, "create_model", lambda name, widths, stage_sizes, **fields: Tiny(**fields))
 
     def train(precision: str) -> tuple:
-        program = build(small_config(precision=precision, parallel__data=1, mix__mixup_alpha=0.2))
+        program = build_program(small_config(precision=precision, parallel__data=1, mix__mixup_alpha=0.2))
         loader = program.task.loader(program.config, "train", (0, 1), training=True)
         state, losses = program.init(0), []
         for step in range(3):
@@ -78,11 +78,11 @@ def trained(monkeypatch):
 def test_training_in_bfloat16(trained):
     program, state, losses = trained("bfloat16")
     kept = {name: getattr(state, name) for name in ("params", "batch_stats", "opt_state", "ema")}
-    for path, leaf in tree.flatten(kept).items():
+    for path, leaf in tree.flatten_by_path(kept).items():
         assert leaf.dtype == FULL or path.endswith("count"), path
     images = numbers(1, 2, 8, 8, 1)
     logits, seen = program.model.apply(state.variables(), images, capture_intermediates=True, mutable=["intermediates"])
-    outputs = tree.flatten(seen["intermediates"])
+    outputs = tree.flatten_by_path(seen["intermediates"])
     layers = {path: value.dtype for path, value in outputs.items() if not path.startswith("__call__")}
     assert len(layers) == 5 and set(layers.values()) == {np.dtype(HALF)}, layers
     assert logits.dtype == FULL
@@ -90,9 +90,9 @@ def test_training_in_bfloat16(trained):
     _, exact_state, exact = trained("float32")
     np.testing.assert_allclose(losses, exact, rtol=0.02)  # 8 bits of a number
     assert (losses != exact).all(), "it does compute in bfloat16"
-    for path, leaf in tree.flatten(exact_state.params).items():
+    for path, leaf in tree.flatten_by_path(exact_state.params).items():
         scale = np.abs(leaf).max()
-        np.testing.assert_allclose(tree.flatten(state.params)[path], leaf, atol=0.03 * max(scale, 0.1), err_msg=path)
+        np.testing.assert_allclose(tree.flatten_by_path(state.params)[path], leaf, atol=0.03 * max(scale, 0.1), err_msg=path)
 
 
 def test_float32_asks_nothing_of_the_network():

@@ -9,7 +9,7 @@ from attention_jax import tree
 from attention_jax.optim.losses import cross_entropy
 from attention_jax.optim.mixing import mix, outside_box
 from attention_jax.tasks import classification
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
 
 B, H, W = 6, 12, 10
@@ -149,7 +149,7 @@ def test_accumulation_mixes_the_whole_batch():
 
     def two_steps(parts: int, probability: float) -> tuple:
         mixing = dict(mix__mixup_alpha=0.8, mix__cutmix_alpha=1.0, mix__probability=probability)
-        program = build(small_config(batch_norm__granularity=1, accumulation=parts, parallel__data=1, **mixing))
+        program = build_program(small_config(batch_norm__granularity=1, accumulation=parts, parallel__data=1, **mixing))
         loader = program.task.loader(program.config, "train", (0, 1), training=True)
         step = jax.jit(program.train_step, compiler_options=QUICK)
         state, losses = program.init(0), []
@@ -157,7 +157,7 @@ def test_accumulation_mixes_the_whole_batch():
             state, metrics = step(state, loader.training_batch(0), np.uint32(0))
             losses.append(float(metrics["loss"]))
         assert step._cache_size() == 1, "another step runs through the same program"
-        return tree.flatten(state.params), losses
+        return tree.flatten_by_path(state.params), losses
 
     (one, losses), (two, same), (_, unmixed) = two_steps(1, 1.0), two_steps(2, 1.0), two_steps(1, 0.0)
     for path, value in one.items():

@@ -13,7 +13,7 @@ from attention_jax.errors import UserError
 from attention_jax.optim.losses import cross_entropy, right_tokens, soft_cross_entropy, target_distribution, token_cross_entropy
 from attention_jax.optim.optimizers import make_optimizer, update_average
 from attention_jax.optim.schedules import make_schedule
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
 
 # A program that runs once is not worth optimising.
@@ -86,7 +86,7 @@ def test_noam_is_the_papers_formula(d_model, peak):
 
 def test_noam_without_a_warmup_is_refused():
     with pytest.raises(UserError, match=r"schedule.name='noam' with a warm-up of 0 steps"):
-        build(small_config(schedule__name="noam", schedule__warmup_steps=0))
+        build_program(small_config(schedule__name="noam", schedule__warmup_steps=0))
 
 
 def test_decay_follows_the_rules_and_an_unmatched_parameter_is_named():
@@ -98,7 +98,7 @@ def test_decay_follows_the_rules_and_an_unmatched_parameter_is_named():
         np.testing.assert_allclose(updates["conv"]["kernel"], -0.05, rtol=1e-6)
         np.testing.assert_array_equal(updates["conv"]["bias"], 0)
     with pytest.raises(UserError, match=r"optimizer.decay_rules: no rule matches the parameter .*bias"):
-        build(small_config(optimizer__decay_rules=(("kernel$", True),)))
+        build_program(small_config(optimizer__decay_rules=(("kernel$", True),)))
 
 
 def steps_of(gradients, *arguments, **options):
@@ -149,13 +149,13 @@ def test_the_clipped_gradient_is_the_whole_batchs_and_is_logged_unclipped():
     found = []
     for parts in (1, 2):
         fields = dict(optimizer__clip_norm=0.1, batch_norm__granularity=1, accumulation=parts, parallel__data=1)
-        program = build(small_config(**fields))
+        program = build_program(small_config(**fields))
         loader = program.task.loader(program.config, "train", (0, 1), training=True)
         state, metrics = jax.jit(program.train_step, compiler_options=QUICK)(
             program.init(0), loader.training_batch(0), np.uint32(0)
         )
         assert metrics["grad_norm"] > 0.2, "before clipping"
-        found.append(tree.flatten(state.params))
+        found.append(tree.flatten_by_path(state.params))
     for path, value in found[0].items():
         np.testing.assert_allclose(value, found[1][path], rtol=1e-4, atol=1e-6, err_msg=path)
 
@@ -233,7 +233,7 @@ def test_right_tokens_are_those_of_argmax():
 
 def test_tree_paths_and_first_match():
     params = {"a": {"kernel": 1, "bias": 2}, "b": (3, 4)}
-    assert tree.flatten(params) == {"a/bias": 2, "a/kernel": 1, "b/0": 3, "b/1": 4}
-    assert tree.nested({"a/b": 1, "a/c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
-    chosen = tree.select([("a/.*kernel", "x"), ("a", "y"), (".", "z")], params, "rules")
+    assert tree.flatten_by_path(params) == {"a/bias": 2, "a/kernel": 1, "b/0": 3, "b/1": 4}
+    assert tree.nest_by_path({"a/b": 1, "a/c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
+    chosen = tree.select_by_path([("a/.*kernel", "x"), ("a", "y"), (".", "z")], params, "rules")
     assert chosen == {"a": {"kernel": "x", "bias": "y"}, "b": ("z", "z")}

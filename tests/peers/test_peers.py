@@ -60,5 +60,5 @@ def test_every_weight_is_carried_across() -> None:
         state = net.state_dict()
         theirs = {path: torch_nets.to_ours(path, state[key].numpy()).shape for key, path in torch_nets.our_paths(net).items()}
         variables = drawn(create_model(name), np.zeros((1, *parity.IMAGENET_IMAGE, 3), np.float32), 0)
-        shapes = {path: leaf.shape for part in variables.values() for path, leaf in tree.flatten(part).items()}
+        shapes = {path: leaf.shape for part in variables.values() for path, leaf in tree.flatten_by_path(part).items()}
         assert theirs == shapes

@@ -16,7 +16,7 @@ from attention_jax.errors import UserError
 from attention_jax.models.summary import multiply_adds, summary
 from attention_jax.preflight import chips, measure, report, table
 from attention_jax.preflight.hlo import Program
-from attention_jax.train.program import build
+from attention_jax.train.program import build_program
 from tests.helpers import small_text
 from tests.helpers.small import as_options, small_config
 
@@ -185,7 +185,7 @@ def test_traffic_is_that_of_the_main_memory(text):
 # --- operations --------------------------------------------------------------------------------------------------------
 def steps_operations(config) -> tuple[float, dict[str, int], object]:
     """Multiply-adds of a traced step without padding, those of one forward pass, the program."""
-    program = build(config)
+    program = build_program(config)
     batch = program.task.batch_shapes(program.config)[-1]
     traced = program.train_step.trace(program.abstract_state, batch, jax.ShapeDtypeStruct((), "uint32"))
     variables = program.abstract_state.variables()

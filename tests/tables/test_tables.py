@@ -16,7 +16,7 @@ from attention_jax.data.embedded import digits
 from attention_jax.errors import UserError
 from attention_jax.tables import publish, runner
 from attention_jax.tables.runner import run_table
-from attention_jax.train.loop import Result
+from attention_jax.train.loop import TrainingResult
 from tests.helpers.small_table import ROWS, call, table_text, write_table
 
 # A source that cannot be read while a file called "unplugged" lies beside it.
@@ -280,10 +280,10 @@ def fake(monkeypatch):
         lines = [{"step": 1, "epoch": 0.1, "train/loss": 1.0}, {"step": step, "headline": 0.9}]
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         progress(step)
-        return Result(step, stopped, path)
+        return TrainingResult(step, stopped, path)
 
-    monkeypatch.setattr(runner, "build", build)
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(runner, "build_program", build)
+    monkeypatch.setattr(runner, "train_model", train)
     monkeypatch.setattr(publish, "_png", lambda figure: b"")  # most of the time that these tests would take
     return state
 

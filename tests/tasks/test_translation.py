@@ -19,9 +19,9 @@ from attention_jax.tables import measures
 from attention_jax.tasks import translation
 from attention_jax.tasks.translator import options, translate_tokens
 from attention_jax.train import checkpoint
-from attention_jax.train.evaluate import evaluate
-from attention_jax.train.loop import train
-from attention_jax.train.program import build
+from attention_jax.train.evaluate import evaluate_model
+from attention_jax.train.loop import train_model
+from attention_jax.train.program import build_program
 from experiments.studies import lengths
 from tests.helpers.small_text import as_options, small_config, write_pairs
 from tests.train.test_resume import wait_for
@@ -39,13 +39,13 @@ def config(folder):
 
 @pytest.fixture(scope="module")
 def program(config):
-    return build(config)
+    return build_program(config)
 
 
 @pytest.fixture(scope="module")
 def workdir(config, program, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    assert train(config, path, program).step == 200
+    assert train_model(config, path, program).step == 200
     return path
 
 
@@ -63,7 +63,7 @@ def test_what_only_the_data_know_is_filled_in(config, program):
     assert program.config.model.vocab_size == 4 + 2 * 8
     assert data.num_examples == 300 and len(data.bucket_lengths) == 2
     assert data.num_batches == program.durations.steps_per_epoch == plan.steps_per_epoch
-    assert build(program.config).config == program.config
+    assert build_program(program.config).config == program.config
     # A config that states everything needs no data.
     elsewhere = translation.resolve(program.config)
     elsewhere.data.args.source = "/nowhere/{split}.x"
@@ -164,15 +164,15 @@ def test_accumulation_is_one_batch(folder):
     states = {}
     for parts in (1, 4):
         config = small_config(folder, accumulation=parts, model__dropout=0.0, total_steps=9, optimizer__name="sgd")
-        program = build(config)
+        program = build_program(config)
         state = program.init(0)
         loader = translation.loader(program.config, "train", (0, 1), training=True)
         for step in range(2):
             state, sums = program.train_step(state, loader.training_batch(step), np.uint32(0))
         states[parts] = state, sums
     assert states[1][1]["weight"] == states[4][1]["weight"]
-    for path, one in tree.flatten(states[1][0].params).items():
-        np.testing.assert_allclose(one, tree.flatten(states[4][0].params)[path], rtol=2e-4, atol=2e-6, err_msg=path)
+    for path, one in tree.flatten_by_path(states[1][0].params).items():
+        np.testing.assert_allclose(one, tree.flatten_by_path(states[4][0].params)[path], rtol=2e-4, atol=2e-6, err_msg=path)
 
 
 def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, folder, tmp_path):
@@ -199,8 +199,8 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, folder, tmp_pat
     done = run_cli(*command, f"--workdir={killed}")
     assert done.returncode == 0, done.stderr
     one, other = checkpoint.read_newest(alone), checkpoint.read_newest(killed)
-    for path, array in tree.flatten(one[0]).items():
-        assert array.tobytes() == tree.flatten(other[0])[path].tobytes(), path
+    for path, array in tree.flatten_by_path(one[0]).items():
+        assert array.tobytes() == tree.flatten_by_path(other[0])[path].tobytes(), path
     assert one[1]["assets"] == other[1]["assets"] and "sentencepiece.model" in one[1]["assets"]
     assert (alone / "metrics.jsonl").read_bytes() == (killed / "metrics.jsonl").read_bytes()
 
@@ -213,7 +213,7 @@ def test_other_data_of_the_same_name_are_refused(folder, tmp_path, workdir, conf
         (other / f"{split}.y").write_text(text)
     moved = small_config(other, total_steps=200, evaluation__every_steps=100)
     with pytest.raises(UserError, match=r"the data give other words\.json now"):
-        train(moved, workdir)
+        train_model(moved, workdir)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_other_data_of_the_same_name_are_refused(folder, tmp_path, workdir, conf
 )
 def test_mistakes_are_said(folder, changes, said):
     def begin() -> None:
-        translation.loader(build(small_config(folder, **changes)).config, "train", (0, 1), training=True)
+        translation.loader(build_program(small_config(folder, **changes)).config, "train", (0, 1), training=True)
 
     with pytest.raises(UserError, match=said):
         begin()
@@ -237,8 +237,8 @@ def test_the_mean_of_checkpoints(workdir):
     steps = checkpoint.steps(workdir)[-2:]
     each = [aj.load_run(workdir / "checkpoints" / str(step), "params").variables["params"] for step in steps]
     mean = aj.load_run(workdir, "params", average=2).variables["params"]
-    for path, array in tree.flatten(mean).items():
-        expected = np.mean([tree.flatten(params)[path].astype(np.float64) for params in each], 0)
+    for path, array in tree.flatten_by_path(mean).items():
+        expected = np.mean([tree.flatten_by_path(params)[path].astype(np.float64) for params in each], 0)
         np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-9)
         assert array.dtype == np.float32
     with pytest.raises(UserError, match=r"average=99 but there are \d+ checkpoints"):
@@ -274,9 +274,9 @@ def test_evaluate_translates_though_training_did_not(folder, tmp_path, capsys):
 def test_lengths_that_are_no_multiple_of_a_buckets(folder):
     """A bucket may be longer than `data.max_length`; all batches' translations have one width all the same."""
     config = small_config(folder, data__max_length=5, data__too_long="truncate", data__bucket_lengths=2, total_steps=9)
-    program = build(config)
+    program = build_program(config)
     assert program.config.data.bucket_lengths[-1] > 5 > program.config.data.bucket_lengths[0]
-    scores, outputs = evaluate(program, program.init(0).variables(), program.config)
+    scores, outputs = evaluate_model(program, program.init(0).variables(), program.config)
     assert outputs["hypothesis"].shape == (40, 5 + config.search.max_extra) and "exact_match" in scores
 
 
@@ -284,7 +284,7 @@ def test_no_pair_is_left(folder, tmp_path):
     for name in ("train.x", "train.y"):
         (tmp_path / name).write_text("a b c d\n")
     with pytest.raises(UserError, match="no sentence pair is left"):
-        build(small_config(tmp_path, data__max_length=3))
+        build_program(small_config(tmp_path, data__max_length=3))
 
 
 def test_byte_pairs_are_compared_as_words(tmp_path):

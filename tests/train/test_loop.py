@@ -11,8 +11,8 @@ import attention_jax as aj
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
 from attention_jax.train import checkpoint, workdir
-from attention_jax.train.loop import train, with_seed
-from attention_jax.train.program import build
+from attention_jax.train.loop import replace_seed, train_model
+from attention_jax.train.program import build_program
 from attention_jax.train.workdir import EVALUATION
 from tests.helpers.small import small_config
 
@@ -21,14 +21,14 @@ CONFIG = small_config(logging__tensorboard=True, profile__first_step=3, profile_
 
 @pytest.fixture(scope="module")
 def program():
-    return build(CONFIG)
+    return build_program(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def finished(program, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     steps = []
-    result = train(CONFIG, folder, program, steps.append)
+    result = train_model(CONFIG, folder, program, steps.append)
     assert (result.step, result.stopped) == (36, False)
     assert steps == list(range(1, 37))
     return folder
@@ -71,7 +71,7 @@ def test_logged_training_metrics_are_means_of_the_steps(program, tmp_path):
 
 def train_with(folder, program, **fields):
     config = small_config(**fields)
-    train(config, folder, build(config, program.mesh))
+    train_model(config, folder, build_program(config, program.mesh))
     return lines(folder)
 
 
@@ -110,7 +110,7 @@ def test_profile_of_the_window_is_there(finished):
 
 def test_seed_changes_the_run_and_only_the_seed_does(program, finished, tmp_path):
     for name, seed in (("same", 0), ("other", 1)):
-        train(with_seed(CONFIG, seed), tmp_path / name, program)
+        train_model(replace_seed(CONFIG, seed), tmp_path / name, program)
     assert lines(tmp_path / "same") == lines(finished)
     assert lines(tmp_path / "other")[0]["train/loss"] != lines(finished)[0]["train/loss"]
 
@@ -127,19 +127,19 @@ def test_stop_in_an_evaluation_saves_and_the_evaluation_follows(program, finishe
     with monkeypatch.context() as patch:
         patch.setattr(Loader, "evaluation", stopped_at_the_second_batch)
         for _ in range(2):  # also where the run begins with the evaluation that it owes
-            result = train(CONFIG, tmp_path, program)
+            result = train_model(CONFIG, tmp_path, program)
             assert result.stopped and result.step == 12
     assert checkpoint.steps(tmp_path)[-1] == 12 and not any("headline" in line for line in lines(tmp_path))
-    assert not train(CONFIG, tmp_path, program).stopped
+    assert not train_model(CONFIG, tmp_path, program).stopped
     assert lines(tmp_path) == lines(finished)
 
 
 def test_damaged_newest_checkpoint_costs_steps_and_nothing_else(program, finished, tmp_path, caplog):
-    train(CONFIG, tmp_path, program)
+    train_model(CONFIG, tmp_path, program)
     for path in (tmp_path / "checkpoints" / "36" / "state" / "d").iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level("WARNING", "attention_jax"):
-        train(CONFIG, tmp_path, program)
+        train_model(CONFIG, tmp_path, program)
     assert "checkpoint 36 is damaged" in caplog.text
     assert lines(tmp_path) == lines(finished)
     ours, theirs = (checkpoint.read_newest(folder)[1]["checksums"] for folder in (tmp_path, finished))
@@ -147,8 +147,8 @@ def test_damaged_newest_checkpoint_costs_steps_and_nothing_else(program, finishe
 
 
 def test_workdir_has_one_writer(program, tmp_path):
-    with workdir.claimed(tmp_path, program.config), pytest.raises(UserError, match="in use by another process"):
-        train(CONFIG, tmp_path, program)
+    with workdir.lock_workdir(tmp_path, program.config), pytest.raises(UserError, match="in use by another process"):
+        train_model(CONFIG, tmp_path, program)
 
 
 def test_ema_and_raw_weights_are_both_loaded(finished):

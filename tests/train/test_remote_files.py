@@ -13,8 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import attention_jax as aj
-from attention_jax import storage as far
-from attention_jax import tree
+from attention_jax import storage, tree
 from attention_jax.config import override
 from attention_jax.data.images import sources
 from attention_jax.data.images.decoding import BrokenImage
@@ -25,8 +24,8 @@ from attention_jax.tables import runner
 from attention_jax.tables.runner import run_table
 from attention_jax.train import checkpoint
 from attention_jax.train import remote_checkpoints as far_checkpoints
-from attention_jax.train.loop import train
-from attention_jax.train.program import build
+from attention_jax.train.loop import train_model
+from attention_jax.train.program import build_program
 from tests.helpers.small import FIELDS, ROOT, small_config
 
 CONFIG = small_config()
@@ -68,7 +67,7 @@ def store(tmp_path, monkeypatch):
     """An empty store; the local folders that stand for addresses lie in `tmp_path`."""
     fsspec.register_implementation("objects", Objects, clobber=True)
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
-    monkeypatch.setattr(far, "PAUSES", (0, 0))
+    monkeypatch.setattr(storage, "PAUSES", (0, 0))
     for name, empty in (("store", {}), ("pseudo_dirs", [""]), ("written", [])):
         monkeypatch.setattr(Objects, name, empty)
     return Objects
@@ -76,20 +75,20 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def program():
-    return build(CONFIG)
+    return build_program(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def near(program, tmp_path_factory):
     """The run in a folder: arrays of its last checkpoint and of its evaluation, its log, the steps of its checkpoints."""
     workdir = tmp_path_factory.mktemp("near")
-    train(CONFIG, workdir, program)
+    train_model(CONFIG, workdir, program)
     return *contents(workdir), checkpoint.steps(workdir)
 
 
 def contents(workdir):
     with np.load(workdir / "evaluation.npz") as outputs:
-        arrays = {**tree.flatten(checkpoint.read_newest(workdir)[0]), **outputs}
+        arrays = {**tree.flatten_by_path(checkpoint.read_newest(workdir)[0]), **outputs}
     return arrays, (workdir / "metrics.jsonl").read_bytes()
 
 
@@ -98,7 +97,7 @@ def assert_same_as(near, address: str = RUN) -> None:
     assert arrays.keys() == near[0].keys()
     assert all(arrays[path].tobytes() == near[0][path].tobytes() for path in arrays)
     assert log == near[1]
-    assert far_checkpoints.steps(far.Folder(address)) == near[2]
+    assert far_checkpoints.steps(storage.RemoteFolder(address)) == near[2]
 
 
 class Killed(BaseException):
@@ -129,24 +128,24 @@ def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, ne
     # TensorBoard changes no number.
     program = dataclasses.replace(program, config=override(program.config, {"logging.tensorboard": True}))
     with pytest.raises(Killed):
-        train(CONFIG, RUN, program, killed_after(21))
+        train_model(CONFIG, RUN, program, killed_after(21))
     uploads_end()
-    far.Folder(RUN, write=True).write("tensorboard/events.out.tfevents.1.other", b"of a call before")
+    storage.RemoteFolder(RUN, write=True).write("tensorboard/events.out.tfevents.1.other", b"of a call before")
     another_machine(monkeypatch, tmp_path)
-    assert train(CONFIG, RUN, program).step == 36
+    assert train_model(CONFIG, RUN, program).step == 36
     assert_same_as(near)
-    (events,) = far.Folder(RUN).names("tensorboard")  # made anew at each start
-    events = far.Folder(RUN).read(f"tensorboard/{events}")
+    (events,) = storage.RemoteFolder(RUN).names("tensorboard")  # made anew at each start
+    events = storage.RemoteFolder(RUN).read(f"tensorboard/{events}")
     assert events.count(b"train/loss") == len([line for line in near[1].splitlines() if b"train/loss" in line]) > 3
     # What counts is written once: nothing was appended to and no marker or segment took another's place.
     once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
     assert len(set(once)) == len(once) >= 8
-    assert far.Folder(RUN).read("timing.jsonl").count(b'"event": "start"') == 2
+    assert storage.RemoteFolder(RUN).read("timing.jsonl").count(b'"event": "start"') == 2
     assert not [path for path in store.store if ".probe" in path] and any(".probe" in name for name in store.written)
     run = aj.load_run(RUN)
     assert run.step == 36 and run.metrics[-1]["headline"] == json.loads(near[1].splitlines()[-1])["headline"]
     before = len(store.written)
-    assert train(CONFIG, RUN, program).step == 36  # a finished run, started again
+    assert train_model(CONFIG, RUN, program).step == 36  # a finished run, started again
     assert not [name for name in store.written[before:] if name.startswith(("log/", "checkpoints/"))]
 
 
@@ -162,11 +161,11 @@ def test_checkpoint_counts_only_with_its_marker(step, program, near, store, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(Objects, "before_write", staticmethod(refuse))
         with pytest.raises(UserError, match=r"Permission denied.*the last good one is kept"):
-            train(CONFIG, RUN, program)
+            train_model(CONFIG, RUN, program)
     assert len(refused) == 1  # who may not write need not try again
     assert f"checkpoints/{step}/about/metadata" in store.written and f"checkpoints/{step}.json" not in store.written
     assert far_checkpoints.local_copy(RUN).joinpath("checkpoints", f"{step - 6}").is_dir()
-    assert train(CONFIG, RUN, program).step == 36
+    assert train_model(CONFIG, RUN, program).step == 36
     assert_same_as(near)
 
 
@@ -181,32 +180,32 @@ def test_events_that_cannot_be_brought_cost_a_warning(program, near, store, capl
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "attention_jax"):
         patch.setattr(Objects, "before_write", staticmethod(refuse))
-        assert train(CONFIG, RUN, program).step == 36
+        assert train_model(CONFIG, RUN, program).step == 36
     uploads_end()
     assert caplog.text.count("could not be brought there") == 2 == len(refused)
     assert_same_as(near)
-    assert len(far.Folder(RUN).names("tensorboard")) == 1  # with a later checkpoint
+    assert len(storage.RemoteFolder(RUN).names("tensorboard")) == 1  # with a later checkpoint
 
 
 def test_damaged_newest_at_an_address_costs_steps_and_nothing_else(program, near, store, caplog):
     with pytest.raises(Killed):
-        train(CONFIG, RUN, program, killed_after(30))
+        train_model(CONFIG, RUN, program, killed_after(30))
     uploads_end()
-    newest = max(far_checkpoints.steps(far.Folder(RUN)))
+    newest = max(far_checkpoints.steps(storage.RemoteFolder(RUN)))
     largest = max((path for path in store.store if f"checkpoints/{newest}/" in path), key=lambda path: store.store[path].size)
     content = bytearray(store.store[largest].getvalue())
     content[len(content) // 2] ^= 1
     Objects().pipe_file(largest, bytes(content))
     with caplog.at_level(logging.WARNING, "attention_jax"), pytest.raises(Killed):
-        train(CONFIG, RUN, program, killed_after(newest - 5))
+        train_model(CONFIG, RUN, program, killed_after(newest - 5))
     assert f"checkpoint {newest} is damaged" in caplog.text and f"checkpoints/{newest}.damaged" in store.written
-    assert max(far_checkpoints.steps(far.Folder(RUN))) == newest - 6
-    train(CONFIG, RUN, program)
+    assert max(far_checkpoints.steps(storage.RemoteFolder(RUN))) == newest - 6
+    train_model(CONFIG, RUN, program)
     assert_same_as(near)
 
 
 def test_the_newest_and_the_best_are_kept(store, tmp_path):
-    folder = far.Folder(RUN, write=True)
+    folder = storage.RemoteFolder(RUN, write=True)
     for step in range(1, 7):
         folder.write(f"checkpoints/{step}.json", b"{}")
     scores = {2: 0.5, 3: 0.5, 4: 0.1}  # of equal ones the earliest
@@ -215,9 +214,9 @@ def test_the_newest_and_the_best_are_kept(store, tmp_path):
 
 def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(program, near, store, tmp_path, monkeypatch):
     with pytest.raises(Killed):
-        train(CONFIG, RUN, program, killed_after(13))
+        train_model(CONFIG, RUN, program, killed_after(13))
     uploads_end()
-    folder, marker = far.Folder(RUN), far.Folder(RUN).read_json("checkpoints/12.json")
+    folder, marker = storage.RemoteFolder(RUN), storage.RemoteFolder(RUN).read_json("checkpoints/12.json")
     for name in ("checkpoints/12.json", "checkpoints/12/evaluation.npz", marker["log"][-1][0]):
         content = folder.read(name)
         for other in (content[:-1], content[:-1] + b"?", None):
@@ -233,9 +232,9 @@ def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(
     with monkeypatch.context() as patch:
         patch.setattr(Objects, "before_read", staticmethod(fail))
         with pytest.raises(UserError, match=rf"{RUN}/checkpoints/12/.*: connection reset, however often it was tried"):
-            train(CONFIG, RUN, program)
+            train_model(CONFIG, RUN, program)
     assert far_checkpoints.steps(folder) == [6, 12]
-    train(CONFIG, RUN, program)
+    train_model(CONFIG, RUN, program)
     assert_same_as(near)
 
 
@@ -249,7 +248,7 @@ def test_network_that_fails_for_a_while(program, near, store, monkeypatch):
 
     monkeypatch.setattr(Objects, "before_write", staticmethod(fail_first))
     monkeypatch.setattr(Objects, "before_read", staticmethod(fail_first))
-    train(CONFIG, RUN, program)
+    train_model(CONFIG, RUN, program)
     assert_same_as(near)
     assert len(failed) == 12
 
@@ -257,27 +256,27 @@ def test_network_that_fails_for_a_while(program, near, store, monkeypatch):
 def test_who_comes_later_takes_the_workdir_over(program, store):
     def taken_over(step: int) -> None:
         if step == 13:
-            far.Folder(RUN).write("writer.json", b'{"token": "another machine"}')
+            storage.RemoteFolder(RUN).write("writer.json", b'{"token": "another machine"}')
 
     with pytest.raises(UserError, match="another process writes to this workdir"):
-        train(CONFIG, RUN, program, taken_over)
-    assert max(far_checkpoints.steps(far.Folder(RUN))) <= 12
+        train_model(CONFIG, RUN, program, taken_over)
+    assert max(far_checkpoints.steps(storage.RemoteFolder(RUN))) <= 12
 
 
 def test_workdir_of_another_config_at_an_address(program, store):
     with pytest.raises(Killed):
-        train(CONFIG, RUN, program, killed_after(1))
+        train_model(CONFIG, RUN, program, killed_after(1))
     other = small_config(schedule__learning_rate=0.5)
     with pytest.raises(UserError, match=r"belongs to another config .*learning_rate"):
-        train(other, RUN, build(other, program.mesh))
+        train_model(other, RUN, build_program(other, program.mesh))
 
 
 def test_address_that_does_not_answer_is_said_in_time(monkeypatch):
     never = threading.Event()
-    monkeypatch.setattr(far, "SECONDS", 0.2)
+    monkeypatch.setattr(storage, "SECONDS", 0.2)
     monkeypatch.setattr(Objects, "before_write", staticmethod(lambda path: never.wait(30)))
     with pytest.raises(UserError, match=r"objects://bucket/run: no answer within 0.2 s: see that this machine has a network"):
-        train(CONFIG, RUN)
+        train_model(CONFIG, RUN)
     monkeypatch.setattr(Objects, "info", lambda self, path: never.wait(30))
     with pytest.raises(UserError, match="no answer within"):
         parallel_text.open_pairs("tsv", "train", {"path": "objects://bucket/{split}.tsv"}, "stop")
@@ -286,7 +285,7 @@ def test_address_that_does_not_answer_is_said_in_time(monkeypatch):
 
 def test_address_of_an_unknown_kind_or_that_is_not_there():
     with pytest.raises(UserError, match=r"Protocol not known: nowhere.* give an address that fsspec knows"):
-        far.Folder("nowhere://bucket/run")
+        storage.RemoteFolder("nowhere://bucket/run")
     with pytest.raises(UserError, match="data.tokenizer=objects://bucket/none.model"):
         tokenizer.from_file("objects://bucket/none.model")
     with pytest.raises(UserError, match="data.args.path=objects://bucket/images: there is no such folder"):
@@ -304,9 +303,9 @@ def test_table_at_an_address_is_the_one_in_a_folder(store, tmp_path, monkeypatch
         (tmp_path / f"{name}.py").write_text(text)
     assert run_table(tmp_path / "near.py", workdir=tmp_path / "near") == 0
 
-    there, address = far.Folder("objects://bucket/table", write=True), "objects://bucket/table"
+    there, address = storage.RemoteFolder("objects://bucket/table", write=True), "objects://bucket/table"
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "build", lambda config: (_ for _ in ()).throw(RuntimeError("no room")))
+        patch.setattr(runner, "build_program", lambda config: (_ for _ in ()).throw(RuntimeError("no room")))
         assert run_table(tmp_path / "far.py", workdir=address) == 1
     assert there.read("a/0/failure.txt").startswith(b"RuntimeError: no room")
     assert run_table(tmp_path / "far.py", workdir=address) == 0
@@ -330,7 +329,7 @@ def test_table_at_an_address_is_the_one_in_a_folder(store, tmp_path, monkeypatch
     assert run_table(tmp_path / "far.py", workdir=address) == 0
     assert there.read("a/0/measure_errors.npz"), "what was taken away there is measured again"
     assert run_table(tmp_path / "near.py", workdir=tmp_path / "near", output="objects://bucket/results") == 0
-    assert far.Folder("objects://bucket/results").read("near.csv").decode() == near
+    assert storage.RemoteFolder("objects://bucket/results").read("near.csv").decode() == near
     assert not (tmp_path / "objects:").exists(), "an address is no path"
 
 
@@ -340,7 +339,7 @@ def test_data_at_an_address_are_those_in_a_folder(tmp_path):
     np.savez(tmp_path / "digits.npz", x_train=np.zeros((3, 4, 4), np.uint8), y_train=np.arange(3))
     contents = {name: text.encode() for name, text in lines.items()}
     contents |= {"words.json": words.assets()["words.json"], "digits.npz": (tmp_path / "digits.npz").read_bytes()}
-    folder = far.Folder("objects://bucket/data", write=True)
+    folder = storage.RemoteFolder("objects://bucket/data", write=True)
     for name, content in contents.items():
         folder.write(name, content)
     pairs = [("one", "eins"), ("two", "zwei")]
@@ -354,7 +353,7 @@ def test_data_at_an_address_are_those_in_a_folder(tmp_path):
 def test_images_at_an_address_are_those_in_a_folder(tmp_path):
     names = ["train/bee/deep/2.JPG", "train/bee/10.png", "train/ant/1.jpg", "train/bee/.hidden.jpg", "train/bee/notes.txt"]
     names += ["train/beech/7.jpg", ".cache/bee/3.jpg", "train/.old/4.jpg", "val/bee/5.jpg", "README", "train/ant/6.jpg"]
-    store = far.Folder("objects://bucket/images", write=True)
+    store = storage.RemoteFolder("objects://bucket/images", write=True)
     for name in names:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -389,9 +388,9 @@ def test_google_cloud_storage_as_an_emulator_speaks_it(program, near, monkeypatc
         host, port = emulator._api._httpd.server_address[:2]
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
         with pytest.raises(Killed):
-            train(CONFIG, "gs://bucket/run", program, killed_after(21))
+            train_model(CONFIG, "gs://bucket/run", program, killed_after(21))
         uploads_end()
-        train(CONFIG, "gs://bucket/run", program)
+        train_model(CONFIG, "gs://bucket/run", program)
         assert_same_as(near, "gs://bucket/run")
     finally:
         emulator.stop()

@@ -18,7 +18,7 @@ def final(workdir: Path) -> tuple[dict[str, np.ndarray], bytes]:
     """Every array of the last checkpoint, and the log."""
     state, about, _ = checkpoint.read_newest(workdir)
     assert about["step"] == 400
-    return tree.flatten(state), (workdir / "metrics.jsonl").read_bytes()
+    return tree.flatten_by_path(state), (workdir / "metrics.jsonl").read_bytes()
 
 
 def assert_same_end(workdir: Path, alone: tuple[dict[str, np.ndarray], bytes]) -> None:

@@ -20,7 +20,7 @@ from attention_jax.errors import UserError
 from attention_jax.launch import local
 from attention_jax.train import checkpoint, stalls
 from attention_jax.train.checkpoint import Checkpoints
-from attention_jax.train.loop import train
+from attention_jax.train.loop import train_model
 from tests.conftest import child_environment
 from tests.helpers.small import as_options, small_config
 
@@ -134,7 +134,7 @@ def test_stalled_input_is_said_and_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Loader, "training_batch", stalled)
     logging.getLogger("attention_jax").addHandler(heard)
     try:
-        assert train(small_config(total_steps=12), tmp_path).step == 12
+        assert train_model(small_config(total_steps=12), tmp_path).step == 12
     finally:
         logging.getLogger("attention_jax").removeHandler(heard)
     assert heard.said.is_set()
@@ -152,7 +152,7 @@ def test_save_that_failed_is_said_at_the_next_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "check", failing)
     with pytest.raises(UserError, match=r"could not be written .*Read-only.*the last good one is kept"):
-        train(small_config(), tmp_path, progress=steps.append)
+        train_model(small_config(), tmp_path, progress=steps.append)
     assert steps[-1] == 7
 
 

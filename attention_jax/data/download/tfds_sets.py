@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_jax.data.download import text_sets as prepare_text
-from attention_jax.errors import UserError, one_sentence, require
+from attention_jax.errors import UserError, one_sentence, require_package
 
 # What its site gives out to registered people only: files that must be there, and where they come from. TFDS says so as
 # well, but after TensorFlow has been imported, and it accepts half of ImageNet.
@@ -45,7 +45,7 @@ def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
             f"{name} must be fetched by hand: put {' and '.join(missing)} from {site} into {manual}, "
             "or give their folder as --manual_dir=DIR."
         )
-    require("tensorflow", "prepare", f"preparing {name}")
+    require_package("tensorflow", "prepare", f"preparing {name}")
     return _prepare(name, root, manual)
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from attention_jax.data.images.randaugment_ops import GREY, NO_COLOR, OPS, Fill, Value
 from attention_jax.data.images.transforms import Transform
-from attention_jax.errors import UserError, suggestion
+from attention_jax.errors import UserError, suggest_name
 
 Level = Callable[..., Value]
 
@@ -122,11 +122,11 @@ def magnitudes(ops: str = "paper", increasing: bool | None = None, quirks: Colle
     with M. `quirks` are those of `TF1_QUIRKS` to keep (default: all).
     """
     if ops not in SETS:
-        raise UserError(f"RandAugment has no set {ops!r}{suggestion(str(ops), SETS)}: use one of {', '.join(SETS)}.")
+        raise UserError(f"RandAugment has no set {ops!r}{suggest_name(str(ops), SETS)}: use one of {', '.join(SETS)}.")
     known = SETS[ops]
     unknown = [quirk for quirk in quirks or () if quirk not in known.quirks]
     if unknown:
-        near, has = suggestion(unknown[0], known.quirks), ", ".join(known.quirks) or "none"
+        near, has = suggest_name(unknown[0], known.quirks), ", ".join(known.quirks) or "none"
         raise UserError(f"RandAugment's set {ops!r} has no quirk {unknown[0]!r}{near}: it has {has}.")
     if ops == "tf1":
         if increasing is not None:
@@ -188,7 +188,9 @@ def rand_augment(
     levels = {**levels, "identity": _none}
     unknown = [name for name in drawn if name not in levels]
     if unknown or not drawn:
-        what = f"no operation {unknown[0]!r}{suggestion(unknown[0], levels)}" if unknown else "nothing to draw from in names=()"
+        what = (
+            f"no operation {unknown[0]!r}{suggest_name(unknown[0], levels)}" if unknown else "nothing to draw from in names=()"
+        )
         raise UserError(f"RandAugment's set {ops!r} has {what}: it has {', '.join(levels)}.")
     filters = RESAMPLE[resample]
 

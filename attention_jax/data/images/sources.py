@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from attention_jax import storage as far
+from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
 from attention_jax.data.images.decoding import BrokenImage
-from attention_jax.errors import UserError, one_sentence, suggestion
+from attention_jax.errors import UserError, one_sentence, suggest_name
 
 
 class Source(Protocol):
@@ -112,7 +112,7 @@ def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     """
     if not 0 <= holdout < 1:
         raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
-    tree = (FarTree if far.is_far(path) else Tree)(path)
+    tree = (FarTree if storage.is_remote(path) else Tree)(path)
     folders = tree.folders("")
     if folders is None:
         raise UserError(f"data.args.path={path}: there is no such folder.")
@@ -123,7 +123,7 @@ def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     names = folders if holdout else tree.folders(split)
     if names is None:
         raise UserError(
-            f"data split {split!r}: {tree.root} has no folder of that name{suggestion(split, folders)}; give one of "
+            f"data split {split!r}: {tree.root} has no folder of that name{suggest_name(split, folders)}; give one of "
             f"{', '.join(folders[:5]) or 'its sub-folders'}, or data.args.holdout where the classes are in {tree.root} itself."
         )
     known = tree.folders("train") if not holdout and "train" in folders else names
@@ -178,7 +178,7 @@ class FarTree:
     """The same at an address: folders are what the names of files say, and stores have no empty ones."""
 
     def __init__(self, address: str):
-        self._folder = far.Folder(address)
+        self._folder = storage.RemoteFolder(address)
         self.root = self._folder.address
         self._files = [name for name in self._folder.find() if not any(part.startswith(".") for part in name.split("/"))]
 
@@ -215,7 +215,11 @@ def npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_{spli
         path: of the archive, or its address (gs://…).
         images, labels: names of the arrays; by default x_train, y_train, x_test, … as Keras has them.
     """
-    file = io.BytesIO(far.read(path, f"data.args.path={path}")) if far.is_far(path) else Path(path).expanduser()
+    file = (
+        io.BytesIO(storage.read_remote_file(path, f"data.args.path={path}"))
+        if storage.is_remote(path)
+        else Path(path).expanduser()
+    )
     try:
         archive = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -253,8 +257,8 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
     """
     import tensorflow_datasets
 
-    if far.is_far(data_dir):
-        far.Folder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
+    if storage.is_remote(data_dir):
+        storage.RemoteFolder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
         image, label = _image_and_label(name, builder.info)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from attention_jax import storage as far
+from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
 from attention_jax.errors import UserError, one_sentence
@@ -40,7 +40,7 @@ def _lines(path: Path | str) -> list[bytes]:
         path: of a file, or the address of one.
     """
     try:
-        content = far.read(path) if isinstance(path, str) else path.read_bytes()
+        content = storage.read_remote_file(path) if isinstance(path, str) else path.read_bytes()
         content = gzip.decompress(content) if str(path).endswith(".gz") else content
     except FileNotFoundError as error:
         near = sorted(p.name for p in Path(path).parent.iterdir())[:8] if Path(path).parent.is_dir() else []
@@ -80,7 +80,7 @@ def _report(left_out: list[str], total: int, what: str) -> None:
 def _paths(paths: str | Sequence[str], split: str) -> list[Path | str]:
     paths = [paths] if isinstance(paths, str) else list(paths)
     paths = [path.replace("{split}", split) for path in paths]
-    return [path if far.is_far(path) else Path(path).expanduser() for path in paths]
+    return [path if storage.is_remote(path) else Path(path).expanduser() for path in paths]
 
 
 def files(split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop") -> Pairs:
@@ -146,8 +146,8 @@ def tfds(split: str, name: str, source: str, target: str, data_dir: str | None =
     """
     import tensorflow_datasets
 
-    if far.is_far(data_dir):
-        far.Folder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
+    if storage.is_remote(data_dir):
+        storage.RemoteFolder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
     with contextlib.suppress(ImportError):  # its builders register themselves when they are imported, and only then
         __import__(f"tensorflow_datasets.translate.{name.split('_')[0]}")
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from attention_jax import storage as far
+from attention_jax import storage
 from attention_jax.errors import UserError, one_sentence
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
@@ -186,7 +186,9 @@ def from_assets(assets: Mapping[str, bytes]) -> Tokenizer:
 def from_file(path: str) -> Tokenizer:
     """A tokenizer of a file or its address: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
     try:
-        content = far.read(path, f"data.tokenizer={path}") if far.is_far(path) else Path(path).read_bytes()
+        content = (
+            storage.read_remote_file(path, f"data.tokenizer={path}") if storage.is_remote(path) else Path(path).read_bytes()
+        )
     except OSError as error:
         raise UserError(f"data.tokenizer={path}: {error.strerror}: give a file, or one of {', '.join(KINDS)}.") from error
     return from_assets({_WORDS if path.endswith(".json") else _SENTENCEPIECE: content})
