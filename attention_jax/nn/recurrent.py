@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention_jax.kernels.lstm import scan_lstm
+from attention_jax.kernels.switch import kernels_are_on
 from attention_jax.nn.dropout import drop
 
 State = tuple[jax.Array, ...]  # [B, H] each, the output first
@@ -142,8 +144,11 @@ class LSTM(Layer):
 
     def scan(self, gates_TBG: jax.Array, mask_TB: jax.Array | None, state: State, reverse: bool) -> tuple[jax.Array, State]:
         """See `Layer.scan`."""
+        if not kernels_are_on():
+            return super().scan(gates_TBG, mask_TB, state, reverse)
+        cell = functools.partial(_units, forget_bias=self.forget_bias)
         with jax.named_scope("hidden"):
-            return lstm_scan(self.hidden.kernel.astype(self.dtype), gates_TBG, mask_TB, state, self.forget_bias, reverse)
+            return scan_lstm(cell, self.hidden.kernel.astype(self.dtype), gates_TBG, mask_TB, state, reverse)
 
     def recurrence(self, scope: str) -> Advance:
         """See `Layer.recurrence`."""
@@ -170,85 +175,6 @@ def _where(mask_B: jax.Array | None, new: Sequence[jax.Array], old: Sequence[jax
     if mask_B is None:
         return tuple(new)
     return tuple(jnp.where(mask_B[:, None], a, b) for a, b in zip(new, old, strict=True))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def lstm_scan(
-    kernel_HG: jax.Array,
-    gates_TBG: jax.Array,
-    mask_TB: jax.Array | None,
-    state: State,
-    forget_bias: float = 0.0,
-    reverse: bool = False,
-) -> tuple[jax.Array, State]:
-    """What `Layer.scan` gives.
-
-    Its gradient is written out, since that of the kernel is one product over all steps then; differentiated by JAX the scan
-    holds a product and a sum as large as the kernel for every step. 30 steps of 64 x 512 on one core, forward and back: 134 ms
-    against 146. Forward-mode differentiation does not pass.
-    """
-    (y_TBH, *_), last = _lstm_steps(kernel_HG, gates_TBG, mask_TB, state, forget_bias, reverse)
-    return y_TBH, last
-
-
-def _lstm_steps(
-    kernel_HG: jax.Array,
-    gates_TBG: jax.Array,
-    mask_TB: jax.Array | None,
-    state: State,
-    forget_bias: float,
-    reverse: bool,
-) -> tuple[tuple[jax.Array, ...], State]:
-    """Outputs, and the state before and all of the gates at every step; the last state."""
-
-    def step(state: State, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[State, tuple[jax.Array, ...]]:
-        gates_BG, mask_B = inputs
-        h_BH, c_BH = state
-        gates_BG = gates_BG + jnp.matmul(h_BH, kernel_HG, preferred_element_type=jnp.float32)
-        h, c = _units(gates_BG, c_BH, forget_bias)
-        new = _where(mask_B, (h.astype(h_BH.dtype), c), state)
-        return new, (new[0], h_BH, c_BH, gates_BG)
-
-    last, kept = jax.lax.scan(step, state, (gates_TBG, mask_TB), reverse=reverse)
-    return kept, last
-
-
-def _lstm_forward(
-    kernel_HG: jax.Array,
-    gates_TBG: jax.Array,
-    mask_TB: jax.Array | None,
-    state: State,
-    forget_bias: float,
-    reverse: bool,
-) -> tuple:
-    (y_TBH, *kept), last = _lstm_steps(kernel_HG, gates_TBG, mask_TB, state, forget_bias, reverse)
-    return (y_TBH, last), (kernel_HG, mask_TB, *kept)
-
-
-def _lstm_backward(forget_bias: float, reverse: bool, saved: tuple, of_outputs: tuple) -> tuple:
-    kernel_HG, mask_TB, h_TBH, c_TBH, gates_TBG = saved
-    of_y_TBH, of_last = of_outputs
-
-    def step(of_state: State, inputs: tuple) -> tuple[State, jax.Array]:
-        of_y_BH, mask_B, c_BH, gates_BG = inputs
-        of_new = (of_state[0] + of_y_BH, of_state[1])
-        zeros = jax.tree.map(jnp.zeros_like, of_new)
-        of_h, of_c = _where(mask_B, of_new, zeros)  # a step at padding hands on what it gets
-        _, pull = jax.vjp(functools.partial(_units, forget_bias=forget_bias), gates_BG, c_BH)
-        of_gates, of_c = pull((of_h.astype(jnp.float32), of_c))
-        of_gates = of_gates.astype(kernel_HG.dtype)
-        of_h = jnp.matmul(of_gates, kernel_HG.T, preferred_element_type=jnp.float32).astype(of_y_BH.dtype)
-        if mask_B is not None:
-            past_h, past_c = _where(mask_B, zeros, of_new)
-            of_h, of_c = of_h + past_h, of_c + past_c
-        return (of_h, of_c), of_gates
-
-    of_state, of_gates_TBG = jax.lax.scan(step, of_last, (of_y_TBH, mask_TB, c_TBH, gates_TBG), reverse=not reverse)
-    of_kernel = jnp.einsum("tbh,tbg->hg", h_TBH, of_gates_TBG, preferred_element_type=jnp.float32)
-    return of_kernel.astype(kernel_HG.dtype), of_gates_TBG, None, of_state
-
-
-lstm_scan.defvjp(_lstm_forward, _lstm_backward)
 
 
 class GRU(Layer):

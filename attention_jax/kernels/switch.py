@@ -1,0 +1,49 @@
+"""One switch for this folder: "auto" runs a kernel where it is faster, "xla" leaves every program to JAX and XLA.
+
+The environment variable AJ_KERNELS sets it for a process, `use_kernels` for a part of one. It is part of the keys by which JAX
+caches traced, lowered and compiled programs, those inside of `jax.checkpoint`, loops and custom derivatives included.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+
+from attention_jax.errors import UserError
+
+CHOICES = ("auto", "xla")
+
+
+def _checked(choice: str, source: str) -> str:
+    if choice not in CHOICES:
+        raise UserError(f"{source}: {choice!r} is not one of {', '.join(map(repr, CHOICES))}.")
+    return choice
+
+
+_choice = jax.make_user_context(default_value=_checked(os.environ.get("AJ_KERNELS") or "auto", "AJ_KERNELS"))
+
+
+def use_kernels(choice: str) -> AbstractContextManager[None]:
+    """Makes what this thread traces in a `with` block use the kernels ("auto") or JAX's own operations alone ("xla").
+
+    Under "xla" every function has the derivatives that JAX gives it, forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`)
+    and forward over reverse included; results differ by rounding.
+    """
+    return _choice(_checked(choice, "use_kernels"))
+
+
+def kernels_are_on() -> bool:
+    """True unless the switch is at "xla"."""
+    return _choice.value == "auto"
+
+
+def choose_by_platform(cpu: Callable[..., Any], native: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """Returns `cpu(*arrays)` in a program for CPU, else `native(*arrays)`.
+
+    The choice is made when a program is lowered, so that a machine without a TPU compiles a TPU's program.
+    """
+    if kernels_are_on():
+        return jax.lax.platform_dependent(*arrays, cpu=cpu, default=native)
+    return native(*arrays)
