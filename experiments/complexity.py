@@ -6,7 +6,7 @@ Hardware:  two CPU cores, less than 5 minutes. Only the columns ms and MB depend
 
 import functools
 
-from experiments.studies import layer_complexity as complexity
+from experiments.studies import layer_complexity
 
 title = "Complexity, sequential operations and path lengths of layers over sequences"
 source = "Table 1 of Vaswani et al. 2017 (arXiv 1706.03762); n/k layers of contiguous convolutions are in its Section 4."
@@ -31,7 +31,7 @@ notes = (
 def _row(layer: str, complexity_per_layer: str, sequential: str, path: str) -> dict:
     return {
         "label": layer,
-        "function": functools.partial(complexity.measure, layer),
+        "function": functools.partial(layer_complexity.measure_layer_type, layer),
         "published": {
             "complexity per layer": complexity_per_layer,
             "sequential operations": sequential,
@@ -47,7 +47,7 @@ computed = [
     _row("dilated convolution", "O(k·n·d²)", "O(1)", "O(log_k(n))"),
     _row("restricted self-attention", "O(r·n·d)", "O(1)", "O(n/r)"),
 ]
-pictures = {"crossover": complexity.picture}
+pictures = {"crossover": layer_complexity.plot_layer_complexity}
 scales = {
     "quick": {
         "arguments": {

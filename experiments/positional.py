@@ -30,7 +30,7 @@ rows = [
 ]
 measures = {
     "longer": functools.partial(
-        lengths.elsewhere,
+        lengths.measure_elsewhere,
         changes={
             name: {"data.args.join": number}
             for number, name in enumerate(("one date", "two dates", "three dates", "four dates"), start=1)

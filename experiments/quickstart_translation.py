@@ -9,7 +9,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from experiments.studies import date_alignment as alignment
+from experiments.studies import date_alignment
 
 title = "LSTM, LSTM with attention and Transformer on dates, times, units, currencies and number words"
 source = (
@@ -48,7 +48,7 @@ rows = [
 measures = {
     "bleu": "attention_jax.tables.measures:bleu",
     "chrf": "attention_jax.tables.measures:chrf",
-    "dates": alignment.date_alignment,
+    "dates": date_alignment.measure_date_alignment,
 }
 
 scales = {

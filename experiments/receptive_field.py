@@ -46,8 +46,8 @@ rows = [
     _row("BAM", "bam"),
     _row("self-attention", "self_attention"),
 ]
-measures = {"receptive_field": receptive_field.measure}
-pictures = {"fields": receptive_field.picture}
+measures = {"receptive_field": receptive_field.measure_receptive_field}
+pictures = {"fields": receptive_field.plot_receptive_fields}
 
 _ENLARGED = {
     "data.image_shape": (24, 24, 1),

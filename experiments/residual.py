@@ -48,9 +48,9 @@ rows = [_row(depth, residual, norm) for norm in (True, False) for residual in (F
 network_shape = (1, 32, 32, 3)
 measures = {
     "errors": "attention_jax.tables.measures:errors",
-    "gradient_flow": gradient_flow.measure,
+    "gradient_flow": gradient_flow.measure_gradient_flow,
 }
-pictures = {"gradients": functools.partial(gradient_flow.picture, columns=len(_DEPTHS))}
+pictures = {"gradients": functools.partial(gradient_flow.plot_gradient_flow, columns=len(_DEPTHS))}
 
 scales = {
     # Half the paper's width on the 8x8 digits; every checkpoint is kept for the gradients in training.

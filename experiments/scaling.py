@@ -6,7 +6,7 @@ Hardware:  a CPU core; the results took 6 minutes on one that others shared.
 
 import functools
 
-from experiments.studies import softmax_scaling as scaling
+from experiments.studies import softmax_scaling
 
 title = "Dividing by √d_k: entropy and gradient of the softmax"
 source = (
@@ -27,7 +27,7 @@ base = "../configs/translate_quickstart.py"
 computed = [
     {
         "label": f"d_k = {size}",
-        "function": functools.partial(scaling.measure, size),
+        "function": functools.partial(softmax_scaling.measure_random_softmax, size),
         "published": {"variance of q·k": size},
     }
     for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -42,8 +42,8 @@ rows = [
     for size in (8, 64, 512)
     for divided in (True, False)
 ]
-measures = {"perplexity": "attention_jax.tables.measures:perplexity", "entropy": scaling.trained}
-pictures = {"softmax": scaling.picture}
+measures = {"perplexity": "attention_jax.tables.measures:perplexity", "entropy": softmax_scaling.measure_trained_softmax}
+pictures = {"softmax": softmax_scaling.plot_softmax_scaling}
 
 _UNTRANSLATED = {"evaluation.translate": False, "evaluation.headline": "token_accuracy"}
 scales = {

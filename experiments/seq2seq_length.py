@@ -47,8 +47,8 @@ rows = [
     {"label": "LSTM + attention", "pieces": (functools.partial(_lstm, name="lstm_seq2seq_attention"),)},
     {"label": "Transformer", "against": "LSTM"},
 ]
-measures = {"bleu": "attention_jax.tables.measures:bleu", "lengths": lengths.by_length}
-pictures = {"lengths": lengths.picture}
+measures = {"bleu": "attention_jax.tables.measures:bleu", "lengths": lengths.measure_by_length}
+pictures = {"lengths": lengths.plot_by_length}
 
 _DATES = {
     "data.args.kind": ("date_full", "date_long", "date_weekday"),

@@ -78,7 +78,7 @@ rows = [
 network_shape = ((1, 32), (1, 32))
 measures = {
     "perplexity": "attention_jax.tables.measures:perplexity",
-    "heads": head_diversity.measure,
+    "heads": head_diversity.measure_head_diversity,
 }
 
 _SMALL = {**_BASE, "layers": 3, "features": 64, "hidden": 256}

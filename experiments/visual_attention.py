@@ -39,8 +39,8 @@ rows = [
     _row("stage 3", (3,)),
     _row("stages 1 to 3", (1, 2, 3)),
 ]
-measures = {"queries": query_maps.measure}
-pictures = {"queries": query_maps.picture}
+measures = {"queries": query_maps.measure_query_maps}
+pictures = {"queries": query_maps.plot_query_maps}
 
 scales = {
     "quick": {

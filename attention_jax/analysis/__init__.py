@@ -1,1 +1,1 @@
-"""Looking at what was trained: attention maps and plots."""
+"""Attention maps and plots of any run."""

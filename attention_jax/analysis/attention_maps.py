@@ -1,4 +1,4 @@
-"""Attention as an output."""
+"""Attention maps as an output of a network."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from attention_jax import tree
 
 
 def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) -> dict[str, jax.Array]:
-    """What the attention modules of a network saw and made, as `{module path/name: array}`.
+    """Returns the attention maps of a network, as `{module path/name: array}`.
 
     BAM gives `channel` [B, C], `spatial` [B, H, W], the map `map` M(F) [B, H, W, C] and the features `input` F and
     `output` F'; squeeze-and-excitation and ECA their `scale` [B, C]; CBAM `channel` [B, C] and `spatial` [B, H, W]; the
     global context block one map `weights` [B, H, W]; self-attention `weights` [B, H, W, h, w], softmax(QKᵀ), so that
-    `weights[i, y, x]` is where image i looks from the query point (y, x); a module of your own whatever it sows into the
+    `weights[i, y, x]` is where image i looks from the query point (y, x); a custom module whatever it sows into the
     collection "attention". Empty for a network without attention.
 
     The Transformer gives `weights` [B, heads, queries, keys] of every layer: `encoder_<i>/self_attention`,
     `decoder_<i>/self_attention` (masked: zero for what comes later) and `decoder_<i>/cross_attention`.
 
     Args:
-        inputs: what `model.apply` takes, e.g. normalised images [B, H, W, C], or source and target tokens; several of them
-            one by one or as one tuple.
+        inputs: arguments of `model.apply`, e.g. normalised images [B, H, W, C], or source and target tokens; several one by
+            one or as one tuple.
     """
     if len(inputs) == 1 and isinstance(inputs[0], tuple):
         (inputs,) = inputs

@@ -1,11 +1,9 @@
-"""Pictures of attention in a translation, with the tokens on both axes."""
+"""Plots of attention in a translation, with the tokens on both axes."""
 
 import functools
 import textwrap
 import unicodedata
-import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +24,8 @@ _TITLES = {
 _HANGUL = "HANGUL SYLLABLE "
 
 
-def romanised(text: str) -> str:
-    """Korean syllables in Latin letters, as their names in Unicode spell them; everything else as it is."""
+def romanize_korean(text: str) -> str:
+    """Writes Korean syllables in Latin letters, as their names in Unicode spell them; everything else stays."""
     names = (unicodedata.name(character, "") for character in text)
     return "".join(
         name.removeprefix(_HANGUL).lower() if name.startswith(_HANGUL) else character for character, name in zip(text, names)
@@ -65,29 +63,29 @@ def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     return families, frozenset(map(chr, missing))
 
 
-def readable(texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(the texts as the installed fonts can draw them, font families): Korean in Latin letters where no font has Hangul."""
+def choose_fonts(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Returns the texts, with Korean in Latin letters where no installed font has Hangul, and font families to draw them."""
     texts = list(texts)
     families, missing = _fonts(frozenset("".join(texts)))
     if any(unicodedata.name(character, "").startswith(_HANGUL) for character in missing):
-        texts = [romanised(text) for text in texts]
+        texts = [romanize_korean(text) for text in texts]
         families, _ = _fonts(frozenset("".join(texts)))
     return texts, families
 
 
 def label_axes(axes: "Axes", rows: Sequence[str], columns: Sequence[str], size: float = 8) -> None:
-    """Tokens on the axes of a map: `rows` from top to bottom, `columns` from left to right; empty ones leave an axis bare."""
+    """Writes tokens on the axes of a map: `rows` from top to bottom, `columns` from left to right; none where empty."""
     for tokens, axis in ((rows, axes.yaxis), (columns, axes.xaxis)):
-        shown, families = readable(tokens)
-        axis.set_ticks(range(len(shown)), shown, fontfamily=families, fontsize=size)
+        texts, families = choose_fonts(tokens)
+        axis.set_ticks(range(len(texts)), texts, fontfamily=families, fontsize=size)
         axis.set_tick_params(length=0, pad=2)
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", rotation=90)
     axes.spines[:].set_visible(False)
 
 
-def attention_grid(maps: TranslationMaps, kind: str = "cross") -> "Figure":
-    """Every head of every layer of one kind of attention: a row a layer, a column a head, the tokens on both axes.
+def plot_attention_grid(maps: TranslationMaps, kind: str = "cross") -> "Figure":
+    """Plots every head (a column) of every layer (a row) of one kind of attention, with the tokens on both axes.
 
     Dark is a large weight, white is 0 and the darkest is 1 in every panel. Where no installed font has Korean letters,
     Korean tokens are written in Latin ones.
@@ -101,10 +99,10 @@ def attention_grid(maps: TranslationMaps, kind: str = "cross") -> "Figure":
     layers = maps.layers(kind)
     rows, columns = maps.tokens(kind)
     heads = len(layers[0])
-    letters = max(len(text) for text in readable([*rows, *columns])[0])
+    letters = max(len(text) for text in choose_fonts([*rows, *columns])[0])
     width, height = (float(np.clip(0.17 * len(tokens), 1.2, 4.0)) for tokens in (columns, rows))  # inches
     margin = 0.3 + 0.075 * letters
-    figure = plots.new_figure(heads * (width + 0.15) + margin + 0.5, len(layers) * (height + 0.3) + margin + 0.8)
+    figure = plots.make_figure(heads * (width + 0.15) + margin + 0.5, len(layers) * (height + 0.3) + margin + 0.8)
     size = float(np.clip(72 * 0.8 * min(width / len(columns), height / len(rows)), 3, 9))
     panels = figure.subplots(len(layers), heads, squeeze=False)
     for i, layer in enumerate(layers):
@@ -116,15 +114,3 @@ def attention_grid(maps: TranslationMaps, kind: str = "cross") -> "Figure":
         panels[i][0].set_ylabel(f"layer {i + 1}", fontsize=9)
     figure.suptitle(textwrap.fill(_TITLES[kind], int(12 * figure.get_figwidth())), fontsize=9)
     return figure
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Writes a picture whole or not at all."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # one for each letter drawn as a box
-            figure.savefig(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

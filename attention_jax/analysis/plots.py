@@ -1,19 +1,24 @@
 """Charts of tables and runs. Every function returns a `matplotlib.figure.Figure`: show it in a notebook, or `.savefig` it.
 
-matplotlib is imported when a picture is made, and never through pyplot, which keeps figures alive and looks for a screen.
+matplotlib is imported when a figure is made, and never through pyplot, which keeps figures alive and looks for a screen.
 """
 
 import dataclasses
 import functools
 import io
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attention_jax.analysis.attention_maps import attention_maps
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, one_sentence
+from attention_jax.tasks import get_task
+from attention_jax.train import metrics
+from attention_jax.train.workdir import read_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,14 +30,14 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")
 _GREY = "#555555"
-PICTURES = (".png", ".pdf", ".svg")  # what a picture's file may end in
+SUFFIXES = (".png", ".pdf", ".svg")  # of the files that figures are saved in
 
 
 @functools.cache
 def _figure_class() -> "type[Figure]":
     from matplotlib.figure import Figure
 
-    class Picture(Figure):
+    class NotebookFigure(Figure):
         """A figure that a notebook shows although pyplot was never imported."""
 
         def _repr_png_(self) -> bytes:
@@ -40,28 +45,47 @@ def _figure_class() -> "type[Figure]":
             self.savefig(buffer, format="png", dpi=90)
             return buffer.getvalue()
 
-    return Picture
+    return NotebookFigure
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """A figure of this size in inches, whose text stays legible when it is shown 900 pixels wide."""
+def make_figure(width: float, height: float) -> "Figure":
+    """Makes a figure of this size in inches, whose text stays legible when it is shown 900 pixels wide."""
     return _figure_class()(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def style(axes: "Axes") -> None:
+def style_axes(axes: "Axes") -> None:
+    """Draws a light grid and no frame to the right and above."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def look(i: int) -> dict[str, Any]:
-    """Colour and dashes of the i-th row."""
+def choose_style(i: int) -> dict[str, Any]:
+    """Chooses colour and dashes of the i-th row."""
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": _DASHES[i // len(COLOURS) % len(_DASHES)]}
+
+
+def add_legend(figure: "Figure", axes: "Axes | None" = None) -> None:
+    """Writes the labels of the first or the given panel below all panels."""
+    handles, labels = (axes or figure.axes[0]).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=9)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Writes a figure completely or not at all."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # one for each letter drawn as a box
+            figure.savefig(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One row of a `row_chart`: accuracies as shares, `by_seed` [S], pooled `value`, ends `low`, `high` of its interval."""
+    """A row of `plot_rows`: accuracies as shares, `by_seed` [S], pooled `value`, ends `low` and `high` of its interval."""
 
     label: str
     by_seed: Sequence[float]
@@ -70,15 +94,15 @@ class Bar:
     high: float
 
 
-def row_chart(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") -> "Figure":
-    """Rows from top to bottom: each seed a dot, the pooled value a tick, the row's own 95 % interval a line.
+def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") -> "Figure":
+    """Plots rows from top to bottom: each seed a dot, the pooled value a tick, the row's own 95 % interval a line.
 
     Intervals of single rows share the luck of the test examples: they may overlap where the paired difference is certain.
     """
-    figure = new_figure(8, 1.5 + 0.5 * len(bars))
+    figure = make_figure(8, 1.5 + 0.5 * len(bars))
     axes = figure.add_subplot()
     for i, bar in enumerate(bars):
-        colour = look(i)["color"]
+        colour = choose_style(i)["color"]
         axes.plot([100 * bar.low, 100 * min(bar.high, 1)], [i, i], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
         axes.plot(100 * bar.value, i, marker="|", markersize=20, markeredgewidth=2.5, color=colour)
         # Seeds with the same score lie beside, not on top of each other.
@@ -90,25 +114,25 @@ def row_chart(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") ->
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlabel(f"{metric} %   (dots: seeds; tick: mean; band: 95 % interval of the row alone)")
     axes.set_title(title, loc="left", fontsize=11)
-    style(axes)
+    style_axes(axes)
     axes.grid(False, axis="y")
     return figure
 
 
-def learning_curves(
+def plot_learning_curves(
     runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "", metric: str = "accuracy"
 ) -> "Figure":
-    """Evaluation score and training loss by epoch; seeds are thin lines, the mean of a row's seeds a thick one.
+    """Plots evaluation score and training loss by epoch; seeds are thin lines, the mean of a row's seeds a thick one.
 
     Args:
-        runs: {label: one list of log lines a seed}; of two runs that are loaded, `{"a": [a.metrics], "b": [b.metrics]}`.
+        runs: {label: one list of log lines a seed}; for two loaded runs `{"a": [a.metrics], "b": [b.metrics]}`.
         title: above the panels.
         metric: what the runs' headline metric is called.
 
     Raises:
         UserError: a run has not logged anything that can be drawn.
     """
-    figure = new_figure(10, 4.2)
+    figure = make_figure(10, 4.2)
     score_axes, loss_axes = figure.subplots(1, 2)
     late = []
     for i, (label, seeds) in enumerate(runs.items()):
@@ -116,10 +140,10 @@ def learning_curves(
         losses = [_by_epoch(lines, "train/loss", 1, label) for lines in seeds]
         for axes, curves in ((score_axes, scores), (loss_axes, losses)):
             for epochs, values in curves if len(curves) > 1 else ():
-                axes.plot(epochs, values, linewidth=0.6, alpha=0.45, **look(i))
+                axes.plot(epochs, values, linewidth=0.6, alpha=0.45, **choose_style(i))
             shortest = min(len(values) for _, values in curves)  # a run that was stopped ends the mean
             mean = np.mean([values[:shortest] for _, values in curves], axis=0)
-            axes.plot(curves[0][0][:shortest], mean, linewidth=2, label=label, **look(i))
+            axes.plot(curves[0][0][:shortest], mean, linewidth=2, label=label, **choose_style(i))
         late += [np.min(values[len(values) // 2 :]) for _, values in scores]
 
     # The first half of a run would press the second, where rows differ, into the top of the panel.
@@ -130,10 +154,8 @@ def learning_curves(
     loss_axes.set_title("training loss, each row its own (nats, log scale)", fontsize=10)
     for axes in (score_axes, loss_axes):
         axes.set_xlabel("epoch")
-        style(axes)
-    figure.legend(
-        *score_axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 5), frameon=False, fontsize=9
-    )
+        style_axes(axes)
+    add_legend(figure)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -148,27 +170,71 @@ def _by_epoch(lines: Sequence[Mapping[str, Any]], name: str, factor: float, labe
     return steps * rate, values * factor
 
 
-def attention_picture(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None) -> "Figure":
-    """What the network's BAM modules do to images, one row an image.
+def plot_runs(workdirs: Sequence[str], output: str) -> None:
+    """Writes a plot of evaluation score and training loss by epoch, a line for each run; the command `plot`.
 
-    For every place of a module: the features F that enter it, the channel map, the spatial map, the map M(F) that the
-    two make, and the features F' that leave it. A column has one scale for all images; F and F' share theirs.
+    Args:
+        workdirs: folders of runs, each as "DIR" or "LABEL=DIR"; runs of one label are its seeds.
+        output: a new file.
+
+    Raises:
+        UserError: a folder holds no run or nothing to draw, or the file cannot be written or exists.
+    """
+    target = Path(output)
+    if target.suffix not in SUFFIXES:
+        raise UserError(f"--output={output}: give a name that ends in {', '.join(SUFFIXES)}.")
+    if target.exists():
+        raise UserError(f"--output={output} is there already: give another name, or remove it.")
+    runs: dict[str, list[list[dict[str, Any]]]] = {}
+    scores: dict[str, None] = {}
+    for given in workdirs:
+        label, _, folder = given.rpartition("=")
+        path = Path(folder).expanduser()
+        config = read_config(path)
+        if config is None:
+            raise UserError(f"{folder} is no run's folder: give one that train has made.")
+        runs.setdefault(label or path.resolve().name, []).append(list(metrics.read_log(path / metrics.METRICS)))
+        scores[get_task(config.task).headline(config)] = None
+    figure = plot_learning_curves(runs, metric=" or ".join(scores).replace("_", " "))
+    try:
+        save_figure(figure, target)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written ({one_sentence(error)}).") from error
+
+
+def choose_images(loader: Any, number: int) -> dict[int, np.ndarray]:
+    """{label: [H, W, C]} of the first images of `number` different classes, decoded as for evaluation."""
+    chosen: dict[int, np.ndarray] = {}
+    for i in range(len(loader.source)):
+        example = loader.source[i]
+        if int(example["label"]) not in chosen:
+            chosen[int(example["label"])] = loader.transform(example, None)["image"]
+        if len(chosen) == min(number, loader.source.num_classes):
+            break
+    return chosen
+
+
+def plot_bam(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None) -> "Figure":
+    """Plots what the network's BAM modules do to images, one row for each image.
+
+    For every module: the features F that enter it, the channel map, the spatial map, the map M(F) that the two make, and the
+    features F' that leave it. A column has one scale for all images; F and F' share theirs.
 
     Args:
         run: from `attention_jax.load_run`.
         images: uint8 [N, H, W, C].
-        labels: the true classes' names, shown beside the predicted ones.
+        labels: the true classes' names, written beside the predicted ones.
 
     Raises:
         UserError: the network has no BAM module with both branches.
     """
     images = np.asarray(images)
-    maps = attention_maps(run.model, run.variables, run.preprocess(images))
-    maps = {path: np.asarray(array) for path, array in maps.items()}
+    arrays = attention_maps(run.model, run.variables, run.preprocess(images))
+    maps = {path: np.asarray(array) for path, array in arrays.items()}
     places = [path.rpartition("/")[0] for path in maps if path.endswith("/channel")]
     places = [place for place in places if f"{place}/spatial" in maps]
     if not places:
-        raise UserError(f"{run.path}: this network has no BAM module with a channel and a spatial branch; nothing to picture.")
+        raise UserError(f"{run.path}: this network has no BAM module with a channel and a spatial branch; nothing to plot.")
 
     sheet = _Sheet(len(images), groups=(1, *(5 for _ in places)))
     predicted = run.predict(images).labels
@@ -194,7 +260,7 @@ def attention_picture(run: "Run", images: np.ndarray, labels: Sequence[str] | No
         sheet.group(group, f"{place.replace('_', ' ')}: {c} channels of {h}x{w}")
     sheet.caption(
         "F, M(F) and F' are means over channels. The channel and the spatial map are each branch's own after a sigmoid: "
-        "0.5 means no opinion."
+        "0.5 is neutral."
     )
     return sheet.figure
 
@@ -205,7 +271,9 @@ class _Sheet:
     def __init__(self, rows: int, groups: Sequence[int]):
         cell, gap, apart, left, top, bottom = 0.9, 0.09, 0.3, 1.25, 0.7, 0.75
         self._cell, self._gap = cell, gap
-        self._x, self._groups, x = [], [], left
+        x = left
+        self._x: list[float] = []
+        self._groups: list[tuple[int, int]] = []
         for size in groups:
             first = len(self._x)
             self._x += [x + i * (cell + gap) for i in range(size)]
@@ -214,7 +282,7 @@ class _Sheet:
         self._width, self._height = self._x[-1] + cell + 0.15, top + rows * (cell + gap) + bottom
         self._top = self._height - top
         self._bottom = self._top - rows * (cell + gap) + gap
-        self.figure = new_figure(self._width, self._height)
+        self.figure = make_figure(self._width, self._height)
         self.figure.set_layout_engine("none")
 
     def _add(self, x: float, y: float, width: float, height: float) -> "Axes":
@@ -263,7 +331,7 @@ class _Sheet:
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """One column of the attention picture: maps [N, H, W], or a channel map [N, C] drawn as bars around 0.5."""
+    """One column of `plot_bam`: maps [N, H, W], or a channel map [N, C] drawn as bars around 0.5."""
 
     title: str
     values: np.ndarray

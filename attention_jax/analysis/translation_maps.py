@@ -1,4 +1,4 @@
-"""Attention in a translation: who looks at which word, layer by layer and head by head."""
+"""Attention weights in a translation, layer by layer and head by head."""
 
 import dataclasses
 import re
@@ -14,8 +14,8 @@ from attention_jax.load import Run
 from attention_jax.tasks.translation import shifted
 from attention_jax.tasks.translator import Translation, Translator
 
-# Kind of attention -> module paths of the networks that have it, the layer's number in brackets.
-KINDS = {
+# Kind of attention -> module paths in all networks, the layer's number in brackets.
+_MODULES = {
     "cross": re.compile(r"(?:decoder_(\d+)/)?cross_attention/weights"),
     "encoder": re.compile(r"encoder_(\d+)/self_attention/weights"),
     "decoder": re.compile(r"decoder_(\d+)/self_attention/weights"),
@@ -31,7 +31,7 @@ class TranslationMaps:
             layer; a row sums to 1. Row t of "cross" and "decoder" is what the decoder looks at when it writes target
             token t. A kind that the network does not have is not there.
         source: the sentence's tokens, end symbol included.
-        target: tokens that are written.
+        target: tokens that the decoder writes.
         seen: tokens that the decoder reads: the start symbol, and the target without its last.
         text: the translation.
     """
@@ -46,7 +46,7 @@ class TranslationMaps:
         return self.maps[name]
 
     def layers(self, kind: str) -> list[np.ndarray]:
-        """The maps of one kind, first layer first. Raises UserError when there are none."""
+        """Lists the maps of one kind, first layer first. Raises UserError when there are none."""
         names = sorted((name for name in self.maps if name.startswith(f"{kind}/")), key=lambda name: int(name.split("/")[1]))
         if not names:
             known = sorted({name.split("/")[0] for name in self.maps})
@@ -54,7 +54,7 @@ class TranslationMaps:
         return [self.maps[name] for name in names]
 
     def tokens(self, kind: str) -> tuple[list[str], list[str]]:
-        """(who looks, what is looked at): labels of the rows and of the columns of a kind."""
+        """Returns the tokens of the rows (queries) and of the columns (keys) of a kind."""
         return {
             "cross": (self.target, self.source),
             "encoder": (self.source, self.source),
@@ -62,15 +62,15 @@ class TranslationMaps:
         }[kind]
 
 
-def translation_maps(
+def compute_translation_maps(
     run: Run | Translator, sentence: str, translation: str | Translation | None = None, **changes: Any
 ) -> TranslationMaps:
-    """What a trained network attends to while it writes a translation.
+    """Computes a trained network's attention weights while it writes a translation.
 
     Args:
-        run: of `attention_jax.load_run`, or a translator.
+        run: from `attention_jax.load_run`, or a translator.
         sentence: to translate.
-        translation: one that was found before, or one that is given; None for what the network finds.
+        translation: a result of the translator, or any text; None for what the network finds.
         **changes: to the config's `search`, e.g. `beam=5`.
 
     Raises:
@@ -91,7 +91,7 @@ def translation_maps(
     weights = attention_maps(translator.model, translator.variables, source, seen)
     maps = {}
     for path, array in weights.items():
-        for kind, pattern in KINDS.items():
+        for kind, pattern in _MODULES.items():
             if match := pattern.fullmatch(path):
                 maps[f"{kind}/{match[1] or 0}"] = np.asarray(array[0], np.float32)
     return TranslationMaps(

@@ -274,9 +274,9 @@ def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _plot(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # drawing needs no accelerator
-    from attention_jax.analysis.curves import draw
+    from attention_jax.analysis.plots import plot_runs
 
-    draw(options.workdirs, options.output)
+    plot_runs(options.workdirs, options.output)
     print(f"{options.output} is written.")
     return 0
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from attention_jax.analysis.plots import PICTURES
+from attention_jax.analysis.plots import SUFFIXES, save_figure
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.load import load_run
 from attention_jax.tasks import get_task
@@ -94,8 +94,8 @@ def run(
     """
     form = form or Form()
     targets = [_target("--output", output), _target("--attention", attention)]
-    if targets[1] and targets[1].suffix not in PICTURES:
-        raise UserError(f"--attention={attention}: give a name that ends in {', '.join(PICTURES)}.")
+    if targets[1] and targets[1].suffix not in SUFFIXES:
+        raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
     with _input(source) as (file, name, count):
         loaded = load_run(workdir, weights, average)
         if loaded.config.task != "translation":
@@ -119,13 +119,13 @@ def run(
 
 
 def _picture(translator: Translator, translation: Translation | None, kind: str, path: Path) -> None:
-    from attention_jax.analysis.attention_plots import attention_grid, save
-    from attention_jax.analysis.translation_maps import translation_maps
+    from attention_jax.analysis.attention_plots import plot_attention_grid
+    from attention_jax.analysis.translation_maps import compute_translation_maps
 
     if translation is None:
         raise UserError("--attention: there is no sentence whose attention could be shown.")
     try:
-        save(attention_grid(translation_maps(translator, translation.source, translation), kind), path)
+        save_figure(plot_attention_grid(compute_translation_maps(translator, translation.source, translation), kind), path)
     except OSError as error:
         raise UserError(f"--attention={path} cannot be written ({one_sentence(error)}).") from error
 

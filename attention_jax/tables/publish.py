@@ -99,7 +99,7 @@ def _chart(title: str, lines: Sequence[Line]) -> Any:
         for line in lines
         if line.accuracy
     ]
-    return plots.row_chart(bars, title, render.metric(lines)) if bars else None
+    return plots.plot_rows(bars, title, render.metric(lines)) if bars else None
 
 
 def _curves(title: str, lines: Sequence[Line]) -> Any:
@@ -108,7 +108,7 @@ def _curves(title: str, lines: Sequence[Line]) -> Any:
         for line in lines
         if line.accuracy
     }
-    return plots.learning_curves(done, title, render.metric(lines)) if done else None
+    return plots.plot_learning_curves(done, title, render.metric(lines)) if done else None
 
 
 def _own(draw: Callable[..., Any], measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Any:
@@ -135,4 +135,4 @@ def _attention(label: str | None, lines: Sequence[Line]) -> Any:
         if len(chosen) == min(_PICTURED, source.num_classes):
             break
     classes = sorted(chosen)
-    return plots.attention_picture(run, np.stack([chosen[c] for c in classes]), [run.labels[c] for c in classes])
+    return plots.plot_bam(run, np.stack([chosen[c] for c in classes]), [run.labels[c] for c in classes])

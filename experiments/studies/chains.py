@@ -1,4 +1,4 @@
-"""The longest chain of dependent operations in a traced program: what no number of processors shortens."""
+"""The longest chain of dependent operations in a traced program, which no number of processors shortens."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,15 +15,15 @@ _MOVES = (
     *("name", "optimization_barrier", "pad", "reshape", "rev", "select_n", "sharding_constraint", "slice", "split", "squeeze"),
     *("stop_gradient", "transpose"),
 )
-# Depth of a value: operations from an input to it; None where no input reaches it, as in a mask made from positions.
+# Operations from an input to a value; None where no input reaches the value, as in a mask made from positions.
 Depth = int | None
 
 
-def longest_chain(function: Callable[..., Any], *inputs: Any) -> int:
-    """Arithmetic operations of which each needs the one before, from the inputs to any output.
+def count_longest_chain(function: Callable[..., Any], *inputs: Any) -> int:
+    """Counts arithmetic operations that each need the one before, from the inputs to any output; nothing is computed.
 
     A `scan` counts what its carry passes through, step after step: a part of its body that does not wait for the carry counts
-    once. Weights that `function` holds are no inputs. Nothing is computed.
+    once. Weights that `function` holds are not inputs.
 
     Args:
         inputs: arrays or `jax.ShapeDtypeStruct`.
@@ -73,7 +73,7 @@ def _after(equation: core.JaxprEqn, inputs: Sequence[Depth]) -> list[Depth]:
 
 
 def _called(params: dict[str, Any], inputs: int) -> core.Jaxpr | None:
-    """The program inside of a call: jit, checkpoint, a function with a derivative of its own."""
+    """The program inside a call: jit, checkpoint, a function with a custom derivative."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = params.get(name)
         inner = getattr(inner, "jaxpr", inner)

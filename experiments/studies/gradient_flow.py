@@ -1,8 +1,8 @@
-"""How large the loss's gradient is at every layer of a network, before and during training.
+"""Norm of the loss's gradient at every convolution of a network, before and during training.
 
-The question behind residual connections. Without normalisation the gradients of a plain network become too small to train
-with as it gets deeper, and shortcuts prevent that. With batch normalisation they do not vanish in plain networks either,
-and yet deep ones fit even the training data worse, a difficulty of optimisation (He et al. 2016, Section 4.1).
+Without normalisation the gradients of a plain network become too small to train with as it gets deeper, and residual
+connections prevent that. With batch normalisation they do not vanish in plain networks either, and yet deep ones fit even
+the training data worse, a difficulty of optimisation (He et al. 2016, Section 4.1).
 """
 
 import functools
@@ -19,13 +19,14 @@ from attention_jax.analysis import plots
 from attention_jax.load import Run, load_run
 from attention_jax.train import checkpoint
 from attention_jax.train.program import Program
+from experiments.studies.compiling import jit_quickly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def layers(program: Program) -> list[str]:
-    """Paths of the kernels of all convolutions, in the order in which the network uses them."""
+def list_convolutions(program: Program) -> list[str]:
+    """Returns the paths of the kernels of all convolutions, in the order in which the network uses them."""
     used: dict[str, None] = {}
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -52,13 +53,11 @@ def _gradient(program: Program) -> Callable[..., dict[str, jax.Array]]:
         grads = tree.flatten_by_path(jax.grad(loss)(variables["params"]))
         return {path: jnp.sqrt(jnp.square(grad.astype(jnp.float32)).sum()) for path, grad in grads.items()}
 
-    # It runs a few times: compiling it for speed would take twice as long (ResNet-56 on two cores: 6 s) and gain nothing.
-    on_cpu = program.mesh.devices.flat[0].platform == "cpu"
-    return jax.jit(norms, compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None)
+    return jit_quickly(norms)
 
 
-def gradient_norms(program: Program, variables: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, float]:
-    """Euclidean norm of the gradient of the mean loss with respect to each parameter, `{path: norm}`.
+def compute_gradient_norms(program: Program, variables: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the Euclidean norm of the gradient of the mean loss with respect to each parameter, `{path: norm}`.
 
     Args:
         variables: "params" and "batch_stats".
@@ -68,18 +67,18 @@ def gradient_norms(program: Program, variables: Mapping[str, Any], batch: Mappin
     return {path: float(norm) for path, norm in jax.device_get(norms).items()}
 
 
-def measure(program: Program, run: Run) -> dict[str, Any]:
-    """Of one run, for a table: norms at its first convolution before and after training, and what `picture` draws.
+def measure_gradient_flow(program: Program, run: Run) -> dict[str, Any]:
+    """Measures, for a table, the gradient norms at the first convolution before and after training.
 
-    `gradients` [T, L] are the norms at each of L convolutions for the run's first batch, at initialisation and at every
-    checkpoint that is left; `gradient_steps` [T] are their steps.
+    For the figure: `gradients` [T, L] at each of L convolutions for the run's first batch, at initialisation and at every
+    checkpoint that is left, and `gradient_steps` [T].
     """
     loader = program.task.loader(run.config, run.config.data.train_split, (0, 1), training=True)
     batch = loader.training_batch(0)
-    paths = layers(program)
+    paths = list_convolutions(program)
 
     def norms(variables: Mapping[str, Any]) -> list[float]:
-        found = gradient_norms(program, variables, batch)
+        found = compute_gradient_norms(program, variables, batch)
         return [found[path] for path in paths]
 
     rows = {0: norms(program.init(np.uint32(run.config.seed)).variables())}
@@ -94,18 +93,18 @@ def measure(program: Program, run: Run) -> dict[str, Any]:
     }
 
 
-def picture(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], columns: int = 4) -> "Figure":
-    """A panel for each row of a table: the norm at every convolution, at initialisation and at the run's checkpoints.
+def plot_gradient_flow(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], columns: int = 4) -> "Figure":
+    """Plots a panel for each row of a table: the norm at every convolution, at initialisation and at the checkpoints.
 
     Lines are geometric means over seeds. All panels share their axes, so that rows of a panel grid can be compared.
     """
     rows = -(-len(measured) // columns)
-    figure = plots.new_figure(2.9 * columns + 0.6, 2.1 * rows + 0.9)
+    figure = plots.make_figure(2.9 * columns + 0.6, 2.1 * rows + 0.9)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes in panels[len(measured) :]:
         axes.axis("off")
     for axes, (label, seeds) in zip(panels, measured.items(), strict=False):
-        # A gradient of exactly 0 has no place on a logarithmic axis.
+        # A gradient of exactly 0 cannot be drawn on a logarithmic axis.
         norms = np.exp(np.mean([np.log(np.maximum(seed["gradients"], 1e-30)) for seed in seeds], axis=0))
         steps = seeds[0]["gradient_steps"]
         for i, (step, line) in enumerate(zip(steps, norms, strict=True)):
@@ -115,7 +114,7 @@ def picture(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], columns:
             axes.plot(np.arange(1, len(line) + 1), line, **(later if i else start))
         axes.set_yscale("log")
         axes.set_title(label, fontsize=10)
-        plots.style(axes)
+        plots.style_axes(axes)
     figure.supxlabel("convolution, from the image to the classifier", fontsize=10)
     figure.supylabel("norm of the loss's gradient", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""How differently the heads of a layer look: what more than one head is for (Vaswani et al. 2017, Section 3.2.2).
+"""Differences between the heads of a layer, the reason for more than one (Vaswani et al. 2017, Section 3.2.2).
 
 Letters in names: N pairs, H heads, T queries, S keys.
 """
@@ -11,22 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.analysis.attention_maps import attention_maps
-from attention_jax.data.text import tokenizer as tokenizers
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.pairs import open_pairs
-from attention_jax.data.text.tokenizer import EOS, PAD
+from attention_jax.data.text.tokenizer import EOS, PAD, from_assets
 from attention_jax.load import Run
 from attention_jax.tasks.translation import shifted
 from attention_jax.train.program import Program
 
-PLACES = {  # pattern of the modules' paths
+_MODULES = {  # kind of attention: pattern of its modules' paths
     "encoder": r"encoder_\d+/self_attention/",
     "decoder": r"decoder_\d+/self_attention/",
     "cross": r"decoder_\d+/cross_attention/",
 }
 
 
-def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def compute_jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """[..., S], [..., S] distributions -> their Jensen-Shannon distance [...]: 0 where equal, 1 where disjoint.
 
     The root of the divergence with logarithms of base 2, which is a metric (Endres & Schindelin 2003).
@@ -40,44 +39,44 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(divergence(p) + divergence(q), 0) / 2)
 
 
-def diversity(weights_NHTS: np.ndarray, asked_NT: np.ndarray) -> float:
-    """The mean Jensen-Shannon distance of two heads' weights, over all pairs of heads and the queries that `asked` marks.
+def compute_head_diversity(weights_NHTS: np.ndarray, queries_NT: np.ndarray) -> float:
+    """Returns the mean Jensen-Shannon distance of two heads' weights, over all pairs of heads and the marked queries.
 
     nan for a single head.
     """
-    heads = weights_NHTS.swapaxes(0, 1)[:, asked_NT]  # [H, queries, S]
-    distances = [jensen_shannon(one, other).mean() for one, other in itertools.combinations(heads.astype(float), 2)]
+    heads = weights_NHTS.swapaxes(0, 1)[:, queries_NT]  # [H, queries, S]
+    pairs = itertools.combinations(heads.astype(float), 2)
+    distances = [compute_jensen_shannon(one, other).mean() for one, other in pairs]
     return float(np.mean(distances)) if distances else np.nan
 
 
-def measure(program: Program, run: Run, pairs: int = 128) -> dict[str, float]:
-    """A measure of tables: `diversity`, mean over layers, of the first pairs of the evaluation split.
+def measure_head_diversity(program: Program, run: Run, pairs: int = 128) -> dict[str, float]:
+    """Measures, for a table, the head diversity of the first pairs of the evaluation split, mean over layers.
 
-    Asked are all tokens that are no padding and see more than one key, which in the decoder's self-attention leaves out the
-    first. Columns "head diversity, encoder", "…, decoder" (self-attention) and "…, cross"; nan with a single head.
+    Columns "head diversity, encoder", "…, decoder" (self-attention) and "…, cross"; nan with a single head.
     """
-    found = {}
-    for place, arrays, asked_NT, _ in maps_by_place(run, pairs):
-        found[f"head diversity, {place}"] = float(np.mean([diversity(array, asked_NT) for array in arrays]))
-    return found
+    return {
+        f"head diversity, {kind}": float(np.mean([compute_head_diversity(weights, queries_NT) for weights in layers]))
+        for kind, layers, queries_NT, _ in collect_attention(run, pairs)
+    }
 
 
-def maps_by_place(run: Run, pairs: int) -> Iterator[tuple[str, list[np.ndarray], np.ndarray, np.ndarray]]:
-    """A Transformer's attention over the first pairs of the evaluation split, for each of `PLACES`.
+def collect_attention(run: Run, pairs: int) -> Iterator[tuple[str, list[np.ndarray], np.ndarray, np.ndarray]]:
+    """Yields a Transformer's attention over the first pairs of the evaluation split: encoder, decoder, cross.
 
-    Gives: the place, the weights [N, H, T, S] of its layers, which queries [N, T] are no padding and see more than one key,
-    and how many keys [N, T] each sees.
+    Each with the weights [N, H, T, S] of its layers, True for the queries [N, T] that are no padding and see more than one
+    key (the decoder's first sees one), and the number of keys [N, T] that each sees.
     """
-    data, words = run.config.data, tokenizers.from_assets(run.assets)
+    data, tokenizer = run.config.data, from_assets(run.assets)
     rows = open_pairs(data.source, data.eval_split, data.args.to_dict(), data.on_broken)
     rows = [rows[i] for i in range(min(pairs, len(rows)))]
-    tokens = [[[*words.encode(text)[: data.max_length - 1], EOS] for text in side] for side in zip(*rows, strict=True)]
+    tokens = [[[*tokenizer.encode(text)[: data.max_length - 1], EOS] for text in side] for side in zip(*rows, strict=True)]
     source, target = (pad_rows(side, len(side), max(map(len, side))) for side in tokens)
     maps = attention_maps(run.model, run.variables, source, shifted(jnp.asarray(target)))
-    for place, pattern in PLACES.items():
-        asked = source if place == "encoder" else target
+    for kind, pattern in _MODULES.items():
+        queries = source if kind == "encoder" else target
         lengths = (source != PAD).sum(1)[:, None]
-        keys = 1 + np.arange(target.shape[1])[None] if place == "decoder" else lengths
-        keys = np.broadcast_to(keys, asked.shape)
-        arrays = [np.asarray(array) for path, array in maps.items() if re.match(pattern, path)]
-        yield place, arrays, (asked != PAD) & (keys > 1), keys
+        keys = 1 + np.arange(target.shape[1])[None] if kind == "decoder" else lengths
+        keys = np.broadcast_to(keys, queries.shape)
+        layers = [np.asarray(array) for path, array in maps.items() if re.match(pattern, path)]
+        yield kind, layers, (queries != PAD) & (keys > 1), keys

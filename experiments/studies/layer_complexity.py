@@ -1,4 +1,4 @@
-"""Why self-attention: Table 1 of Vaswani et al. 2017, measured on the layers themselves.
+"""Table 1 of Vaswani et al. 2017, "Why Self-Attention", measured on the layers themselves.
 
 Multiply-adds and dependent operations are counted in traced programs, paths in the zeros of Jacobians; only times and
 memory depend on the machine. `experiments/complexity.py` is the table.
@@ -18,9 +18,9 @@ import numpy as np
 from attention_jax import tree
 from attention_jax.analysis import plots
 from attention_jax.models.summary import summary
-from experiments.studies.chains import longest_chain
-from experiments.studies.paths import dependence, path_length
-from experiments.studies.sequence_layers import Convolution, Recurrent, RestrictedSelfAttention, SelfAttention
+from experiments.studies.chains import count_longest_chain
+from experiments.studies.paths import count_path_length, find_dependence
+from experiments.studies.sequence_layers import Convolution, FullSelfAttention, Recurrent, RestrictedSelfAttention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LayerType:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
         make: (features, width, dilation) -> the layer.
@@ -45,27 +45,27 @@ class LayerType:
     dilated: bool = False
 
     def variables(self, layer: nn.Module, features: int) -> dict[str, Any]:
-        """Random weights; without compiling an initialisation."""
+        """Draws random weights without compiling an initialisation."""
         shapes = jax.eval_shape(layer.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1, features), jnp.float32))
         rng = np.random.default_rng(0)
         return tree.map_with_path(lambda _, x: rng.normal(scale=features**-0.5, size=x.shape).astype(np.float32), dict(shapes))
 
     def dilations(self, length: int, width: int) -> list[int]:
-        """Of the layers of a stack, to be repeated."""
+        """Lists the dilations of a stack's layers, to be repeated."""
         if not self.dilated:
             return [1]
         powers = (width**i for i in itertools.count())
         return list(itertools.takewhile(lambda dilation: dilation < max(length, 2), powers))
 
 
-def _attention(kind: type[nn.Module], features: int, **fields: Any) -> nn.Module:
+def _attention(kind: Callable[..., nn.Module], features: int, **fields: Any) -> nn.Module:
     return kind(heads=1, features=features, key_size=features, value_size=features, **fields)
 
 
 _PROJECTIONS = ("query", "key", "value", "output")
 _WIDE = (9, 17, 33)  # a width of k reaches (k - 1)/2 to each side: small ones would bend the fit
 LAYER_TYPES = {
-    "self-attention": LayerType(lambda d, width, dilation: _attention(SelfAttention, d), _PROJECTIONS),
+    "self-attention": LayerType(lambda d, width, dilation: _attention(FullSelfAttention, d), _PROJECTIONS),
     "recurrent": LayerType(lambda d, width, dilation: Recurrent(d), ("input",)),
     "contiguous convolution": LayerType(lambda d, width, dilation: Convolution(d, width), (), "k", _WIDE),
     "dilated convolution": LayerType(Convolution, (), "k", (3, 5, 9), dilated=True),
@@ -78,21 +78,21 @@ LAYER_TYPES = {
 # --- multiply-adds --------------------------------------------------------------------------------------------------------
 
 
-def multiply_adds(kind: LayerType, length: int, features: int, width: int = 0) -> tuple[int, int]:
-    """Of one layer and one sequence: (of what joins positions, of the projections)."""
+def count_layer_macs(kind: LayerType, length: int, features: int, width: int = 0) -> tuple[int, int]:
+    """Counts one layer's multiply-adds on one sequence: (what joins positions, the projections)."""
     counts = summary(kind.make(features, width, 1), (1, length, features), depth=9)
     projections = sum(macs for path, (_, macs) in counts.modules.items() if path.split("/")[-1] in kind.projections)
     return counts.macs - projections, projections
 
 
-def fit_powers(counts: Mapping[tuple[float, ...], float]) -> tuple[float, list[float]]:
+def fit_powers(counts: Mapping[Any, float]) -> tuple[float, list[float]]:
     """{(a, b, …): count} -> (c, [α, β, …]) with count ≈ c · a^α · b^β · …, by least squares of logarithms."""
     points, values = np.log(np.array(list(counts), float)), np.log(np.array(list(counts.values()), float))
     solution, *_ = np.linalg.lstsq(np.column_stack([np.ones(len(points)), points]), values)
     return float(np.exp(solution[0])), [float(exponent) for exponent in solution[1:]]
 
 
-def _powers(counts: Mapping[tuple[float, ...], float], letters: str) -> str:
+def _powers(counts: Mapping[Any, float], letters: str) -> str:
     """ "2.00·n^2.00·d^1.00"; the last letters are left out where all counts share what they stand for."""
     if not any(counts.values()):
         return "none"
@@ -103,11 +103,11 @@ def _powers(counts: Mapping[tuple[float, ...], float], letters: str) -> str:
 # --- sequential operations ------------------------------------------------------------------------------------------------
 
 
-def sequential_operations(kind: LayerType, length: int, features: int, width: int = 0) -> int:
-    """Arithmetic operations of one layer of which each waits for the one before; see `longest_chain`."""
+def count_sequential_operations(kind: LayerType, length: int, features: int, width: int = 0) -> int:
+    """Counts arithmetic operations of one layer that each wait for the one before; see `count_longest_chain`."""
     layer = kind.make(features, width, 1)
     variables = kind.variables(layer, features)
-    return longest_chain(lambda x: layer.apply(variables, x), jax.ShapeDtypeStruct((1, length, features), jnp.float32))
+    return count_longest_chain(lambda x: layer.apply(variables, x), jax.ShapeDtypeStruct((1, length, features), jnp.float32))
 
 
 def _linear(counts: Mapping[int, int]) -> str:
@@ -119,34 +119,35 @@ def _linear(counts: Mapping[int, int]) -> str:
 # --- maximum path length --------------------------------------------------------------------------------------------------
 
 
-def maximum_path_length(kind: LayerType, length: int, width: int = 0, features: int = 4) -> int:
-    """Layers that a stack needs until every output position depends on every input position.
+def find_maximum_path_length(kind: LayerType, length: int, width: int = 0, features: int = 4) -> int:
+    """Finds how many layers a stack needs until every output position depends on every input position.
 
-    A recurrent layer never sees what is to come: there every position is to depend on those up to itself, and the path runs
+    A recurrent layer never sees later positions: there every position must depend on those up to itself, and the path runs
     through the layer's steps, as the paper counts it.
     """
     wanted = np.ones((length, length), bool)
-    if isinstance(kind.make(features, width, 1), Recurrent):
-        return path_length(_steps(kind, length, features), np.tril(wanted))
-    return path_length(itertools.cycle(_layers(kind, length, width, features)), wanted)
+    layer = kind.make(features, width, 1)
+    if isinstance(layer, Recurrent):
+        return count_path_length(_steps(layer, kind.variables(layer, features), length), np.tril(wanted))
+    return count_path_length(itertools.cycle(_layers(kind, length, width, features)), wanted)
 
 
-def _layers(kind: LayerType, length: int, width: int, features: int) -> list[np.ndarray]:
-    """What each layer of a stack makes of what."""
+def _layers(kind: LayerType, length: int, width: int, features: int) -> Iterator[np.ndarray]:
+    """`find_dependence` of each layer of a stack."""
     x_ND = np.random.default_rng(0).normal(size=(length, features))
-    found = []
     for dilation in kind.dilations(length, width):
         layer = kind.make(features, width, dilation)
         variables = kind.variables(layer, features)
-        found.append(dependence(lambda x, layer=layer, variables=variables: layer.apply(variables, x[None])[0], x_ND))
-    return found
+        yield find_dependence(_on_one_sequence(layer, variables), x_ND)
 
 
-def _steps(kind: LayerType, length: int, features: int) -> Iterator[np.ndarray]:
+def _on_one_sequence(layer: nn.Module, variables: Mapping[str, Any]) -> Callable[[jax.Array], jax.Array]:
+    return lambda x_ND: layer.apply(variables, x_ND[None])[0]
+
+
+def _steps(layer: Recurrent, variables: Mapping[str, Any], length: int) -> Iterator[np.ndarray]:
     """First every position takes its input, then state after state is handed on, from all positions at once."""
-    layer = kind.make(features, 0, 1)
-    variables = kind.variables(layer, features)
-    x_ND, h_ND, c_ND = np.random.default_rng(0).normal(size=(3, length, features)).astype(np.float32)
+    x_ND, h_ND, c_ND = np.random.default_rng(0).normal(size=(3, length, layer.features)).astype(np.float32)
 
     def advance(x: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
         return layer.apply(variables, x, (h, c), method=layer.advance)[0]
@@ -154,8 +155,8 @@ def _steps(kind: LayerType, length: int, features: int) -> Iterator[np.ndarray]:
     def from_before(h: jax.Array) -> jax.Array:
         return advance(x_ND, jnp.pad(h[:-1], ((1, 0), (0, 0))), c_ND)
 
-    yield dependence(lambda x: advance(x, h_ND, c_ND), x_ND)
-    step = dependence(from_before, h_ND) | np.eye(length, dtype=bool)  # a state that is there stays
+    yield find_dependence(lambda x: advance(x, h_ND, c_ND), x_ND)
+    step = find_dependence(from_before, h_ND) | np.eye(length, dtype=bool)  # a state that is there stays
     yield from itertools.repeat(step)
 
 
@@ -174,8 +175,8 @@ def _paths(kind: LayerType, paths: Mapping[tuple[int, int], int]) -> str:
 # --- time and memory ------------------------------------------------------------------------------------------------------
 
 
-def forward(kind: LayerType, length: int, features: int, width: int, repeats: int) -> tuple[float, float]:
-    """(milliseconds, megabytes) of a layer on one sequence: the median of so many runs, and XLA's plan for temporaries."""
+def time_forward(kind: LayerType, length: int, features: int, width: int, repeats: int) -> tuple[float, float]:
+    """Runs a layer on one sequence: (milliseconds, median of `repeats` runs; megabytes XLA plans for temporaries)."""
     layer = kind.make(features, width, 1)
     variables = jax.device_put(kind.variables(layer, features))
     x_BND = jnp.asarray(np.random.default_rng(0).normal(size=(1, length, features)), jnp.float32)
@@ -192,7 +193,7 @@ def forward(kind: LayerType, length: int, features: int, width: int, repeats: in
 # --- the table ------------------------------------------------------------------------------------------------------------
 
 
-def measure(
+def measure_layer_type(
     layer: str,
     lengths: Sequence[int],
     features: Sequence[int],
@@ -201,7 +202,7 @@ def measure(
     timed: Sequence[tuple[int, int]],
     repeats: int,
 ) -> dict[str, Any]:
-    """A line of the table, and what `picture` draws.
+    """Computes a row of the table, and arrays for the figure.
 
     Args:
         layer: one of `LAYER_TYPES`.
@@ -209,28 +210,28 @@ def measure(
         path_lengths: n over which paths are fitted.
         width: k or r of everything that is not fitted over it, and of the paths that are drawn.
         timed: (n, d) at which the layer runs; and over `lengths` with the first of `features`.
-        repeats: runs of which the median is taken.
+        repeats: runs whose median is taken.
     """
     kind = LAYER_TYPES[layer]
-    grid = list(itertools.product(lengths, features, kind.widths))
-    counts = {(n, d, w): multiply_adds(kind, n, d, w) for n, d, w in grid}
+    grid = itertools.product(lengths, features, kind.widths)
+    counts: dict[tuple[int, ...], tuple[int, int]] = {(n, d, w): count_layer_macs(kind, n, d, w) for n, d, w in grid}
     if not kind.letter:
-        counts = {(n, d): pair for (n, d, _), pair in counts.items()}
+        counts = {point[:2]: pair for point, pair in counts.items()}
     mixing, projections = ({point: pair[i] for point, pair in counts.items()} for i in (0, 1))
     one_width = {(n, d): count for (n, d, *w), count in projections.items() if w in ([], [kind.widths[0]])}
-    chains = {n: sequential_operations(kind, n, features[0], width) for n in lengths}
-    paths = {(n, w): maximum_path_length(kind, n, w) for n in path_lengths for w in kind.widths}
+    chains = {n: count_sequential_operations(kind, n, features[0], width) for n in lengths}
+    paths = {(n, w): find_maximum_path_length(kind, n, w) for n in path_lengths for w in kind.widths}
     values: dict[str, Any] = {
         "complexity per layer": _powers(mixing, f"nd{kind.letter}"),
         "its projections": _powers(one_width, "nd"),
         "sequential operations": _linear(chains),
         "maximum path length": _paths(kind, paths),
     }
-    ran = {(n, d): forward(kind, n, d, width, repeats) for n, d in [*timed, *((n, features[0]) for n in lengths)]}
+    ran = {(n, d): time_forward(kind, n, d, width, repeats) for n, d in [*timed, *((n, features[0]) for n in lengths)]}
     for n, d in timed:
         values[f"ms, n={n} d={d}"], values[f"MB, n={n} d={d}"] = ran[n, d]
 
-    drawn = [(n, d, *multiply_adds(kind, n, d, width)) for n in lengths for d in features]
+    drawn = [(n, d, *count_layer_macs(kind, n, d, width)) for n in lengths for d in features]
     return {
         **values,
         "counts": np.array(drawn),
@@ -240,8 +241,8 @@ def measure(
     }
 
 
-def crossing(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float | None:
-    """Where a(x) grows past b(x), between points by straight lines on logarithmic axes; None where it does not."""
+def find_crossing(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float | None:
+    """Finds where a(x) grows past b(x), between points by straight lines on logarithmic axes; None where it does not."""
     order = np.argsort(x)
     x, above = np.log(x[order]), np.log(a[order] / b[order])
     after = int(np.argmax(above >= 0))
@@ -250,39 +251,39 @@ def crossing(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.exp(np.interp(0, above[after - 1 : after + 1], x[after - 1 : after + 1])))
 
 
-def picture(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
-    """Self-attention against the recurrent layer in multiply-adds over n/d; time and longest paths of all layers over n."""
-    figure = plots.new_figure(12, 4.4)
+def plot_layer_complexity(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """Plots self-attention against recurrence in multiply-adds over n/d; time and longest paths of all layers over n."""
+    figure = plots.make_figure(12, 4.4)
     cost, seconds, paths = figure.subplots(1, 3)
     compared = {label: measured[label][0]["counts"].T for label in ("self-attention", "recurrent") if label in measured}
-    for whole, style in ((False, "-"), (True, "--")):
+    for projected, dashes in ((False, "-"), (True, "--")):
         curves = {}
         for i, (label, (n, d, mixing, projections)) in enumerate(compared.items()):
             order = np.argsort(n / d, kind="stable")
-            curves[label] = ((mixing + whole * projections) / (n * d**2))[order]
-            name = f"{label}, {'with projections' if whole else 'what joins positions'}"
-            cost.plot((n / d)[order], curves[label], style, marker="o", markersize=3, color=plots.COLOURS[i], label=name)
+            curves[label] = ((mixing + projected * projections) / (n * d**2))[order]
+            name = f"{label}, {'with projections' if projected else 'what joins positions'}"
+            cost.plot((n / d)[order], curves[label], dashes, marker="o", markersize=3, color=plots.COLOURS[i], label=name)
         if len(curves) == 2:
-            at = crossing((n / d)[order], *curves.values())
+            at = find_crossing((n / d)[order], *curves.values())
             if at is not None:
-                cost.axvline(at, color="#555555", linewidth=0.8, linestyle=style)
-                what = "whole layers" if whole else "what joins positions"
+                cost.axvline(at, color="#555555", linewidth=0.8, linestyle=dashes)
+                what = "complete layers" if projected else "what joins positions"
                 cost.set_xlabel(f"{cost.get_xlabel()}\n{what}: equal at n = {at:.3g} d".strip())
     cost.set_title("multiply-adds, in n·d²", fontsize=10)
     cost.set_xlabel(f"n / d\n{cost.get_xlabel()}".strip())
     for i, (label, (values, *_)) in enumerate(measured.items()):
-        look = {**plots.look(i), "marker": "o", "markersize": 3, "linewidth": 4 - 0.7 * i}  # curves on each other show
-        seconds.plot(*values["times"].T, label=label, **look)
-        paths.plot(*values["paths"].T, **look)
+        style = {**plots.choose_style(i), "marker": "o", "markersize": 3, "linewidth": 4 - 0.7 * i}  # each curve shows
+        seconds.plot(*values["times"].T, label=label, **style)
+        paths.plot(*values["paths"].T, **style)
     d, width = next(iter(measured.values()))[0]["drawn at"]
     seconds.set_title(f"ms of a layer, forward; d = {d}, k = r = {width}", fontsize=10)
     paths.set_title(f"maximum path length; k = r = {width}", fontsize=10)
     for axes in (cost, seconds, paths):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        plots.style(axes)
+        plots.style_axes(axes)
     for axes in (seconds, paths):
         axes.set_xlabel("n")
     cost.legend(fontsize=8, frameon=False)
-    figure.legend(*seconds.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    plots.add_legend(figure, seconds)
     return figure

@@ -1,4 +1,4 @@
-"""How many layers, or steps of a recurrence, a signal passes from one position of a sequence to another."""
+"""Number of layers, or steps of a recurrence, that a signal passes from one position of a sequence to another."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.errors import UserError
+from experiments.studies.compiling import jit_quickly
 
-_QUICKLY = {"xla_backend_optimization_level": 0}  # each program here runs once
 
-
-def dependence(function: Callable[[jax.Array], jax.Array], inputs: np.ndarray) -> np.ndarray:
-    """[N, N]: whether a position of the output has any gradient with respect to a position of the input.
+def find_dependence(function: Callable[[jax.Array], jax.Array], inputs: np.ndarray) -> np.ndarray:
+    """[N, N], True where a position of the output has a nonzero gradient with respect to a position of the input.
 
     Args:
         function: [N, D] -> [N, F].
@@ -30,15 +29,14 @@ def dependence(function: Callable[[jax.Array], jax.Array], inputs: np.ndarray) -
 
         return jax.lax.map(row, jnp.arange(len(y_NF)), batch_size=16)  # all at once would be N³ for attention
 
-    options = _QUICKLY if jax.default_backend() == "cpu" else None
-    return np.asarray(jax.jit(rows, compiler_options=options)(jnp.asarray(inputs, jnp.float32)))
+    return np.asarray(jit_quickly(rows)(jnp.asarray(inputs, jnp.float32)))
 
 
-def path_length(layers: Iterable[np.ndarray], wanted: np.ndarray, limit: int = 10_000) -> int:
-    """How many layers it takes until every wanted pair of positions is connected: the longest of all shortest paths.
+def count_path_length(layers: Iterable[np.ndarray], wanted: np.ndarray, limit: int = 10_000) -> int:
+    """Counts the layers until every wanted pair of positions is connected: the longest of all shortest paths.
 
     Args:
-        layers: `dependence` [N, N] of the first layer, the second, …
+        layers: `find_dependence` [N, N] of the first layer, the second, …
         wanted: [N, N], (output, input) True where they must be connected in the end.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where chosen points of an image look: rows of softmax(QK^T) as maps (SAGAN, arXiv 1805.08318, Figures 1 and 5)."""
+"""Rows of softmax(QK^T) as maps, for chosen points of an image (SAGAN, arXiv 1805.08318, Figures 1 and 5)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ from attention_jax.train.program import Program
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IMAGES = 3  # that `measure` keeps, of different classes
+_IMAGES = 3  # of different classes, in the figure
 
 
-def query_maps(
+def compute_query_maps(
     model: nn.Module, variables: Mapping[str, Any], images: Any, points: Sequence[Sequence[tuple[int, int]]]
 ) -> dict[str, np.ndarray]:
     """Images [N, H, W, C] and (row, column) of Q pixels of each -> {module path: [N, Q, h, w]}, maps that sum to 1.
@@ -35,9 +35,9 @@ def query_maps(
         if not (0 <= point[0] < height and 0 <= point[1] < width):
             raise UserError(f"query point {tuple(point)} is not right: the images have {height} rows and {width} columns.")
     found = {}
-    for path, weights in maps.items():
-        if path.endswith("/weights") and weights.ndim == 5:  # [N, h, w of queries, h, w of keys]
-            weights = np.asarray(weights)
+    for path, array in maps.items():
+        if path.endswith("/weights") and array.ndim == 5:  # [N, h, w of queries, h, w of keys]
+            weights = np.asarray(array)
             rows, columns = weights.shape[1:3]
             found[path.removesuffix("/weights")] = np.stack(
                 [
@@ -54,22 +54,17 @@ def choose_points(image: np.ndarray) -> list[tuple[int, int]]:
     return [(int(brightest[0]), int(brightest[1])), (image.shape[0] // 2, image.shape[1] // 2), (0, 0)]
 
 
-def measure(program: Program, run: Run) -> dict[str, Any]:
-    """Of one run, for a table: how much its self-attention adds and how sharp it is, and what `picture` draws.
+def measure_query_maps(program: Program, run: Run) -> dict[str, Any]:
+    """Measures, for a table, how much a run's self-attention adds and how sharp it is.
 
     gamma is the factor before what attention adds; entropy is that of softmax(QK^T) over the keys, mean over queries and
-    the first evaluation batch, as a share of its largest value (1: every key alike). Of several places the mean.
+    the first evaluation batch, as a share of its largest value (1: every key alike); with several modules, their mean.
+    For the figure: images, points and maps.
     """
     loader = program.task.loader(run.config, run.config.data.eval_split, (0, 1), training=False)
-    chosen: dict[int, np.ndarray] = {}
-    for i in range(len(loader.source)):
-        example = loader.transform(loader.source[i], None)  # as evaluation sees it: decoded, of one size
-        chosen.setdefault(int(example["label"]), example["image"])
-        if len(chosen) == min(IMAGES, loader.source.num_classes):
-            break
-    images = np.stack(list(chosen.values()))
+    images = np.stack(list(plots.choose_images(loader, _IMAGES).values()))
     points = [choose_points(image) for image in images]
-    found = query_maps(program.model, run.variables, run.preprocess(images), points)
+    found = compute_query_maps(program.model, run.variables, run.preprocess(images), points)
     kept = {"images": images, "points": np.array(points), **{f"queries {path}": maps for path, maps in found.items()}}
     if not found:
         return kept
@@ -85,10 +80,10 @@ def measure(program: Program, run: Run) -> dict[str, Any]:
     return {**({"gamma": np.mean(gammas)} if gammas else {}), "entropy": np.mean(entropies), **kept}
 
 
-def picture(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
-    """Query points of a few images, marked, beside their maps in each place of each row of a table; the first seed's.
+def plot_query_maps(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
+    """Plots marked query points of a few images beside their maps in each module of each row's first seed.
 
-    Every map has its own scale, from 0 to its largest weight, which is written on it.
+    Every map has a scale of its own, from 0 to its largest weight, which is written on it.
     """
     first = {label: seeds[0] for label, seeds in measured.items()}
     columns = []
@@ -101,20 +96,18 @@ def picture(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figu
         raise UserError("no row that is done has self-attention: there are no query maps to draw.")
     images, points = (next(iter(first.values()))[name] for name in ("images", "points"))
     places = [(i, j) for i in range(len(images)) for j in range(points.shape[1])]
-    figure = plots.new_figure(1.35 * (1 + len(columns)) + 0.3, 1.15 * len(places) + 0.7)
+    figure = plots.make_figure(1.35 * (1 + len(columns)) + 0.3, 1.15 * len(places) + 0.7)
     panels = figure.subplots(len(places), 1 + len(columns), squeeze=False)
     for row, (i, j) in zip(panels, places, strict=True):
         row[0].imshow(images[i].squeeze(), cmap="gray")
-        row[0].plot(points[i, j, 1], points[i, j, 0], "s", color=plots.COLOURS[1], markersize=7, markerfacecolor="none")
         for axes, (_, maps) in zip(row[1:], columns, strict=True):
             weights, height, width = maps[i, j], *images.shape[1:3]
             axes.imshow(weights, cmap="viridis", vmin=0, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-            axes.plot(points[i, j, 1], points[i, j, 0], "s", color=plots.COLOURS[1], markersize=7, markerfacecolor="none")
             axes.set_xlabel(f"0 to {weights.max():.2g}", fontsize=8, labelpad=2)
         for axes in row:
+            axes.plot(points[i, j, 1], points[i, j, 0], "s", color=plots.COLOURS[1], markersize=7, markerfacecolor="none")
             axes.set_xticks([])
             axes.set_yticks([])
-    panels[0, 0].set_title("query", fontsize=9)
-    for axes, (title, _) in zip(panels[0, 1:], columns, strict=True):
+    for axes, title in zip(panels[0], ["query", *(title for title, _ in columns)], strict=True):
         axes.set_title(title, fontsize=9)
     return figure

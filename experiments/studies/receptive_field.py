@@ -1,4 +1,4 @@
-"""How much of an image one position of a layer sees: the effective receptive field (Luo et al. 2016, arXiv 1701.04128)."""
+"""The effective receptive field: how much of an image one position of a layer sees (Luo et al. 2016, arXiv 1701.04128)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,17 @@ from attention_jax.analysis import plots
 from attention_jax.errors import UserError
 from attention_jax.load import Run
 from attention_jax.train.program import Program
+from experiments.studies.compiling import jit_quickly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IMAGES = 64  # over which `measure` takes the mean
+_IMAGES = 64  # in the mean over test images
 # Luo et al., Section 3: a pixel belongs to the field when its gradient exceeds 1 - 95.45 % of the largest.
 _BELONGS = 1 - 0.9545
 
 
-def receptive_field(
+def compute_receptive_field(
     model: nn.Module, variables: Mapping[str, Any], images: Any, at: str, position: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Images [N, H, W, C] -> [H, W], the mean over images of |d y / d image|, summed over the image's channels.
@@ -43,9 +44,7 @@ def receptive_field(
 
         return jnp.abs(jax.grad(seen)(images)).sum(-1).mean(0)
 
-    # It runs once, which is not worth compiling for speed.
-    quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return np.asarray(jax.jit(gradient, compiler_options=quickly)(jnp.asarray(images, jnp.float32)))
+    return np.asarray(jit_quickly(gradient)(jnp.asarray(images, jnp.float32)))
 
 
 def _output(model: nn.Module, variables: Mapping[str, Any], images: jax.Array, at: str) -> jax.Array:
@@ -60,9 +59,11 @@ def _output(model: nn.Module, variables: Mapping[str, Any], images: jax.Array, a
     return kept["__call__"][-1]
 
 
-def shares(field: np.ndarray, convolutions: np.ndarray) -> dict[str, float]:
-    """Of a receptive field [H, W], in percent: pixels seen at all, pixels in the effective field, and gradient that comes
-    from beyond what the convolutions alone see, which is where `convolutions` [H, W] is not 0.
+def describe_field(field: np.ndarray, convolutions: np.ndarray) -> dict[str, float]:
+    """Describes a receptive field [H, W] in percent.
+
+    Pixels seen at all, pixels in the effective field, and gradient that comes from beyond what the convolutions alone see,
+    where `convolutions` [H, W] is not 0.
     """
     return {
         "pixels seen %": 100 * float((field > 0).mean()),
@@ -71,32 +72,31 @@ def shares(field: np.ndarray, convolutions: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure(program: Program, run: Run) -> dict[str, Any]:
-    """Of one run of a ResNet, for a table: the field of the middle position after stage 1 and its gate.
+def measure_receptive_field(program: Program, run: Run) -> dict[str, Any]:
+    """Measures, for a table, the field of the middle position of a ResNet after stage 1 and its gate.
 
-    `field_start` and `field` [H, W] are those before and after training. What the convolutions alone see is found by
-    taking the gates out of the same network.
+    What the convolutions alone see is found by taking the gates out of the same network. For the figure: `field_start` and
+    `field` [H, W], before and after training.
     """
     model = program.model
     last = f"stage1_block{model.stage_sizes[0]}"
     at = "stage1_gate" if model.gate_at == "stage" and 1 in model.gated_stages() else last
     loader = program.task.loader(run.config, run.config.data.eval_split, (0, 1), training=False)
-    images = loader.evaluation_batch(0)["image"][:IMAGES]
+    images = loader.evaluation_batch(0)["image"][:_IMAGES]
 
     start = program.init(np.uint32(run.config.seed)).variables()
-    convolutions = receptive_field(model.clone(gate=None), run.variables, images, last)
-    before, after = receptive_field(model, start, images, at), receptive_field(model, run.variables, images, at)
-    columns = {name: (shares(before, convolutions)[name], value) for name, value in shares(after, convolutions).items()}
-    return {
-        **{f"{name}, {when}": values[i] for name, values in columns.items() for i, when in enumerate(("untrained", "trained"))},
-        "field_start": before,
-        "field": after,
-    }
+    convolutions = compute_receptive_field(model.clone(gate=None), run.variables, images, last)
+    fields = [compute_receptive_field(model, variables, images, at) for variables in (start, run.variables)]
+    before, after = (describe_field(field, convolutions) for field in fields)
+    columns: dict[str, Any] = {}
+    for name in after:
+        columns |= {f"{name}, untrained": before[name], f"{name}, trained": after[name]}
+    return columns | {"field_start": fields[0], "field": fields[1]}
 
 
-def picture(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
-    """The fields of each row of a table before and after training, as logarithms of the gradient; mean over seeds."""
-    figure = plots.new_figure(1.9 * len(measured) + 1.4, 4.6)
+def plot_receptive_fields(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
+    """Plots the fields of each row before and after training, as logarithms of the gradient, mean over seeds."""
+    figure = plots.make_figure(1.9 * len(measured) + 1.4, 4.6)
     panels = figure.subplots(2, len(measured), squeeze=False)
     for column, (label, seeds) in enumerate(measured.items()):
         for row, name in enumerate(("field_start", "field")):

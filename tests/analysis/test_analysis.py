@@ -25,7 +25,7 @@ def first_batch(program):
 def test_gradient_norms_are_those_of_the_training_step():
     program = build_program(small_config())
     state, batch = program.init(np.uint32(3)), first_batch(program)
-    norms = gradient_flow.gradient_norms(program, state.variables(), batch)
+    norms = gradient_flow.compute_gradient_norms(program, state.variables(), batch)
     assert norms.keys() == tree.flatten_by_path(program.abstract_state.params).keys()
     _, metrics = program.train_step(state, batch, np.uint32(3))
     assert np.sqrt(sum(norm**2 for norm in norms.values())) == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
@@ -35,7 +35,7 @@ def test_layers_come_in_the_order_of_their_use():
     program = build_program(small_config(model__stage_sizes=(1, 2)))
     blocks = ("stage1_block1", "stage2_block1", "stage2_block2")
     expected = ["stem_conv", *(f"{block}/conv{i}" for block in blocks for i in (1, 2))]
-    assert gradient_flow.layers(program) == [f"{path}/kernel" for path in expected]
+    assert gradient_flow.list_convolutions(program) == [f"{path}/kernel" for path in expected]
 
 
 def test_without_normalisation_shortcuts_keep_the_gradient_and_with_it_nothing_vanishes():
@@ -43,8 +43,8 @@ def test_without_normalisation_shortcuts_keep_the_gradient_and_with_it_nothing_v
 
     def first_layer(**fields) -> float:
         fields = {f"model__{name}": value for name, value in fields.items()}
-        program = build_program(small_config(model__stage_sizes=(2, 2, 2), model__widths=(4, 8, 16), **fields))
-        norms = gradient_flow.gradient_norms(program, program.init(np.uint32(0)).variables(), first_batch(program))
+        program = build(small_config(model__stage_sizes=(2, 2, 2), model__widths=(4, 8, 16), **fields))
+        norms = gradient_flow.compute_gradient_norms(program, program.init(np.uint32(0)).variables(), first_batch(program))
         return norms["stem_conv/kernel"]
 
     plain = first_layer(residual=False, norm="none")
@@ -56,7 +56,7 @@ def test_gradient_picture_draws_the_geometric_mean():
     seeds = [
         {"gradients": np.array([[1.0, 4.0], [2.0, 2.0]]) * scale, "gradient_steps": np.array([0, 9])} for scale in (1, 100)
     ]
-    figure = gradient_flow.picture({"a": seeds, "b": seeds[:1], "c": seeds}, columns=2)
+    figure = gradient_flow.plot_gradient_flow({"a": seeds, "b": seeds[:1], "c": seeds}, columns=2)
     lines = figure.axes[0].lines
     np.testing.assert_allclose([line.get_ydata() for line in lines], [[10.0, 40.0], [20.0, 20.0]])
     np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [1.0, 4.0])
@@ -78,14 +78,14 @@ def test_the_field_of_a_convolution_is_its_kernel():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 3)).astype(np.float32)
     images = np.ones((4, 6, 7, 2), np.float32)
     variables = {"params": {"inner": {"kernel": kernel}}}
-    field = receptive_field.receptive_field(OneConvolution(), variables, images, "inner", (2, 4))
+    field = receptive_field.compute_receptive_field(OneConvolution(), variables, images, "inner", (2, 4))
     expected = np.zeros((6, 7))
     expected[1:4, 3:6] = np.abs(kernel.sum(-1)).sum(-1)
     np.testing.assert_allclose(field, expected, rtol=1e-6)
-    corner = receptive_field.receptive_field(OneConvolution(), variables, images, "inner", (0, 0))
+    corner = receptive_field.compute_receptive_field(OneConvolution(), variables, images, "inner", (0, 0))
     np.testing.assert_allclose(corner[:2, :2], expected[2:4, 4:6], rtol=1e-6)
     with pytest.raises(UserError, match="the network has no module 'outer'"):
-        receptive_field.receptive_field(OneConvolution(), variables, images, "outer")
+        receptive_field.compute_receptive_field(OneConvolution(), variables, images, "outer")
 
 
 FIELDS = {"stem": "cifar", "stage_sizes": (1, 1), "widths": (8, 8), "num_classes": 3, "gate_stages": (1,)}
@@ -108,7 +108,7 @@ def field_of(gate=None, gamma=None, **gate_args) -> np.ndarray:
     if gamma is not None:
         variables["params"]["stage1_gate"]["gamma"] = jnp.float32(gamma)
     at = "stage1_gate" if gate else "stage1_block1"
-    return receptive_field.receptive_field(model, variables, IMAGES, at)
+    return receptive_field.compute_receptive_field(model, variables, IMAGES, at)
 
 
 def test_what_the_first_stage_sees():
@@ -119,12 +119,12 @@ def test_what_the_first_stage_sees():
     assert (field_of("bam", spatial=False, reduction=4) > 0).all()  # pools the whole map
     np.testing.assert_array_equal(field_of("self_attention", gamma=0.0) > 0, square)
     assert (field_of("self_attention", gamma=1.0) > 0).all()
-    assert receptive_field.shares(plain, plain) == {
+    assert receptive_field.describe_field(plain, plain) == {
         "pixels seen %": pytest.approx(100 * 49 / 256),
         "effective field %": pytest.approx(100 * (plain > 0.0455 * plain.max()).mean()),
         "beyond convolutions %": 0.0,
     }
-    beyond = receptive_field.shares(np.ones((16, 16)), plain)
+    beyond = receptive_field.describe_field(np.ones((16, 16)), plain)
     assert beyond["beyond convolutions %"] == pytest.approx(100 * (256 - 49) / 256) and beyond["effective field %"] == 100
 
 
@@ -151,19 +151,19 @@ class Sowing(nn.Module):
 def test_query_maps_are_the_rows_of_the_points():
     images = np.zeros((2, 4, 6, 1), np.float32)
     points = [[(0, 0), (3, 5)], [(1, 4), (2, 1)]]
-    maps = query_maps.query_maps(Sowing(), {}, images, points)
+    maps = query_maps.compute_query_maps(Sowing(), {}, images, points)
     weights = np.arange(24.0).reshape(2, 2, 3, 2, 1)
     expected = [[weights[0, 0, 0], weights[0, 1, 2]], [weights[1, 0, 2], weights[1, 1, 0]]]
     assert maps.keys() == {"gate"}
     np.testing.assert_array_equal(maps["gate"], expected)
     with pytest.raises(UserError, match=r"query point \(4, 0\) is not right: the images have 4 rows and 6 columns"):
-        query_maps.query_maps(Sowing(), {}, images, [[(4, 0)], [(0, 0)]])
+        query_maps.compute_query_maps(Sowing(), {}, images, [[(4, 0)], [(0, 0)]])
 
 
 def test_query_maps_of_self_attention_sum_to_one():
     model = create_model("resnet20", **{**FIELDS, "gate_stages": (1, 2)}, gate="self_attention", gate_args={"pool": 2})
     variables = random_variables(model)
-    maps = query_maps.query_maps(model, variables, IMAGES[:2], [[(0, 0), (15, 15), (8, 8)]] * 2)
+    maps = query_maps.compute_query_maps(model, variables, IMAGES[:2], [[(0, 0), (15, 15), (8, 8)]] * 2)
     assert {path: array.shape for path, array in maps.items()} == {"stage1_gate": (2, 3, 8, 8), "stage2_gate": (2, 3, 4, 4)}
     for array in maps.values():
         np.testing.assert_allclose(array.sum((-1, -2)), 1, rtol=1e-5)
@@ -174,7 +174,7 @@ def test_query_picture_marks_the_points_and_draws_the_maps():
     images, points = rng.integers(0, 255, (2, 8, 8, 1)), np.array([[(1, 2), (3, 4)], [(5, 6), (7, 0)]])
     one = {"images": images, "points": points, "queries stage1_gate": rng.random((2, 2, 4, 4))}
     two = {**one, "queries stage2_gate": rng.random((2, 2, 2, 2))}
-    figure = query_maps.picture({"none": [{"images": images, "points": points}], "one": [one, two], "two": [two]})
+    figure = query_maps.plot_query_maps({"none": [{"images": images, "points": points}], "one": [one, two], "two": [two]})
     panels = np.array(figure.axes).reshape(4, 4)
     assert [axes.get_title() for axes in panels[0]] == ["query", "one", "two:\nstage1", "two:\nstage2"]
     for row, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
@@ -183,7 +183,7 @@ def test_query_picture_marks_the_points_and_draws_the_maps():
             assert axes.lines[0].get_xydata().tolist() == [[points[i, j, 1], points[i, j, 0]]]
     assert nothing_is_cut_off(figure)
     with pytest.raises(UserError, match="no row that is done has self-attention"):
-        query_maps.picture({"none": [{"images": images, "points": points}]})
+        query_maps.plot_query_maps({"none": [{"images": images, "points": points}]})
 
 
 def test_points_lie_on_the_stroke_in_the_middle_and_in_the_corner():

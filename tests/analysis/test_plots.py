@@ -43,7 +43,7 @@ def overlapping(texts) -> list[tuple[str, str]]:
 
 def test_row_chart_shows_every_seed_and_interval():
     bars = [plots.Bar("plain", [0.90, 0.91, 0.95], 0.92, 0.89, 0.96), plots.Bar("one seed", [0.98], 0.98, 0.97, 1.01)]
-    figure = plots.row_chart(bars, "A title")
+    figure = plots.plot_rows(bars, "A title")
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "one seed"]
     drawn = [line.get_xdata() for line in axes.lines]
@@ -58,7 +58,7 @@ def test_row_chart_shows_every_seed_and_interval():
 
 def test_learning_curves_mean_over_seeds_by_epoch():
     runs = {"a": [lines(0.0), lines(0.02)], "b": [lines(0.01)], "stopped early": [lines(0.0), lines(0.0, steps=5)]}
-    figure = plots.learning_curves(runs, "A title")
+    figure = plots.plot_learning_curves(runs, "A title")
     scores, losses = figure.axes
     mean = next(line for line in scores.lines if line.get_label() == "a")
     np.testing.assert_allclose(mean.get_xdata(), np.arange(1, 9))
@@ -74,12 +74,12 @@ def test_learning_curves_mean_over_seeds_by_epoch():
 
 def test_learning_curves_of_a_run_without_a_log():
     with pytest.raises(UserError, match="a: 'headline' was not logged"):
-        plots.learning_curves({"a": [[{"step": 1, "epoch": 0.1, "train/loss": 1.0}]]})
+        plots.plot_learning_curves({"a": [[{"step": 1, "epoch": 0.1, "train/loss": 1.0}]]})
 
 
 def test_the_verb_plot_draws_the_logs_of_runs(tmp_path, monkeypatch, capsys):
     drawn = {}
-    monkeypatch.setattr(plots, "learning_curves", lambda runs, **_: drawn.update(runs) or plots.new_figure(1, 1))
+    monkeypatch.setattr(plots, "plot_learning_curves", lambda runs, **_: drawn.update(runs) or plots.make_figure(1, 1))
     picture = tmp_path / "curves.png"
     assert cli.main(["plot", str(RUN), f"twice={RUN}", f"twice={RUN}", f"--output={picture}"]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in capsys.readouterr().out
@@ -96,13 +96,13 @@ def test_the_verb_plot_draws_the_logs_of_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_a_notebook_shows_a_figure_without_pyplot():
-    figure = plots.row_chart([plots.Bar("a", [0.9], 0.9, 0.8, 1.0)])
+    figure = plots.plot_rows([plots.Bar("a", [0.9], 0.9, 0.8, 1.0)])
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_many_rows_look_different():
-    looks = {tuple(plots.look(i).values()) for i in range(20)}
+    looks = {tuple(plots.choose_style(i).values()) for i in range(20)}
     assert len(looks) == 20
 
 
@@ -127,7 +127,7 @@ def make_run(config) -> Run:
 
 def test_attention_picture_draws_the_maps(run_and_images):
     run, images = run_and_images
-    figure = plots.attention_picture(run, images, ["zero", "one", "two"])
+    figure = plots.plot_bam(run, images, ["zero", "one", "two"])
     maps = plots.attention_maps(run.model, run.variables, run.preprocess(images))
     place = "stage1_gate"
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2]
@@ -153,11 +153,7 @@ def test_attention_picture_draws_the_maps(run_and_images):
 
 def test_f_and_f_prime_share_a_scale(run_and_images):
     run, images = run_and_images
-    axes = [
-        axes
-        for axes in plots.attention_picture(run, images).axes
-        if axes.images and axes.images[0].get_cmap().name == "viridis"
-    ]
+    axes = [axes for axes in plots.plot_bam(run, images).axes if axes.images and axes.images[0].get_cmap().name == "viridis"]
     assert len(axes) == 2 * len(images)
     assert len({a.images[0].get_clim() for a in axes}) == 1
 
@@ -165,7 +161,7 @@ def test_f_and_f_prime_share_a_scale(run_and_images):
 def test_attention_picture_of_a_network_without_bam(run_and_images):
     run = make_run(classification.resolve(small_config()))
     with pytest.raises(UserError, match="no BAM module with a channel and a spatial branch"):
-        plots.attention_picture(run, run_and_images[1])
+        plots.plot_bam(run, run_and_images[1])
 
 
 def test_matplotlib_loads_when_a_picture_is_made():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax.analysis.attention_plots import attention_grid, readable, romanised
-from attention_jax.analysis.translation_maps import translation_maps
+from attention_jax.analysis.attention_plots import choose_fonts, plot_attention_grid, romanize_korean
+from attention_jax.analysis.translation_maps import compute_translation_maps
 from attention_jax.cli import main as cli
 from attention_jax.cli import translate
 from attention_jax.data.text import tokenizer as tokenizers
@@ -159,7 +159,7 @@ def test_picture_of_the_first_sentence(call, tmp_path, kind):
 
 def test_maps_are_those_of_the_translation(run):
     (found,) = run.predict("a b c", beam=2)
-    maps = translation_maps(run, "a b c", beam=2)
+    maps = compute_translation_maps(run, "a b c", beam=2)
     s, t, heads = 4, len(found.tokens[0]), run.config.model.heads
     assert {name: array.shape for name, array in maps.maps.items()} == {
         "cross/0": (heads, t, s),
@@ -172,27 +172,27 @@ def test_maps_are_those_of_the_translation(run):
     assert maps.source == ["a", "b", "c", "</s>"] and maps.target == found.tokens[0] and maps.text == found.text
     assert maps.seen == ["<s>", *found.tokens[0][:-1]]
     for given in (found, " ".join(token for token in found.tokens[0] if token != "</s>")):
-        again = translation_maps(run.predictor, "a b c", given)
+        again = compute_translation_maps(run.predictor, "a b c", given)
         np.testing.assert_allclose(again["cross/0"][:, : t - 1], maps["cross/0"][:, : t - 1], atol=1e-6)
     with pytest.raises(UserError, match="an empty sentence"):
-        translation_maps(run, " ")
+        compute_translation_maps(run, " ")
 
 
 def test_networks_with_cross_attention_alone(run):
     words = tokenizers.train("words", ["I am", "나는 다"], None, "", {})
     model = aj.create_model("lstm_seq2seq_attention", vocab_size=words.vocab_size, layers=1, features=8)
     variables = model.init(jax.random.key(0), jnp.ones((1, 3), int), jnp.ones((1, 3), int))
-    maps = translation_maps(Translator(run.config, words, model, variables), "I am", "나는 다")
+    maps = compute_translation_maps(Translator(run.config, words, model, variables), "I am", "나는 다")
     assert list(maps.maps) == ["cross/0"] and maps["cross/0"].shape == (1, 3, 3)
     np.testing.assert_allclose(maps["cross/0"].sum(-1), 1, atol=1e-6)
-    assert len(attention_grid(maps).axes) == 1
+    assert len(plot_attention_grid(maps).axes) == 1
     with pytest.raises(UserError, match="no encoder attention, only cross"):
-        attention_grid(maps, "encoder")
+        plot_attention_grid(maps, "encoder")
 
 
 def test_korean_is_readable_whatever_fonts_there_are():
-    assert romanised("▁나는 학생입니다 (x)") == "▁naneun hagsaengibnida (x)"
+    assert romanize_korean("▁나는 학생입니다 (x)") == "▁naneun hagsaengibnida (x)"
     texts = ["▁나는", "student"]
-    shown, families = readable(texts)
+    shown, families = choose_fonts(texts)
     assert families[0] == "DejaVu Sans" and shown[1] == "student" and not any("Last Resort" in name for name in families)
     assert shown == texts or (shown[0] == "▁naneun" and families == ["DejaVu Sans"])

@@ -10,7 +10,7 @@ import pytest
 from attention_jax.config.plugins import load_file
 from attention_jax.data.embedded import cldr
 from attention_jax.errors import UserError
-from experiments.studies.date_parts import date_parts
+from experiments.studies.date_alignment import find_date_parts
 
 SPLITS = ("train", "dev", "test")
 WHOLE_DATES = ("date_full", "date_long", "date_medium", "date_short", "date_numeric", "date_weekday")
@@ -80,7 +80,7 @@ def test_what_is_tested_is_made_of_what_was_trained(pairs):
 
 def test_a_date_is_in_one_split_in_every_style(pairs):
     def said(row: tuple[str, str, str]) -> tuple[int, ...]:
-        year, month, day = (row[1][slice(*date_parts(*row[:2])[part][1])] for part in ("year", "month", "day"))
+        year, month, day = (row[1][slice(*find_date_parts(*row[:2])[part][1])] for part in ("year", "month", "day"))
         century = 0 if len(year) == 4 else 1900 if int(year) >= 50 else 2000  # short dates are of 1950 to 2049
         return century + int(year), int(month), int(day)
 
@@ -187,7 +187,7 @@ def test_the_licence_lies_beside_the_data():
     ],
 )
 def test_parts_of_a_date(english, korean, parts):
-    found = date_parts(english, korean)
+    found = find_date_parts(english, korean)
     assert list(found) == list(parts)
     assert {part: (english[slice(*one)], korean[slice(*other)]) for part, (one, other) in found.items()} == parts
     # "12. 12. 12." is year, month, day: the places and not only the texts are right.
@@ -200,10 +200,10 @@ def test_every_date_of_the_data_has_its_parts(pairs):
     for english, korean, kind in rows:
         if kind.startswith(("date_", "month_", "year_")):
             expected = {"year", "month", "day"} if kind in WHOLE_DATES else set(re.findall("year|month|day", kind))
-            assert expected <= date_parts(english, korean).keys()
+            assert expected <= find_date_parts(english, korean).keys()
         else:
             with pytest.raises(UserError, match="are not a date and its translation"):
-                date_parts(english, korean)
+                find_date_parts(english, korean)
 
 
 @pytest.mark.parametrize(
@@ -216,4 +216,4 @@ def test_every_date_of_the_data_has_its_parts(pairs):
 )
 def test_what_is_not_a_date(english, korean, sentence):
     with pytest.raises(UserError, match=sentence):
-        date_parts(english, korean)
+        find_date_parts(english, korean)

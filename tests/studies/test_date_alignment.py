@@ -8,9 +8,9 @@ import pytest
 from attention_jax.data.text.pairs import open_pairs
 from attention_jax.data.text.tokenizer import SentencePiece, Words
 from attention_jax.errors import UserError
-from experiments.studies import date_alignment as alignment
-from experiments.studies import head_diversity, lengths
-from experiments.studies.date_parts import date_parts
+from experiments.studies.date_alignment import find_date_parts, find_token_spans, is_aligned, list_alignments
+from experiments.studies.head_diversity import compute_head_diversity, compute_jensen_shannon
+from experiments.studies.lengths import split_lengths
 
 ENGLISH, KOREAN = "Mar 5, 2024", "2024년 3월 5일"
 
@@ -27,41 +27,41 @@ def pieces() -> SentencePiece:
 
 def test_spans_spell_the_text(pieces):
     for text in ("March 5, 2024", "2024년 3월 5일"):
-        spans = alignment.spans(pieces, text)
+        spans = find_token_spans(pieces, text)
         assert "".join(text[slice(*span)] for span in spans) == text.replace(" ", "")
         assert [a[1] <= b[0] for a, b in itertools.pairwise(spans)] == [True] * (len(spans) - 1)
         assert len(spans) == len(pieces.encode(text))
-    assert alignment.spans(words("a bc"), " a  bc") == [(1, 2), (4, 6)]
+    assert find_token_spans(words("a bc"), " a  bc") == [(1, 2), (4, 6)]
 
 
 def test_spans_of_a_text_that_is_not_kept():
     with pytest.raises(UserError, match="'<unk>' is not at character 2"):
-        alignment.spans(words("a"), "a b")
+        find_token_spans(words("a"), "a b")
 
 
 # "Mar" "5," "2024" </s>, asked by "2024년" "3월" "5일" </s>
 ALIGNED = np.array([[0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1], [0.2, 0.5, 0.1, 0.2], [0.0, 0.0, 0.0, 1.0]])
 
 
-def is_aligned(weights: np.ndarray) -> bool:
-    spans = [alignment.spans(words(text), text) for text in (ENGLISH, KOREAN)]
-    return alignment.is_aligned(weights, *spans, date_parts(ENGLISH, KOREAN))
+def is_date_aligned(weights: np.ndarray) -> bool:
+    spans = [find_token_spans(words(text), text) for text in (ENGLISH, KOREAN)]
+    return is_aligned(weights, *spans, find_date_parts(ENGLISH, KOREAN))
 
 
 @pytest.mark.parametrize(("row", "where", "expected"), [(0, 0, False), (1, 2, False), (2, 3, False), (3, 0, True)])
 def test_a_date_is_aligned_where_every_part_looks_at_itself(row, where, expected):
-    assert is_aligned(ALIGNED)
+    assert is_date_aligned(ALIGNED)
     weights = ALIGNED.copy()
     weights[row, where] = 0.9  # of the year, the month and the day, and of the end symbol, which is not asked
-    assert is_aligned(weights) == expected
+    assert is_date_aligned(weights) == expected
     padded = np.pad(weights, ((0, 2), (0, 2)), constant_values=1.0)  # what stands at padding is not looked at
-    assert is_aligned(padded) == expected
+    assert is_date_aligned(padded) == expected
 
 
 def test_every_token_of_a_part_counts(pieces):
     """Four digits of a year must all look at a digit of the year."""
-    sides = [alignment.spans(pieces, text) for text in ("March 5, 2024", "2024년 3월 5일")]
-    parts = date_parts("March 5, 2024", "2024년 3월 5일")
+    sides = [find_token_spans(pieces, text) for text in ("March 5, 2024", "2024년 3월 5일")]
+    parts = find_date_parts("March 5, 2024", "2024년 3월 5일")
     source, target = sides
     weights = np.zeros((len(target) + 1, len(source) + 1))
     for here, there in parts.values():
@@ -69,11 +69,11 @@ def test_every_token_of_a_part_counts(pieces):
             if max(span[0], there[0]) < min(span[1], there[1]):
                 inside = [s for s, (first, last) in enumerate(source) if max(first, here[0]) < min(last, here[1])]
                 weights[t, inside[0]] = 1
-    assert alignment.is_aligned(weights, source, target, parts)
+    assert is_aligned(weights, source, target, parts)
     last_digit = [t for t, span in enumerate(target) if span == (3, 4)]
     weights[last_digit] = 0
     weights[last_digit, 0] = 1  # March
-    assert not alignment.is_aligned(weights, source, target, parts)
+    assert not is_aligned(weights, source, target, parts)
 
 
 def test_weights_are_those_of_heads_and_their_mean():
@@ -83,10 +83,10 @@ def test_weights_are_those_of_heads_and_their_mean():
         for kind in ("self_attention", "cross_attention")
     }
     maps["decoder_1/cross_attention/weights"] = np.stack([np.zeros((2, 3, 4)), np.ones((2, 3, 4))], 1)
-    found = alignment.cross_attention(maps)
+    found = list_alignments(maps)
     assert list(found) == [f"decoder_{i}, {which}" for i in (1, 0) for which in ("mean of heads", "head 0", "head 1")]
     assert [float(found[f"decoder_1, {which}"].mean()) for which in ("mean of heads", "head 0", "head 1")] == [0.5, 0, 1]
-    assert list(alignment.cross_attention({"cross_attention/weights": np.zeros((2, 1, 3, 4))})) == ["decoder, head 0"]
+    assert list(list_alignments({"cross_attention/weights": np.zeros((2, 1, 3, 4))})) == ["decoder, head 0"]
 
 
 # Heads
@@ -94,7 +94,7 @@ def test_weights_are_those_of_heads_and_their_mean():
 
 def test_jensen_shannon_is_a_distance():
     p, q, r = np.random.default_rng(0).dirichlet(np.ones(5), (3, 100))
-    distance = head_diversity.jensen_shannon
+    distance = compute_jensen_shannon
     assert distance(p, p) == pytest.approx(0, abs=1e-7) and distance(p, q) == pytest.approx(distance(q, p))
     assert (distance(p, r) <= distance(p, q) + distance(q, r)).all() and (distance(p, q) <= 1).all()
     assert distance(np.array([1.0, 0, 0]), np.array([0, 0.5, 0.5])) == pytest.approx(1)
@@ -104,12 +104,12 @@ def test_diversity_of_equal_and_of_disjoint_heads():
     asked = np.array([[True, False], [True, True]])
     eye = np.eye(4)
     same, apart = np.tile(eye[0], (2, 2, 1)), np.tile(eye[1], (2, 2, 1))
-    assert head_diversity.diversity(np.stack([same, same], 1), asked) == 0
-    assert head_diversity.diversity(np.stack([same, apart], 1), asked) == 1
-    assert head_diversity.diversity(np.stack([same, same, apart], 1), asked) == pytest.approx(2 / 3)
+    assert compute_head_diversity(np.stack([same, same], 1), asked) == 0
+    assert compute_head_diversity(np.stack([same, apart], 1), asked) == 1
+    assert compute_head_diversity(np.stack([same, same, apart], 1), asked) == pytest.approx(2 / 3)
     apart[0, 1] = eye[0]  # a query that is not asked
-    assert head_diversity.diversity(np.stack([same, apart], 1), asked) == 1
-    assert np.isnan(head_diversity.diversity(same[:, None], asked))
+    assert compute_head_diversity(np.stack([same, apart], 1), asked) == 1
+    assert np.isnan(compute_head_diversity(same[:, None], asked))
 
 
 # Lengths
@@ -117,11 +117,11 @@ def test_diversity_of_equal_and_of_disjoint_heads():
 
 def test_ranges_hold_every_length_once_and_about_equally_many():
     found = np.random.default_rng(0).integers(3, 40, 1000)
-    ranges = lengths.bins(found, 4)
+    ranges = split_lengths(found, 4)
     assert [sum(low <= n <= high for low, high in ranges) for n in found] == [1] * 1000
     assert all(200 < sum(low <= n <= high for n in found) < 300 for low, high in ranges)
-    assert lengths.bins(np.array([5, 5, 5]), 4) == [(5, 5)]
-    assert lengths.bins(np.array([5, 5, 6]), 4) == [(5, 6)]
+    assert split_lengths(np.array([5, 5, 5]), 4) == [(5, 5)]
+    assert split_lengths(np.array([5, 5, 6]), 4) == [(5, 6)]
 
 
 def test_joined_pairs():

@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 from attention_jax.errors import UserError
-from experiments.studies import layer_complexity as complexity
-from experiments.studies.chains import longest_chain
-from experiments.studies.layer_complexity import LAYER_TYPES, maximum_path_length, multiply_adds, sequential_operations
-from experiments.studies.paths import dependence, path_length
+from experiments.studies import layer_complexity
+from experiments.studies.chains import count_longest_chain
+from experiments.studies.layer_complexity import (
+    LAYER_TYPES,
+    count_layer_macs,
+    count_sequential_operations,
+    find_crossing,
+    find_maximum_path_length,
+)
+from experiments.studies.paths import count_path_length, find_dependence
 from tests.analysis.test_plots import nothing_is_cut_off
 
 # --- chains ---------------------------------------------------------------------------------------------------------------
@@ -68,12 +74,12 @@ own_gradient.defvjp(lambda x: (own_gradient(x), x), lambda x, of_y: (of_y,))
     ],
 )
 def test_longest_chain(function, expected):
-    assert longest_chain(function, X) == expected
+    assert count_longest_chain(function, X) == expected
 
 
 def test_a_loop_without_a_known_end_has_no_chain():
     with pytest.raises(UserError, match="while loop, whose number of steps is not known"):
-        longest_chain(lambda x: jax.lax.while_loop(lambda y: y[0, 0] < 1, lambda y: y + 1, x), X)
+        count_longest_chain(lambda x: jax.lax.while_loop(lambda y: y[0, 0] < 1, lambda y: y + 1, x), X)
 
 
 # --- paths ----------------------------------------------------------------------------------------------------------------
@@ -81,23 +87,23 @@ def test_a_loop_without_a_known_end_has_no_chain():
 
 def test_dependence_is_the_sparsity_of_the_jacobian():
     x = np.random.default_rng(0).normal(size=(5, 2))
-    lagged = dependence(lambda x: jnp.concatenate([jnp.zeros((1, 2)), x[:-1]]) @ jnp.ones((2, 3)), x)
+    lagged = find_dependence(lambda x: jnp.concatenate([jnp.zeros((1, 2)), x[:-1]]) @ jnp.ones((2, 3)), x)
     np.testing.assert_array_equal(lagged, np.eye(5, k=-1, dtype=bool))
     # The gradients of a softmax's outputs add up to nothing.
-    turned = dependence(lambda x: jax.nn.softmax(x[::-1]), x)
+    turned = find_dependence(lambda x: jax.nn.softmax(x[::-1]), x)
     np.testing.assert_array_equal(turned, np.eye(5, dtype=bool)[::-1])
 
 
 def test_path_length_counts_layers_until_all_that_is_wanted_is_connected():
     n = 9
     everything, neighbours = np.ones((n, n), bool), np.tri(n, k=1, dtype=bool) & ~np.tri(n, k=-2, dtype=bool)
-    assert path_length([everything], everything) == 1
-    assert path_length(itertools.repeat(neighbours), everything) == n - 1
-    assert path_length(itertools.repeat(neighbours), neighbours) == 1
+    assert count_path_length([everything], everything) == 1
+    assert count_path_length(itertools.repeat(neighbours), everything) == n - 1
+    assert count_path_length(itertools.repeat(neighbours), neighbours) == 1
     with pytest.raises(UserError, match="never connect"):
-        path_length(itertools.repeat(np.tri(n, dtype=bool)), everything, limit=50)
+        count_path_length(itertools.repeat(np.tri(n, dtype=bool)), everything, limit=50)
     with pytest.raises(UserError, match="never connect"):
-        path_length([neighbours], everything)
+        count_path_length([neighbours], everything)
 
 
 # --- the layers of the table ----------------------------------------------------------------------------------------------
@@ -105,7 +111,7 @@ def test_path_length_counts_layers_until_all_that_is_wanted_is_connected():
 
 def test_multiply_adds_of_the_layers():
     n, d, w = 36, 8, 9
-    counted = {name: multiply_adds(kind, n, d, w) for name, kind in LAYER_TYPES.items()}
+    counted = {name: count_layer_macs(kind, n, d, w) for name, kind in LAYER_TYPES.items()}
     projections = 4 * n * d * d
     assert counted == {
         "self-attention": (2 * n * n * d, projections),
@@ -117,7 +123,7 @@ def test_multiply_adds_of_the_layers():
 
 
 def test_only_a_recurrence_grows_with_the_sequence():
-    found = {name: [sequential_operations(kind, n, 4, 3) for n in (5, 9, 40)] for name, kind in LAYER_TYPES.items()}
+    found = {name: [count_sequential_operations(kind, n, 4, 3) for n in (5, 9, 40)] for name, kind in LAYER_TYPES.items()}
     short, longer, long = found.pop("recurrent")
     step = (longer - short) // 4
     assert step > 1 and long - longer == 31 * step
@@ -128,7 +134,7 @@ def test_only_a_recurrence_grows_with_the_sequence():
 def test_path_lengths_are_those_of_real_stacks(name):
     """The stack that is said to connect everything does, by its own Jacobian; one layer less does not."""
     n, width, kind = 7, 3, LAYER_TYPES[name]
-    length = maximum_path_length(kind, n, width)
+    length = find_maximum_path_length(kind, n, width)
     reach = -(-2 * (n - 1) // (width - 1))
     expected = {"self-attention": 1, "recurrent": n, "dilated convolution": 4}
     assert length == expected.get(name, reach)
@@ -146,36 +152,39 @@ def test_path_lengths_are_those_of_real_stacks(name):
         return x
 
     x = np.random.default_rng(0).normal(size=(n, 4))
-    np.testing.assert_array_equal(dependence(lambda x: through(stack, x), x), wanted)
+    np.testing.assert_array_equal(find_dependence(lambda x: through(stack, x), x), wanted)
     if len(stack) > 1:
-        assert not dependence(lambda x: through(stack[:-1], x), x).all()
+        assert not find_dependence(lambda x: through(stack[:-1], x), x).all()
 
 
 def test_dilated_layers_reach_as_a_logarithm():
     kind = LAYER_TYPES["dilated convolution"]
     assert kind.dilations(27, 3) == [1, 3, 9] and kind.dilations(28, 3) == [1, 3, 9, 27]
-    assert [maximum_path_length(kind, n, 3) for n in (9, 27)] == [4, 6]  # two rounds: paths near the ends must stay inside
+    assert [find_maximum_path_length(kind, n, 3) for n in (9, 27)] == [4, 6]  # two rounds: paths near the ends must stay inside
 
 
 def test_powers_and_lines_are_found():
     sizes = list(itertools.product((8, 16, 64), (3, 5)))
-    coefficient, exponents = complexity.fit_powers({(n, d): 3 * n**2 / d for n, d in sizes})
+    coefficient, exponents = layer_complexity.fit_powers({(n, d): 3 * n**2 / d for n, d in sizes})
     assert [coefficient, *exponents] == pytest.approx([3, 2, -1])
-    assert complexity._powers({(n, d): 3 * n**2 * d for n, d in sizes}, "nd") == "3.00·n^2.00·d^1.00"
-    assert complexity._linear({4: 11, 8: 11}) == "11" and complexity._linear({4: 9, 8: 17, 10: 21}) == "2n + 1"
+    assert layer_complexity._powers({(n, d): 3 * n**2 * d for n, d in sizes}, "nd") == "3.00·n^2.00·d^1.00"
+    assert layer_complexity._linear({4: 11, 8: 11}) == "11" and layer_complexity._linear({4: 9, 8: 17, 10: 21}) == "2n + 1"
 
 
 def test_crossing():
     x = np.array([4.0, 1, 2, 8])
-    assert complexity.crossing(x, 2 * x, np.full(4, 6.0)) == pytest.approx(3)
-    assert complexity.crossing(x, x, np.full(4, 4.0)) == pytest.approx(4)
-    assert complexity.crossing(x, x, np.full(4, 9.0)) is None and complexity.crossing(x, x, np.full(4, 0.5)) is None
+    assert find_crossing(x, 2 * x, np.full(4, 6.0)) == pytest.approx(3)
+    assert find_crossing(x, x, np.full(4, 4.0)) == pytest.approx(4)
+    assert find_crossing(x, x, np.full(4, 9.0)) is None and find_crossing(x, x, np.full(4, 0.5)) is None
 
 
 @pytest.fixture(scope="module")
 def measured():
     arguments = dict(lengths=(8, 16, 32), features=(8, 16), path_lengths=(9, 33), width=9, timed=((8, 16),), repeats=1)
-    return {name: complexity.measure(name, **arguments) for name in ("self-attention", "recurrent", "contiguous convolution")}
+    return {
+        name: layer_complexity.measure_layer_type(name, **arguments)
+        for name in ("self-attention", "recurrent", "contiguous convolution")
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,9 +202,9 @@ def test_a_line_of_the_table(measured, name, expected):
 
 
 def test_the_picture_says_where_self_attention_costs_as_much_as_a_recurrence(measured):
-    figure = complexity.picture({name: [line] for name, line in measured.items()})
+    figure = layer_complexity.plot_layer_complexity({name: [line] for name, line in measured.items()})
     cost, seconds, paths = figure.axes
-    assert cost.get_xlabel() == "n / d\nwhat joins positions: equal at n = 2 d\nwhole layers: equal at n = 2 d"
+    assert cost.get_xlabel() == "n / d\nwhat joins positions: equal at n = 2 d\ncomplete layers: equal at n = 2 d"
     ratio, whole = cost.lines[3].get_data()  # after two curves of what joins positions and the line where they meet
     np.testing.assert_allclose(whole, 4 + 2 * ratio)
     assert [line.get_label() for line in seconds.lines] == list(measured)

@@ -8,26 +8,32 @@ import pytest
 
 from attention_jax.errors import UserError
 from attention_jax.models.summary import summary
-from experiments.studies.sequence_layers import Convolution, Recurrent, RestrictedSelfAttention, SelfAttention, band_mask
+from experiments.studies.sequence_layers import (
+    Convolution,
+    FullSelfAttention,
+    Recurrent,
+    RestrictedSelfAttention,
+    make_band_mask,
+)
 from tests.helpers.blocks import close, drawn, numbers, quick
 
 HEADS = dict(heads=2, features=6, key_size=3, value_size=4)
 
 
 @pytest.mark.parametrize(
-    ("length", "window", "block"),
+    ("length", "window"),
     [
-        (12, 5, None),  # blocks that do not divide the length
-        (12, 5, 1),  # nothing but the band
-        (5, 11, 2),  # a window that sees everything, over many blocks
-        (7, 1, 7),  # itself alone, in one block
+        (12, 5),  # blocks that do not divide the length
+        (5, 11),  # a window that sees everything
+        (7, 1),  # nothing but itself
+        (14, 7),  # complete blocks
     ],
 )
-def test_restricted_attention_is_attention_with_a_band(length, window, block):
+def test_restricted_attention_is_attention_with_a_band(length, window):
     """Outputs, and gradients with respect to inputs and parameters, which are the same."""
     x, of_y = numbers("x", 2, length, 6), numbers("of_y", 2, length, 6)
-    full, band = SelfAttention(**HEADS), RestrictedSelfAttention(**HEADS, window=window, block=block)
-    variables, mask = drawn(full, x), band_mask(length, window)
+    full, band = FullSelfAttention(**HEADS), RestrictedSelfAttention(**HEADS, window=window)
+    variables, mask = drawn(full, x), make_band_mask(length, window)
 
     def result(layer: nn.Module, *mask: jax.Array):
         y, back = jax.vjp(lambda variables, x: layer.apply(variables, x, *mask), variables, x)
@@ -36,20 +42,10 @@ def test_restricted_attention_is_attention_with_a_band(length, window, block):
     close(*quick(lambda: (result(band), result(full, mask)))(), 1e-5)
 
 
-@pytest.mark.parametrize("block", [1, 4, None])
-def test_restricted_attention_multiplies_near_the_band_alone(block):
+def test_restricted_attention_multiplies_near_the_band_alone():
     n, d, r = 60, 8, 5
-    layer = RestrictedSelfAttention(heads=2, features=d, key_size=4, value_size=4, window=r, block=block)
-    seen = (block or r) + r - 1
-    assert summary(layer, (1, n, d)).macs == 4 * n * d * d + 2 * seen * n * d
-
-
-def test_weights_of_restricted_attention_are_dropped_in_training():
-    layer, x = RestrictedSelfAttention(**HEADS, window=3, dropout=0.5), numbers("x", 2, 7, 6)
-    variables = drawn(layer, x)
-    training = quick(lambda key: layer.apply(variables, x, train=True, rngs={"dropout": key}))
-    once, again = training(jax.random.key(0)), training(jax.random.key(1))
-    assert np.abs(once - again).max() > 1e-3 < np.abs(once - quick(lambda: layer.apply(variables, x))()).max()
+    layer = RestrictedSelfAttention(heads=2, features=d, key_size=4, value_size=4, window=r)
+    assert summary(layer, (1, n, d)).macs == 4 * n * d * d + 2 * (2 * r - 1) * n * d
 
 
 def sees(layers: list[nn.Module], length: int) -> np.ndarray:
@@ -71,7 +67,7 @@ def band(length: int, reach: int) -> np.ndarray:
 
 def test_what_a_position_sees():
     n, size = 31, dict(heads=1, features=3, key_size=3, value_size=3)
-    np.testing.assert_array_equal(sees([SelfAttention(**size)], n), band(n, n))
+    np.testing.assert_array_equal(sees([FullSelfAttention(**size)], n), band(n, n))
     np.testing.assert_array_equal(sees([RestrictedSelfAttention(**size, window=7)], n), band(n, 3))
     np.testing.assert_array_equal(sees([Recurrent(3)], n), np.tri(n, dtype=bool))
     np.testing.assert_array_equal(sees([Convolution(3, 5)], n), band(n, 2))
@@ -93,7 +89,6 @@ def test_dilated_convolutions_see_a_power_of_the_width(width, layers):
     ("layer", "message"),
     [
         (RestrictedSelfAttention(**HEADS, window=4), "restricted attention: window=4 is not right: give an odd number"),
-        (RestrictedSelfAttention(**HEADS, window=3, block=0), "block=0 is not right: give a whole number from 1"),
         (Convolution(6, 2), "convolution: width=2 is not right: give an odd number"),
     ],
 )

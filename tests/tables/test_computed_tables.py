@@ -24,7 +24,7 @@ def _odd(by):
     return {"double": None}
 
 def _picture(measured):
-    figure = plots.new_figure(3, 3)
+    figure = plots.make_figure(3, 3)
     figure.add_subplot().plot(measured["fine"][0]["curve"])
     return figure
 

@@ -52,7 +52,7 @@ def measure(program, run):
     return {"seed + steps": run.config.seed + program.durations.total, "bias": run.variables["params"]["head"]["bias"]}
 
 def draw(measured):
-    figure = plots.new_figure(3, 3)
+    figure = plots.make_figure(3, 3)
     for label, seeds in measured.items():
         for values in seeds:
             figure.add_subplot().plot(values["bias"], label=label)

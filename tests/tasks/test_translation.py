@@ -319,7 +319,7 @@ def test_an_adopted_tokenizer_reads_the_data_anew(folder, config):
 
 def test_measures_of_tokenised_text(program, run):
     assert measures.bleu(program, run)["tokenised BLEU"] == log(run.path.parent.parent)[-1]["eval_ema/bleu_tokenised"]
-    found = lengths.by_length(program, run, number=2)
+    found = lengths.measure_by_length(program, run, number=2)
     assert len(found["BLEU of a range"]) == len(found["ranges"]) == 2 and found["pairs"].sum() == 40
 
 
