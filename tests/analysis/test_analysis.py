@@ -43,7 +43,7 @@ def test_without_normalisation_shortcuts_keep_the_gradient_and_with_it_nothing_v
 
     def first_layer(**fields) -> float:
         fields = {f"model__{name}": value for name, value in fields.items()}
-        program = build(small_config(model__stage_sizes=(2, 2, 2), model__widths=(4, 8, 16), **fields))
+        program = build_program(small_config(model__stage_sizes=(2, 2, 2), model__widths=(4, 8, 16), **fields))
         norms = gradient_flow.compute_gradient_norms(program, program.init(np.uint32(0)).variables(), first_batch(program))
         return norms["stem_conv/kernel"]
 
