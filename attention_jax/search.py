@@ -15,12 +15,12 @@ Cache = dict[str, Any]
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 Grow = Callable[[Cache, int], Cache]
 NEVER = -1e30
-_FIRST_ROOM = 16
+_FIRST_CACHE_LENGTH = 16
 _GROUP = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchOptions:
     """How to search.
 
     Attributes:
@@ -73,12 +73,12 @@ class Search:
         return log_prob / (((5 + length) / 6) if self.penalty == "gnmt" else jnp.maximum(length, 1)) ** self.alpha
 
 
-def search(
+def beam_search(
     step: Step,
     cache: Cache,
     limits: jax.Array,
     max_length: int,
-    options: Search,
+    options: SearchOptions,
     grow: Grow | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
@@ -93,8 +93,8 @@ def search(
             hypotheses of a sentence have in common, and for what a step knows how to find there.
         limits: [B] most tokens of each sentence, end symbol included, at most `max_length`.
         max_length: static length of the result.
-        grow: `(cache, length) -> cache` with room for so many tokens, of a cache with room for `rooms(max_length)[0]`: a step
-            goes through all the room there is, which with a limit of twice the length is mostly empty.
+        grow: `(cache, length) -> cache` makes room for `length` tokens; `cache` then starts with room for
+            `cache_lengths(max_length)[0]`. The cost of a token grows with the room, and few sentences reach their limit.
     """
     beam, eos = options.beam, options.eos
     batch = limits.shape[0]
@@ -177,13 +177,13 @@ def search(
 
         return jax.lax.cond(goes_on(state, max_length), grown, lambda state: (state["ended_tokens"], state["ended"]), state)
 
-    tokens, scores = rest(first, rooms(max_length) if grow else (max_length,))
+    tokens, scores = rest(first, cache_lengths(max_length) if grow else (max_length,))
     return tokens[:, : options.n_best], scores[:, : options.n_best]
 
 
-def rooms(max_length: int) -> tuple[int, ...]:
+def cache_lengths(max_length: int) -> tuple[int, ...]:
     """Lengths of a cache that grows: from 16 on twice the one before, the last is `max_length`."""
-    lengths = [_FIRST_ROOM]
+    lengths = [_FIRST_CACHE_LENGTH]
     while lengths[-1] < max_length:
         lengths.append(2 * lengths[-1])
     return (*lengths[:-1], max_length)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention_jax.search import NEVER, Search, _top, search
+from attention_jax.search import NEVER, SearchOptions, _top, beam_search
 
 VOCABULARY, LENGTH = 5, 4  # padding, start, end and two words
 
@@ -28,13 +28,13 @@ def cache(tables: np.ndarray) -> dict:
     return {"table": jnp.asarray(tables), "place": zeros, "before": zeros}
 
 
-def run(tables: np.ndarray, limits: list[int], options: Search) -> tuple[np.ndarray, np.ndarray]:
+def run(tables: np.ndarray, limits: list[int], options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
     limits = jnp.array(limits, jnp.int32)
-    found = jax.jit(lambda cache, limits: search(step, cache, limits, LENGTH, options))(cache(tables), limits)
+    found = jax.jit(lambda cache, limits: beam_search(step, cache, limits, LENGTH, options))(cache(tables), limits)
     return tuple(map(np.asarray, found))
 
 
-def log_probs(table: np.ndarray, options: Search) -> np.ndarray:
+def log_probs(table: np.ndarray, options: SearchOptions) -> np.ndarray:
     """[LENGTH, V, V, V] as the search may use them: no padding, no start, no end before `min_length`."""
     table = np.asarray(table, np.float64)
     may_come = np.ones(table.shape, bool)
@@ -47,7 +47,7 @@ def log_probs(table: np.ndarray, options: Search) -> np.ndarray:
     return normal
 
 
-def brute_force(table: np.ndarray, limit: int, options: Search) -> list[tuple[float, tuple[int, ...]]]:
+def brute_force(table: np.ndarray, limit: int, options: SearchOptions) -> list[tuple[float, tuple[int, ...]]]:
     """Every sentence there is, best first."""
     steps, found = log_probs(table, options), []
     for length in range(1, limit + 1):
@@ -62,7 +62,7 @@ def brute_force(table: np.ndarray, limit: int, options: Search) -> list[tuple[fl
     return sorted(found, reverse=True)
 
 
-def greedy(table: np.ndarray, limit: int, options: Search) -> tuple[int, ...]:
+def greedy(table: np.ndarray, limit: int, options: SearchOptions) -> tuple[int, ...]:
     steps, tokens = log_probs(table, options), [0, options.bos]
     while len(tokens) < limit + 2 and tokens[-1] != options.eos:
         tokens.append(int(steps[len(tokens) - 2, tokens[-2], tokens[-1]].argmax()))
@@ -77,7 +77,7 @@ def words(tokens: np.ndarray, pad: int = 0) -> tuple[int, ...]:
 @pytest.mark.parametrize(("alpha", "min_length", "expand"), [(0.0, 0, 2), (0.6, 0, 2), (1.0, 2, 2), (0.6, 1, 1), (2.0, 0, 1)])
 def test_a_wide_beam_is_brute_force(penalty: str, alpha: float, min_length: int, expand: int) -> None:
     """With a beam as wide as the language the n best are the n best of all sentences."""
-    options = Search(beam=32, n_best=6, alpha=alpha, penalty=penalty, min_length=min_length, expand=expand)
+    options = SearchOptions(beam=32, n_best=6, alpha=alpha, penalty=penalty, min_length=min_length, expand=expand)
     tables, limits = language(1, 6), [4, 3, 4, 2, 4, 3]
     tokens, scores = run(tables, limits, options)
     for i, limit in enumerate(limits):
@@ -91,14 +91,14 @@ def test_a_wide_beam_is_brute_force(penalty: str, alpha: float, min_length: int,
 @pytest.mark.parametrize("expand", [1, 2])
 def test_a_beam_of_one_is_greedy(alpha: float, expand: int) -> None:
     tables, limits = language(2, 40), [4, 3, 2, 4] * 10
-    options = Search(beam=1, alpha=alpha, expand=expand)
+    options = SearchOptions(beam=1, alpha=alpha, expand=expand)
     tokens, _ = run(tables, limits, options)
     assert [words(row[0]) for row in tokens] == [greedy(*args, options) for args in zip(tables, limits, strict=True)]
 
 
 def test_a_sentence_does_not_depend_on_its_batch() -> None:
     tables, limits = language(3, 12), [4, 3, 4, 2, 4, 3] * 2
-    options = Search(beam=2, n_best=2)
+    options = SearchOptions(beam=2, n_best=2)
     tokens, scores = run(tables, limits, options)
     for i in range(12):
         alone, score = run(tables[i : i + 1], limits[i : i + 1], options)
@@ -121,14 +121,14 @@ def test_early_stop_changes_nothing() -> None:
     """Stopping is allowed only when the n best are settled: longer limits give what a search to the end gives."""
     tables = language(4, 60)
     for expand in (1, 2):
-        options = Search(beam=3, n_best=2, alpha=1.5, expand=expand)
+        options = SearchOptions(beam=3, n_best=2, alpha=1.5, expand=expand)
         tokens, scores = run(tables, [LENGTH] * 60, options)
         assert scores.shape == (60, 2) and (scores[:, 0] >= scores[:, 1]).all()
         to_the_end, _ = _without_stopping(tables, options)
         np.testing.assert_array_equal(tokens, to_the_end)
 
 
-def _without_stopping(tables: np.ndarray, options: Search) -> tuple[np.ndarray, np.ndarray]:
+def _without_stopping(tables: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
     """The same search written plainly in numpy; `stop="settled"` goes on to the limit."""
     found, kept = [], []
     for table in tables:
@@ -153,7 +153,7 @@ def _without_stopping(tables: np.ndarray, options: Search) -> tuple[np.ndarray, 
     return np.array(found), np.array(kept)
 
 
-def _next(steps: np.ndarray, t: int, seq: tuple[int, ...], options: Search) -> np.ndarray:
+def _next(steps: np.ndarray, t: int, seq: tuple[int, ...], options: SearchOptions) -> np.ndarray:
     """[V] log probabilities of what may come after a hypothesis."""
     if options.force_end and t + 1 == LENGTH:
         return np.where(np.arange(VOCABULARY) == options.eos, 0.0, -np.inf)
@@ -171,12 +171,12 @@ def _next(steps: np.ndarray, t: int, seq: tuple[int, ...], options: Search) -> n
 )
 def test_other_libraries_rules(fields: dict) -> None:
     """What ends, when to stop, a forced end and the softmax of what may come: as written plainly, and not as by default."""
-    options, tables = Search(beam=2, n_best=2, **fields), language(6, 60)
+    options, tables = SearchOptions(beam=2, n_best=2, **fields), language(6, 60)
     tokens, scores = run(tables, [LENGTH] * 60, options)
     expected, values = _without_stopping(tables, options)
     np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_allclose(scores, values, rtol=1e-5)
-    usual = Search(beam=2, n_best=2, **{name: fields[name] for name in ("penalty", "alpha") if name in fields})
+    usual = SearchOptions(beam=2, n_best=2, **{name: fields[name] for name in ("penalty", "alpha") if name in fields})
     assert (_without_stopping(tables, usual)[0] != tokens).any()
     if options.force_end:
         assert ((tokens == options.eos).sum(-1) == 1).all()
@@ -187,4 +187,4 @@ def test_other_libraries_rules(fields: dict) -> None:
 )
 def test_mistakes(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
-        Search(**fields)
+        SearchOptions(**fields)

@@ -11,7 +11,7 @@ from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.data.text.tokenizer import BOS, EOS
 from attention_jax.errors import UserError
 from attention_jax.load import Run
-from attention_jax.tasks.translation import shifted
+from attention_jax.tasks.translation import shift_right
 from attention_jax.tasks.translator import Translation, Translator
 
 # Kind of attention -> module paths in all networks, the layer's number in brackets.
@@ -87,7 +87,7 @@ def compute_translation_maps(
         ids, text = translation.target_ids, translation.text
     else:
         ids, text = [*tokenizer.encode(translation), EOS], translation
-    seen = np.asarray(shifted(jnp.asarray([ids])))
+    seen = np.asarray(shift_right(jnp.asarray([ids])))
     weights = attention_maps(translator.model, translator.variables, source, seen)
     maps = {}
     for path, array in weights.items():

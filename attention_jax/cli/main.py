@@ -225,16 +225,16 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _translate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     _start("translation")
-    from attention_jax.cli.translate import Form, run
+    from attention_jax.cli.translate import OutputFormat, translate_file
 
     try:
-        run(
+        translate_file(
             options.workdir,
             weights=options.weights,
             average=options.average,
             source=options.input,
             output=options.output,
-            form=Form(options.nbest, options.scores),
+            form=OutputFormat(options.nbest, options.scores),
             attention=options.attention,
             attention_of=options.attention_of,
             beam=options.beam,

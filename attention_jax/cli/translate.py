@@ -23,7 +23,7 @@ CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that out
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class OutputFormat:
     """How a translation is written.
 
     Attributes:
@@ -67,14 +67,14 @@ def translate_lines(
         yield from translator.translate(part, **search)
 
 
-def run(
+def translate_file(
     workdir: str,
     *,
     weights: str | None = None,
     average: int = 1,
     source: str | None = None,
     output: str | None = None,
-    form: Form | None = None,
+    form: OutputFormat | None = None,
     attention: str | None = None,
     attention_of: str = "cross",
     **search: Any,
@@ -92,7 +92,7 @@ def run(
     Raises:
         UserError: no translation run, a file that cannot be read or is there already, a line that is not UTF-8.
     """
-    form = form or Form()
+    form = form or OutputFormat()
     targets = [_target("--output", output), _target("--attention", attention)]
     if targets[1] and targets[1].suffix not in SUFFIXES:
         raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")

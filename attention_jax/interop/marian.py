@@ -1,8 +1,8 @@
 """Marian models in the form of Hugging Face's `MarianMTModel`, among them the published opus-mt translation models.
 
     config = json.load(open("config.json"))
-    model, variables = from_marian(config, safetensors.numpy.load_file("model.safetensors"))
-    options = generation(config, json.load(open("generation_config.json")))
+    model, variables = convert_marian(config, safetensors.numpy.load_file("model.safetensors"))
+    options = convert_generation_options(config, json.load(open("generation_config.json")))
 
 Tokens keep their numbers. The first target token is `decoder_start_token_id`, which in the published models is padding.
 """
@@ -18,7 +18,7 @@ from attention_jax import tree
 from attention_jax.errors import UserError
 from attention_jax.interop import names
 from attention_jax.models.transformer import Transformer
-from attention_jax.search import Search
+from attention_jax.search import SearchOptions
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 _STOP = {False: "guess", True: "full", "never": "settled"}
@@ -33,16 +33,16 @@ RULES = (
         rule
         for theirs, kind in _KINDS.items()
         for projection, ours in _PROJECTIONS.items()
-        for rule in names.dense(rf"{_LAYER}\.{theirs}\.{projection}", f"{_OURS}/{kind}/{ours}")
+        for rule in names.dense_rules(rf"{_LAYER}\.{theirs}\.{projection}", f"{_OURS}/{kind}/{ours}")
     ),
     *(
         rule
         for theirs, kind in _KINDS.items()
-        for rule in names.layer_norm(rf"{_LAYER}\.{theirs}_layer_norm", f"{_OURS}/{kind}_sum/layer_norm")
+        for rule in names.layer_norm_rules(rf"{_LAYER}\.{theirs}_layer_norm", f"{_OURS}/{kind}_sum/layer_norm")
     ),
-    *names.layer_norm(rf"{_LAYER}\.final_layer_norm", f"{_OURS}/mlp_sum/layer_norm"),
-    *names.dense(rf"{_LAYER}\.fc1", f"{_OURS}/mlp/hidden"),
-    *names.dense(rf"{_LAYER}\.fc2", f"{_OURS}/mlp/output"),
+    *names.layer_norm_rules(rf"{_LAYER}\.final_layer_norm", f"{_OURS}/mlp_sum/layer_norm"),
+    *names.dense_rules(rf"{_LAYER}\.fc1", f"{_OURS}/mlp/hidden"),
+    *names.dense_rules(rf"{_LAYER}\.fc2", f"{_OURS}/mlp/output"),
     names.Rule(r"model\.shared\.weight|model\.decoder\.embed_tokens\.weight|lm_head\.weight", _TABLE),
     names.Rule(r"final_logits_bias", "logits_bias", np.ravel),
     names.Rule(r"model\.(encoder|decoder)\.embed_positions\.weight", None),  # the sinusoids as a table
@@ -50,7 +50,7 @@ RULES = (
 _SOURCE_TABLE = r"model\.encoder\.embed_tokens\.weight"
 
 
-def from_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[Transformer, dict[str, Any]]:
+def convert_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[Transformer, dict[str, Any]]:
     """(model, variables) of a `MarianMTModel`, ready for `model.apply(variables, source, target)`.
 
     Args:
@@ -66,7 +66,7 @@ def from_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[
     shapes = {path: leaf.shape for path, leaf in tree.flatten_by_path(params).items()}
     source = names.Rule(_SOURCE_TABLE, _TABLE if model.embeddings == "shared" else "source_embedding/embedding")
     weights = {"final_logits_bias": np.zeros(model.vocab_size, np.float32), **weights}  # older files lack it
-    return model, {"params": names.carry(weights, (source, *RULES), shapes, "Marian")}
+    return model, {"params": names.convert_weights(weights, (source, *RULES), shapes, "Marian")}
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def generation(config: Mapping[str, Any], options: Mapping[str, Any]) -> Search:
+def convert_generation_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> SearchOptions:
     """The search that gives what `MarianMTModel.generate` does with these options; padding is never written.
 
     Args:
@@ -120,7 +120,7 @@ def generation(config: Mapping[str, Any], options: Mapping[str, Any]) -> Search:
             early_stopping, min_length, renormalize_logits, forced_eos_token_id, with the defaults of `generate`. The
             greatest length is an argument of `search`; `max_length` counts the start symbol, which `search` does not.
     """
-    return Search(
+    return SearchOptions(
         beam=options.get("num_beams", 1),
         n_best=options.get("num_return_sequences", 1),
         alpha=options.get("length_penalty", 1.0),

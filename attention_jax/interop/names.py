@@ -24,17 +24,19 @@ class Rule(NamedTuple):
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
-def dense(pattern: str, path: str) -> tuple[Rule, Rule]:
+def dense_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
     """Of a `torch.nn.Linear`, whose weight is [outputs, inputs]."""
     return Rule(rf"{pattern}\.weight", f"{path}/kernel", np.transpose), Rule(rf"{pattern}\.bias", f"{path}/bias")
 
 
-def layer_norm(pattern: str, path: str) -> tuple[Rule, Rule]:
+def layer_norm_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
     """Of a `torch.nn.LayerNorm`."""
     return Rule(rf"{pattern}\.weight", f"{path}/scale"), Rule(rf"{pattern}\.bias", f"{path}/bias")
 
 
-def carry(weights: Mapping[str, Any], rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]], where: str) -> dict:
+def convert_weights(
+    weights: Mapping[str, Any], rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> dict:
     """{their name: array} -> our parameters as a tree of float32 arrays; the first rule that matches counts.
 
     Several names may lead to one path, as tied weights do, when they hold the same numbers.

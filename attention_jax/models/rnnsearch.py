@@ -14,10 +14,10 @@ from attention_jax.models.registry import register
 from attention_jax.models.seq2seq import PAD, Cache, Memory, check_tokens
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import GRU, Affine, Stack
-from attention_jax.nn.rnn_attention import Alignment
+from attention_jax.nn.rnn_attention import RNNAttention
 
 # Section B.1: standard deviations of the alignment's two matrices and of every matrix that is not recurrent.
-ALIGNMENT_STD, STD = 0.001, 0.01
+SCORE_STD, STD = 0.001, 0.01
 
 
 class RNNSearch(nn.Module):
@@ -56,12 +56,12 @@ class RNNSearch(nn.Module):
         layer = functools.partial(GRU, features=n, use_bias=self.use_bias, kernel_init=init, dtype=dtype)
         self.encoder = Stack(layer, self.embedding_size, bidirectional=True)
         self.decoder = layer(inputs=self.embedding_size)
-        self.cross_attention = Alignment(
+        self.cross_attention = RNNAttention(
             score="concat",
             query_size=n,
             memory_size=2 * n,
             features=self.alignment_size,
-            kernel_init=nn.initializers.normal(ALIGNMENT_STD),
+            kernel_init=nn.initializers.normal(SCORE_STD),
             score_init=nn.initializers.zeros_init(),
             dtype=dtype,
         )
@@ -94,22 +94,23 @@ class RNNSearch(nn.Module):
     def decode(self, memory: Memory, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
         """What `encode` gave, [B, S], [B, T] -> logits [B, T, vocab_size]."""
         x_TBD = self._embedded(self.target_embedding, target.T, train)
-        advance, asked = self._advance(self.init_cache(memory, source, target.shape[1])), self.cross_attention.asked()
+        advance = self._advance(self.init_cache(memory, source, target.shape[1]))
+        recording = self.cross_attention.is_recording()
 
         def step(s_BD: jax.Array, gates_BG: jax.Array) -> tuple[jax.Array, tuple]:
             new_BD, context_BD, weights_BS = advance(gates_BG, s_BD)
-            return new_BD, (s_BD, context_BD, weights_BS if asked else None)
+            return new_BD, (s_BD, context_BD, weights_BS if recording else None)
 
         _, (s_TBD, context_TBD, weights_TBS) = jax.lax.scan(step, memory["state"], self.decoder.project(x_TBD))
-        if asked:
-            self.cross_attention.show(weights_TBS.swapaxes(0, 1))
+        if recording:
+            self.cross_attention.sow_weights(weights_TBS.swapaxes(0, 1))
         return self._logits(s_TBD, x_TBD, context_TBD, train).swapaxes(0, 1)
 
     def _advance(self, cache: Cache) -> Any:
         """A pure function of the gates [B, G] and the state [B, D]: the next state, the context and the weights [B, S]."""
         recurrence = self.decoder.recurrence("/".join(self.decoder.hidden.path))
         shared, feed = cache["shared"], self.feed.pure()
-        ask = self.cross_attention.asking_once(shared["keys"], shared["annotations"], shared["source"] != PAD)
+        ask = self.cross_attention.pure_step(shared["keys"], shared["annotations"], shared["source"] != PAD)
 
         def advance(gates_BG: jax.Array, s_BD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             context_BD, weights_BS = ask(s_BD)
@@ -137,7 +138,7 @@ class RNNSearch(nn.Module):
         """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache that has seen them."""
         y_BD = self._embedded(self.target_embedding, token, False)
         new_BD, context_BD, weights_BS = self._advance(cache)(self.decoder.project(y_BD), cache["state"])
-        self.cross_attention.show(weights_BS[:, None])
+        self.cross_attention.sow_weights(weights_BS[:, None])
         return self._logits(cache["state"], y_BD, context_BD), {**cache, "state": new_BD}
 
 

@@ -15,7 +15,7 @@ from attention_jax.errors import UserError
 from attention_jax.models.registry import register
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import LSTM, Affine, Stack, State
-from attention_jax.nn.rnn_attention import Alignment
+from attention_jax.nn.rnn_attention import RNNAttention
 
 PAD = 0
 
@@ -109,7 +109,7 @@ class Seq2Seq(nn.Module):
         stack = functools.partial(Stack, layer, words, self.layers, dropout=self.dropout)
         self.encoder, self.decoder = stack(), stack()
         if self.attention != "none":
-            self.cross_attention = Alignment(
+            self.cross_attention = RNNAttention(
                 score="concat" if self.attention == "bahdanau" else self.attention,
                 query_size=self.features,
                 memory_size=self.features,
@@ -156,29 +156,29 @@ class Seq2Seq(nn.Module):
         y_BTD = y_TBD.swapaxes(0, 1)
         if self.attention != "none":
             keys, annotations = self.cross_attention.keys(memory["annotations"]), memory["annotations"]
-            context_BTD, weights_BTS = self.cross_attention.asking()(y_BTD, keys, annotations, source != PAD)
-            self.cross_attention.show(weights_BTS)
+            context_BTD, weights_BTS = self.cross_attention.pure()(y_BTD, keys, annotations, source != PAD)
+            self.cross_attention.sow_weights(weights_BTS)
             y_BTD = jnp.tanh(self.combine(jnp.concatenate([context_BTD, y_BTD], axis=-1)))
         return self._logits(drop(y_BTD, self.dropout, self._key(train)))
 
     def _step_by_step(self, x_TBD: jax.Array, memory: Memory, source: jax.Array, train: bool) -> jax.Array:
         """[T, B, D] -> what the softmax sees, [T, B, D], where a step's attention goes into the next LSTM step."""
         cache = self.init_cache(memory, source, x_TBD.shape[0])
-        advance, asked = self._advance(cache), self.cross_attention.asked()
+        advance, recording = self._advance(cache), self.cross_attention.is_recording()
 
         def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
             gates_BG, scales, scale_BD = inputs
             states, y_BD, weights_BS = advance(gates_BG, *carry, scales, scale_BD)
             fed = y_BD if self.input_feeding else None
-            return (states, fed), (y_BD, weights_BS if asked else None)
+            return (states, fed), (y_BD, weights_BS if recording else None)
 
         t, b, _ = x_TBD.shape
         key = self._key(train)
         scale_TBD = None if key is None else drop(jnp.ones((t, b, self.features), x_TBD.dtype), self.dropout, key)
         inputs = (self.decoder.project(x_TBD), self.decoder.dropout_scales(t, b, train), scale_TBD)
         _, (y_TBD, weights_TBS) = jax.lax.scan(step, (cache["states"], cache.get("fed")), inputs)
-        if asked:
-            self.cross_attention.show(weights_TBS.swapaxes(0, 1))
+        if recording:
+            self.cross_attention.sow_weights(weights_TBS.swapaxes(0, 1))
         return y_TBD
 
     def _advance(self, cache: Cache) -> Any:
@@ -188,7 +188,7 @@ class Seq2Seq(nn.Module):
         if self.attention != "none":
             annotations, mask_BS = cache["shared"]["annotations"], cache["shared"]["source"] != PAD
             keys, combine = cache["shared"].get("keys", annotations), self.combine.pure()
-            ask = self.cross_attention.asking_once(keys, annotations, mask_BS)
+            ask = self.cross_attention.pure_step(keys, annotations, mask_BS)
             feed = self.feed.pure() if self.input_feeding or self.attention == "bahdanau" else None
 
         def advance(
@@ -242,7 +242,7 @@ class Seq2Seq(nn.Module):
         if self.input_feeding:
             new["fed"] = y_BD
         if self.attention != "none":
-            self.cross_attention.show(weights_BS[:, None])
+            self.cross_attention.sow_weights(weights_BS[:, None])
         return self._logits(y_BD), new
 
 

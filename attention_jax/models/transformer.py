@@ -68,7 +68,7 @@ class Sublayer(nn.Module):
         return self.layer_norm(x) if self.norm == "post" else x
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """An encoder layer, or with `decoder` a decoder layer, which also asks the source."""
 
     decoder: bool
@@ -216,7 +216,7 @@ class Transformer(nn.Module):
             dtype=dtype,
         )
         feed_forward = functools.partial(FeedForward, self.hidden, self.features, self.activation, self.relu_dropout, dtype)
-        layer = nn.remat(Layer) if self.remat else Layer
+        layer = nn.remat(TransformerLayer) if self.remat else TransformerLayer
         make = functools.partial(
             layer,
             norm=self.norm,
@@ -282,7 +282,7 @@ class Transformer(nn.Module):
 
     def _through(
         self,
-        layers: list[Layer],
+        layers: list[TransformerLayer],
         x: jax.Array,
         mask: jax.Array,
         memory: jax.Array | None,

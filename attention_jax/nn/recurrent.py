@@ -57,7 +57,7 @@ class Affine(nn.Module):
         return affine
 
 
-class Layer(nn.Module):
+class RecurrentLayer(nn.Module):
     """What LSTM and GRU share.
 
     Attributes:
@@ -128,7 +128,7 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
-class LSTM(Layer):
+class LSTM(RecurrentLayer):
     """State (h, c): c' = σ(f)·c + σ(i)·tanh(g), h' = σ(o)·tanh(c').
 
     Attributes:
@@ -139,11 +139,11 @@ class LSTM(Layer):
     gates: ClassVar[int] = 4
 
     def zeros(self, batch: int) -> State:
-        """See `Layer.zeros`."""
+        """See `RecurrentLayer.zeros`."""
         return jnp.zeros((batch, self.features), self.dtype), jnp.zeros((batch, self.features))
 
     def scan(self, gates_TBG: jax.Array, mask_TB: jax.Array | None, state: State, reverse: bool) -> tuple[jax.Array, State]:
-        """See `Layer.scan`."""
+        """See `RecurrentLayer.scan`."""
         if not kernels_are_on():
             return super().scan(gates_TBG, mask_TB, state, reverse)
         cell = functools.partial(_units, forget_bias=self.forget_bias)
@@ -151,7 +151,7 @@ class LSTM(Layer):
             return scan_lstm(cell, self.hidden.kernel.astype(self.dtype), gates_TBG, mask_TB, state, reverse)
 
     def recurrence(self, scope: str) -> Advance:
-        """See `Layer.recurrence`."""
+        """See `RecurrentLayer.recurrence`."""
         kernel_HG = self.hidden.kernel.astype(self.dtype)
 
         def advance(gates_BG: jax.Array, state: State) -> State:
@@ -177,17 +177,17 @@ def _where(mask_B: jax.Array | None, new: Sequence[jax.Array], old: Sequence[jax
     return tuple(jnp.where(mask_B[:, None], a, b) for a, b in zip(new, old, strict=True))
 
 
-class GRU(Layer):
+class GRU(RecurrentLayer):
     """State (h,): h' = (1 - z)·h + z·tanh(input + U(r·h)), gates in the order r, z, candidate (Appendix A.1.1)."""
 
     gates: ClassVar[int] = 3
 
     def zeros(self, batch: int) -> State:
-        """See `Layer.zeros`."""
+        """See `RecurrentLayer.zeros`."""
         return (jnp.zeros((batch, self.features), self.dtype),)
 
     def recurrence(self, scope: str) -> Advance:
-        """See `Layer.recurrence`."""
+        """See `RecurrentLayer.recurrence`."""
         kernel_HG, n = self.hidden.kernel.astype(self.dtype), self.features
         product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
@@ -213,7 +213,7 @@ class Stack(nn.Module):
         dropout: share dropped of what a layer gives to the next; not of what goes from step to step (Zaremba et al. 2014).
     """
 
-    layer: Callable[..., Layer]
+    layer: Callable[..., RecurrentLayer]
     inputs: int
     layers: int = 1
     bidirectional: bool = False
@@ -237,7 +237,7 @@ class Stack(nn.Module):
     ) -> tuple[jax.Array, list[State]]:
         """[T, B, D] -> outputs [T, B, H or 2H] of the last layer and the last state of every layer.
 
-        Arguments as in `Layer`. With both directions a layer has two states, forward and backward, as torch orders them.
+        Arguments as in `RecurrentLayer`. With both directions a layer has two states, forward before backward, as in torch.
         """
         t, b, _ = x_TBD.shape
         scales = self.dropout_scales(t, b, train)

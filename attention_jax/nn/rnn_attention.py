@@ -16,7 +16,7 @@ from attention_jax.nn.recurrent import Affine
 Ask = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-class Alignment(nn.Module):
+class RNNAttention(nn.Module):
     """Weights over the source and the mean under them.
 
     Attributes:
@@ -48,7 +48,7 @@ class Alignment(nn.Module):
         """[B, S, M] -> [B, S, K], which no step changes."""
         return memory_BSM if self.score == "dot" else self.key(memory_BSM)
 
-    def asking(self) -> Ask:
+    def pure(self) -> Ask:
         """A pure function `(q [B, T, Q], keys, memory, mask [B, S]) -> (context [B, T, M], weights [B, T, S] float32)`.
 
         The mask is False at padding, which gets no weight.
@@ -69,9 +69,9 @@ class Alignment(nn.Module):
 
         return ask
 
-    def asking_once(self, keys: jax.Array, memory: jax.Array, mask: jax.Array) -> Callable[[jax.Array], tuple]:
+    def pure_step(self, keys: jax.Array, memory: jax.Array, mask: jax.Array) -> Callable[[jax.Array], tuple]:
         """A pure function `q [B · n, Q] -> (context [B · n, M], weights [B · n, S])` of n queries for each sentence."""
-        ask, (b, _, size) = self.asking(), memory.shape
+        ask, (b, _, size) = self.pure(), memory.shape
 
         def ask_once(q: jax.Array) -> tuple[jax.Array, jax.Array]:
             context, weights = ask(q.reshape(b, -1, q.shape[-1]), keys, memory, mask)
@@ -79,10 +79,10 @@ class Alignment(nn.Module):
 
         return ask_once
 
-    def asked(self) -> bool:
+    def is_recording(self) -> bool:
         """Whether someone wants to see the weights."""
         return self.is_mutable_collection("attention")
 
-    def show(self, weights_BTS: jax.Array) -> None:
+    def sow_weights(self, weights_BTS: jax.Array) -> None:
         """Sows `weights` as those of one head, [B, 1, T, S]."""
         self.sow("attention", "weights", weights_BTS[:, None])

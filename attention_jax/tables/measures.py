@@ -11,7 +11,7 @@ from attention_jax.config.config import override
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
-from attention_jax.tasks.translator import bleu_name
+from attention_jax.tasks.translator import name_bleu
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
 
@@ -46,7 +46,7 @@ def _logged(program: Program, run: Run, name: str) -> float:
 def bleu(program: Program, run: Run) -> dict[str, float]:
     """BLEU, 0 to 100, by the tokenization that `evaluation.bleu` names. Raises UserError where nothing was translated."""
     tokenize = run.config.evaluation.bleu
-    return {"tokenised BLEU" if tokenize == "none" else "BLEU": _logged(program, run, bleu_name(tokenize))}
+    return {"tokenised BLEU" if tokenize == "none" else "BLEU": _logged(program, run, name_bleu(tokenize))}
 
 
 def chrf(program: Program, run: Run) -> dict[str, float]:

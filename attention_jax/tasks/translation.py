@@ -16,10 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from attention_jax.data.text import tokenizer as tokenizers
-from attention_jax.data.text.batches import Plan, TokenLoader, TokenPairs, choose_buckets, rows_of
+from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs, choose_buckets, count_rows
 from attention_jax.data.text.pairs import Pairs, open_pairs
-from attention_jax.data.text.tokenizer import BOS, PAD, Tokenizer
+from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
@@ -42,28 +41,28 @@ def _pairs(config: ConfigDict, split: str) -> Pairs:
     return open_pairs(config.data.source, split, config.data.args.to_dict(), config.data.on_broken)
 
 
-def tokenizer(config: ConfigDict) -> Tokenizer:
+def get_tokenizer(config: ConfigDict) -> Tokenizer:
     """The tokenizer of a config: of its file, or trained on both sides of the training split, once a process."""
     key, data = _key(config), config.data
     if key not in _tokenizers:
-        if data.tokenizer in tokenizers.KINDS:
+        if data.tokenizer in TOKENIZERS:
             pairs = _pairs(config, data.train_split)
             lines = (sentence for i in range(len(pairs)) for sentence in pairs[i])
             options = data.tokenizer_options.to_dict()
-            _tokenizers[key] = tokenizers.train(data.tokenizer, lines, data.vocab_size, data.joiner, options)
+            _tokenizers[key] = train_tokenizer(data.tokenizer, lines, data.vocab_size, data.joiner, options)
         else:
-            _tokenizers[key] = tokenizers.from_file(data.tokenizer)
+            _tokenizers[key] = read_tokenizer(data.tokenizer)
     return _tokenizers[key]
 
 
 def adopt(config: ConfigDict, assets: Mapping[str, bytes]) -> None:
     """The tokenizer that a checkpoint carries serves its config from now on; the training data need not be there."""
-    _tokenizers[_key(config)] = tokenizers.from_assets(assets)
+    _tokenizers[_key(config)] = load_tokenizer(assets)
 
 
 def assets(config: ConfigDict) -> dict[str, bytes]:
     """The tokenizer's files."""
-    return tokenizer(config).assets()
+    return get_tokenizer(config).assets()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _tokens_of(wanted: _Wanted) -> TokenPairs:
 
 
 def _tokens(config: ConfigDict, split: str, too_long: str) -> TokenPairs:
-    return _tokens_of(_Wanted(_key(config), split, too_long, config.data.max_length, tokenizer(config), config))
+    return _tokens_of(_Wanted(_key(config), split, too_long, config.data.max_length, get_tokenizer(config), config))
 
 
 def unresolved(config: ConfigDict) -> list[str]:
@@ -115,7 +114,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     data = config.data
     with config.unlocked(), config.ignore_type():
         if config.model.get("vocab_size") is None:
-            config.model.vocab_size = tokenizer(config).vocab_size
+            config.model.vocab_size = get_tokenizer(config).vocab_size
         if isinstance(data.bucket_lengths, int) or None in (data.num_examples, data.num_batches):
             tokens = _tokens(config, data.train_split, data.too_long)
             if isinstance(data.bucket_lengths, int):
@@ -125,8 +124,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _plan(config: ConfigDict, tokens: TokenPairs, batch_tokens: int, buckets: tuple[int, ...]) -> Plan:
-    return Plan(tokens.lengths, tuple(buckets), batch_tokens, config.data.rows_multiple, config.seed)
+def _plan(config: ConfigDict, tokens: TokenPairs, batch_tokens: int, buckets: tuple[int, ...]) -> BucketPlan:
+    return BucketPlan(tokens.lengths, tuple(buckets), batch_tokens, config.data.rows_multiple, config.seed)
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -162,7 +161,7 @@ def headline(config: ConfigDict) -> str:
             f"config.evaluation.headline={name!r} needs translations: set evaluation.translate=True, or the headline to "
             "'token_accuracy'."
         )
-    return translator.bleu_name(config.evaluation.bleu) if name == "bleu" else name
+    return translator.name_bleu(config.evaluation.bleu) if name == "bleu" else name
 
 
 def correct_means(config: ConfigDict) -> str:
@@ -187,7 +186,7 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
     """A training batch of each bucket, the shortest first."""
     shapes = []
     for length in config.data.bucket_lengths:
-        b = rows_of(length, config.batch_size, config.data.rows_multiple)
+        b = count_rows(length, config.batch_size, config.data.rows_multiple)
         sides = dict.fromkeys(("source", "target"), jax.ShapeDtypeStruct((b, length), jnp.int32))
         one_each = {"weight": jax.ShapeDtypeStruct((b,), jnp.float32), "index": jax.ShapeDtypeStruct((b,), jnp.int32)}
         shapes.append({**sides, **one_each})
@@ -208,7 +207,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
             )
     else:
         tokens = _tokens(config, split, "truncate")
-        buckets = translator.with_longer(data.bucket_lengths, int(tokens.lengths.max()))
+        buckets = translator.extend_buckets(data.bucket_lengths, int(tokens.lengths.max()))
         plan = _plan(config, tokens, config.evaluation.batch_size, buckets)
     if any(plan.rows(bucket) % process[1] for bucket in range(len(plan.buckets))):
         raise UserError(
@@ -222,7 +221,7 @@ def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> M
     return batch
 
 
-def shifted(target: jax.Array) -> jax.Array:
+def shift_right(target: jax.Array) -> jax.Array:
     """[B, T] -> [B, T]: the start symbol and all tokens but the last, which the decoder sees."""
     return jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
 
@@ -232,7 +231,7 @@ def loss(
 ) -> tuple[dict[str, jax.Array], dict]:
     """Sums over all target tokens, end symbols included, of loss (nats) and right answers; their number is the weight."""
     source, target = batch["source"], batch["target"]
-    logits = model.apply(variables, source, shifted(target), train=train, rngs={"dropout": rng})
+    logits = model.apply(variables, source, shift_right(target), train=train, rngs={"dropout": rng})
     weight = (target != PAD).astype(jnp.float32)
     per_token = token_cross_entropy(logits, target, config.loss.label_smoothing, config.loss.smoothing_over)
     right = right_tokens(logits, target)
@@ -245,7 +244,7 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     With `evaluation.translate` also "hypothesis", the translation that `search` finds, [B, longest that is possible].
     """
     source, target = batch["source"], batch["target"]
-    logits = model.apply(variables, source, shifted(target), train=False)
+    logits = model.apply(variables, source, shift_right(target), train=False)
     weight = (target != PAD).astype(jnp.float32)
     found = {
         "loss": (token_cross_entropy(logits, target) * weight).sum(1),
@@ -255,7 +254,7 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
         "index": batch["index"],
     }
     if config.evaluation.translate:
-        options = translator.options(config)
+        options = translator.TranslationOptions.from_config(config)
         tokens, _ = translator.translate_tokens(model, variables, source, options)
         # One width for all buckets. One that is longer than the longest sentence has nothing beyond it.
         width = options.max_length(config.data.max_length)
@@ -264,9 +263,9 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     return found
 
 
-def texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
+def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
     """Translations and references of an evaluation that translated, pair by pair."""
-    pairs, words = _pairs(config, config.data.eval_split), tokenizer(config)
+    pairs, words = _pairs(config, config.data.eval_split), get_tokenizer(config)
     hypotheses = [words.decode(row) for row in outputs["hypothesis"].tolist()]
     return hypotheses, [words.joined(pairs[i][1]) for i in range(len(pairs))]
 
@@ -288,11 +287,11 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
     }
     correct = outputs["right"] / outputs["tokens"]
     if config.evaluation.translate:
-        found, correct = translator.score_texts(*texts(config, outputs), config.evaluation.bleu)
+        found, correct = translator.score_texts(*read_texts(config, outputs), config.evaluation.bleu)
         scores.update(found)
     return scores, {**outputs, "correct": correct}
 
 
 def predictor(config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Translator:
     """The translator of a loaded run."""
-    return Translator(config, tokenizers.from_assets(assets), model, variables)
+    return Translator(config, load_tokenizer(assets), model, variables)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -14,44 +14,44 @@ from ml_collections import ConfigDict
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
 from attention_jax.errors import UserError
-from attention_jax.search import NEVER, Search, rooms, search
+from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class TranslationOptions:
     """How to translate: how to search, and how long a translation may get.
 
     Attributes:
-        search: see `decode.Search`.
+        search: see `SearchOptions`.
         max_extra: tokens that a translation may have more than its source.
         fixed: the most tokens whatever the source; None for `max_extra` more than it.
         positions: the most that the network has positions for; None for any.
     """
 
-    search: Search
+    search: SearchOptions
     max_extra: int = 50
     fixed: int | None = None
     positions: int | None = None
 
     def max_length(self, source_length: int) -> int:
-        """The most tokens, end symbol included, of a translation of so many."""
+        """Maximum length, including EOS, of the translation of a source with `source_length` tokens."""
         length = self.fixed or source_length + self.max_extra
         return min(length, self.positions) if self.positions else length
 
-
-def options(config: ConfigDict, **changes: Any) -> Options:
-    """Those of a config's section `search`, with fields of it (`beam`, `alpha`, …) or `n_best` changed."""
-    fields = {**config.search.to_dict(), **{name: value for name, value in changes.items() if value is not None}}
-    extra, fixed = fields.pop("max_extra"), fields.pop("max_length")
-    learned = config.model.get("positions") == "learned"
-    try:
-        return Options(Search(**fields), extra, fixed, config.model.get("max_length", 512) if learned else None)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"search: {error}.") from error
+    @classmethod
+    def from_config(cls, config: ConfigDict, **changes: Any) -> Self:
+        """Reads a config's section `search`; `changes` replace its fields (`beam`, `alpha`, …) or give `n_best`."""
+        fields = {**config.search.to_dict(), **{name: value for name, value in changes.items() if value is not None}}
+        extra, fixed = fields.pop("max_extra"), fields.pop("max_length")
+        learned = config.model.get("positions") == "learned"
+        try:
+            return cls(SearchOptions(**fields), extra, fixed, config.model.get("max_length", 512) if learned else None)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"search: {error}.") from error
 
 
 def translate_tokens(
-    model: nn.Module, variables: dict[str, Any], source: jax.Array, options: Options
+    model: nn.Module, variables: dict[str, Any], source: jax.Array, options: TranslationOptions
 ) -> tuple[jax.Array, jax.Array]:
     """[B, S] -> tokens [B, n_best, longest], best first, padded after the end symbol, and scores [B, n_best]."""
     memory = model.apply(variables, source, method="encode")
@@ -59,23 +59,23 @@ def translate_tokens(
     grow = None
     if hasattr(model, "grow_cache"):
         grow = functools.partial(model.apply, variables, method="grow_cache")
-    room = rooms(most)[0] if grow else most
+    room = cache_lengths(most)[0] if grow else most
     cache = model.apply(variables, memory, source, room, options.search.beam, method="init_cache")
     own = jnp.full(source.shape[:1], options.fixed) if options.fixed else (source != PAD).sum(1) + options.max_extra
 
     def step(token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         return model.apply(variables, token, cache, method="decode_step")
 
-    return search(step, cache, jnp.minimum(own, most), most, options.search, grow)
+    return beam_search(step, cache, jnp.minimum(own, most), most, options.search, grow)
 
 
-def with_longer(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
+def extend_buckets(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
     """Bucket lengths, and a further one where the longest sentence is longer than all of them."""
     buckets = tuple(buckets)
     return buckets if longest <= buckets[-1] else (*buckets, -(-longest // 16) * 16)
 
 
-def bleu_name(tokenize: str) -> str:
+def name_bleu(tokenize: str) -> str:
     """What BLEU is called in logs: that of texts which are tokens already is another score under the same formula."""
     return "bleu_tokenised" if tokenize == "none" else "bleu"
 
@@ -89,7 +89,7 @@ def score_texts(hypotheses: list[str], references: list[str], tokenize: str) -> 
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    bleu, chrf, name = BLEU(tokenize=tokenize, force=True), CHRF(), bleu_name(tokenize)
+    bleu, chrf, name = BLEU(tokenize=tokenize, force=True), CHRF(), name_bleu(tokenize)
     scores = {
         name: bleu.corpus_score(hypotheses, [references]).score,
         "chrf": chrf.corpus_score(hypotheses, [references]).score,
@@ -171,10 +171,10 @@ class Translator:
             rows: sentences at a time; by default as many as `evaluation.batch_size` allows.
             **changes: to the config's `search`, e.g. `beam=5`, and `n_best`.
         """
-        chosen = options(self.config, **changes)
+        chosen = TranslationOptions.from_config(self.config, **changes)
         encoded = self._encoded(sentences)
         longest = max(map(len, encoded), default=1)
-        buckets = with_longer(self.config.data.bucket_lengths, longest)
+        buckets = extend_buckets(self.config.data.bucket_lengths, longest)
         places = np.searchsorted(buckets, [len(tokens) for tokens in encoded])
         found: dict[int, Translation] = {}
         for bucket, length in enumerate(buckets):

@@ -176,12 +176,12 @@ def marian_translator(who: str, folder: Path, source: Any, new_tokens: int, beam
 
     import jax
 
-    from attention_jax.interop.marian import from_marian, generation
-    from attention_jax.tasks.translator import Options, translate_tokens
+    from attention_jax.interop.marian import convert_generation_options, convert_marian
+    from attention_jax.tasks.translator import TranslationOptions, translate_tokens
 
-    model, variables = from_marian(config, np.load(folder / "weights.npz"))
-    search = dataclasses.replace(generation(config, {"num_beams": beam}), min_length=new_tokens)
-    options = Options(search, fixed=new_tokens)
+    model, variables = convert_marian(config, np.load(folder / "weights.npz"))
+    search = dataclasses.replace(convert_generation_options(config, {"num_beams": beam}), min_length=new_tokens)
+    options = TranslationOptions(search, fixed=new_tokens)
     compiled = jax.jit(lambda variables, source: translate_tokens(model, variables, source, options)[0][:, 0])
     variables = jax.device_put(variables)
     return lambda: np.asarray(compiled(variables, source))

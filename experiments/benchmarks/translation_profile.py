@@ -23,8 +23,8 @@ from train_step import cpu_name
 from translation import BASE
 
 import attention_jax as aj
-from attention_jax.search import Search
-from attention_jax.tasks.translator import Options, translate_tokens
+from attention_jax.search import SearchOptions
+from attention_jax.tasks.translator import TranslationOptions, translate_tokens
 
 TOKENS, ROUNDS = 32, 6
 ENCODER, STEPS = "products by weights: encoder, keys and values of the source", "products by weights: steps"
@@ -92,7 +92,7 @@ def report(beam: int, sentences: int) -> str:
     model = aj.create_model("transformer_base", attention_bias=True, **BASE)
     source = np.random.default_rng(0).integers(3, BASE["vocab_size"], (sentences, TOKENS)).astype(np.int32)
     variables = jax.jit(model.init)(jax.random.key(0), source[:1], source[:1])
-    options = Options(Search(beam=beam, min_length=TOKENS, stop="full"), fixed=TOKENS)
+    options = TranslationOptions(SearchOptions(beam=beam, min_length=TOKENS, stop="full"), fixed=TOKENS)
     compiled = jax.jit(lambda v, s: translate_tokens(model, v, s, options)).lower(variables, source).compile()
 
     def translate() -> Any:

@@ -14,10 +14,10 @@ import numpy as np
 from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.data.embedded import cldr
 from attention_jax.data.text.batches import pad_rows
-from attention_jax.data.text.tokenizer import EOS, Tokenizer, from_assets
+from attention_jax.data.text.tokenizer import EOS, Tokenizer, load_tokenizer
 from attention_jax.errors import UserError
 from attention_jax.load import Run
-from attention_jax.tasks.translation import shifted
+from attention_jax.tasks.translation import shift_right
 from attention_jax.train.program import Program
 
 Span = tuple[int, int]  # first character, one past the last
@@ -150,11 +150,11 @@ def _aligned_shares(run: Run, split: str) -> dict[str, float]:
 
     The target's tokens are those of the right translation. Empty for a network without cross-attention.
     """
-    tokenizer = from_assets(run.assets)
+    tokenizer = load_tokenizer(run.assets)
     rows = [(english, korean) for english, korean, kind in zip(*cldr(split), strict=True) if kind.startswith(_KINDS)]
     sources, targets = ([[*tokenizer.encode(text), EOS] for text in side] for side in zip(*rows, strict=True))
     source, target = (pad_rows(side, len(side), max(map(len, side))) for side in (sources, targets))
-    maps = attention_maps(run.model, run.variables, source, shifted(jnp.asarray(target)))
+    maps = attention_maps(run.model, run.variables, source, shift_right(jnp.asarray(target)))
     texts = [
         (find_token_spans(tokenizer, english), find_token_spans(tokenizer, korean), find_date_parts(english, korean))
         for english, korean in rows

@@ -13,9 +13,9 @@ import numpy as np
 from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.pairs import open_pairs
-from attention_jax.data.text.tokenizer import EOS, PAD, from_assets
+from attention_jax.data.text.tokenizer import EOS, PAD, load_tokenizer
 from attention_jax.load import Run
-from attention_jax.tasks.translation import shifted
+from attention_jax.tasks.translation import shift_right
 from attention_jax.train.program import Program
 
 _MODULES = {  # kind of attention: pattern of its modules' paths
@@ -67,12 +67,12 @@ def collect_attention(run: Run, pairs: int) -> Iterator[tuple[str, list[np.ndarr
     Each with the weights [N, H, T, S] of its layers, True for the queries [N, T] that are no padding and see more than one
     key (the decoder's first sees one), and the number of keys [N, T] that each sees.
     """
-    data, tokenizer = run.config.data, from_assets(run.assets)
+    data, tokenizer = run.config.data, load_tokenizer(run.assets)
     rows = open_pairs(data.source, data.eval_split, data.args.to_dict(), data.on_broken)
     rows = [rows[i] for i in range(min(pairs, len(rows)))]
     tokens = [[[*tokenizer.encode(text)[: data.max_length - 1], EOS] for text in side] for side in zip(*rows, strict=True)]
     source, target = (pad_rows(side, len(side), max(map(len, side))) for side in tokens)
-    maps = attention_maps(run.model, run.variables, source, shifted(jnp.asarray(target)))
+    maps = attention_maps(run.model, run.variables, source, shift_right(jnp.asarray(target)))
     for kind, pattern in _MODULES.items():
         queries = source if kind == "encoder" else target
         lengths = (source != PAD).sum(1)[:, None]

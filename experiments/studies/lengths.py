@@ -9,9 +9,9 @@ import numpy as np
 from attention_jax.analysis import plots
 from attention_jax.config import override
 from attention_jax.data.text.pairs import open_pairs
-from attention_jax.data.text.tokenizer import from_assets
+from attention_jax.data.text.tokenizer import load_tokenizer
 from attention_jax.load import Run
-from attention_jax.tasks.translator import bleu_name, score_texts
+from attention_jax.tasks.translator import name_bleu, score_texts
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
 from attention_jax.train.workdir import EVALUATION
@@ -33,7 +33,7 @@ def measure_by_length(program: Program, run: Run, number: int = 4) -> dict[str, 
     Columns: what "correct" means, in percent, in each of `number` ranges of lengths. For the figure: the ranges, the shares
     of texts (or tokens) and of next tokens that are right, and BLEU where there are translations.
     """
-    config, tokenizer = run.config, from_assets(run.assets)
+    config, tokenizer = run.config, load_tokenizer(run.assets)
     with np.load(run.path.parent.parent / EVALUATION) as saved:
         outputs = {name: saved[name] for name in saved.files}
     pairs = open_pairs(config.data.source, config.data.eval_split, config.data.args.to_dict(), config.data.on_broken)
@@ -50,10 +50,10 @@ def measure_by_length(program: Program, run: Run, number: int = 4) -> dict[str, 
     found["next tokens right %"] = np.array([100 * outputs["right"][i].sum() / outputs["tokens"][i].sum() for i in members])
     if config.evaluation.translate:
         program.task.adopt(config, run.assets)
-        hypotheses, references = program.task.texts(config, outputs)
+        hypotheses, references = program.task.read_texts(config, outputs)
         tokenize = config.evaluation.bleu
         scores = [score_texts([hypotheses[i] for i in rows], [references[i] for i in rows], tokenize)[0] for rows in members]
-        found["BLEU of a range"] = np.array([score[bleu_name(tokenize)] for score in scores])
+        found["BLEU of a range"] = np.array([score[name_bleu(tokenize)] for score in scores])
     return found
 
 

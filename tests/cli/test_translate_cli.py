@@ -15,7 +15,7 @@ from attention_jax.analysis.attention_plots import choose_fonts, plot_attention_
 from attention_jax.analysis.translation_maps import compute_translation_maps
 from attention_jax.cli import main as cli
 from attention_jax.cli import translate
-from attention_jax.data.text import tokenizer as tokenizers
+from attention_jax.data.text.tokenizer import train_tokenizer
 from attention_jax.errors import UserError
 from attention_jax.tasks.translator import Translator
 from tests.helpers.small import ROOT
@@ -179,7 +179,7 @@ def test_maps_are_those_of_the_translation(run):
 
 
 def test_networks_with_cross_attention_alone(run):
-    words = tokenizers.train("words", ["I am", "나는 다"], None, "", {})
+    words = train_tokenizer("words", ["I am", "나는 다"], None, "", {})
     model = aj.create_model("lstm_seq2seq_attention", vocab_size=words.vocab_size, layers=1, features=8)
     variables = model.init(jax.random.key(0), jnp.ones((1, 3), int), jnp.ones((1, 3), int))
     maps = compute_translation_maps(Translator(run.config, words, model, variables), "I am", "나는 다")

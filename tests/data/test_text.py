@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import sentencepiece as sentencepiece_library
 
-from attention_jax.data.text import tokenizer as tokenizers
-from attention_jax.data.text.batches import Plan, TokenLoader, TokenPairs, choose_buckets, pad_rows
-from attention_jax.data.text.pairs import files, open_pairs, tsv
-from attention_jax.data.text.tokenizer import BOS, EOS, PAD, UNKNOWN
+from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs, choose_buckets, pad_rows
+from attention_jax.data.text.pairs import open_pairs, read_aligned_files, read_tsv
+from attention_jax.data.text.tokenizer import BOS, EOS, PAD, UNKNOWN, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.errors import UserError
 
 ENGLISH = ["I am a student.", "I love you.", "The dates are 12 and 2024.", "a b c d e f g"]
@@ -32,8 +31,8 @@ def test_aligned_files_and_tsv_give_the_same_pairs(tmp_path, end):
     (tmp_path / "train.ko.gz").write_bytes(gzip.compress("\n".join(KOREAN).encode()))  # no newline at the end
     write(tmp_path / "train.tsv", [f"x\t{ko}\t{en}" for en, ko in zip(ENGLISH, KOREAN)], end=end)
     expected = list(zip(ENGLISH, KOREAN))
-    assert files("train", f"{tmp_path}/{{split}}.en", f"{tmp_path}/{{split}}.ko.gz") == expected
-    assert tsv("train", f"{tmp_path}/{{split}}.tsv", columns=(2, 1)) == expected
+    assert read_aligned_files("train", f"{tmp_path}/{{split}}.en", f"{tmp_path}/{{split}}.ko.gz") == expected
+    assert read_tsv("train", f"{tmp_path}/{{split}}.tsv", columns=(2, 1)) == expected
     twice = (f"{tmp_path}/train.tsv",) * 2
     assert open_pairs("tsv", "train", {"path": twice, "columns": (2, 1)}, "stop") == expected * 2
 
@@ -51,10 +50,10 @@ def test_a_line_that_cannot_be_used(tmp_path, content, said, caplog):
     write(tmp_path / "target.txt", ["eins", "zwei", "drei"])
     paths = f"{tmp_path}/source.txt", f"{tmp_path}/target.txt"
     with pytest.raises(UserError) as raised:
-        files("train", *paths)
+        read_aligned_files("train", *paths)
     assert said in str(raised.value) and "skip" in str(raised.value)
     with caplog.at_level(logging.WARNING):
-        assert len(files("train", *paths, on_broken="skip")) == 2
+        assert len(read_aligned_files("train", *paths, on_broken="skip")) == 2
     assert "1 of 3 pairs" in caplog.text and said in caplog.text
 
 
@@ -62,14 +61,14 @@ def test_files_of_unequal_length_and_files_that_are_missing(tmp_path):
     write(tmp_path / "a", ["one", "two"])
     write(tmp_path / "b", ["eins"])
     with pytest.raises(UserError, match=r"a has 2 lines and .*b has 1"):
-        files("train", f"{tmp_path}/a", f"{tmp_path}/b", on_broken="skip")
+        read_aligned_files("train", f"{tmp_path}/a", f"{tmp_path}/b", on_broken="skip")
     with pytest.raises(UserError, match=r"c: there is no such file; its folder has a, b\."):
-        files("train", f"{tmp_path}/a", f"{tmp_path}/c")
+        read_aligned_files("train", f"{tmp_path}/a", f"{tmp_path}/c")
     with pytest.raises(UserError, match="2 source files and 1 target files"):
-        files("train", (f"{tmp_path}/a", f"{tmp_path}/a"), f"{tmp_path}/a")
+        read_aligned_files("train", (f"{tmp_path}/a", f"{tmp_path}/a"), f"{tmp_path}/a")
     write(tmp_path / "t.tsv", ["one\teins", "two"])
     with pytest.raises(UserError, match=r"t.tsv:2 has 1 columns, not 2"):
-        tsv("train", f"{tmp_path}/t.tsv")
+        read_tsv("train", f"{tmp_path}/t.tsv")
 
 
 @pytest.mark.parametrize(("made", "said"), [([], "is empty"), ([("a",)], "pair 0"), ([(1, "b")], "pair 0")])
@@ -83,14 +82,14 @@ def test_pairs_of_a_users_file_are_checked(tmp_path, made, said):
 
 
 @pytest.fixture(scope="module")
-def sentencepiece() -> tokenizers.Tokenizer:
-    return tokenizers.train("sentencepiece", ENGLISH + KOREAN, 70, "", {"model_type": "char"})
+def sentencepiece() -> Tokenizer:
+    return train_tokenizer("sentencepiece", ENGLISH + KOREAN, 70, "", {"model_type": "char"})
 
 
 def test_tokenizers_give_back_what_they_took(sentencepiece):
-    words = tokenizers.train("words", ENGLISH + KOREAN, None, "", {})
+    words = train_tokenizer("words", ENGLISH + KOREAN, None, "", {})
     for each in (sentencepiece, words):
-        again = tokenizers.from_assets(each.assets())
+        again = load_tokenizer(each.assets())
         for line in ENGLISH + KOREAN:
             tokens = again.encode(line)
             assert tokens == each.encode(line) and min(tokens) > UNKNOWN
@@ -100,40 +99,38 @@ def test_tokenizers_give_back_what_they_took(sentencepiece):
 
 
 def test_training_a_tokenizer_again_gives_the_same(sentencepiece):
-    assert (
-        tokenizers.train("sentencepiece", ENGLISH + KOREAN, 70, "", {"model_type": "char"}).assets() == sentencepiece.assets()
-    )
+    assert train_tokenizer("sentencepiece", ENGLISH + KOREAN, 70, "", {"model_type": "char"}).assets() == sentencepiece.assets()
 
 
 def test_byte_pairs_are_joined_and_rare_words_unknown():
-    words = tokenizers.train("words", ["a@@ b c", "a@@ b", "a@@ d"], 6, "@@", {})
+    words = train_tokenizer("words", ["a@@ b c", "a@@ b", "a@@ d"], 6, "@@", {})
     assert words.pieces(range(6)) == ["<pad>", "<s>", "</s>", "<unk>", "a@@", "b"]
     assert words.encode("a@@ b c") == [4, 5, UNKNOWN]
     assert words.decode([4, 5, 4]) == "ab a"
-    assert tokenizers.from_assets(words.assets()).decode([4, 5, 4]) == "ab a"
+    assert load_tokenizer(words.assets()).decode([4, 5, 4]) == "ab a"
 
 
 def test_equally_frequent_words_are_in_the_order_of_the_alphabet_and_symbols_are_not_words():
-    words = tokenizers.train("words", ["c b a <unk>", "<unk> b </s>"], None, "", {})
+    words = train_tokenizer("words", ["c b a <unk>", "<unk> b </s>"], None, "", {})
     assert words.pieces(range(7)) == ["<pad>", "<s>", "</s>", "<unk>", "b", "a", "c"] and words.vocab_size == 7
     assert words.encode("<unk> a") == [UNKNOWN, 5]
 
 
 def test_mistakes_with_tokenizers(tmp_path):
     with pytest.raises(UserError, match="vocab_size=100000 cannot be trained"):
-        tokenizers.train("sentencepiece", ENGLISH, 100_000, "", {})
+        train_tokenizer("sentencepiece", ENGLISH, 100_000, "", {})
     with pytest.raises(UserError, match="needs a number of tokens"):
-        tokenizers.train("sentencepiece", ENGLISH, None, "", {})
+        train_tokenizer("sentencepiece", ENGLISH, None, "", {})
     with pytest.raises(UserError, match="give a file, or one of sentencepiece, words"):
-        tokenizers.from_file(f"{tmp_path}/none.model")
+        read_tokenizer(f"{tmp_path}/none.model")
     (tmp_path / "x.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="no sentencepiece model"):
-        tokenizers.from_file(f"{tmp_path}/x.model")
+        read_tokenizer(f"{tmp_path}/x.model")
     lines = iter(ENGLISH)
     train = sentencepiece_library.SentencePieceTrainer.train
     train(sentence_iterator=lines, model_prefix=f"{tmp_path}/y", vocab_size=30, model_type="char", minloglevel=2)
     with pytest.raises(UserError, match="pad, bos, eos, unk = .* --pad_id=0"):
-        tokenizers.from_file(f"{tmp_path}/y.model")
+        read_tokenizer(f"{tmp_path}/y.model")
 
 
 # Batches
@@ -150,8 +147,8 @@ def pairs() -> TokenPairs:
     return random_pairs()
 
 
-def plan_of(pairs: TokenPairs, multiple: int = 4, seed: int = 0, buckets: int = 4) -> Plan:
-    return Plan(pairs.lengths, choose_buckets(pairs.lengths, buckets), 400, multiple, seed)
+def plan_of(pairs: TokenPairs, multiple: int = 4, seed: int = 0, buckets: int = 4) -> BucketPlan:
+    return BucketPlan(pairs.lengths, choose_buckets(pairs.lengths, buckets), 400, multiple, seed)
 
 
 def test_an_epoch_has_no_pair_twice_and_few_left_out(pairs):
@@ -194,18 +191,18 @@ def test_evaluation_has_every_pair_once(pairs):
 
 
 def test_a_last_batch_of_one_pair_is_evaluated():
-    plan = Plan(np.full(17, 4), (4,), 64, 2, 0)
+    plan = BucketPlan(np.full(17, 4), (4,), 64, 2, 0)
     assert [len(indices) for _, indices in plan.every()] == [16, 1]
 
 
 def test_what_is_padding():
-    assert Plan(np.array([2, 4, 8]), (4, 8), 64, 1, 0).padding() == 1 - 14 / 16
+    assert BucketPlan(np.array([2, 4, 8]), (4, 8), 64, 1, 0).padding() == 1 - 14 / 16
 
 
 def test_the_index_is_that_of_the_source_though_pairs_were_left_out():
     sides = [([5] * 9, [6]), ([7], [8]), ([9] * 9, [6]), ([10, 10], [11])]
     pairs, _ = TokenPairs.of(iter(sides), 5, "drop")
-    (batch,) = TokenLoader(pairs, Plan(pairs.lengths, (4,), 8, 2, 0)).evaluation()
+    (batch,) = TokenLoader(pairs, BucketPlan(pairs.lengths, (4,), 8, 2, 0)).evaluation()
     assert batch["index"].tolist() == [1, 3] and batch["source"][:, 0].tolist() == [7, 10]
 
 
@@ -227,7 +224,7 @@ def test_a_process_may_have_several_parts_of_a_batch(pairs):
 
 
 def test_a_bucket_with_few_pairs_has_a_padded_batch():
-    plan = Plan(np.array([3, 3, 9]), (4, 16), 64, 2, 0)
+    plan = BucketPlan(np.array([3, 3, 9]), (4, 16), 64, 2, 0)
     assert plan.steps_per_epoch == 2
     filled = {bucket: indices.tolist() for bucket, indices in (plan.batch(i) for i in range(2))}
     assert sorted(filled[0]) == [0, 1] and filled[1] == [2] and plan.rows(0) == 16 and plan.rows(1) == 4
@@ -263,9 +260,9 @@ def test_long_pairs_are_dropped_or_cut():
 
 def test_mistakes_with_batches():
     with pytest.raises(UserError, match="no sentence pair is left"):
-        Plan(np.array([], int), (4,), 64, 1, 0)
+        BucketPlan(np.array([], int), (4,), 64, 1, 0)
     with pytest.raises(UserError, match="a pair has 9 tokens"):
-        Plan(np.array([3, 9]), (4, 8), 64, 1, 0)
+        BucketPlan(np.array([3, 9]), (4, 8), 64, 1, 0)
 
 
 def test_rows_without_a_sentence_have_an_end_symbol():

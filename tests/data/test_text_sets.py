@@ -11,9 +11,9 @@ import threading
 import pytest
 
 from attention_jax.cli import main as cli
-from attention_jax.data.download import text_sets as prepare_text
+from attention_jax.data.download import text_sets
 from attention_jax.data.download.text_sets import align_pages
-from attention_jax.data.text.pairs import files, tsv
+from attention_jax.data.text.pairs import read_aligned_files, read_tsv
 
 CAPTIONS = {"train.en": "a dog .\na man .\n", "train.de": "ein Hund .\nein Mann .\n"}
 
@@ -31,12 +31,12 @@ def serve(monkeypatch, folder, name: str, contents: dict[str, bytes], sums: dict
     for file, content in contents.items():
         (folder / file).write_bytes(content)
     addresses = {file: (folder / file).as_uri() for file in contents}
-    own = prepare_text.SETS[name]
+    own = text_sets.SETS[name]
     written = own.written if name != "multi30k" else list(CAPTIONS)
-    monkeypatch.setitem(prepare_text.SETS, name, dataclasses.replace(own, addresses=addresses, written=written))
+    monkeypatch.setitem(text_sets.SETS, name, dataclasses.replace(own, addresses=addresses, written=written))
     known = folder.with_name("sums")
     known.write_text("".join(f"{found}  {name}/{file}\n" for file, found in (sums or {}).items()))
-    monkeypatch.setattr(prepare_text, "SUMS", known)
+    monkeypatch.setattr(text_sets, "SUMS", known)
     return folder
 
 
@@ -50,7 +50,7 @@ def captions(monkeypatch, tmp_path):
 def test_fetched_checked_and_read(capsys, captions, tmp_path):
     code, said = prepare(capsys, "multi30k", f"--data_dir={tmp_path}/data")
     assert code == 0 and f"{tmp_path}/data is ready: train with --config.data.source=files" in said and "{split}.de'" in said
-    pairs = files("train", f"{tmp_path}/data/{{split}}.en", f"{tmp_path}/data/{{split}}.de")
+    pairs = read_aligned_files("train", f"{tmp_path}/data/{{split}}.en", f"{tmp_path}/data/{{split}}.de")
     assert pairs == [("a dog .", "ein Hund ."), ("a man .", "ein Mann .")]
     about = (tmp_path / "data" / "ABOUT.txt").read_text()
     assert "not commercial" in about and about.count("(verified)") == 2 and (captions / "train.en.gz").as_uri() in about
@@ -95,8 +95,8 @@ def test_half_a_download(capsys, tmp_path, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Half) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/kor.txt"
-        made = dataclasses.replace(prepare_text.SETS["tatoeba_ko_en"], addresses={"kor.txt": address})
-        monkeypatch.setitem(prepare_text.SETS, "tatoeba_ko_en", made)
+        made = dataclasses.replace(text_sets.SETS["tatoeba_ko_en"], addresses={"kor.txt": address})
+        monkeypatch.setitem(text_sets.SETS, "tatoeba_ko_en", made)
         code, said = prepare(capsys, "tatoeba_ko_en", f"--data_dir={tmp_path}/data")
         server.shutdown()
     assert code == 2 and f"{address} cannot be fetched (40 of 100 bytes came): fetch it by hand" in said
@@ -105,14 +105,14 @@ def test_half_a_download(capsys, tmp_path, monkeypatch):
 
 def test_half_an_archive(capsys, captions, tmp_path):
     (captions / "train.de.gz").write_bytes((captions / "train.de.gz").read_bytes()[:30])
-    prepare_text.SUMS.write_text("")
+    text_sets.SUMS.write_text("")
     code, said = prepare(capsys, "multi30k", f"--data_dir={tmp_path}/data")
     assert code == 2 and f"multi30k could not be prepared in {tmp_path}/data (" in said
 
 
 def test_tatoeba_splits_by_line_and_says_what_it_cannot_know(capsys, caplog, tmp_path, monkeypatch):
     lines = [f"e{i}\tk{i}\tby {i}\u2028\n".encode() for i in range(1, 60)]
-    splits = prepare_text._split("tatoeba_ko_en")
+    splits = text_sets._split("tatoeba_ko_en")
     dev = {i for i in splits["dev"] if i < 60}
     assert dev and not dev & set(splits["test"])
     sums = {"dev.tsv": hashlib.sha256(b"".join(lines[i - 1] for i in sorted(dev))).hexdigest(), "test.tsv": "0"}
@@ -127,7 +127,7 @@ def test_tatoeba_splits_by_line_and_says_what_it_cannot_know(capsys, caplog, tmp
         f"sha256 {digest} (unknown, not verified)" in about and "\ndev.tsv is the one" in about and "Attribution 2.0" in about
     )
     assert (tmp_path / "data" / "dev.tsv").read_bytes() == b"".join(lines[i - 1] for i in sorted(dev))
-    read = [pair for split in ("train", "dev", "test") for pair in tsv(split, f"{tmp_path}/data/{{split}}.tsv")]
+    read = [pair for split in ("train", "dev", "test") for pair in read_tsv(split, f"{tmp_path}/data/{{split}}.tsv")]
     assert sorted(read) == sorted((f"e{i}", f"k{i}") for i in range(1, 60))
 
 
@@ -189,7 +189,7 @@ def test_pages_are_aligned_by_their_examples():
 
 
 def test_tldr_keeps_a_pair_once_and_splits_by_command(capsys, tmp_path, monkeypatch):
-    name = prepare_text._split("tldr_ko_en")["dev"][0]
+    name = text_sets._split("tldr_ko_en")["dev"][0]
     pages = {"common/tool": "Make", "linux/tool-add": "Add", f"osx/{name}": "Quit", f"windows/{name}-x": "Make"}
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -199,7 +199,7 @@ def test_tldr_keeps_a_pair_once_and_splits_by_command(capsys, tmp_path, monkeypa
                 member = tarfile.TarInfo(f"tldr-1/{folder}/{page}.md")
                 member.size = len(text.encode())
                 archive.addfile(member, io.BytesIO(text.encode()))
-    (archive_name,) = prepare_text.SETS["tldr_ko_en"].addresses
+    (archive_name,) = text_sets.SETS["tldr_ko_en"].addresses
     serve(monkeypatch, tmp_path / "site", "tldr_ko_en", {archive_name: packed.getvalue()})
     code, said = prepare(capsys, "tldr_ko_en", f"--data_dir={tmp_path}/data")
     assert code == 0 and "is ready: train with --config.data.source=tsv" in said
@@ -216,4 +216,4 @@ def test_what_the_help_names_is_there(capsys):
     with pytest.raises(SystemExit):
         cli.main(["prepare", "--help"])
     said = capsys.readouterr().out
-    assert all(name in said for name in prepare_text.SETS)
+    assert all(name in said for name in text_sets.SETS)

@@ -18,8 +18,8 @@ import attention_jax as aj
 from attention_jax.kernels import decoding as step_kernels
 from attention_jax.kernels.matmul import dot_general
 from attention_jax.nn.multihead import attend_rows
-from attention_jax.search import Search
-from attention_jax.tasks.translator import Options, translate_tokens
+from attention_jax.search import SearchOptions
+from attention_jax.tasks.translator import TranslationOptions, translate_tokens
 from tests.helpers.blocks import close, drawn, numbers
 
 SCALE = 0.7
@@ -147,7 +147,7 @@ def translation() -> tuple[Any, dict[str, Any], np.ndarray]:
 def test_a_search_finds_the_same_with_them(beam: int, translation: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the growth of the cache; and a sentence finds the same in a smaller batch."""
     model, variables, source = translation
-    options = Options(Search(beam=beam, n_best=beam), fixed=40)
+    options = TranslationOptions(SearchOptions(beam=beam, n_best=beam), fixed=40)
 
     def translate() -> Callable[..., Any]:  # traced anew
         return lambda variables, source: translate_tokens(model, variables, source, options)

@@ -14,12 +14,12 @@ import optax
 import pytest
 
 from attention_jax import UserError, tree
-from attention_jax.interop.marian import from_marian, generation
+from attention_jax.interop.marian import convert_generation_options, convert_marian
 from attention_jax.models.transformer import Transformer
 from attention_jax.optim.losses import cross_entropy
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
-from attention_jax.search import search
+from attention_jax.search import beam_search
 from tests.helpers import parity
 from tests.helpers import parity_translation as shared
 from tests.helpers.blocks import drawn, quick
@@ -65,7 +65,7 @@ class Marian:
 
     def __init__(self, name: str):
         self.name, self.config = name, shared.MARIANS[name]
-        self.model, self.variables = from_marian(self.config, shared.marian_weights(self.config))
+        self.model, self.variables = convert_marian(self.config, shared.marian_weights(self.config))
         self.source, self.target = shared.marian_batch(self.config)
 
     @functools.cached_property
@@ -75,7 +75,7 @@ class Marian:
 
     def generate(self, way: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [N, 1 + NEW_TOKENS] with the start symbol, and scores, as `MarianMTModel.generate` returns them."""
-        options = generation(self.config, shared.GENERATIONS[way])
+        options = convert_generation_options(self.config, shared.GENERATIONS[way])
 
         @quick
         def run(variables: Any, source: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +84,7 @@ class Marian:
             cache = apply(memory, source, shared.NEW_TOKENS, options.beam, method="init_cache")
             step = functools.partial(apply, method="decode_step")
             limits = jnp.full(len(source), shared.NEW_TOKENS)
-            return search(step, cache, limits, shared.NEW_TOKENS, options)
+            return beam_search(step, cache, limits, shared.NEW_TOKENS, options)
 
         tokens, scores = jax.device_get(run(self.variables, self.source))
         rows = tokens.reshape(-1, shared.NEW_TOKENS)
@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_are_all_named() -> None:
     weights["lm_head.weight"] = weights["model.shared.weight"] + 1
     weights[name] = weights[name].T
     with pytest.raises(UserError) as error:
-        from_marian(config, weights)
+        convert_marian(config, weights)
     said = str(error.value)
     assert "unknown names: model.encoder.layers.0.fc3.weight;" in said
     assert "weights for which this network has no place: model.encoder.layers.2.fc1.bias;" in said
@@ -155,7 +155,7 @@ def test_tied_weights_under_all_their_names_and_position_tables_are_accepted(mar
     for name in ("lm_head", "model.encoder.embed_tokens", "model.decoder.embed_tokens"):
         weights[f"{name}.weight"] = weights["model.shared.weight"]
     weights["model.encoder.embed_positions.weight"] = np.zeros((32, 8))
-    _, variables = from_marian(marian.config, weights)
+    _, variables = convert_marian(marian.config, weights)
     jax.tree.map(np.testing.assert_array_equal, variables, marian.variables)
 
 
@@ -172,4 +172,4 @@ def test_configs_that_cannot_be_followed(changes: dict[str, Any], message: str) 
     config = {**shared.MARIANS["marian_shared"], **changes}
     config = {name: value for name, value in config.items() if value is not None}
     with pytest.raises(UserError, match=message):
-        from_marian(config, {})
+        convert_marian(config, {})

@@ -14,7 +14,7 @@ from attention_jax import tree
 from attention_jax.models.rnnsearch import RNNSearch
 from attention_jax.models.seq2seq import Seq2Seq
 from attention_jax.nn.recurrent import LSTM, Stack
-from attention_jax.search import Search, search
+from attention_jax.search import SearchOptions, beam_search
 from tests.helpers.blocks import close, drawn, numbers, quick
 
 TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 6), jnp.int32))
@@ -163,7 +163,7 @@ def test_a_sentence_alone_translates_as_in_a_batch(kind: str) -> None:
     source = tokens(6, 4, 7)
     for i, length in enumerate((7, 4, 1, 5)):
         source[i, length:] = 0
-    limits, options = np.array([8, 6, 3, 8]), Search(beam=3, n_best=2, min_length=6)
+    limits, options = np.array([8, 6, 3, 8]), SearchOptions(beam=3, n_best=2, min_length=6)
 
     @quick
     def translate(variables: Any, source: jax.Array, limits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -171,7 +171,7 @@ def test_a_sentence_alone_translates_as_in_a_batch(kind: str) -> None:
             return model.apply(variables, token, cache, method="decode_step")
 
         memory = model.apply(variables, source, method="encode")
-        return search(step, model.apply(variables, memory, source, 8, method="init_cache"), limits, 8, options)
+        return beam_search(step, model.apply(variables, memory, source, 8, method="init_cache"), limits, 8, options)
 
     found, scores = translate(variables, source, limits)
     assert len(np.unique(scores)) == scores.size  # every source has sentences of its own

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax import search as decode
 from attention_jax import tree
 from attention_jax.kernels.attention import fused_attention
 from attention_jax.kernels.matmul import dot_general, score_rows
 from attention_jax.models.transformer import Transformer
 from attention_jax.nn.multihead import attend_heads, causal_mask
 from attention_jax.nn.position import sinusoids
-from attention_jax.search import Search, search
+from attention_jax.search import SearchOptions, beam_search, cache_lengths
 from tests.helpers.blocks import close, drawn, numbers, quick
 
 TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.int32))
@@ -143,7 +142,7 @@ def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes(monkeypatch: pyte
     variables = jax.tree.map(lambda leaf: 4 * leaf, variables)
     source, length = tokens(5, 6, 5), 6
     source[1, 3:] = 0
-    options, limits = Search(beam=3, n_best=3, bos=1, eos=2), jnp.array([6, 4, 6, 6, 3, 6])
+    options, limits = SearchOptions(beam=3, n_best=3, bos=1, eos=2), jnp.array([6, 4, 6, 6, 3, 6])
     apply = functools.partial(model.apply, variables)
 
     def from_the_start(token: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
@@ -156,18 +155,18 @@ def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes(monkeypatch: pyte
     cache = apply(apply(source, method="encode"), source, length, options.beam, method="init_cache")
     step = functools.partial(apply, method="decode_step")
     (found, scores), (expected, values) = (
-        quick(lambda cache, step=step: search(step, cache, limits, length, options))(cache)
+        quick(lambda cache, step=step: beam_search(step, cache, limits, length, options))(cache)
         for step, cache in ((step, cache), (from_the_start, whole))
     )
     np.testing.assert_array_equal(found, expected)
     close(scores, values, 1e-5)
     assert len(np.unique(np.asarray(found).reshape(-1, length), axis=0)) > 10
 
-    monkeypatch.setattr(decode, "_FIRST_ROOM", 2)
-    assert decode.rooms(6) == (2, 4, 6) and decode.rooms(2) == (2,) and decode.rooms(5) == (2, 4, 5)
+    monkeypatch.setattr("attention_jax.search._FIRST_CACHE_LENGTH", 2)
+    assert cache_lengths(6) == (2, 4, 6) and cache_lengths(2) == (2,) and cache_lengths(5) == (2, 4, 5)
     small = apply(apply(source, method="encode"), source, 2, options.beam, method="init_cache")
     grow = functools.partial(apply, method="grow_cache")
-    growing = quick(lambda cache: search(step, cache, limits, length, options, grow))(small)
+    growing = quick(lambda cache: beam_search(step, cache, limits, length, options, grow))(small)
     np.testing.assert_array_equal(growing[0], found)
     close(growing[1], scores, 1e-6)
     with pytest.raises(ValueError, match="another beam than 1"):

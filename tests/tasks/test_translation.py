@@ -17,7 +17,7 @@ from attention_jax.data.text.tokenizer import EOS, PAD
 from attention_jax.errors import UserError
 from attention_jax.tables import measures
 from attention_jax.tasks import translation
-from attention_jax.tasks.translator import options, translate_tokens
+from attention_jax.tasks.translator import TranslationOptions, translate_tokens
 from attention_jax.train import checkpoint
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.loop import train_model
@@ -115,7 +115,9 @@ def test_n_best_long_unknown_and_empty_sentences(run):
 
 def test_each_sentence_has_its_own_limit(program, run):
     source = np.array([[4, 5, EOS, PAD, PAD], [4, 5, 4, 5, EOS]], np.int32)
-    chosen = dataclasses.replace(options(program.config, beam=2, min_length=50), max_extra=2)  # none ends by itself
+    chosen = dataclasses.replace(
+        TranslationOptions.from_config(program.config, beam=2, min_length=50), max_extra=2
+    )  # none ends by itself
     tokens, _ = translate_tokens(run.model, run.variables, source, chosen)
     assert (np.asarray(tokens)[:, 0] != PAD).sum(-1).tolist() == [5, 7]
 
@@ -125,7 +127,9 @@ def test_padding_changes_no_loss_and_no_translation(program, run):
     batch = loader._batch(0, loader.plan.every()[0][1])
     wider = {name: np.pad(x, ((0, 3), (0, 5)) if x.ndim == 2 else (0, 3)) for name, x in batch.items()}
     loss = jax.jit(lambda b: translation.loss(program.config, run.model, run.variables, b, jax.random.key(0), False)[0])
-    search = jax.jit(lambda source: translate_tokens(run.model, run.variables, source, options(program.config)))
+    search = jax.jit(
+        lambda source: translate_tokens(run.model, run.variables, source, TranslationOptions.from_config(program.config))
+    )
     for name, value in loss(batch).items():
         assert float(loss(wider)[name]) == pytest.approx(float(value), rel=1e-5), name
     tokens, scores = search(batch["source"])
@@ -295,7 +299,7 @@ def test_byte_pairs_are_compared_as_words(tmp_path):
     for tokenize in ("none", "13a"):
         changes = dict(data__joiner="@@", evaluation__bleu=tokenize, data__bucket_lengths=1)
         config = translation.resolve(small_config(tmp_path, **changes))
-        words = translation.tokenizer(config)
+        words = translation.get_tokenizer(config)
         hypothesis = np.array([words.encode("A@@ B C@@")] * 8)
         ones = np.ones(8, np.float32)
         scores, kept = translation.metrics(config, {"hypothesis": hypothesis, "loss": ones, "right": ones, "tokens": ones})
@@ -306,7 +310,7 @@ def test_byte_pairs_are_compared_as_words(tmp_path):
 def test_an_adopted_tokenizer_reads_the_data_anew(folder, config):
     config = translation.resolve(config)
     before = translation.loader(config, "test", (0, 1), training=False).pairs
-    own = translation.tokenizer(config)
+    own = translation.get_tokenizer(config)
     turned = type(own)((*own.words[:4], *own.words[:3:-1]), own.joiner)
     try:
         translation.adopt(config, turned.assets())
@@ -324,4 +328,4 @@ def test_measures_of_tokenised_text(program, run):
 
 
 def test_start_and_the_last_token(program):
-    assert translation.shifted(jnp.array([[7, 8, 2, 0]])).tolist() == [[1, 7, 8, 2]]
+    assert translation.shift_right(jnp.array([[7, 8, 2, 0]])).tolist() == [[1, 7, 8, 2]]

@@ -287,7 +287,7 @@ def test_address_of_an_unknown_kind_or_that_is_not_there():
     with pytest.raises(UserError, match=r"Protocol not known: nowhere.* give an address that fsspec knows"):
         storage.RemoteFolder("nowhere://bucket/run")
     with pytest.raises(UserError, match="data.tokenizer=objects://bucket/none.model"):
-        tokenizer.from_file("objects://bucket/none.model")
+        tokenizer.read_tokenizer("objects://bucket/none.model")
     with pytest.raises(UserError, match="data.args.path=objects://bucket/images: there is no such folder"):
         sources.folder("train", "objects://bucket/images")
 
@@ -335,7 +335,7 @@ def test_table_at_an_address_is_the_one_in_a_folder(store, tmp_path, monkeypatch
 
 def test_data_at_an_address_are_those_in_a_folder(tmp_path):
     lines = {"train.en": "one\ntwo\n", "train.de": "eins\nzwei\n", "train.tsv": "one\teins\ntwo\tzwei\n"}
-    words = tokenizer.train("words", ["one two eins zwei"], None, "", {})
+    words = tokenizer.train_tokenizer("words", ["one two eins zwei"], None, "", {})
     np.savez(tmp_path / "digits.npz", x_train=np.zeros((3, 4, 4), np.uint8), y_train=np.arange(3))
     contents = {name: text.encode() for name, text in lines.items()}
     contents |= {"words.json": words.assets()["words.json"], "digits.npz": (tmp_path / "digits.npz").read_bytes()}
@@ -346,7 +346,7 @@ def test_data_at_an_address_are_those_in_a_folder(tmp_path):
     for source, args in (("files", {"source": "{split}.en", "target": "{split}.de"}), ("tsv", {"path": "{split}.tsv"})):
         args = {name: f"objects://bucket/data/{value}" for name, value in args.items()}
         assert list(parallel_text.open_pairs(source, "train", args, "stop")) == pairs
-    assert tokenizer.from_file("objects://bucket/data/words.json") == words
+    assert tokenizer.read_tokenizer("objects://bucket/data/words.json") == words
     assert sources.npz("train", "objects://bucket/data/digits.npz")[2]["label"] == 2
 
 

@@ -47,13 +47,13 @@ class TextSet:
     source: str
 
 
-def known_sum(name: str, file: str) -> str | None:
+def find_checksum(name: str, file: str) -> str | None:
     """The sha256 of a file of a set that is known, of a public one or one that is written; None for others."""
     lines = (line.split() for line in SUMS.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     return {path: found for found, path in lines}.get(f"{name}/{file}")
 
 
-def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
+def prepare_text_set(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
     """Writes a set of `SETS` into `data_dir` and returns that folder.
 
     Args:
@@ -75,7 +75,7 @@ def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = {file: _path(file, address, folder / "downloads", manual) for file, address in made.addresses.items()}
-        sums = {file: _checked(path, known_sum(name, file), made.addresses[file]) for file, path in paths.items()}
+        sums = {file: _checked(path, find_checksum(name, file), made.addresses[file]) for file, path in paths.items()}
         contents = made.make(paths)
         for other, content in contents.items():
             _write(folder / other, content)
@@ -125,10 +125,10 @@ def _about(name: str, made: TextSet, sums: Mapping[str, str], contents: Mapping[
     """What lies beside the files: where they come from, who made them, whether they are the known ones."""
     lines = [f"{name}, written by python -m attention_jax prepare {name}", "", made.about, ""]
     for file, address in made.addresses.items():
-        verified = "verified" if known_sum(name, file) else "unknown, not verified"
+        verified = "verified" if find_checksum(name, file) else "unknown, not verified"
         lines += [f"from {address}", f"  sha256 {sums[file]} ({verified})"]
     for file, content in contents.items():
-        known = None if file in made.addresses else known_sum(name, file)
+        known = None if file in made.addresses else find_checksum(name, file)
         same = hashlib.sha256(content).hexdigest() == known
         if known and not same:
             logger.warning("%s is not the one that this repository's results were made with.", file)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from attention_jax.data.download import text_sets as prepare_text
+from attention_jax.data.download import text_sets
 from attention_jax.errors import UserError, one_sentence, require_package
 
 # What its site gives out to registered people only: files that must be there, and where they come from. TFDS says so as
@@ -24,7 +24,7 @@ def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
     """Prepares a data set in `data_dir` and returns the folder that holds it.
 
     Args:
-        name: as TFDS spells it, e.g. "cifar10", "cifar10:3.0.2", "imagenet_resized/64x64", or one of `prepare_text.SETS`.
+        name: as TFDS spells it, e.g. "cifar10", "cifar10:3.0.2", "imagenet_resized/64x64", or one of `text_sets.SETS`.
         data_dir: to which training points `data.args.data_dir`; downloads go to its folder "downloads".
         manual_dir: a folder with files fetched by hand, by default downloads/manual in `data_dir`. A file that TFDS would
             download is taken from here if it has its name; TFDS's checksums hold for both.
@@ -32,8 +32,8 @@ def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
     Raises:
         UserError: TensorFlow or a file is missing, the set is there already, the disk is too small, a wrong checksum.
     """
-    if name in prepare_text.SETS:
-        return prepare_text.prepare(name, data_dir, manual_dir)
+    if name in text_sets.SETS:
+        return text_sets.prepare_text_set(name, data_dir, manual_dir)
     root = Path(data_dir).expanduser().absolute()
     manual = Path(manual_dir).expanduser().absolute() if manual_dir else root / "downloads" / "manual"
     if manual_dir and not manual.is_dir():
@@ -51,8 +51,8 @@ def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
 
 def usage(name: str, data_dir: str) -> str:
     """Options of a config that reads a prepared set."""
-    if name in prepare_text.SETS:
-        return prepare_text.SETS[name].source.replace("DIR", data_dir)
+    if name in text_sets.SETS:
+        return text_sets.SETS[name].source.replace("DIR", data_dir)
     return f"--config.data.source=tfds --config.data.args.data_dir={data_dir}"
 
 

@@ -89,13 +89,13 @@ def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple
     return tuple(sorted(ends))
 
 
-def rows_of(length: int, batch_tokens: int, multiple: int) -> int:
-    """Pairs of such a length in a batch of so many tokens a side, see `Plan`."""
+def count_rows(length: int, batch_tokens: int, multiple: int) -> int:
+    """Pairs of such a length in a batch of so many tokens a side, see `BucketPlan`."""
     return max(1, batch_tokens // length // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class BucketPlan:
     """The batches of an epoch.
 
     Attributes:
@@ -122,7 +122,7 @@ class Plan:
 
     def rows(self, bucket: int) -> int:
         """Rows of a batch of bucket number `bucket`."""
-        return rows_of(self.buckets[bucket], self.batch_tokens, self.multiple)
+        return count_rows(self.buckets[bucket], self.batch_tokens, self.multiple)
 
     @functools.cached_property
     def _members(self) -> list[np.ndarray]:
@@ -178,7 +178,7 @@ class TokenLoader:
     """
 
     pairs: TokenPairs
-    plan: Plan
+    plan: BucketPlan
     threads: int = 2
     process: tuple[int | tuple[int, ...], int] = (0, 1)
 

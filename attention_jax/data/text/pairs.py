@@ -83,7 +83,7 @@ def _paths(paths: str | Sequence[str], split: str) -> list[Path | str]:
     return [path if storage.is_remote(path) else Path(path).expanduser() for path in paths]
 
 
-def files(split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop") -> Pairs:
+def read_aligned_files(split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop") -> Pairs:
     """Two files, line i of one being the translation of line i of the other.
 
     Args:
@@ -112,14 +112,14 @@ def files(split: str, source: str | Sequence[str], target: str | Sequence[str], 
     return pairs
 
 
-def tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop") -> Pairs:
+def read_tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop") -> Pairs:
     """Tab-separated files with a pair a line.
 
     Args:
         split: stands for "{split}" in the path.
         path: of a file or its address (gs://…), `.gz` too, or a tuple of them that are read one after another.
         columns: those of source and target, from 0; others are ignored.
-        on_broken: as in `files`; a line with too few columns is one that cannot be used, too.
+        on_broken: as in `read_aligned_files`; a line with too few columns is one that cannot be used, too.
     """
     first, second = columns
     pairs: list[tuple[str, str]] = []
@@ -135,7 +135,9 @@ def tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), 
     return pairs
 
 
-def tfds(split: str, name: str, source: str, target: str, data_dir: str | None = None, on_broken: str = "stop") -> Pairs:
+def read_tfds_pairs(
+    split: str, name: str, source: str, target: str, data_dir: str | None = None, on_broken: str = "stop"
+) -> Pairs:
     """A translation set of TensorFlow Datasets that was prepared as ArrayRecord; read without TensorFlow.
 
     Args:
@@ -188,7 +190,7 @@ class _TfdsPairs:
         return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in (source, target))
 
 
-def cldr(
+def read_cldr_pairs(
     split: str,
     kind: str | Sequence[str] | None = None,
     join: int | tuple[int, int] = 1,
@@ -216,7 +218,7 @@ def cldr(
     return [tuple("; ".join(texts) for texts in zip(*row, strict=True)) for row in rows]
 
 
-SOURCES = {"files": files, "tsv": tsv, "tfds": tfds, "cldr": cldr}
+SOURCES = {"files": read_aligned_files, "tsv": read_tsv, "tfds": read_tfds_pairs, "cldr": read_cldr_pairs}
 
 
 def open_pairs(source: str, split: str, args: Mapping[str, Any], on_broken: str) -> Pairs:

@@ -16,7 +16,7 @@ from attention_jax import storage
 from attention_jax.errors import UserError, one_sentence
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
-KINDS = ("sentencepiece", "words")
+TOKENIZERS = ("sentencepiece", "words")
 _SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>")
 _SENTENCEPIECE, _WORDS = "sentencepiece.model", "words.json"
 
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
         ...
 
     def assets(self) -> dict[str, bytes]:
-        """{file name: content} from which `from_assets` makes it again."""
+        """{file name: content} from which `load_tokenizer` makes it again."""
         ...
 
 
@@ -164,8 +164,10 @@ class SentencePiece:
         return cls(model.getvalue())
 
 
-def train(kind: str, lines: Iterable[str], vocab_size: int | None, joiner: str, options: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer of one of the `KINDS` for these lines, source and target alike; see the classes."""
+def train_tokenizer(
+    kind: str, lines: Iterable[str], vocab_size: int | None, joiner: str, options: Mapping[str, Any]
+) -> Tokenizer:
+    """A tokenizer of one of the `TOKENIZERS` for these lines, source and target alike; see the classes."""
     if kind == "words":
         return Words.trained(lines, vocab_size, joiner)
     if vocab_size is None:
@@ -173,7 +175,7 @@ def train(kind: str, lines: Iterable[str], vocab_size: int | None, joiner: str, 
     return SentencePiece.trained(lines, vocab_size, options)
 
 
-def from_assets(assets: Mapping[str, bytes]) -> Tokenizer:
+def load_tokenizer(assets: Mapping[str, bytes]) -> Tokenizer:
     """The tokenizer that a checkpoint carries. Raises UserError when it carries none."""
     if _SENTENCEPIECE in assets:
         return SentencePiece(assets[_SENTENCEPIECE])
@@ -183,12 +185,12 @@ def from_assets(assets: Mapping[str, bytes]) -> Tokenizer:
     raise UserError(f"there is no tokenizer here, only {', '.join(assets) or 'nothing'}.")
 
 
-def from_file(path: str) -> Tokenizer:
+def read_tokenizer(path: str) -> Tokenizer:
     """A tokenizer of a file or its address: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
     try:
         content = (
             storage.read_remote_file(path, f"data.tokenizer={path}") if storage.is_remote(path) else Path(path).read_bytes()
         )
     except OSError as error:
-        raise UserError(f"data.tokenizer={path}: {error.strerror}: give a file, or one of {', '.join(KINDS)}.") from error
-    return from_assets({_WORDS if path.endswith(".json") else _SENTENCEPIECE: content})
+        raise UserError(f"data.tokenizer={path}: {error.strerror}: give a file, or one of {', '.join(TOKENIZERS)}.") from error
+    return load_tokenizer({_WORDS if path.endswith(".json") else _SENTENCEPIECE: content})
