@@ -22,6 +22,9 @@ def _module_of_file(path: Path) -> ModuleType:
         raise UserError(f"{path}: this is no Python file: give one whose name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    # A file imports its neighbours, and those in experiments/ `experiments.studies`, from any working directory. Their
+    # folders come last: nothing that is installed is hidden.
+    sys.path += [str(folder) for folder in path.parents[:2] if str(folder) not in sys.path]
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -33,7 +36,11 @@ def _module_of_file(path: Path) -> ModuleType:
 
 
 def load_file(path: str | Path) -> ModuleType:
-    """Returns the module of a Python file, run once per process. Raises UserError when it is missing or does not run."""
+    """Returns the module of a Python file, run once per process, which may import from its folder and the one above.
+
+    Raises:
+        UserError: it is missing or does not run.
+    """
     resolved = Path(path).expanduser().resolve()
     if not resolved.is_file():
         raise UserError(f"{path}: there is no such file.")

@@ -68,3 +68,10 @@ print(*[len(open_source("digits", split, {})) for split in ("train", "test")])
     assert where.startswith(env["PYTHONPATH"] + os.sep), "this is not the wheel's package"
     train, test = map(int, sizes.split())
     assert train + test == 1797
+
+
+def test_a_table_file_of_a_checkout_imports_its_studies(elsewhere, run_cli, root):
+    folder, env = elsewhere
+    done = run_cli("table", root / "experiments/complexity.py", "--dry-run", cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "restricted self-attention: would be computed: lengths=(64, 128" in done.stdout
