@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, said in one sentence."""
+"""User errors: one sentence each, printed without a traceback."""
 
 import difflib
 import importlib.util
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """What is wrong, where, and what would be right; the command line prints it without a traceback and exits with 2."""
+    """A message of what is wrong, where, and what would be right; the command line prints it and exits with 2."""
 
 
 def get_stopped_exit_code() -> int:
-    """Exit code of what a signal has stopped after saving: AJ_STOPPED_CODE, for launchers that start only failures again."""
+    """Returns the exit code of a command that a signal stopped after saving: AJ_STOPPED_CODE, by default 0."""
     return int(os.environ.get("AJ_STOPPED_CODE", "0"))
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known name nearest to `name`, or `""`."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    """Returns `" (did you mean 'x'?)"` for the known name closest to `name`, or `""`."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def require_package(module: str, extra: str, purpose: str) -> None:
@@ -28,7 +28,7 @@ def require_package(module: str, extra: str, purpose: str) -> None:
 
 
 def one_sentence(error: BaseException, length: int = 200) -> str:
-    """The first line of an exception's text, cut to `length` characters, or its type when it has none."""
+    """Returns the first line of an exception's text, cut to `length` characters, or its type when it has none."""
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= length else line[: length - 1] + "…"

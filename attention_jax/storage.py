@@ -1,7 +1,7 @@
-"""Files at addresses, gs://bucket/run and whatever else fsspec knows: whole objects, never appended to, never a silent wait.
+"""Remote files (gs://bucket/run and any other URI that fsspec knows): complete objects, never appended to, no silent waits.
 
-An address is asked for a sign of life first, for at most `SECONDS`: without a network or without rights the libraries
-beneath try for many minutes and say nothing.
+A remote file system must first answer within `SECONDS`: without a network or without rights the libraries beneath try for
+many minutes and say nothing.
 """
 
 import contextlib
@@ -11,90 +11,87 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from attention_jax.errors import UserError, one_sentence, require_package
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-SECONDS = 30.0  # for an address to answer at all
-PAUSES = (1, 2, 4, 8, 16, 32, 64)  # seconds between attempts to write or read, when an address has answered before
+SECONDS = 30.0  # until a remote file system must answer at all
+PAUSES = (1, 2, 4, 8, 16, 32, 64)  # seconds between attempts to write or read, after it has answered once
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}  # protocol: (module, our extra)
 _HOPELESS = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)  # trying again would not help
 
 
 def is_remote(path: object) -> bool:
-    """Whether a path is an address, as gs://bucket/run is one."""
+    """True if a path is a URI, such as gs://bucket/run."""
     return "://" in str(path)
 
 
-def run_with_timeout(seconds: float, what: str, do: Callable[[], T]) -> T:
-    """What `do` returns. Raises UserError that begins with `what` when it fails or does not return in time."""
-    ended: list[tuple[T | None, BaseException | None]] = []
+def run_with_timeout(seconds: float, name: str, function: Callable[[], T]) -> T:
+    """Returns `function()`. Raises UserError that begins with `name` when it fails or does not return in time."""
+    results: list[T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            ended.append((do(), None))
+            results.append(function())
         except BaseException as error:
-            ended.append((None, error))
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)  # one that hangs does not keep the process
     thread.start()
     thread.join(seconds)
-    if not ended:
+    if results:
+        return results[0]
+    if not errors:
         raise UserError(
-            f"{what}: no answer within {seconds:g} s: see that this machine has a network and may use the address (for gs://: "
-            "gcloud auth application-default login)."
+            f"{name}: no answer within {seconds:g} s: check that this machine has a network and the right to use this URI "
+            "(for gs://: gcloud auth application-default login)."
         )
-    value, error = ended[0]
-    if isinstance(error, UserError):
-        raise error
-    if error is not None:
-        raise UserError(f"{what}: {one_sentence(error)}: see that the address is right and may be used.") from error
-    return value
+    if isinstance(errors[0], UserError):
+        raise errors[0]
+    raise UserError(f"{name}: {one_sentence(errors[0])}: check the URI and the right to use it.") from errors[0]
 
 
-def _open(address: str) -> tuple[Any, str]:
-    """(file system, path in it) of an address."""
+def _open(uri: str) -> tuple[Any, str]:
+    """(file system, path in it)."""
     import fsspec
 
-    protocol = address.split("://")[0]
+    protocol = uri.split("://")[0]
     if protocol in _PACKAGES:
-        require_package(*_PACKAGES[protocol], address)
+        require_package(*_PACKAGES[protocol], uri)
     try:
-        return fsspec.core.url_to_fs(address, use_listings_cache=False)
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except ImportError as error:
-        raise UserError(f"{address}: {one_sentence(error)}.") from error
-    except ValueError as error:  # a protocol that it does not know
-        raise UserError(
-            f"{address}: {one_sentence(error)}: give an address that fsspec knows, as gs://bucket/folder."
-        ) from error
+        raise UserError(f"{uri}: {one_sentence(error)}.") from error
+    except ValueError as error:  # an unknown protocol
+        raise UserError(f"{uri}: {one_sentence(error)}: give a URI that fsspec knows, such as gs://bucket/folder.") from error
 
 
-def read_remote_file(address: str, what: str = "") -> bytes:
-    """The content of a file. Raises UserError in one sentence, within half a minute when nothing answers at all."""
-    what = what or address
-    fs, path = run_with_timeout(SECONDS, what, lambda: _open(address))
-    run_with_timeout(SECONDS, what, lambda: fs.info(path))
+def read_remote_file(uri: str, name: str = "") -> bytes:
+    """Returns a file's content. Raises UserError that begins with `name`, after half a minute when nothing answers."""
+    name = name or uri
+    fs, path = run_with_timeout(SECONDS, name, lambda: _open(uri))
+    run_with_timeout(SECONDS, name, lambda: fs.info(path))
     return fs.cat_file(path)
 
 
 class RemoteFolder:
-    """A folder at an address.
+    """A remote folder, which need not exist.
 
     Args:
-        address: of the folder; it need not be there.
-        write: whether it will be written to, which is then tried at once.
+        uri: of the folder.
+        write: True tries at once whether it can be written to.
 
     Raises:
         UserError: it does not answer, or may not be used.
     """
 
-    def __init__(self, address: str, write: bool = False):
-        self.address = address.rstrip("/")
-        self._fs, self._root = run_with_timeout(SECONDS, self.address, lambda: _open(self.address))
-        run_with_timeout(SECONDS, self.address, self._try_to_write if write else lambda: self._fs.exists(self._root))
+    def __init__(self, uri: str, write: bool = False):
+        self.uri = uri.rstrip("/")
+        self._fs, self._root = run_with_timeout(SECONDS, self.uri, lambda: _open(self.uri))
+        run_with_timeout(SECONDS, self.uri, self._try_to_write if write else lambda: self._fs.exists(self._root))
 
     def _try_to_write(self) -> None:
         probe = f".probe-{uuid.uuid4().hex}"
@@ -102,44 +99,44 @@ class RemoteFolder:
         self._fs.rm_file(self._path(probe))
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None when it is not there."""
+        """Returns a file's content; None when there is no such file."""
         try:
-            return self._again(name, lambda: self._fs.cat_file(self._path(name)))
+            return self._retry(name, lambda: self._fs.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
 
     def read_json(self, name: str) -> Any:
-        """A file's content; None when it is not there or is not whole."""
+        """Returns a file's content; None when there is no such file, or it is incomplete."""
         try:
             return json.loads(self.read(name) or b"null")
         except ValueError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """A file, at once; it takes the place of what has its name."""
-        self._again(name, lambda: self._write(name, content))
+        """Writes a file at once, replacing one of the same name."""
+        self._retry(name, lambda: self._write(name, content))
 
     def remove(self, name: str) -> None:
-        """Removes a file or a folder, if it is there."""
+        """Removes a file or a folder, if it exists."""
         with contextlib.suppress(FileNotFoundError):
-            self._again(name, lambda: self._fs.rm(self._path(name), recursive=True))
+            self._retry(name, lambda: self._fs.rm(self._path(name), recursive=True))
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files directly in a folder."""
+        """Returns the names of the files directly in a folder."""
 
         def find() -> list[str]:
             self._fs.invalidate_cache()
             return [str(path) for path in self._fs.ls(self._path(folder), detail=False)]
 
         try:
-            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in self._again(folder, find))
+            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in self._retry(folder, find))
         except FileNotFoundError:
             return []
 
     def find(self) -> list[str]:
-        """Names of all files, at any depth, relative to the folder and sorted."""
+        """Returns the sorted names of all files at any depth, relative to the folder."""
         start = self._root.rstrip("/") + "/"
-        paths = self._again("", lambda: self._fs.find(self._root))
+        paths = self._retry("", lambda: self._fs.find(self._root))
         return sorted(path[len(start) :] for path in map(str, paths) if path.startswith(start))
 
     def _path(self, name: str) -> str:
@@ -150,24 +147,19 @@ class RemoteFolder:
         self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)  # object stores have no folders and do nothing
         self._fs.pipe_file(path, content)
 
-    def _again(self, name: str, do: Callable[[], T]) -> T:
-        """What `do` returns, tried for two minutes: networks fail for a while. Raises UserError when they fail longer."""
-        for pause in (*PAUSES, None):
+    def _retry(self, name: str, function: Callable[[], T]) -> T:
+        """Returns `function()`, tried for two minutes. Raises UserError when the network fails longer."""
+        pauses = iter(PAUSES)
+        while True:
             try:
-                return do()
+                return function()
             except _HOPELESS:
                 raise
             except Exception as error:
-                if pause is None:
+                if (pause := next(pauses, None)) is None:
                     raise UserError(
-                        f"{self.address}/{name}: {one_sentence(error)}, however often it was tried: see that the network works "
+                        f"{self.uri}/{name}: {one_sentence(error)}, after {len(PAUSES) + 1} attempts: check the network "
                         "and start the same command again."
                     ) from error
-                log.warning("%s/%s: %s; trying again in %d s", self.address, name, one_sentence(error), pause)
+                log.warning("%s/%s: %s; trying again in %d s", self.uri, name, one_sentence(error), pause)
                 time.sleep(pause)
-        raise AssertionError
-
-
-def name_of(address: str) -> str:
-    """The last part of an address."""
-    return Path(address.rstrip("/")).name

@@ -10,22 +10,22 @@ Rules = Sequence[tuple[str, Any]]
 
 
 def format_path(path: tuple) -> str:
-    """A JAX key path as `a/b/c`."""
+    """Returns a JAX key path as `a/b/c`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten_by_path(tree: Any) -> dict[str, Any]:
-    """`{path: leaf}` in the tree's own order."""
+    """Returns `{path: leaf}` in the order of the tree."""
     return {format_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function also gets the leaf's path string first."""
+    """Maps as `jax.tree.map` does; the function gets the leaf's path as its first argument."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(format_path(path), *leaves), tree, *rest)
 
 
 def find_first_match(rules: Rules, path: str, where: str) -> Any:
-    """The value of the first rule whose expression is found in `path`. Raises KeyError that names the path when none is."""
+    """Returns the value of the first rule whose expression is found in `path`. Raises KeyError with the path if none is."""
     for pattern, value in rules:
         if re.search(pattern, path):
             return value
@@ -33,12 +33,12 @@ def find_first_match(rules: Rules, path: str, where: str) -> Any:
 
 
 def select_by_path(rules: Rules, tree: Any, where: str) -> Any:
-    """A tree like `tree` that holds at each leaf the value of the first rule that matches its path."""
+    """Returns a tree like `tree` with, at each leaf, the value of the first rule that matches its path."""
     return map_with_path(lambda path, _: find_first_match(rules, path, where), tree)
 
 
 def nest_by_path(flat: Mapping[str, Any]) -> dict:
-    """The inverse of `flatten` for trees of dicts."""
+    """Inverts `flatten_by_path` for trees of dicts."""
     tree: dict = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")

@@ -46,7 +46,7 @@ def publish(order: Order, plans: Sequence[RowPlan], computed: Sequence[Computed]
     def write(name: str, content: bytes) -> None:
         if order.published:
             order.published.write(name, content)
-            said.append(f"  {order.published.address}/{name}")
+            said.append(f"  {order.published.uri}/{name}")
         else:
             _write(order.output / name, content)
             said.append(f"  {order.output / name}")

@@ -28,7 +28,7 @@ class Remote:
 
     def __init__(self, address: str):
         self._far = RemoteFolder(address, write=is_main_process())
-        self.workdir = self._far.address
+        self.workdir = self._far.uri
         self.folder = get_staging_folder(address) / "table"
 
     def address(self, path: Path) -> str:

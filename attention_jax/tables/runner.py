@@ -130,7 +130,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
         for plan in chosen:
             program, missing = None, _missing(plan)
             for run in missing:
-                if signal.asked:
+                if signal.received:
                     return True, failed
                 progress.begin(plan.row.label, run)
                 if is_main_process():
@@ -158,7 +158,7 @@ def _run_rows(order: Order, plans: Sequence[RowPlan], computed: Sequence[Compute
             del program  # before the next one compiles: a row's programs are its largest part of memory
             if missing and is_main_process():
                 publish.publish(order, plans, computed, machine(), pictures=False)
-    return signal.asked, failed
+    return signal.received, failed
 
 
 def _missing(plan: RowPlan) -> list[SeedRun]:

@@ -12,7 +12,7 @@ from attention_jax.train.program import Program
 
 
 class Interrupted(Exception):
-    """Evaluation was asked to stop before its end."""
+    """Evaluation was stopped before its end."""
 
 
 def evaluate_model(
@@ -20,17 +20,20 @@ def evaluate_model(
     variables: dict[str, Any],
     config: ConfigDict,
     stop: Callable[[], bool] = lambda: False,
-    watched: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics over the whole evaluation split, and the per-example outputs [N, ...] they were made from.
+    """Returns metrics over the evaluation split, and the per-example outputs [N, ...] they were computed from.
 
-    What has weight 0 (padding of the last batch, an image that cannot be decoded) is cut out; where the outputs say which
-    "index" an example has, they are put into that order. `stop` is asked before each batch, of which the devices then have
-    one more to do; Interrupted when it says so. `watched` is put around the batches.
+    Examples of weight 0 (padding of the last batch, an image that cannot be decoded) are dropped; an output "index" gives the
+    order of the others.
+
+    Args:
+        stop: called before each batch; if it returns True, Interrupted is raised (one batch may still be running).
+        watch: wraps the batches.
     """
     loader = program.task.loader(config, config.data.eval_split, find_batch_share(program.mesh), training=False)
     collected: list[dict[str, Any]] = []
-    for batch in watched(prefetch_batches(loader.evaluation(), program.mesh)):
+    for batch in watch(prefetch_batches(loader.evaluation(), program.mesh)):
         if stop():
             raise Interrupted
         collected.append(program.outputs(variables, batch))

@@ -1,4 +1,4 @@
-"""The training loop, for every task."""
+"""The training loop of every task."""
 
 import contextlib
 import dataclasses
@@ -19,28 +19,27 @@ from ml_collections import ConfigDict
 from attention_jax.config.config import config_to_json
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
-from attention_jax.train import workdir
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate_model
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program
 from attention_jax.train.remote_checkpoints import FarCheckpoints
 from attention_jax.train.stalls import Stalls
-from attention_jax.train.workdir import EVALUATION
+from attention_jax.train.workdir import EVALUATION, Workdir, lock_workdir
 
-_LAST = ("grad_norm", "learning_rate")  # metrics that are no sums: the interval's last value is logged
+_LAST = ("grad_norm", "learning_rate")  # not sums: the log has the interval's last value
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """How a call of `train` ended.
+    """The end of a call of `train_model`.
 
     Attributes:
         step: reached.
-        stopped: whether a signal had asked it to stop.
-        folder: with the log; where the workdir is an address, the local one that stands for it.
-        first_step: seconds from the call to the end of its first step's dispatch, and those of them that traced and compiled
-            it; None when no step was left to take.
+        stopped: True if a signal stopped it.
+        folder: with the log; of a remote workdir, its local staging folder.
+        first_step: seconds from the call to the dispatch of its first step, and those of them that traced and compiled it;
+            None when no step was left.
     """
 
     step: int
@@ -49,46 +48,28 @@ class TrainingResult:
     first_step: tuple[float, float] | None = None
 
 
-@dataclasses.dataclass
-class Sums:
-    """Weighted sums of the training metrics since the last log line."""
-
-    values: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Adds one step's metrics, reading them from the device."""
-        for name, value in jax.device_get(metrics).items():
-            self.values[name] = float(value) + (0.0 if name in _LAST else self.values.get(name, 0.0))
-
-    def take(self) -> dict[str, float]:
-        """Means over the interval (gradient norm and learning rate: of its last step), and starts anew."""
-        values, self.values = self.values, {}
-        weight = values.pop("weight")
-        return {f"train/{name}": value if name in _LAST else value / weight for name, value in values.items()}
-
-
 class StopSignal:
     """Turns the first SIGTERM or Ctrl-C into a request to save and stop; the second acts at once."""
 
-    def __init__(self):
-        self.asked = False
+    def __init__(self) -> None:
+        self.received = False
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["StopSignal"]:
+        """Handles the signals until the context ends."""
         # With several processes JAX's own preemption service catches SIGTERM and brings all to one step.
         if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
             yield self
             return
-        signals = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self._ask) for number in signals}
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = True
         for again in (signal.SIGTERM, signal.SIGINT):
             signal.signal(again, signal.SIG_DFL)
 
@@ -99,16 +80,16 @@ def train_model(
     program: Program | None = None,
     progress: Callable[[int], None] = lambda step: None,
 ) -> TrainingResult:
-    """Trains to the end of the config, resuming whatever the workdir holds.
+    """Trains to the end of the config, resuming from the newest checkpoint in the workdir.
 
     The same call after any interruption ends with bitwise the same state and log as an uninterrupted one (same machine,
     same number of threads).
 
     Args:
         config: checked; its seed may differ from the program's.
-        path: the workdir; made when missing. May be an address, as gs://bucket/run.
-        program: of this config but for the seed, to use what is already compiled.
-        progress: called with the number of steps done.
+        path: the workdir, a folder or a URI such as gs://bucket/run; made when missing.
+        program: of this config except for the seed, to use what is already compiled.
+        progress: called with the number of finished steps.
 
     Raises:
         UserError: a workdir of another config, a full disk, a loss that is not finite.
@@ -116,138 +97,167 @@ def train_model(
     begin = time.perf_counter()
     program = program or build_program(config)
     config = replace_seed(program.config, config.seed)
-    task, every, seed = program.task, program.durations, np.uint32(config.seed)
-    headline = task.headline(config)
-
-    with workdir.lock_workdir(path, config) as place, StopSignal().installed() as stop_signal, _disk_errors(place.folder):
-        folder = place.folder
-        log = Log(folder, config.logging.tensorboard, active=is_main_process())
-        keep = config.checkpoint.keep_last, config.checkpoint.keep_best, log.score
-        checkpoints = FarCheckpoints(place.far, folder, *keep) if place.far else Checkpoints(folder, *keep)
-        restored = checkpoints.restore(program.abstract_state)
-        state, about = restored or (program.init(seed), {"sums": {}})
-        step, sums = int(state.step), Sums(about["sums"])
-        log.start(step)
-        log.time({"event": "start", "step": step, "processes": jax.process_count(), "devices": jax.device_count()})
-        clock = _Clock(log, task.examples_per_step(config), begin)
-        stalls = Stalls(ended=lambda kind, seconds: log.time({"event": f"waited for {kind}", "seconds": seconds}))
-        assets = task.assets(config)
-        if restored and about["assets"] != assets:
-            raise UserError(
-                f"{folder}: the data give other {' and '.join(assets)} now than when this run began: give the old data, or "
-                "another workdir."
-            )
-
-        def read(step: int, metrics: dict[str, jax.Array]) -> None:
-            """Takes in the metrics of a finished step, which waits for that step alone."""
-            with stalls.for_step(step):
-                sums.add(metrics)
-            if not all(map(math.isfinite, sums.values.values())):
-                checkpoints.wait()
-                raise UserError(
-                    f"{folder}: loss or gradient of step {step} is not finite; training stopped and the checkpoints before "
-                    "it are kept: lower schedule.learning_rate or lengthen the warm-up, in a new workdir."
-                )
-            if step % every.log_every == 0:
-                log.write(step, {"epoch": step / every.steps_per_epoch, **sums.take()})
-                clock.lap(step)
-
-        def watched(batches: Iterator[Any]) -> Iterator[Any]:
-            return stalls.over_data(batches, config.data.threads)
-
-        def stop() -> bool:
-            return agree_to_stop(stop_signal.asked)
-
-        def evaluate_and_log() -> bool:
-            """Whether it came to its end; one that was stopped leaves nothing, and is done when the run goes on."""
-            values = {}
-            for weights in program.weights:
-                try:
-                    scores, outputs = evaluate_model(program, state.variables(weights), config, stop, watched)
-                except Interrupted:
-                    return False
-                prefix = "eval" if weights == "params" else f"eval_{weights}"
-                values.update({f"{prefix}/{name}": value for name, value in scores.items()})
-            if is_main_process():
-                _save_outputs(folder / EVALUATION, step, outputs)
-            if log.score(step) is None:
-                log.write(step, {**values, "headline": scores[headline]})
-            return True
-
-        def save() -> None:
-            log.flush()
-            with clock.measured("save", step):
-                checkpoints.save(state, {"config": config_to_json(config), "sums": sums.values}, assets)
-
-        # A run that was stopped during an evaluation, or has lost its outputs, does it first.
-        missing = log.score(step) is None or not (folder / EVALUATION).exists()
-        stopped = False
-        if step and missing and _due(step, every.evaluate_every, every.total):
-            stopped = not evaluate_and_log()
-            log.flush()
-
-        loader = task.loader(config, config.data.train_split, find_batch_share(program.mesh), training=True)
-        unread, last = None, step if stopped else every.total
-        with (
-            contextlib.closing(prefetch_batches(loader.training(step, last), program.mesh)) as batches,
-            _Profiler(folder, config.profile.first_step, config.profile.num_steps) as profiler,
-            stalls,
-        ):
-            for batch in watched(batches):
-                with clock.first_step():
-                    state, metrics = program.train_step(state, batch, seed)
-                step += 1
-                profiler.after(step)
-                checkpoints.check()
-                if unread is not None:
-                    read(step - 1, unread)
-                unread = metrics
-
-                stopped = stop()
-                evaluation_due = _due(step, every.evaluate_every, every.total)
-                save_due = stopped or _due(step, every.checkpoint_every, every.total)
-                if evaluation_due or save_due:
-                    read(step, unread)
-                    unread = None
-                if evaluation_due and not stopped:
-                    with clock.measured("evaluation", step):
-                        stopped = not evaluate_and_log()
-                if save_due or stopped:
-                    save()
-                progress(step)
-                if stopped:
-                    break
-        checkpoints.close()
-        log.time({"event": "call", "step": step, "seconds": time.perf_counter() - begin})
-        log.close()
-        if place.far and is_main_process():
-            place.far.write(TIMING, (folder / TIMING).read_bytes())  # with the line of this call
-    return TrainingResult(step, stopped or stop_signal.asked, folder, clock.first)
+    with lock_workdir(path, config) as workdir, StopSignal().installed() as stop_signal, _disk_errors(workdir.folder):
+        run = _Run(program, config, workdir, stop_signal, begin)
+        run.evaluate_if_missing()
+        run.train(progress)
+        run.close()
+    return TrainingResult(run.step, run.stopped or stop_signal.received, workdir.folder, run.clock.first)
 
 
 def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
-    """A copy of a config with another seed."""
+    """Returns a copy of a config with another seed."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.seed = int(seed)
     return config
 
 
-def _due(step: int, every: int, total: int) -> bool:
-    return step % every == 0 or step == total
+class _Run:
+    """The state of one call of `train_model`, restored from the newest checkpoint, and what is done with it between steps."""
+
+    def __init__(self, program: Program, config: ConfigDict, workdir: Workdir, stop_signal: StopSignal, begin: float):
+        self.program, self.config, self.workdir, self.stop_signal = program, config, workdir, stop_signal
+        self.task, self.durations, self.folder = program.task, program.durations, workdir.folder
+        self.begin, self.stopped = begin, False
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None  # the last step, and its metrics on the devices
+        self.log = Log(self.folder, config.logging.tensorboard, active=is_main_process())
+        keep = config.checkpoint.keep_last, config.checkpoint.keep_best, self.log.score
+        self.checkpoints = (
+            FarCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
+        )
+        restored = self.checkpoints.restore(program.abstract_state)
+        self.state, about = restored or (program.init(np.uint32(config.seed)), {"sums": {}})
+        self.step, self.sums = int(self.state.step), dict(about["sums"])  # weighted sums since the last log line
+        self.log.start(self.step)
+        devices = {"processes": jax.process_count(), "devices": jax.device_count()}
+        self.log.time({"event": "start", "step": self.step, **devices})
+        self.clock = _Clock(self.log, self.task.examples_per_step(config), begin)
+        self.stalls = Stalls(ended=lambda kind, seconds: self.log.time({"event": f"waited for {kind}", "seconds": seconds}))
+        self.assets = self.task.assets(config)
+        if restored and about["assets"] != self.assets:
+            raise UserError(
+                f"{self.folder}: the data give other {' and '.join(self.assets)} now than when this run began: give the old "
+                "data, or another workdir."
+            )
+
+    def evaluate_if_missing(self) -> None:
+        """Evaluates the restored state if the run was stopped during that evaluation, or has lost its outputs."""
+        missing = self.log.score(self.step) is None or not (self.folder / EVALUATION).exists()
+        if self.step and missing and self._is_due(self.durations.evaluate_every):
+            self.evaluate()
+            self.log.flush()
+
+    def train(self, progress: Callable[[int], None]) -> None:
+        """Takes all remaining steps, or those until a signal arrives."""
+        config, mesh, seed = self.config, self.program.mesh, np.uint32(self.config.seed)
+        loader = self.task.loader(config, config.data.train_split, find_batch_share(mesh), training=True)
+        last = self.step if self.stopped else self.durations.total
+        with (
+            contextlib.closing(prefetch_batches(loader.training(self.step, last), mesh)) as batches,
+            _Profiler(self.folder, config.profile.first_step, config.profile.num_steps) as profiler,
+            self.stalls,
+        ):
+            for batch in self.watch(batches):
+                with self.clock.first_step():
+                    self.state, metrics = self.program.train_step(self.state, batch, seed)
+                self.step += 1
+                profiler.after(self.step)
+                self.checkpoints.check()
+                self.read_pending()
+                self.pending = self.step, metrics
+
+                self.stopped = self.stop()
+                evaluation_due, save_due = map(self._is_due, (self.durations.evaluate_every, self.durations.checkpoint_every))
+                if evaluation_due or save_due or self.stopped:
+                    self.read_pending()
+                if evaluation_due and not self.stopped:
+                    with self.clock.measured("evaluation", self.step):
+                        self.evaluate()
+                if save_due or self.stopped:
+                    self.save()
+                progress(self.step)
+                if self.stopped:
+                    break
+
+    def read_pending(self) -> None:
+        """Reads the metrics of the pending step, which waits for that step alone, and logs at the end of an interval."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        with self.stalls.watch_step(step):
+            values = jax.device_get(metrics)
+        for name, value in values.items():
+            self.sums[name] = float(value) + (0.0 if name in _LAST else self.sums.get(name, 0.0))
+        if not all(map(math.isfinite, self.sums.values())):
+            self.checkpoints.wait()
+            raise UserError(
+                f"{self.folder}: loss or gradient of step {step} is not finite; training stopped and the checkpoints before "
+                "it are kept: lower schedule.learning_rate or lengthen the warm-up, in a new workdir."
+            )
+        if step % self.durations.log_every == 0:
+            weight = self.sums.pop("weight")
+            means = {f"train/{name}": value if name in _LAST else value / weight for name, value in self.sums.items()}
+            self.log.write(step, {"epoch": step / self.durations.steps_per_epoch, **means})
+            self.sums = {}
+            self.clock.lap(step)
+
+    def evaluate(self) -> None:
+        """Evaluates and logs; if stopped, leaves nothing: the evaluation is repeated when the run resumes."""
+        values = {}
+        for weights in self.program.weights:
+            try:
+                scores, outputs = evaluate_model(
+                    self.program, self.state.variables(weights), self.config, self.stop, self.watch
+                )
+            except Interrupted:
+                self.stopped = True
+                return
+            prefix = "eval" if weights == "params" else f"eval_{weights}"
+            values.update({f"{prefix}/{name}": value for name, value in scores.items()})
+        if is_main_process():
+            _save_outputs(self.folder / EVALUATION, self.step, outputs)
+        if self.log.score(self.step) is None:
+            self.log.write(self.step, {**values, "headline": scores[self.task.headline(self.config)]})
+
+    def save(self) -> None:
+        """Saves a checkpoint in the background, after the log lines before it."""
+        self.log.flush()
+        with self.clock.measured("save", self.step):
+            self.checkpoints.save(self.state, {"config": config_to_json(self.config), "sums": self.sums}, self.assets)
+
+    def close(self) -> None:
+        """Waits for the last save and ends the log."""
+        self.checkpoints.close()
+        self.log.time({"event": "call", "step": self.step, "seconds": time.perf_counter() - self.begin})
+        self.log.close()
+        if self.workdir.remote and is_main_process():
+            self.workdir.remote.write(TIMING, (self.folder / TIMING).read_bytes())  # with the line of this call
+
+    def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yields the batches, and says when one takes long."""
+        return self.stalls.watch_batches(batches, self.config.data.threads)
+
+    def stop(self) -> bool:
+        """True if a signal asked to stop; collective, as `agree_to_stop` is."""
+        return agree_to_stop(self.stop_signal.received)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.durations.total
 
 
 def _save_outputs(path: Path, step: int, outputs: dict[str, np.ndarray]) -> None:
-    """The per-example outputs of the newest evaluation; a reader sees all of a file or the one before."""
+    """Replaces the per-example outputs of the newest evaluation, atomically."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, step=step, **outputs)
+        arrays: dict[str, Any] = {"step": step, **outputs}
+        np.savez_compressed(file, **arrays)
     partial.replace(path)
 
 
 @contextlib.contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Says in one sentence that the workdir's disk is full or has become read-only."""
+    """Turns the error of a full or read-only disk into one sentence."""
     try:
         yield
     except OSError as error:
@@ -255,12 +265,12 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{folder}: the log could not be written ({os.strerror(error.errno)}): the last good checkpoint is kept; "
-            "mend this and start the same command again."
+            "fix this and start the same command again."
         ) from error
 
 
 class _Clock:
-    """Wall-clock figures for `timing.jsonl`."""
+    """Writes wall-clock times to `timing.jsonl`."""
 
     def __init__(self, log: Log, batch_size: float, called: float):
         self._log, self._batch_size, self._called = log, batch_size, called
@@ -270,7 +280,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def first_step(self) -> Iterator[None]:
-        """Measures the dispatch of the first step of a call, which is where it compiles."""
+        """Measures the dispatch of a call's first step, which traces and compiles it."""
         if self.first:
             yield
             return
@@ -283,7 +293,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def measured(self, event: str, step: int) -> Iterator[None]:
-        """Measures a pause of training, which then does not count into the examples a second."""
+        """Measures a pause of training, which the examples per second leave out."""
         begin = time.perf_counter()
         yield
         seconds = time.perf_counter() - begin
@@ -292,7 +302,7 @@ class _Clock:
         self._log.time({"event": event, "step": step, "seconds": seconds})
 
     def lap(self, step: int) -> None:
-        """Examples a second since the lap before."""
+        """Writes the examples per second since the previous lap."""
         now = time.perf_counter()
         if self._at is not None and self._step:
             rate = (step - self._step) * self._batch_size / max(now - self._at, 1e-9)
@@ -301,7 +311,7 @@ class _Clock:
 
 
 class _Profiler:
-    """A trace of the steps in the profiling window, written to `profile/`."""
+    """Writes a trace of the steps in the profiling window to `profile/`."""
 
     def __init__(self, folder: Path, first_step: int, num_steps: int):
         self._folder, self._first, self._last = folder / "profile", first_step, first_step + num_steps
@@ -311,7 +321,7 @@ class _Profiler:
         return self
 
     def after(self, step: int) -> None:
-        """Called when `step` steps have been dispatched."""
+        """Starts or stops the trace; call it when `step` steps have been dispatched."""
         if not self._running and self._first <= step < self._last:
             jax.profiler.start_trace(str(self._folder))
             self._running = True

@@ -1,17 +1,17 @@
-"""The log: `metrics.jsonl`, from which tables, curves and TensorBoard are made; `timing.jsonl` for wall-clock figures."""
+"""The log: `metrics.jsonl`, the source of tables, curves and TensorBoard; `timing.jsonl` for wall-clock times."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a log; a last line that a crash cut short is left out."""
+    """Yields the complete lines of a log, without a last line that a crash cut short."""
     if not path.exists():
         return
     for line in path.read_text().splitlines(keepends=True):
@@ -24,24 +24,25 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def extract_curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of one metric."""
+    """Returns (steps, values) of one metric."""
     points = [(line["step"], line[name]) for line in lines if name in line]
     return [step for step, _ in points], [value for _, value in points]
 
 
 class Log:
-    """Appends lines in order of step; `cut` forgets what came after a checkpoint.
+    """Appends lines in order of step.
 
     Args:
         workdir: of the run.
-        tensorboard: mirrors the lines as TensorBoard events, made anew from the log at each start.
-        active: False makes a log that writes nothing (every process but the first).
+        tensorboard: copies the lines to TensorBoard events, written anew from the log at each start.
+        active: False in every process but the first; nothing is written then.
     """
 
     def __init__(self, workdir: Path, tensorboard: bool, active: bool = True):
-        self._workdir, self._active, self._writer = workdir, active, None
-        self._file = self._timing = None
-        self._tensorboard = tensorboard
+        self._workdir, self._active, self._tensorboard = workdir, active, tensorboard
+        self._file: TextIO | None = None
+        self._timing: TextIO | None = None
+        self._writer: Any = None
         self._scores: dict[int, float] = {}
 
     def start(self, step: int) -> None:
@@ -56,8 +57,7 @@ class Log:
             partial = path.with_suffix(".partial")
             partial.write_text(text)
             partial.replace(path)
-        self._file = path.open("a")
-        self._timing = (self._workdir / TIMING).open("a")
+        self._file, self._timing = path.open("a"), (self._workdir / TIMING).open("a")
         if self._tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -65,47 +65,43 @@ class Log:
             shutil.rmtree(events, ignore_errors=True)
             self._writer = SummaryWriter(str(events))
         for line in kept:
-            self._mirror(line)
+            self._copy(line)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics."""
+        """Appends one line of metrics."""
         line = {"step": step, **values}
         if "headline" in line:
             self._scores[step] = line["headline"]
-        if self._active:
+        if self._file:
             self._file.write(json.dumps(line) + "\n")
-        self._mirror(line)
+        self._copy(line)
 
     def time(self, values: Mapping[str, Any]) -> None:
-        """One line of wall-clock figures, at once."""
-        if self._active:
+        """Appends one line of wall-clock times, at once."""
+        if self._timing:
             self._timing.write(json.dumps(values) + "\n")
             self._timing.flush()
 
     def flush(self) -> None:
         """Returns when every line is on the disk."""
-        if not self._active:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self._writer:
             self._writer.flush()
 
     def close(self) -> None:
         """Flushes and closes all files."""
-        if not self._active:
-            return
         self.flush()
-        self._file.close()
-        self._timing.close()
-        if self._writer:
-            self._writer.close()
+        for file in (self._file, self._timing, self._writer):
+            if file:
+                file.close()
 
     def score(self, step: int) -> float | None:
-        """The headline metric that was logged at a step, if any."""
+        """Returns the headline metric that was logged at a step, if any."""
         return self._scores.get(step)
 
-    def _mirror(self, line: Mapping[str, Any]) -> None:
+    def _copy(self, line: Mapping[str, Any]) -> None:
         if self._writer:
             for name, value in line.items():
                 if name != "step" and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What a config compiles to: built once, used by every seed of a row."""
+"""The program of a config: its model, mesh and jitted functions, built once and used by every seed of a table row."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from attention_jax.optim.schedules import make_schedule
 from attention_jax.tasks import get_task
 from attention_jax.train.step import State, create_state, make_train_step
 
-# The initialisation runs once and is not worth optimising: its compilation takes half the time for a ResNet-20.
+# The initialisation runs once: without optimisation it compiles in half the time for a ResNet-20.
 _QUICKLY = {"xla_backend_optimization_level": 0}
 
 
@@ -45,7 +45,7 @@ class Durations:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A config with its model, mesh and jitted functions. The seed is an argument of the functions, not a part of them.
+    """A config with its model, mesh and jitted functions, which take the seed as an argument.
 
     `abstract_state` has the shapes and shardings of the state.
     """
@@ -63,17 +63,17 @@ class Program:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The weights that evaluation looks at, the ones that count last."""
+        """The weights that are evaluated; the last ones give the headline metric."""
         return ("params", "ema") if self.config.ema.decay else ("params",)
 
 
 def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
-    """Resolves and checks a config against its data and devices, and sets up what it compiles to; compiles nothing yet.
+    """Resolves and checks a config against its data and devices, and defines its jitted functions; compiles nothing yet.
 
     Args:
         config: checked.
-        mesh: None makes the one that the config says of the devices that are here. Devices that are only described
-            (`jax.experimental.topologies`) will do for what is compiled and never run.
+        mesh: None makes the config's mesh from the devices present. Devices that are only described
+            (`jax.experimental.topologies`) suffice to compile without running.
     """
     task = get_task(config.task)
     config = task.resolve(config)
@@ -82,17 +82,8 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     task.check(config, mesh)
 
     durations = resolve_durations(config)
-    schedule = make_schedule(
-        config.schedule.name,
-        config.schedule.learning_rate,
-        durations.total,
-        durations.warmup,
-        boundaries=config.schedule.boundaries,
-        factor=config.schedule.factor,
-        warmup_start=config.schedule.warmup_start,
-        final_share=config.schedule.final_share,
-        d_model=config.schedule.d_model,
-    )
+    shape = {name: config.schedule[name] for name in ("boundaries", "factor", "warmup_start", "final_share", "d_model")}
+    schedule = make_schedule(config.schedule.name, config.schedule.learning_rate, durations.total, durations.warmup, **shape)
     optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
     model = task.model(config, resolve_batch_norm_group(config, mesh) if "batch_norm" in config else None)
     _check_heads(model, mesh)
@@ -133,14 +124,14 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
 
 
 def _check_heads(model: nn.Module, mesh: Mesh) -> None:
-    """Raises UserError when the axis `model` would cut heads, whose parts every layer would then move between devices."""
+    """Raises UserError when the axis `model` would split single heads, which every layer would then gather."""
     heads, ways = getattr(model, "heads", None), mesh.shape[MODEL]
     if heads and heads % ways:
         raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
 
 
 def resolve_durations(config: ConfigDict) -> Durations:
-    """All durations of a resolved config in steps. Raises UserError when the warm-up is longer than the run."""
+    """Returns all durations of a resolved config in steps. Raises UserError when the warm-up is longer than the run."""
     task = get_task(config.task)
     steps_per_epoch, batch_size = task.steps_per_epoch(config), task.examples_per_step(config)
 

@@ -86,7 +86,7 @@ class FarCheckpoints:
         if jax.process_count() > 1:
             found = multihost_utils.process_allgather(np.int32(newest))
             if len(set(found.tolist())) > 1:
-                raise UserError(f"{self._far.address}: the processes found different newest checkpoints ({found.tolist()}).")
+                raise UserError(f"{self._far.uri}: the processes found different newest checkpoints ({found.tolist()}).")
         shutil.rmtree(self._near / FOLDER, ignore_errors=True)
         return restored
 
@@ -113,7 +113,7 @@ class FarCheckpoints:
         """Raises UserError when a save in the background has failed so far."""
         if self._error is not None:
             raise UserError(
-                f"{self._far.address}: a checkpoint could not be written ({one_sentence(self._error)}): the last good one is "
+                f"{self._far.uri}: a checkpoint could not be written ({one_sentence(self._error)}): the last good one is "
                 "kept; mend this and start the same command again."
             ) from self._error
 
@@ -164,7 +164,7 @@ class FarCheckpoints:
             except Exception as error:  # the checkpoint counts without them
                 log.warning(
                     "%s: TensorBoard's events and traces could not be brought there (%s); they come with the next checkpoint",
-                    far.address,
+                    far.uri,
                     one_sentence(error),
                 )
 
@@ -252,7 +252,7 @@ def bring(far: RemoteFolder, near: Path, found: Sequence[int] | None = None, num
         try:
             fetch(far, step, near)
         except Damaged as error:
-            log.warning("%s/%s/%d is damaged (%s)", far.address, FOLDER, step, error)
+            log.warning("%s/%s/%d is damaged (%s)", far.uri, FOLDER, step, error)
             problems.append(step)
             continue
         got.append(step)

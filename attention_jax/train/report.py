@@ -1,4 +1,4 @@
-"""What a run says on the terminal."""
+"""The messages of a training command on the terminal."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from attention_jax.train.program import Program
 
 
 def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
-    """Versions, devices, mesh, batch-norm granularity, counts, durations, overrides: what decides the numbers of a run."""
+    """Returns a table of what decides a run's numbers: versions, devices, mesh, batch norm, counts, durations, overrides."""
     config, durations, devices = program.config, program.durations, program.mesh.devices
     counts = summary(program.model, program.task.example_inputs(config))
     versions = ", ".join(f"{name} {version}" for name, version in packages().items())
@@ -55,7 +55,7 @@ def _state(program: Program) -> str:
 def show_progress(
     total: int | None, active: bool, label: str = "training", unit: str = "step"
 ) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left where the total is known; yields a function that takes the steps done."""
+    """Shows a bar, with the time left where the total is known; yields a function that takes the number of finished steps."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=label, unit=unit, disable=not active, file=sys.stderr, mininterval=0.5) as bar:
@@ -63,7 +63,7 @@ def show_progress(
 
 
 def describe_outcome(result: TrainingResult) -> str:
-    """The last sentence of a training command."""
+    """Returns the last sentence of a training command."""
     if result.stopped:
         return f"stopped after step {result.step} and saved; the same command goes on from there."
     lines = list(metrics.read_log(result.folder / metrics.METRICS))
@@ -73,8 +73,8 @@ def describe_outcome(result: TrainingResult) -> str:
 
 
 def describe_first_step(result: TrainingResult) -> str:
-    """How long a training command took to its first step, and how much of it was compilation; or why there was none."""
+    """Returns a sentence with the seconds until the first step, and those of compilation among them."""
     if result.first_step is None:
         return "no step was left to take."
-    whole, compiling = result.first_step
-    return f"the first step was on its way {whole:.1f} s after the start, {compiling:.1f} s of them to trace and compile it."
+    seconds, compiling = result.first_step
+    return f"first step after {seconds:.1f} s ({compiling:.1f} s to trace and compile)."

@@ -1,4 +1,4 @@
-"""Says when training waits for long, and for what; asks the device nothing."""
+"""Warns when training waits long, and for what; the device is not involved."""
 
 import contextlib
 import logging
@@ -11,32 +11,32 @@ from attention_jax.errors import UserError, one_sentence
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-DATA_SECONDS, STEP_SECONDS = 30.0, 120.0  # of waiting before it is said, and then each time that it has doubled
+DATA_SECONDS, STEP_SECONDS = 30.0, 120.0  # of waiting until the first warning; the next ones follow after twice the time each
 
 
 class Stalls:
-    """A thread that looks at the clock while the main one waits.
+    """A thread that watches the clock while the main one waits.
 
     Args:
-        first_look: seconds between its looks.
-        ended: called with ("data", "step", …) and the seconds of each wait that was long enough to be said.
+        interval: seconds between its looks.
+        ended: called with ("data" or "step N", seconds) after each wait that was long enough for a warning.
     """
 
-    def __init__(self, first_look: float = 1.0, ended: Callable[[str, float], None] = lambda kind, seconds: None):
-        self._look, self._ended = first_look, ended
-        self._waiting: tuple[float, float, str] | None = None  # since, seconds until it is said, sentence
+    def __init__(self, interval: float = 1.0, ended: Callable[[str, float], None] = lambda kind, seconds: None):
+        self._interval, self._ended = interval, ended
+        self._waiting: tuple[float, float, str] | None = None  # since, seconds until the warning, warning
         self._over = threading.Event()
 
     def __enter__(self) -> "Stalls":
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._over.set()
 
     @contextlib.contextmanager
-    def waiting(self, kind: str, seconds: float, reason: str) -> Iterator[None]:
-        """Around a wait for something: after so many seconds "waiting for KIND since N s: REASON" is said."""
+    def watch(self, kind: str, seconds: float, reason: str) -> Iterator[None]:
+        """Warns "waiting for KIND since N s: REASON" when the context takes longer than `seconds`."""
         begin = time.monotonic()
         self._waiting = begin, seconds, f"waiting for {kind} since {{:.0f}} s: {reason}"
         try:
@@ -47,39 +47,39 @@ class Stalls:
             if waited >= seconds:
                 self._ended(kind, waited)
 
-    def over_data(self, batches: Iterable[T], threads: int) -> Iterator[T]:
-        """The same batches, each waited for under watch. Raises UserError when one cannot be read."""
+    def watch_batches(self, batches: Iterable[T], threads: int) -> Iterator[T]:
+        """Yields the same batches and watches the wait for each. Raises UserError when one cannot be read."""
         plural = "threads" if threads > 1 else "thread"
         reason = (
             f"the disk or network they come from, or the {threads} {plural} that make batches (data.threads), are too slow."
         )
-        batches, end = iter(batches), object()
+        batches = iter(batches)
         while True:
-            with self.waiting("data", DATA_SECONDS, reason):
+            with self.watch("data", DATA_SECONDS, reason):
                 try:
-                    batch = next(batches, end)
+                    batch = next(batches)
+                except StopIteration:
+                    return
                 except OSError as error:
                     raise UserError(
-                        f"data: a batch cannot be read ({one_sentence(error)}): mend this and start the same command again."
+                        f"data: a batch cannot be read ({one_sentence(error)}): fix this and start the same command again."
                     ) from error
-            if batch is end:
-                return
             yield batch
 
-    def for_step(self, step: int) -> contextlib.AbstractContextManager[None]:
-        """Around reading the metrics of a step."""
+    def watch_step(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """Watches the reading of a step's metrics."""
         reason = "the devices are slow, or another process waits for its data or is gone."
-        return self.waiting(f"step {step}", STEP_SECONDS, reason)
+        return self.watch(f"step {step}", STEP_SECONDS, reason)
 
-    def _watch(self) -> None:
-        said, since = 0.0, None
-        while not self._over.wait(self._look):
+    def _run(self) -> None:
+        warned, since = 0.0, None
+        while not self._over.wait(self._interval):
             if (waiting := self._waiting) is None:
                 continue
             begin, seconds, sentence = waiting
             if begin != since:
-                since, said = begin, seconds / 2
+                since, warned = begin, seconds / 2
             waited = time.monotonic() - begin
-            if waited >= 2 * said:
-                said = waited
+            if waited >= 2 * warned:
+                warned = waited
                 log.warning(sentence.format(waited))

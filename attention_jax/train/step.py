@@ -17,15 +17,12 @@ from attention_jax.distributed.sharding import StateSharding
 from attention_jax.optim.optimizers import update_average
 
 Metrics = dict[str, jax.Array]
-_MIXING = 2**32 - 1  # what the key of mixing is folded with; micro-batches take the numbers from 0
+_MIXING = 2**32 - 1  # folded into the key of mixing; micro-batches use the numbers from 0
 
 
 @flax.struct.dataclass
 class State:
-    """Training state after `step` optimizer steps.
-
-    `ema` is None or {"params", "batch_stats"}, the average of both.
-    """
+    """Training state after `step` optimizer steps; `ema` is None or {"params", "batch_stats"}, the average of both."""
 
     step: jax.Array
     params: Any
@@ -34,7 +31,7 @@ class State:
     ema: Any
 
     def variables(self, weights: str = "params") -> dict[str, Any]:
-        """What `model.apply` takes: the raw weights ("params") or their average ("ema")."""
+        """Returns the variables for `model.apply`: the raw weights ("params") or their average ("ema")."""
         if weights == "ema":
             return dict(self.ema)
         return {"params": self.params, "batch_stats": self.batch_stats}
@@ -43,7 +40,7 @@ class State:
 def create_state(
     model: nn.Module, optimizer: optax.GradientTransformation, inputs: tuple, seed: jax.Array, with_ema: bool
 ) -> State:
-    """The state before the first step; `inputs` are shapes of one example, `seed` a scalar."""
+    """Returns the state before the first step; `inputs` are shapes of one example, `seed` a scalar."""
     zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in inputs]
     variables = model.init(jax.random.key(seed), *zeros)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
@@ -65,34 +62,33 @@ def make_train_step(
     sharding: StateSharding,
     unroll: bool,
 ) -> Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Metrics]]:
-    """`(state, batch, seed) -> (state, metrics)`.
+    """Returns a pure function `(state, batch, seed) -> (state, metrics)`.
 
-    Randomness is `fold_in(key(seed), step)`. The metrics are sums over the batch, "weight" among them, and the two
-    scalars "grad_norm" (before clipping) and "learning_rate". In mode "pmap" the function is one replica's and reduces
-    over `data`; what mixes examples then mixes those of one replica.
+    Randomness is `fold_in(key(seed), step)`. The metrics are sums over the batch, including "weight", and the two scalars
+    "grad_norm" (before clipping) and "learning_rate". In mode "pmap" the function is one replica's and reduces over `data`;
+    mixing is then among the examples of one replica.
 
     Args:
-        sharding: of the state.
         unroll: unrolls the loop over micro-batches; on CPU the gradient of a convolution inside a loop is 20 times slower.
     """
     replicas_apart = config.parallel.mode == "pmap"
 
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
-        # Vectors, whole where they are used and where they come from, so that no division of theirs spreads to activations.
-        whole = functools.partial(sharding.gather, shardings=sharding.shardings.batch_stats)
-        statistics = whole(batch_stats)
+        # Statistics are vectors, gathered where they are used and made, so that their sharding never spreads to activations.
+        gather = functools.partial(sharding.gather, shardings=sharding.shardings.batch_stats)
+        statistics = gather(batch_stats)
 
         def summed_loss(params):
             variables = {"params": sharding.wrap_params(params), "batch_stats": statistics}
             sums, changed = task.loss(config, model, variables, batch, rng, train=True)
-            return sums["loss"], (sums, whole(changed.get("batch_stats", {})))
+            return sums["loss"], (sums, gather(changed.get("batch_stats", {})))
 
         loss = sharding.apply_remat_policy(summed_loss, params)
         (_, (sums, batch_stats_)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, sums, batch_stats_
 
     def accumulated(state: State, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
-        """Sums over micro-batches, divided by nothing yet; batch statistics pass from one to the next."""
+        """Sums over micro-batches, before the division by the weight; batch statistics pass from one to the next."""
         parts = config.accumulation
         if parts == 1:
             return gradients(state.params, state.batch_stats, batch, rng)

@@ -1,4 +1,4 @@
-"""A run's folder: one config, one writer. One at an address has a local folder that stands for it while training runs."""
+"""A run's workdir: one config, one writer. A remote one has a local staging folder while training runs."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from attention_jax import storage
 from attention_jax.config.config import config_from_json, list_differences, save_config
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
+from attention_jax.storage import RemoteFolder, is_remote
 from attention_jax.train.metrics import TIMING
 
 CONFIG, LOCK = "config.json", ".lock"
@@ -23,79 +23,77 @@ EVALUATION = "evaluation.npz"  # outputs of the newest evaluation, example by ex
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a run writes: a local folder, and the one at an address that it stands for, if any."""
+class Workdir:
+    """The local folder that a run writes to, and the remote workdir, if any, whose staging folder it is."""
 
     folder: Path
-    far: storage.RemoteFolder | None = None
+    remote: RemoteFolder | None = None
 
 
 @contextlib.contextmanager
-def lock_workdir(path: str | Path, config: ConfigDict) -> Iterator[Place]:
-    """A workdir that belongs to this config and, until the end, to this process.
+def lock_workdir(path: str | Path, config: ConfigDict) -> Iterator[Workdir]:
+    """Yields a workdir that belongs to this config and, until the context ends, to this process.
 
     Raises:
         UserError: it is a file, cannot be written to, is in use, or was made by another config (the difference is shown).
     """
-    if storage.is_remote(path):
-        far = storage.RemoteFolder(str(path), write=is_main_process())
-        with _locked(get_staging_folder(str(path)), path, True) as folder:
-            for left in folder.iterdir():  # of a call that was killed: what counts is at the address
-                if left.name not in (LOCK, TIMING):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-            if not (folder / TIMING).exists():
-                (folder / TIMING).write_bytes(far.read(TIMING) or b"")
-            saved = far.read(CONFIG)
-            _check(path, config_from_json(saved.decode()) if saved else None, config)
-            if saved is None and is_main_process():
-                save_config(folder / CONFIG, config)
-                far.write(CONFIG, (folder / CONFIG).read_bytes())
-            yield Place(folder, far)
-        return
-    with _locked(Path(path).expanduser().resolve(), path, is_main_process()) as workdir:
-        saved = read_config(workdir)
-        _check(path, saved, config)
+    remote = RemoteFolder(str(path), write=is_main_process()) if is_remote(path) else None
+    folder = get_staging_folder(str(path)) if remote else Path(path).expanduser().resolve()
+    with _lock(folder, path, active=bool(remote) or is_main_process()):
+        if remote:
+            _clear_staging_folder(folder, remote)
+            content = remote.read(CONFIG)
+            saved = config_from_json(content.decode()) if content else None
+        else:
+            saved = read_config(folder)
+        if saved is not None and (lines := list_differences(saved, config)):
+            raise UserError(
+                f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
+            )
         if saved is None and is_main_process():
-            save_config(workdir / CONFIG, config)
-        yield Place(workdir)
+            save_config(folder / CONFIG, config)
+            if remote:
+                remote.write(CONFIG, (folder / CONFIG).read_bytes())
+        yield Workdir(folder, remote)
 
 
-def get_staging_folder(address: str) -> Path:
-    """The local folder that stands for an address in this process: in AJ_STAGING, by default in the user's cache."""
+def get_staging_folder(uri: str) -> Path:
+    """Returns the local folder of a remote workdir in this process: below AJ_STAGING, by default in the user's cache."""
     base = os.environ.get("AJ_STAGING") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "attention_jax", "far")
-    address = address.rstrip("/")
-    name = f"{storage.name_of(address)}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+    uri = uri.rstrip("/")
+    name = f"{Path(uri).name}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
     return Path(base).expanduser().resolve() / name / str(jax.process_index())
 
 
+def read_config(workdir: Path) -> ConfigDict | None:
+    """Reads the config that a workdir was made with; None when it has none."""
+    path = workdir / CONFIG
+    return config_from_json(path.read_text()) if path.exists() else None
+
+
+def _clear_staging_folder(folder: Path, remote: RemoteFolder) -> None:
+    """Removes the files of a killed call, as the remote ones alone count, and fetches the times that will be appended to."""
+    for old in folder.iterdir():
+        if old.name not in (LOCK, TIMING):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    if not (folder / TIMING).exists():
+        (folder / TIMING).write_bytes(remote.read(TIMING) or b"")
+
+
 @contextlib.contextmanager
-def _locked(workdir: Path, path: str | Path, lock_it: bool) -> Iterator[Path]:
-    """Makes a folder, which is this process's until the end."""
+def _lock(workdir: Path, path: str | Path, active: bool) -> Iterator[None]:
+    """Makes a folder and, if active, locks it until the context ends."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir={path} is a file: give a folder.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / LOCK).open("w") if lock_it else None
+        lock = (workdir / LOCK).open("w") if active else None
     except OSError as error:
-        raise UserError(f"workdir={path} cannot be written to ({os.strerror(error.errno)}): give a folder that can.") from error
+        raise UserError(f"workdir={path} cannot be written to ({error.strerror}): give a folder that can.") from error
     with lock or contextlib.nullcontext():
         if lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"workdir={path} is in use by another process: wait for it or give another folder.") from error
-        yield workdir
-
-
-def _check(path: str | Path, saved: ConfigDict | None, config: ConfigDict) -> None:
-    lines = list_differences(saved, config) if saved is not None else []
-    if lines:
-        raise UserError(
-            f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
-        )
-
-
-def read_config(workdir: Path) -> ConfigDict | None:
-    """The config that a workdir was made with, or None when it has none."""
-    path = workdir / CONFIG
-    return config_from_json(path.read_text()) if path.exists() else None
+        yield

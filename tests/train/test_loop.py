@@ -10,10 +10,10 @@ import pytest
 import attention_jax as aj
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
-from attention_jax.train import checkpoint, workdir
+from attention_jax.train import checkpoint
 from attention_jax.train.loop import replace_seed, train_model
 from attention_jax.train.program import build_program
-from attention_jax.train.workdir import EVALUATION
+from attention_jax.train.workdir import EVALUATION, lock_workdir
 from tests.helpers.small import small_config
 
 CONFIG = small_config(logging__tensorboard=True, profile__first_step=3, profile__num_steps=2)
@@ -147,7 +147,7 @@ def test_damaged_newest_checkpoint_costs_steps_and_nothing_else(program, finishe
 
 
 def test_workdir_has_one_writer(program, tmp_path):
-    with workdir.lock_workdir(tmp_path, program.config), pytest.raises(UserError, match="in use by another process"):
+    with lock_workdir(tmp_path, program.config), pytest.raises(UserError, match="in use by another process"):
         train_model(CONFIG, tmp_path, program)
 
 

@@ -179,7 +179,7 @@ class FarTree:
 
     def __init__(self, address: str):
         self._folder = storage.RemoteFolder(address)
-        self.root = self._folder.address
+        self.root = self._folder.uri
         self._files = [name for name in self._folder.find() if not any(part.startswith(".") for part in name.split("/"))]
 
     def folders(self, inside: str) -> list[str] | None:
