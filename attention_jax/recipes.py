@@ -11,11 +11,19 @@ from ml_collections import ConfigDict
 
 from attention_jax.errors import UserError
 
+_UNITS = ("steps", "epochs", "examples")
+
 
 def _changed(config: ConfigDict, section: str, **values: object) -> ConfigDict:
+    """A copy with the values in a section; a duration takes the place of the same one in another unit."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        (config[section] if section else config).update(values)
+        part = config[section] if section else config
+        for stem, _, unit in (name.rpartition("_") for name in values):
+            for sibling in [f"{stem}_{other}" for other in _UNITS if unit in _UNITS]:
+                if sibling in part:
+                    del part[sibling]
+        part.update(values)
     return config
 
 
@@ -52,31 +60,17 @@ def noam_lr(config: ConfigDict, d_model: int = 512, preset: str = "paper") -> Co
     if preset not in NOAM:
         raise UserError(f"noam_lr: preset={preset!r} is not one of {', '.join(map(repr, NOAM))}.")
     factor, warmup_steps = NOAM[preset]
-    config = _changed(config, "schedule", name="noam", learning_rate=factor, d_model=d_model)
-    return _duration(config, "schedule", "warmup_steps", warmup_steps)
+    return _changed(config, "schedule", name="noam", learning_rate=factor, d_model=d_model, warmup_steps=warmup_steps)
 
 
 def warmup(config: ConfigDict, epochs: float = 5.0, start: float = 0.0) -> ConfigDict:
     """The rate rises linearly to its peak (Goyal et al. 2017: 5 epochs, as in ResNet-RS)."""
-    return _duration(_changed(config, "schedule", warmup_start=start), "schedule", "warmup_epochs", epochs)
+    return _changed(config, "schedule", warmup_start=start, warmup_epochs=epochs)
 
 
 def more_epochs(config: ConfigDict, epochs: float = 350.0) -> ConfigDict:
     """The length of the run (ResNet-RS, Table 1, "increase training epochs": 90 to 350); warm-up given in epochs stays."""
-    return _duration(config, "", "total_epochs", epochs)
-
-
-def _duration(config: ConfigDict, section: str, name: str, value: float) -> ConfigDict:
-    """Sets a duration, in place of the same one in another unit."""
-    stem = name.rpartition("_")[0]
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        part = config[section] if section else config
-        for unit in ("steps", "epochs", "examples"):
-            if f"{stem}_{unit}" in part:
-                del part[f"{stem}_{unit}"]
-        part[name] = value
-    return config
+    return _changed(config, "", total_epochs=epochs)
 
 
 # Optimizer

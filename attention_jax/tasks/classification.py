@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from attention_jax.data.images import crop
 from attention_jax.data.images import transforms as image
 from attention_jax.data.images.decoding import BrokenImage, decode
+from attention_jax.data.images.randaugment import convert_mean_to_fill, make_randaugment
+from attention_jax.data.images.randaugment_ops import GREY
 from attention_jax.data.images.sources import Source, open_source
 from attention_jax.data.loader import Loader, Plan
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
@@ -174,12 +176,10 @@ def training_pixels(config: ConfigDict) -> Pixels:
     if data.flip:
         steps.append(image.flip())
     if data.randaugment_layers:
-        from attention_jax.data.images import randaugment as augment
-
-        # timm fills with the mean of the data where TensorFlow's code and, for want of a word, the paper have grey.
-        fill = augment.mean_fill(data.mean) if data.randaugment_ops == "timm" else augment.GREY
         layers, magnitude, ops = data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops
-        steps.append(augment.rand_augment(layers, magnitude, ops, fill=fill, magnitude_std=data.randaugment_std))
+        # timm fills with the mean of the data, TensorFlow's code with grey; the paper does not say.
+        fill = convert_mean_to_fill(data.mean) if ops == "timm" else GREY
+        steps.append(make_randaugment(layers, magnitude, ops, fill=fill, magnitude_std=data.randaugment_std))
     finish = image.chain(steps)
     return lambda picture, rng: finish(begin(picture, rng), rng)
 

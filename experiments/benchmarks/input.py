@@ -61,7 +61,7 @@ def ours(interpolation: str, augmented: bool, as_float: bool) -> Callable[[list[
     import numpy as np
 
     from attention_jax.config import load_config
-    from attention_jax.data.images.randaugment import mean_fill, rand_augment
+    from attention_jax.data.images.randaugment import convert_mean_to_fill, make_randaugment
     from attention_jax.data.loader import example_generator
     from attention_jax.tasks import classification
 
@@ -69,7 +69,7 @@ def ours(interpolation: str, augmented: bool, as_float: bool) -> Callable[[list[
     config.data.interpolation = interpolation
     crop_and_flip = classification.training_pixels(config)
     # timm warps with the interpolation of the crop.
-    augment = rand_augment(2, 9, "timm", fill=mean_fill(MEAN), resample=interpolation) if augmented else None
+    augment = make_randaugment(2, 9, "timm", fill=convert_mean_to_fill(MEAN), resample=interpolation) if augmented else None
 
     def pixels(data: bytes, rng: np.random.Generator) -> np.ndarray:
         image = crop_and_flip(data, rng)

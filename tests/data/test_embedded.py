@@ -11,6 +11,7 @@ from attention_jax.cli import main as cli
 from attention_jax.config import config as configs
 from attention_jax.data.images import transforms as image
 from attention_jax.data.images.decoding import decode
+from attention_jax.data.images.randaugment import make_randaugment
 from attention_jax.data.images.sources import open_source
 from attention_jax.errors import UserError
 from attention_jax.tasks import classification
@@ -142,12 +143,11 @@ def test_other_crops_start_from_what_evaluation_sees(folder, crop, padding):
 
 
 def test_rand_augment_follows_crop_and_flip(folder):
-    augment = pytest.importorskip("attention_jax.data.images.randaugment")
     config = photos_config(folder, data__randaugment_layers=2, data__randaugment_magnitude=7, data__flip=True)
     plain = photos_config(folder, data__flip=True)
     with_it, without = (classification.training_pixels(c) for c in (config, plain))
     data = open_source("folder", "train", {"path": str(folder)})[0]["image"]
-    operate = augment.rand_augment(2, 7, "paper")
+    operate = make_randaugment(2, 7, "paper")
     for seed in range(6):
         rng = np.random.default_rng(seed)
         expected = operate(without(data, rng), rng)

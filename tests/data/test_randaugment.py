@@ -7,8 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_image
 
-from attention_jax.data.images import randaugment as augment
-from attention_jax.data.images.randaugment import magnitudes, mean_fill, rand_augment
+from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, get_magnitudes, make_randaugment
 from attention_jax.data.images.randaugment_ops import OPS
 from attention_jax.errors import UserError
 
@@ -31,10 +30,10 @@ def same(ours: Image.Image, theirs: Image.Image) -> None:
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def run(name: str, image: Image.Image, *arguments, **options) -> Image.Image:
-    """An operation on a Pillow image."""
+def run(name: str, image: Image.Image, value=None, fill=128, resample: int = 0) -> Image.Image:
+    """Applies an operation to a Pillow image."""
     pixels = np.asarray(image)
-    done = OPS[name](pixels.reshape(*pixels.shape[:2], -1), *arguments, **options)
+    done = OPS[name](pixels.reshape(*pixels.shape[:2], -1), value, fill, resample)
     return Image.fromarray(done.reshape(pixels.shape))
 
 
@@ -251,20 +250,20 @@ def test_magnitudes_of_tensorflow(m):
     expected = dict.fromkeys(PLAIN) | dict.fromkeys((*ENHANCE, "contrast_area"), factor)
     expected |= {"rotate": degrees, "posterize": bits, "solarize": threshold, "solarize_add": addition, "cutout": half}
     expected |= {"shear_x": shear, "shear_y": shear, "translate_x": pixels, "translate_y": pixels}
-    check(magnitudes("tf1", quirks={"pixel_translation"}), m, expected)
+    check(get_magnitudes("tf1", quirks={"pixel_translation"}), m, expected)
     expected |= {"translate_x_rel": m * 0.045, "translate_y_rel": m * 0.045}
-    plain = magnitudes("tf1", quirks=())
+    plain = get_magnitudes("tf1", quirks=())
     assert {"contrast", "translate_x_rel", "translate_y_rel"} <= plain.keys() and len(plain) == 16
     check(plain, m, expected)
     # As it is: the threshold wraps (M = 10 inverts, M = 15 is ordinary), and 0 bits keep the top one.
-    quirky = magnitudes("tf1")
+    quirky = get_magnitudes("tf1")
     assert len(quirky) == 16 and {"contrast_area", "translate_x", "cutout", "solarize_add", "invert"} <= quirky.keys()
     assert {"identity", "contrast"}.isdisjoint(quirky)
     check(quirky, m, expected | {"solarize": threshold % 256, "posterize": max(bits, 1)})
 
 
 def test_solarize_at_ten_inverts_in_tensorflow(photo):
-    quirky, plain = (magnitudes("tf1", quirks=quirks)["solarize"](10) for quirks in (None, ()))
+    quirky, plain = (get_magnitudes("tf1", quirks=quirks)["solarize"](10) for quirks in (None, ()))
     same(run("solarize", photo, quirky), ImageOps.invert(photo))
     same(run("solarize", photo, plain), photo)
 
@@ -275,13 +274,13 @@ def test_magnitudes_of_timm(m):
     expected = dict.fromkeys(PLAIN) | dict.fromkeys(ENHANCE, 1 + change)
     expected |= {"rotate": degrees, "posterize": bits, "solarize": threshold, "solarize_add": addition}
     expected |= {"shear_x": shear, "shear_y": shear, "translate_x_rel": share, "translate_y_rel": share}
-    levels = magnitudes("timm")
+    levels = get_magnitudes("timm")
     assert len(levels) == 15 and {"identity", "cutout"}.isdisjoint(levels)
     check(levels, m, expected, ENHANCE)
     for name in ENHANCE:
         assert levels[name](m, -1) == pytest.approx(max(0.1, 1 - change))
     # rand-m9 without inc1 is TensorFlow's mapping, with a share of the side.
-    plain = magnitudes("timm", increasing=False)
+    plain = get_magnitudes("timm", increasing=False)
     assert plain.keys() == levels.keys()
     factor = {0: 0.1, 1: 0.28, 5: 1.0, 8: 1.54, 9: 1.72, 10: 1.9}[m]
     expected |= {"posterize": 4 - bits, "solarize": 256 - threshold, **dict.fromkeys(ENHANCE, factor)}
@@ -294,16 +293,16 @@ def test_magnitudes_of_the_paper(m):
     expected = dict.fromkeys(PLAIN) | dict.fromkeys(ENHANCE, 0.1 + 0.18 * m)
     expected |= {"rotate": 3.0 * m, "posterize": 4 + int(0.4 * m), "solarize": int(25.6 * m)}
     expected |= {"shear_x": 0.03 * m, "shear_y": 0.03 * m, "translate_x_rel": 0.045 * m, "translate_y_rel": 0.045 * m}
-    levels = magnitudes("paper")
+    levels = get_magnitudes("paper")
     assert len(levels) == 14 and "identity" in levels and {"invert", "cutout", "solarize_add"}.isdisjoint(levels)
     check(levels, m, expected)
     expected |= {"posterize": max(0, 8 - int(0.4 * m)), "solarize": max(0, 256 - int(25.6 * m))}
     expected |= dict.fromkeys(ENHANCE, 1 + 0.09 * m)
-    check(magnitudes("paper", increasing=True), m, expected, ENHANCE)
+    check(get_magnitudes("paper", increasing=True), m, expected, ENHANCE)
 
 
 def test_fill_of_a_mean():
-    assert mean_fill((0.485, 0.456, 0.406)) == (124, 116, 104)  # ImageNet's, as timm rounds it
+    assert convert_mean_to_fill((0.485, 0.456, 0.406)) == (124, 116, 104)  # ImageNet's, as timm rounds it
 
 
 # The drawing
@@ -315,7 +314,7 @@ class Recorder:
     def __init__(self, monkeypatch):
         self.calls: list[tuple] = []
         for name in OPS:
-            monkeypatch.setitem(augment.OPS, name, self.recording(name))
+            monkeypatch.setitem(OPS, name, self.recording(name))
 
     def recording(self, name):
         def op(image, value, fill, resample):
@@ -350,8 +349,8 @@ def close(count: float, times: int, share: float) -> bool:
 
 @pytest.mark.parametrize("ops", ["paper", "tf1"])
 def test_n_operations_drawn_uniformly_with_replacement(recorder, ops):
-    names = list(magnitudes(ops))
-    runs = recorder.run(rand_augment(2, 9, ops), 4000)
+    names = list(get_magnitudes(ops))
+    runs = recorder.run(make_randaugment(2, 9, ops), 4000)
     assert {len(run) for run in runs} == {2}
     for layer in range(2):
         drawn = [run[layer][0] for run in runs]
@@ -362,12 +361,12 @@ def test_n_operations_drawn_uniformly_with_replacement(recorder, ops):
 
 @pytest.mark.parametrize("n", [1, 3, 5])
 def test_number_of_operations(recorder, n):
-    assert all(len(run) == n for run in recorder.run(rand_augment(n, 5), 20))
+    assert all(len(run) == n for run in recorder.run(make_randaugment(n, 5), 20))
 
 
 def test_signs_are_fair_and_values_the_magnitudes(recorder):
-    levels = magnitudes("paper")
-    calls = flat(recorder.run(rand_augment(3, 7), 2000))
+    levels = get_magnitudes("paper")
+    calls = flat(recorder.run(make_randaugment(3, 7), 2000))
     signed = [(name, value) for name, value, _, _ in calls if name in SIGNED]
     assert close(sum(value > 0 for _, value in signed), len(signed), 0.5)
     assert all(value in (levels[name](7), levels[name](7, -1)) for name, value, _, _ in calls)
@@ -375,7 +374,7 @@ def test_signs_are_fair_and_values_the_magnitudes(recorder):
 
 
 def test_timm_draws(recorder):
-    runs = recorder.run(rand_augment(2, 9, "timm", magnitude_std=0.5, fill=(124, 116, 104)), 4000)
+    runs = recorder.run(make_randaugment(2, 9, "timm", magnitude_std=0.5, fill=(124, 116, 104)), 4000)
     calls = flat(runs)
     assert close(len(calls), 8000, 0.5)
     assert close(sum(len(run) == 2 for run in runs), 4000, 0.25)  # each for itself
@@ -388,7 +387,7 @@ def test_timm_draws(recorder):
 
 def test_magnitude_std(recorder):
     def drawn(**options):
-        transform = rand_augment(1, 9, "timm", names=["rotate"], probability=1.0, **options)
+        transform = make_randaugment(1, 9, "timm", names=["rotate"], probability=1.0, **options)
         return np.array([abs(run[0][1]) / 3 for run in recorder.run(transform, 2000)])
 
     assert set(drawn()) == {9.0}
@@ -400,14 +399,14 @@ def test_magnitude_std(recorder):
 
 
 def test_names_restrict_and_add_the_identity(recorder):
-    transform = rand_augment(2, 10, "tf1", names=[*magnitudes("tf1"), "identity"])
+    transform = make_randaugment(2, 10, "tf1", names=[*get_magnitudes("tf1"), "identity"])
     drawn = {name for run in recorder.run(transform, 400) for name, *_ in run}
     assert len(drawn) == 17  # TensorFlow 2's set
-    assert {name for run in recorder.run(rand_augment(2, 10, names=["rotate"]), 9) for name, *_ in run} == {"rotate"}
+    assert {name for run in recorder.run(make_randaugment(2, 10, names=["rotate"]), 9) for name, *_ in run} == {"rotate"}
 
 
 def test_cutout_lies_anywhere(recorder):
-    calls = flat(recorder.run(rand_augment(1, 10, "tf1", names=["cutout"]), 1000))
+    calls = flat(recorder.run(make_randaugment(1, 10, "tf1", names=["cutout"]), 1000))
     half, down, right = np.array([value for _, value, _, _ in calls]).T
     assert set(half) == {40}
     for place in (down, right):
@@ -418,12 +417,12 @@ def test_cutout_lies_anywhere(recorder):
 # The transform
 
 
-@pytest.mark.parametrize("ops", augment.SETS)
+@pytest.mark.parametrize("ops", SETS)
 @pytest.mark.parametrize("channels", [3, 1])
 def test_shape_and_dtype_are_kept_and_the_generator_decides(ops, channels):
     image = PHOTOS["china"][:40, :56, :channels]
     before = image.copy()
-    transform = rand_augment(2, 9, ops, names=[name for name in magnitudes(ops) if channels == 3 or name != "color"])
+    transform = make_randaugment(2, 9, ops, names=[name for name in get_magnitudes(ops) if channels == 3 or name != "color"])
     first = [transform(image, np.random.default_rng([5, number])) for number in range(40)]
     again = [transform(image, np.random.default_rng([5, number])) for number in range(40)]
     for one, two in zip(first, again):
@@ -439,7 +438,7 @@ def test_shape_and_dtype_are_kept_and_the_generator_decides(ops, channels):
 def test_operations_follow_one_another():
     """The whole chain for one image, from the numbers drawn."""
     image, names = PHOTOS["flower"], ("solarize", "rotate", "sharpness")
-    transform = rand_augment(3, 7, names=names, fill=FILL)
+    transform = make_randaugment(3, 7, names=names, fill=FILL)
     for seed in range(5):
         picture = Image.fromarray(image)
         for which, _, sign, *_ in np.random.default_rng(seed).random((3, 6)):
@@ -455,7 +454,7 @@ def test_operations_follow_one_another():
 
 def test_a_flipped_view_and_a_writable_result():
     image = PHOTOS["china"]
-    transform = rand_augment(1, 5, names=["invert"], ops="timm", probability=1.0)
+    transform = make_randaugment(1, 5, names=["invert"], ops="timm", probability=1.0)
     result = transform(image[:, ::-1], np.random.default_rng(0))
     np.testing.assert_array_equal(result, 255 - image[:, ::-1])
     assert result.flags.writeable
@@ -463,7 +462,7 @@ def test_a_flipped_view_and_a_writable_result():
 
 def test_without_an_operation_the_image_comes_back():
     image = PHOTOS["china"]
-    assert rand_augment(2, 5, names=["identity"])(image, np.random.default_rng(0)) is image
+    assert make_randaugment(2, 5, names=["identity"])(image, np.random.default_rng(0)) is image
 
 
 @pytest.mark.parametrize(
@@ -493,11 +492,11 @@ def test_without_an_operation_the_image_comes_back():
 )
 def test_mistakes(arguments, options, message):
     with pytest.raises(UserError, match=message):
-        rand_augment(*arguments, **options)
+        make_randaugment(*arguments, **options)
 
 
 def test_magnitude_above_ten_for_timm_on_request(recorder):
-    runs = recorder.run(rand_augment(1, 15, "timm", names=["rotate"], probability=1, magnitude_max=30), 5)
+    runs = recorder.run(make_randaugment(1, 15, "timm", names=["rotate"], probability=1, magnitude_max=30), 5)
     assert {abs(run[0][1]) for run in runs} == {45.0}
 
 
@@ -512,9 +511,9 @@ def test_magnitude_above_ten_for_timm_on_request(recorder):
 )
 def test_wrong_images(image, message):
     with pytest.raises(UserError, match=message):
-        rand_augment(1, 9)(image, np.random.default_rng(0))
+        make_randaugment(1, 9)(image, np.random.default_rng(0))
 
 
 def test_fill_must_fit_the_channels():
     with pytest.raises(UserError, match=r"fill = \(1, 2, 3\) has 3 values where the image has 1 channels"):
-        rand_augment(1, 9, names=["rotate"], fill=(1, 2, 3))(np.zeros((4, 4, 1), np.uint8), np.random.default_rng(0))
+        make_randaugment(1, 9, names=["rotate"], fill=(1, 2, 3))(np.zeros((4, 4, 1), np.uint8), np.random.default_rng(0))

@@ -10,7 +10,7 @@ pytest.importorskip("timm", reason="the extra 'peers' is not installed")
 from PIL import Image
 from timm.data import auto_augment
 
-from attention_jax.data.images.randaugment import magnitudes, mean_fill, rand_augment
+from attention_jax.data.images.randaugment import convert_mean_to_fill, get_magnitudes, make_randaugment
 from attention_jax.data.images.randaugment_ops import OPS
 from tests.data.test_randaugment import PHOTOS
 
@@ -34,7 +34,7 @@ def timm_values(name: str, m: float) -> set:
 
 @pytest.mark.parametrize("increasing", [True, False])
 def test_magnitudes(increasing):
-    levels = magnitudes("timm", increasing=increasing)
+    levels = get_magnitudes("timm", increasing=increasing)
     names = [name if increasing else name.removesuffix("Increasing") for name in NAMES.values()]
     theirs = auto_augment._RAND_INCREASING_TRANSFORMS if increasing else auto_augment._RAND_TRANSFORMS
     assert set(names) == set(theirs) and levels.keys() == NAMES.keys()
@@ -48,8 +48,8 @@ def test_magnitudes(increasing):
 @pytest.mark.parametrize("photo", PHOTOS)
 @pytest.mark.parametrize("name", NAMES)
 def test_operation(name, photo):
-    picture, fill = Image.fromarray(PHOTOS[photo]), mean_fill(MEAN)
-    level = magnitudes("timm")[name]
+    picture, fill = Image.fromarray(PHOTOS[photo]), convert_mean_to_fill(MEAN)
+    level = get_magnitudes("timm")[name]
     for m in (1, 5, 9):
         for value in {level(m, 1), level(m, -1)}:
             for resample in (Image.BILINEAR, Image.BICUBIC):
@@ -61,8 +61,8 @@ def test_operation(name, photo):
 @pytest.mark.parametrize("name", ["rotate", "shear_y", "translate_x_rel", "color", "sharpness", "solarize_add", "equalize"])
 def test_results_of_both_transforms(name):
     """One operation in two layers of probability 1/2: the same handful of images comes out of both."""
-    image, fill = PHOTOS["china"], mean_fill(MEAN)
-    ours = rand_augment(2, 9, "timm", names=[name], fill=fill, resample="bicubic")
+    image, fill = PHOTOS["china"], convert_mean_to_fill(MEAN)
+    ours = make_randaugment(2, 9, "timm", names=[name], fill=fill, resample="bicubic")
     hparams = dict(img_mean=fill, interpolation=Image.BICUBIC)
     theirs = auto_augment.RandAugment(auto_augment.rand_augment_ops(9, hparams=hparams, transforms=[NAMES[name]]), num_layers=2)
     random.seed(1)

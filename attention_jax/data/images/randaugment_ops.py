@@ -1,9 +1,9 @@
-"""RandAugment's operations on uint8 images [H, W, C], C = 3 or 1: what Pillow makes of them, to the bit.
+"""RandAugment's operations on uint8 images [H, W, C], C = 3 or 1, with Pillow's results to the bit.
 
-Each is (pixels, value, fill, resample) -> pixels of the same size: `fill` is the grey value or one value a channel of what
-comes into view, `resample` one of `Image.Resampling`. What is unchanged is returned as it is. Translation, sharpness and maps
-of single values are written in numpy and bytes, which is faster: Pillow computes each pixel as if it had nothing in common
-with its neighbours, and rounds each table it is given.
+`OPS` holds them by name: (pixels, value, fill, resample) -> pixels of the same size. `fill` is the grey value, or one value
+a channel, of what comes into view, `resample` one of `Image.Resampling`. Without a change the same array is returned.
+Translation, sharpness and maps of single values are written in numpy and bytes, which is faster: Pillow computes each pixel
+as if it had nothing in common with its neighbours, and rounds each table it is given.
 """
 
 import functools
@@ -16,28 +16,25 @@ from attention_jax.errors import UserError
 
 Value = float | tuple[int, float, float] | None
 Fill = int | Sequence[int]
-Op = Callable[..., np.ndarray]
 
 # Both TensorFlow's code and timm (without a data set's mean) fill with this; the paper does not say.
 GREY = 128
 
-NO_COLOR = "RandAugment's 'color' needs an image of three channels: leave it out of names= for one channel."
 
-
-def _image(pixels: np.ndarray) -> Image.Image:
+def _to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _to_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
-def _map(pixels: np.ndarray, table: bytes) -> np.ndarray:
-    """Every value replaced by its entry in a table of 256."""
+def _map_values(pixels: np.ndarray, table: bytes) -> np.ndarray:
+    """Replaces every value by its entry in a table of 256."""
     return np.frombuffer(pixels.tobytes().translate(table), np.uint8).reshape(pixels.shape)
 
 
-def _fill(pixels: np.ndarray, fill: Fill) -> tuple[int, ...]:
+def _fill_channels(pixels: np.ndarray, fill: Fill) -> tuple[int, ...]:
     """One value a channel."""
     channels = pixels.shape[2]
     colour = (fill,) * channels if isinstance(fill, int) else tuple(fill)
@@ -46,24 +43,16 @@ def _fill(pixels: np.ndarray, fill: Fill) -> tuple[int, ...]:
     return colour
 
 
-def _colour(pixels: np.ndarray, fill: Fill) -> int | tuple[int, ...]:
-    """The fill as Pillow wants it for this image; a plain number would mean red."""
-    colour = _fill(pixels, fill)
-    return colour if len(colour) > 1 else colour[0]
-
-
 def _affine(pixels: np.ndarray, matrix: tuple[float, ...], fill: Fill, resample: int) -> np.ndarray:
     """Output (x, y) comes from input (ax + by + c, dx + ey + f)."""
-    image, colour = _image(pixels), _colour(pixels, fill)
-    return _pixels(image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=colour))
+    image, colour = _to_image(pixels), _fill_channels(pixels, fill)
+    return _to_pixels(image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=colour))
 
 
-# --- Operations ---
-
-
-def identity(pixels: np.ndarray, value: Value = None, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """The image itself."""
-    return pixels
+def _rotate(pixels: np.ndarray, degrees: float, fill: Fill, resample: int) -> np.ndarray:
+    """Counter-clockwise about the centre."""
+    kind = Image.Resampling(resample)
+    return _to_pixels(_to_image(pixels).rotate(degrees, resample=kind, fillcolor=_fill_channels(pixels, fill)))
 
 
 @functools.lru_cache(1024)
@@ -72,108 +61,61 @@ def _stretch(low: int, high: int) -> tuple[int, ...]:
     return tuple(min(max(int(v * scale - low * scale), 0), 255) for v in range(256))
 
 
-def auto_contrast(pixels: np.ndarray, value: Value = None, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Stretches each channel to 0…255, as `ImageOps.autocontrast` does."""
-    image = _image(pixels)
-    extrema = image.getextrema()
-    extrema = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    # A channel of one value stays as it is.
-    ranges = [(low, high) if low < high else (0, 255) for low, high in extrema]
+def _auto_contrast(pixels: np.ndarray) -> np.ndarray:
+    """Stretches each channel to 0…255, as `ImageOps.autocontrast` does; a channel of one value stays as it is."""
+    ranges = [(int(p.min()), int(p.max())) for p in np.moveaxis(pixels, -1, 0)]
+    ranges = [(low, high) if low < high else (0, 255) for low, high in ranges]
     if all(r == (0, 255) for r in ranges):
         return pixels
-    return _pixels(image.point(sum((_stretch(*r) for r in ranges), ())))
-
-
-def equalize(pixels: np.ndarray, value: Value = None, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Flattens each channel's histogram (`ImageOps.equalize`)."""
-    return _pixels(ImageOps.equalize(_image(pixels)))
-
-
-def invert(pixels: np.ndarray, value: Value = None, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """255 − x."""
-    return ~pixels
-
-
-def rotate(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Counter-clockwise by `value` degrees about the centre."""
-    if not value:
-        return pixels
-    return _pixels(_image(pixels).rotate(value, resample=resample, fillcolor=_colour(pixels, fill)))
+    return _to_pixels(_to_image(pixels).point(sum((_stretch(*r) for r in ranges), ())))
 
 
 @functools.lru_cache
-def _keep(bits: int) -> bytes:
+def _posterized(bits: int) -> bytes:
     return bytes(v & (256 - (1 << (8 - bits))) for v in range(256))
 
 
-def posterize(pixels: np.ndarray, value: int, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Keeps the top `value` bits; 0 bits make a black image, which `ImageOps.posterize` refuses to do."""
-    return _map(pixels, _keep(value)) if value < 8 else pixels
-
-
 @functools.lru_cache(512)
-def _solarize(threshold: float) -> bytes:
+def _solarized(threshold: float) -> bytes:
     return bytes(v if v < threshold else 255 - v for v in range(256))
 
 
-def solarize(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Inverts what is at or above the threshold `value`."""
-    return _map(pixels, _solarize(value)) if value < 256 else pixels
-
-
 @functools.lru_cache(512)
-def _brighten_dark(addition: int) -> bytes:
+def _dark_brightened(addition: int) -> bytes:
     return bytes(min(v + addition, 255) if v < 128 else v for v in range(256))
 
 
-def solarize_add(pixels: np.ndarray, value: int, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Adds `value` to what is below 128."""
-    return _map(pixels, _brighten_dark(value)) if value else pixels
-
-
-def color(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """grey image + value · (image − grey image)."""
-    if pixels.shape[2] == 1:
-        raise UserError(NO_COLOR)
-    return _pixels(ImageEnhance.Color(_image(pixels)).enhance(value)) if value != 1 else pixels
-
-
-_RAMP = bytes(range(256))
-
-
 @functools.lru_cache(2048)
-def _blend(grey: int, factor: float) -> bytes:
+def _blended(grey: int, factor: float) -> bytes:
     # Pillow's own blend of the 256 values, so that the rounding is Pillow's on every machine.
-    ramp = Image.frombytes("L", (256, 1), _RAMP)
+    ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
     return Image.blend(Image.new("L", (256, 1), grey), ramp, factor).tobytes()
 
 
-def contrast(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """mean grey + value · (image − mean grey), as `ImageEnhance.Contrast` does."""
-    if value == 1:
-        return pixels
-    mean = np.asarray(_image(pixels).convert("L")).mean()
-    return _map(pixels, _blend(int(mean + 0.5), value))
+def _color(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """grey image + factor · (image − grey image)."""
+    return _to_pixels(ImageEnhance.Color(_to_image(pixels)).enhance(factor))
 
 
-def contrast_area(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """`contrast` with the grey of TensorFlow's code: the histogram's sum over 256, i.e. H·W/256, for the mean."""
+def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """mean grey + factor · (image − mean grey), as `ImageEnhance.Contrast` does."""
+    mean = np.asarray(_to_image(pixels).convert("L")).mean()
+    return _map_values(pixels, _blended(int(mean + 0.5), factor))
+
+
+def _contrast_area(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Contrast with the grey of TensorFlow's code: the histogram's sum over 256, i.e. H·W/256, for the mean."""
     height, width, _ = pixels.shape
-    return _map(pixels, _blend(min(width * height // 256, 255), value)) if value != 1 else pixels
+    return _map_values(pixels, _blended(min(width * height // 256, 255), factor))
 
 
-def brightness(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """value · image, as `ImageEnhance.Brightness` does."""
-    return _map(pixels, _blend(0, value)) if value != 1 else pixels
-
-
-def sharpness(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """smooth image + value · (image − smooth image), as `ImageEnhance.Sharpness` does.
+def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """smooth image + factor · (image − smooth image), as `ImageEnhance.Sharpness` does.
 
     Smooth is the rounded mean by [1 1 1; 1 5 1; 1 1 1] / 13; the border stays as it is.
     """
     height, width, channels = pixels.shape
-    if value == 1 or min(height, width) < 3:
+    if min(height, width) < 3:
         return pixels
     numbers = pixels.reshape(height, width * channels).astype(np.uint16)
     inner = numbers[1:-1, channels:-channels]
@@ -185,22 +127,12 @@ def sharpness(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int
     smooth += 6  # half of 13: no thirteenth lies in the middle between two whole numbers
     smooth //= 13
     sharp = np.subtract(inner.view(np.int16), smooth.view(np.int16), dtype=np.float32)
-    sharp *= np.float32(value)
+    sharp *= np.float32(factor)
     sharp += smooth
     np.clip(sharp, 0, 255, out=sharp)
     sharpened = pixels.copy()
     sharpened.reshape(height, width * channels)[1:-1, channels:-channels] = sharp
     return sharpened
-
-
-def shear_x(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Output (x, y) comes from input (x + value · y, y)."""
-    return _affine(pixels, (1, value, 0, 0, 1, 0), fill, resample) if value else pixels
-
-
-def shear_y(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Output (x, y) comes from input (x, y + value · x)."""
-    return _affine(pixels, (1, 0, 0, value, 1, 0), fill, resample) if value else pixels
 
 
 def _shift(pixels: np.ndarray, distance: float, fill: Sequence[int]) -> np.ndarray | None:
@@ -236,50 +168,58 @@ def _shift(pixels: np.ndarray, distance: float, fill: Sequence[int]) -> np.ndarr
     return shifted
 
 
-def translate_x(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Output (x, y) comes from input (x + value, y), in pixels."""
-    if not value:
-        return pixels
-    fast = _shift(pixels, value, _fill(pixels, fill)) if resample == Image.Resampling.BILINEAR else None
-    return _affine(pixels, (1, 0, value, 0, 1, 0), fill, resample) if fast is None else fast
-
-
-def translate_y(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """Output (x, y) comes from input (x, y + value), in pixels."""
-    if not value:
-        return pixels
-    fast = None
+def _translate(pixels: np.ndarray, distance: float, axis: int, fill: Fill, resample: int) -> np.ndarray:
+    """Output (x, y) comes from input (x + distance, y) along axis 1, and (x, y + distance) along axis 0, in pixels."""
     if resample == Image.Resampling.BILINEAR:
-        height, width, channels = pixels.shape
-        rows = pixels.reshape(1, height, width * channels)  # as the pixels of one row, of which each is a row
-        fast = _shift(rows, value, _fill(pixels, fill) * width)
-    return _affine(pixels, (1, 0, 0, 0, 1, value), fill, resample) if fast is None else fast.reshape(pixels.shape)
+        rows, colour = pixels, _fill_channels(pixels, fill)
+        if axis == 0:  # each row as one pixel of a single row
+            rows, colour = pixels.reshape(1, pixels.shape[0], -1), colour * pixels.shape[1]
+        shifted = _shift(rows, distance, colour)
+        if shifted is not None:
+            return shifted.reshape(pixels.shape)
+    return _affine(pixels, (1, 0, distance * (axis == 1), 0, 1, distance * (axis == 0)), fill, resample)
 
 
-def translate_x_rel(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """`translate_x` by `value` of the width."""
-    return translate_x(pixels, value * pixels.shape[1], fill, resample)
-
-
-def translate_y_rel(pixels: np.ndarray, value: float, fill: Fill = GREY, resample: int = 0) -> np.ndarray:
-    """`translate_y` by `value` of the height."""
-    return translate_y(pixels, value * pixels.shape[0], fill, resample)
-
-
-def cutout(pixels: np.ndarray, value: tuple[int, float, float], fill: Fill = GREY, resample: int = 0) -> np.ndarray:
+def _cutout(pixels: np.ndarray, value: tuple[int, float, float], fill: Fill, resample: int) -> np.ndarray:
     """Fills a square of side 2 · half about a pixel, cut off at the border; value: (half, down, right), the place in [0, 1)."""
     height, width, _ = pixels.shape
     half, y, x = value[0], int(value[1] * height), int(value[2] * width)
     pixels = pixels.copy()
-    pixels[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = _fill(pixels, fill)
+    pixels[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = _fill_channels(pixels, fill)
     return pixels
 
 
-OPS: dict[str, Op] = {
-    op.__name__: op
-    for op in (
-        *(identity, auto_contrast, equalize, invert, rotate, posterize, solarize, solarize_add, color),
-        *(contrast, contrast_area, brightness, sharpness, shear_x, shear_y),
-        *(translate_x, translate_y, translate_x_rel, translate_y_rel, cutout),
-    )
+def _enhance(operate: Callable[[np.ndarray, float], np.ndarray]) -> Callable[..., np.ndarray]:
+    """An operation that changes nothing with factor 1."""
+    return lambda pixels, factor, *_: pixels if factor == 1 else operate(pixels, factor)
+
+
+def _warp(operate: Callable[[np.ndarray, float, Fill, int], np.ndarray]) -> Callable[..., np.ndarray]:
+    """An operation that changes nothing with value 0."""
+    return lambda pixels, value, fill, resample: operate(pixels, value, fill, resample) if value else pixels
+
+
+OPS: dict[str, Callable[..., np.ndarray]] = {
+    "identity": lambda pixels, *_: pixels,
+    "auto_contrast": lambda pixels, *_: _auto_contrast(pixels),
+    "equalize": lambda pixels, *_: _to_pixels(ImageOps.equalize(_to_image(pixels))),
+    "invert": lambda pixels, *_: ~pixels,
+    "rotate": _warp(_rotate),
+    # Keeps the top bits; 0 bits make a black image, which `ImageOps.posterize` refuses to do.
+    "posterize": lambda pixels, bits, *_: _map_values(pixels, _posterized(bits)) if bits < 8 else pixels,
+    "solarize": lambda pixels, threshold, *_: _map_values(pixels, _solarized(threshold)) if threshold < 256 else pixels,
+    "solarize_add": lambda pixels, addition, *_: _map_values(pixels, _dark_brightened(addition)) if addition else pixels,
+    "color": _enhance(_color),
+    "contrast": _enhance(_contrast),
+    "contrast_area": _enhance(_contrast_area),
+    "brightness": _enhance(lambda pixels, factor: _map_values(pixels, _blended(0, factor))),
+    "sharpness": _enhance(_sharpness),
+    # Output (x, y) comes from input (x + value · y, y), and (x, y + value · x).
+    "shear_x": _warp(lambda pixels, value, *rest: _affine(pixels, (1, value, 0, 0, 1, 0), *rest)),
+    "shear_y": _warp(lambda pixels, value, *rest: _affine(pixels, (1, 0, 0, value, 1, 0), *rest)),
+    "translate_x": _warp(lambda pixels, value, *rest: _translate(pixels, value, 1, *rest)),
+    "translate_y": _warp(lambda pixels, value, *rest: _translate(pixels, value, 0, *rest)),
+    "translate_x_rel": _warp(lambda pixels, share, *rest: _translate(pixels, share * pixels.shape[1], 1, *rest)),
+    "translate_y_rel": _warp(lambda pixels, share, *rest: _translate(pixels, share * pixels.shape[0], 0, *rest)),
+    "cutout": _cutout,
 }
