@@ -302,16 +302,17 @@ def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _preflight(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
     from attention_jax.config.config import load_config
-    from attention_jax.preflight import run, table
+    from attention_jax.preflight.report import print_report
+    from attention_jax.preflight.table import run_preflight_table
 
     if options.file:
         if overrides or options.config or options.topology or options.json:
             raise UserError(f"preflight {options.file}: its rows say which configs and slices; give them alone.")
-        return table.run(options.file, options.rows.split(",") if options.rows else ["*"], options.output)
+        return run_preflight_table(options.file, options.rows.split(",") if options.rows else ["*"], options.output)
     if not (options.config and options.topology):
         raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
     config = _overridden(load_config(options.config), overrides)
-    return run.run(config, options.topology, options.json)
+    return print_report(config, options.topology, options.json)
 
 
 def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""TPU chips and slices: what one can do, and what people call them."""
+"""TPU chips and slices: their peaks and their names."""
 
 import dataclasses
 import math
@@ -8,11 +8,12 @@ from typing import Any
 from attention_jax.errors import UserError, suggest_name
 
 _DOCS = "https://cloud.google.com/tpu/docs"
+_RESERVED = 2**28  # bytes of a device's memory that the compiler keeps for itself: it offers 15.75 of v5e's 16 GiB
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do at most; of the published tables, read in November 2026."""
+    """The peaks of one chip, from the published tables, read in November 2026."""
 
     name: str
     flops: float  # floating-point operations a second, bfloat16; float32 products take the same unit by default
@@ -44,7 +45,7 @@ _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
+class ChipSlice:
     """Chips that are wired together, `sides` of them along each axis."""
 
     chip: Chip
@@ -57,35 +58,38 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """The name that one orders: `v5litepod-16`, `v4-8`."""
+        """The name to order it by: `v5litepod-16`, `v4-8`."""
         family = "v5litepod" if self.chip.name == "v5e" else self.chip.name
         return f"{family}-{self.chips * self.chip.cores}"
 
     @property
     def chips(self) -> int:
-        """How many there are."""
+        """Number of chips."""
         return math.prod(self.sides)
 
     @property
     def devices(self) -> int:
-        """That JAX sees."""
+        """Number of devices in JAX."""
         return self.chips * self.chip.devices
 
     @property
     def hosts(self) -> int:
-        """Machines, each with a process: of four chips; v5e and v6e also come as one machine of up to eight."""
+        """Number of machines, each with a process: of four chips; v5e and v6e also come as one machine of up to eight."""
         if self.chips <= 8 and self.chip.cores == 1:
             return 1
         return max(1, self.chips // 4)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the compiler needs to know besides the shape."""
+        """The compiler's options besides the shape."""
         a_host = self.sides if self.hosts == 1 else (2, 2)
-        found: dict[str, Any] = {"chips_per_host_bounds": (*a_host, 1, 1)[:3]}
-        if self.chip.name == "v4":  # whose two cores are one device to JAX; by default they are described as two
-            found["chip_config_name"] = "megacore"
-        return found
+        cores = {"chip_config_name": "megacore"} if self.chip.name == "v4" else {}  # two cores are one device, not two
+        return {"chips_per_host_bounds": (*a_host, 1, 1)[:3], **cores}
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a program may use on one device."""
+        return self.chip.hbm / self.chip.devices - _RESERVED
 
     @property
     def egress(self) -> float:
@@ -99,15 +103,15 @@ class Slice:
         return links * self.chip.link
 
 
-def find_slice(text: str) -> Slice:
-    """The slice that `v5e-16`, `v5litepod-16`, `v5e:4x4`, `v4-8`, `v4:2x2x1`, … names. Raises UserError for any other."""
+def find_slice(text: str) -> ChipSlice:
+    """Returns the slice named `v5e-16`, `v5litepod-16`, `v5e:4x4`, `v4-8`, `v4:2x2x1`, … Raises UserError for any other."""
     match = re.fullmatch(r"(?:tpu[ -])?([a-z0-9]+)(?:-(\d+)|:(\d+(?:x\d+)*))", text.strip().lower())
     family = _ALIASES.get(match[1], match[1]) if match else ""
-    if family not in CHIPS:
+    if not match or family not in CHIPS:
         near = suggest_name(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
         raise UserError(f"--topology={text}: not a slice{near}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
     chip = CHIPS[family]
-    slices = [Slice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]
+    slices = [ChipSlice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]
     if match[2]:
         count = int(match[2])
         found = [s for s in slices if s.chips * chip.cores == count]

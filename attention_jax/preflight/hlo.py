@@ -1,4 +1,4 @@
-"""What a compiled program's text says: its arrays and their layouts, its collectives, what it reads and writes.
+"""The text of a compiled program (HLO): its arrays and their layouts, its collectives, the bytes it reads and writes.
 
 XLA's own cost analysis counts the body of a loop once and memory on the chip like memory beside it; here a body counts
 as often as it runs, and only arrays in the chip's main memory count as traffic.
@@ -14,18 +14,10 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# What moves no bytes of its own.
+# They move no bytes themselves.
 _FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "domain",
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+    *("while", "conditional", "call", "after-all", "domain"),
 }
 _PLUMBING = re.compile(r"while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|shard_map")
 _READS_A_PART = {"dynamic-slice", "slice", "gather"}
@@ -42,12 +34,11 @@ class Array:
     @property
     def item(self) -> float:
         """Bytes of an element."""
-        bits = _BITS.get(self.dtype) or int((re.search(r"\d+", self.dtype) or [8])[0])
-        return 0 if self.dtype in ("token", "opaque") else bits / 8
+        return _BITS[self.dtype] / 8 if self.dtype in _BITS else _find_number(r"(\d+)", self.dtype, 8) / 8
 
     @property
     def bytes(self) -> int:
-        """Of its elements alone."""
+        """Bytes of its elements alone."""
         return math.ceil(math.prod(self.dims) * self.item)
 
     @property
@@ -66,9 +57,8 @@ class Array:
 
     @property
     def in_main_memory(self) -> bool:
-        """Whether it lies beside the chip and not on it."""
-        space = re.search(r"S\((\d+)\)", self.layout)
-        return not space or space[1] == "0"
+        """True if it lies beside the chip and not on it."""
+        return _find_number(r"S\((\d+)\)", self.layout, 0) == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +70,16 @@ class Instruction:
     arrays: tuple[Array, ...]  # of its result
     operands: tuple[str, ...]
     rest: str  # attributes
+    number: int = 0  # of a parameter
 
     @property
     def scope(self) -> str:
-        """Where in the Python program it comes from: `jit(train_step)/transpose(jvp(ResNet))/stem_conv/…`."""
+        """Its place in the Python program: `jit(train_step)/transpose(jvp(ResNet))/stem_conv/…`."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
         return found[1].replace("\\'", "'") if found else ""
 
     def called(self) -> list[str]:
-        """Names of the computations it uses."""
+        """Lists the computations it uses."""
         names = re.findall(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)", self.rest)
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
         return names + (re.findall(r"%?([\w.\-]+)", branches[1]) if branches else [])
@@ -96,30 +87,27 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Something that devices exchange, `times` a step."""
+    """An exchange between devices, `times` a step."""
 
     kind: str
     group: int  # devices that take part in one exchange
-    arrays: tuple[tuple[str, int], ...]  # what for, and bytes on one device: of what is reduced, gathered or moved
+    arrays: tuple[tuple[str, int], ...]  # (layer, bytes on one device) of what is reduced, gathered or moved
     times: int
 
     @property
     def bytes(self) -> int:
-        """On one device, a step."""
+        """Bytes on one device, a step."""
         return self.times * sum(size for _, size in self.arrays)
 
     @property
     def sent(self) -> float:
         """Bytes that each device must send at least, a step: those of a ring over the group."""
-        return (
-            self.bytes
-            * (2 if self.kind == "all-reduce" else 1)
-            * (1 if self.kind.startswith("collective") else (self.group - 1) / self.group)
-        )
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return self.bytes * rounds * (1 if self.kind.startswith("collective") else (self.group - 1) / self.group)
 
 
-class Program:
-    """A compiled program's text, taken apart."""
+class HloProgram:
+    """A compiled program, parsed from its text."""
 
     def __init__(self, text: str):
         self.header = text[: text.find("\n")]
@@ -132,36 +120,35 @@ class Program:
                 if found:
                     inside, rest = _parenthesis(line, found.end())
                     operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or tuple(re.findall(r"[A-Za-z_][\w.\-]*", inside))
-                    if found[3] in ("constant", "iota"):
+                    if found[3] in ("constant", "iota", "parameter"):
                         operands = ()
-                    if found[3] == "parameter":
-                        operands, rest = (), f" number={inside}{rest}"
-                    here[found[1]] = Instruction(found[1], found[3], _arrays(found[2]), operands, rest)
+                    number = int(inside) if found[3] == "parameter" else 0
+                    here[found[1]] = Instruction(found[1], found[3], _arrays(found[2]), operands, rest, number)
             elif found := _COMPUTATION.match(line):
                 here = self.computations[found[2]] = {}
                 if found[1]:
                     self.entry = found[2]
 
     def parameters(self) -> list[Instruction]:
-        """Of the entry: the arguments of the program, with the names that they have in Python."""
+        """Lists the program's arguments, whose scopes are their names in Python."""
         found = [i for i in self.computations[self.entry].values() if i.opcode == "parameter"]
-        return sorted(found, key=lambda i: int(re.search(r"number=(\d+)", i.rest)[1]))
+        return sorted(found, key=lambda i: i.number)
 
     def aliased(self) -> int:
-        """How many results are written over an argument."""
+        """Counts the results that are written over an argument."""
         found = re.search(r"input_output_alias=\{(.*?)\}, entry_computation_layout", self.header)
         return len(re.findall(r"(?:may|must)-alias", found[1])) if found else 0
 
     def runs(self) -> dict[str, int]:
-        """How often each computation runs in a step; those inside fusions and reductions are not among them."""
+        """{computation: runs in a step}, without those inside fusions and reductions."""
         counts: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:
             counts[name] = counts.get(name, 0) + times
             for instruction in self.computations[name].values():
                 if instruction.opcode in ("while", "conditional", "call", "async-start"):
-                    found = re.search(r"known_trip_count[^0-9]*(\d+)", instruction.rest)
-                    inner = int(found[1]) if found and instruction.opcode == "while" else 1
+                    trips = _find_number(r"known_trip_count[^0-9]*(\d+)", instruction.rest, 1)
+                    inner = trips if instruction.opcode == "while" else 1
                     for called in instruction.called():
                         if called in self.computations:
                             visit(called, times * inner)
@@ -170,15 +157,15 @@ class Program:
         return counts
 
     def collectives(self) -> list[Collective]:
-        """All exchanges between devices."""
-        devices = int((re.search(r"num_partitions=(\d+)", self.header) or [0, 1])[1])
+        """Lists all exchanges between devices."""
+        devices = _find_number(r"num_partitions=(\d+)", self.header, 1)
         found = []
         for name, times in self.runs().items():
             for instruction in self.computations[name].values():
                 for one, within in self._exchanges(instruction, name):
                     kind = one.opcode.removesuffix("-start")
                     if instruction.opcode == "fusion" and "scatter" in instruction.rest.partition("calls=")[2][:80]:
-                        kind = "reduce-scatter"  # on TPU an all-reduce of which each device keeps its part, in one fusion
+                        kind = "reduce-scatter"  # on TPU an all-reduce and a slice for each device, in one fusion
                     arrays = self._moved(kind, one, within)
                     found.append(Collective(kind, _group(one.rest, devices), arrays, times))
         return found
@@ -208,7 +195,7 @@ class Program:
         return instruction.scope
 
     def traffic(self) -> int:
-        """Bytes that a device reads from and writes to its main memory in a step, filling of tiles counted."""
+        """Counts the bytes a device reads from and writes to its main memory in a step, filling of tiles included."""
         total = 0
         for name, times in self.runs().items():
             here = self.computations[name]
@@ -240,20 +227,22 @@ class Program:
                 users.setdefault(name, []).append(instruction)
         read = list(read)
         for instruction in inside.values():
-            if instruction.opcode != "parameter":
-                continue
-            number = int(re.search(r"number=(\d+)", instruction.rest)[1])
-            by = users.get(instruction.name, [])
-            if number >= len(read) or not by:
+            number, by = instruction.number, users.get(instruction.name, [])
+            if instruction.opcode != "parameter" or number >= len(read) or not by:
                 continue
             if all(u.opcode in _READS_A_PART for u in by):
                 read[number] = min(read[number], sum(u.arrays[0].padded for u in by))
             elif all(u.opcode == "dynamic-update-slice" and u.operands[0] == instruction.name for u in by):
                 changed = sum(inside[u.operands[1]].arrays[0].padded for u in by if u.operands[1] in inside)
-                whole = read[number]
-                read[number] = min(whole, changed)
-                written = [changed if size == whole else size for size in written]
+                complete = read[number]
+                read[number] = min(complete, changed)
+                written = [changed if size == complete else size for size in written]
         return read, written
+
+
+def _find_number(pattern: str, text: str, default: int) -> int:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else default
 
 
 def _parenthesis(line: str, start: int) -> tuple[str, str]:
@@ -274,7 +263,7 @@ def _arrays(shape: str) -> tuple[Array, ...]:
 
 
 def _group(rest: str, devices: int) -> int:
-    """How many devices exchange with one another."""
+    """Number of devices that exchange with one another."""
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", found[2]))
@@ -286,7 +275,7 @@ def _group(rest: str, devices: int) -> int:
 
 
 def _purpose(scope: str, array: Array) -> str:
-    """`stage4_block1/conv2 f32[3,3,512,512]`: the layer for which an array is exchanged."""
+    """`stage4_block1/conv2 f32[3,3,512,512]`: the layer whose array is exchanged."""
     found = re.match(r"state\.(\w+)\[(.*)\]$", scope)
     if found:
         path = "/".join(re.findall(r"'([^']+)'", found[2]))

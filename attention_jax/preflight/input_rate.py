@@ -1,4 +1,4 @@
-"""How many images a second one core of this machine prepares as a config says."""
+"""Rate at which one core of this machine prepares a config's training images."""
 
 import io
 import time
@@ -8,17 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax.data.images.decoding import MODES
+from attention_jax.tasks import classification
 
-SECONDS = 1.5
 
-
-def images_a_second(config: ConfigDict, seconds: float = SECONDS) -> float | None:
-    """Images a second of processor time through the config's own training transform; None for another task.
+def measure_input_rate(config: ConfigDict, seconds: float = 1.5) -> float | None:
+    """Returns images per second of processor time through the config's own training transform; None for another task.
 
     A config that crops or resizes gets a JPEG of 500 x 375 pixels, as ImageNet's are on average; any other an array.
     """
-    from attention_jax.tasks import classification
-
     if config.task != "classification":
         return None
     pixels, example = classification.training_pixels(config), _example(config)

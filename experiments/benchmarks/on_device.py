@@ -105,13 +105,13 @@ def slice_here() -> Any:
     """The TPU slice that these devices are, or None."""
     import jax
 
-    from attention_jax.preflight.chips import CHIPS, Slice
+    from attention_jax.preflight.chips import CHIPS, ChipSlice
 
     kinds = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
     chip = CHIPS.get(kinds.get(jax.devices()[0].device_kind, ""))
     if chip is None:
         return None
-    shapes = (Slice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes)
+    shapes = (ChipSlice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes)
     return next((found for found in shapes if found.devices == jax.device_count()), None)
 
 
@@ -153,9 +153,9 @@ def steps(quick: bool) -> Iterator[Answer]:
     import numpy as np
 
     from attention_jax.distributed.mesh import count_threads
-    from attention_jax.preflight.input_rate import images_a_second
-    from attention_jax.preflight.measure import batches_of, measure_program
-    from attention_jax.preflight.report import roofline
+    from attention_jax.preflight.input_rate import measure_input_rate
+    from attention_jax.preflight.measure import list_batches, measure_program
+    from attention_jax.preflight.report import Report
     from attention_jax.train.program import build_program
 
     devices, here = jax.devices(), slice_here()
@@ -164,11 +164,11 @@ def steps(quick: bool) -> Iterator[Answer]:
     for label, config in cases(quick, len(devices)).items():
         begin = time.perf_counter()
         program = build_program(config)
-        measured, step = measure_program(program, devices)
+        measured, step = measure_program(program)
         if step is None:
             yield Answer(label, "does not fit", "give a smaller batch")
             continue
-        batch = made_up(batches_of(program)[-1], program.config.model.get("num_classes") or 1000)
+        batch = made_up(list_batches(program)[-1], program.config.model.get("num_classes") or 1000)
         state, seed = program.init(0), np.uint32(0)
 
         def take(step: Any = step, batch: Any = batch, seed: Any = seed) -> Any:
@@ -190,10 +190,10 @@ def steps(quick: bool) -> Iterator[Answer]:
             f"{label}: a step", f"{1e3 * took:.3g} ms; {1e3 * best:.3g} at this device's own peaks", f"{took / best:.2f} x"
         )
         if here:
-            line = roofline(measured, here)
+            line = Report(here, measured, None).roofline
             said = f"preflight for {here.topology}: {1e3 * line.step:.3g} ms at best, bound by {line.bound}"
             yield Answer(f"{label}: predicted", said, f"{took / line.step:.2f} x")
-        rate = images_a_second(program.config, 0.5 if quick else 3.0)
+        rate = measure_input_rate(program.config, 0.5 if quick else 3.0)
         if rate:
             wanted, ready = measured.examples / took / jax.process_count(), rate * count_threads()
             yield Answer(

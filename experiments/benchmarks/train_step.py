@@ -231,9 +231,9 @@ def tpu_table(names: list[str], topology: str, batch: int) -> str:
     import jax
 
     from attention_jax.preflight.chips import find_slice
-    from attention_jax.preflight.measure import described
+    from attention_jax.preflight.measure import describe_devices
 
-    sharding = jax.sharding.SingleDeviceSharding(described(find_slice(topology))[0])
+    sharding = jax.sharding.SingleDeviceSharding(describe_devices(find_slice(topology))[0])
     lines = [
         "| network | batch | | GFLOPs | GB read and written | MB of temporaries |",
         "|---|---|---|---|---|---|",

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from attention_jax.models.summary import summary
-from attention_jax.preflight.measure import KINDS, measure
+from attention_jax.preflight.measure import KINDS, measure_step
 from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
 from tests.preflight.test_preflight import steps_operations
@@ -12,7 +12,7 @@ from tests.preflight.test_preflight import steps_operations
 
 @pytest.fixture(scope="module")
 def measured():
-    return measure(small_config(batch_norm__granularity="per_replica"), jax.devices())
+    return measure_step(small_config(batch_norm__granularity="per_replica"), jax.devices())
 
 
 def test_a_data_parallel_network_only_reduces(measured):
@@ -50,7 +50,7 @@ def test_traffic_is_at_least_the_state_and_memory_more(measured):
 
 def test_a_divided_layer_is_gathered_once_a_pass_of_a_micro_batch():
     config = small_config(batch_norm__granularity="per_replica", parallel__fsdp=8, accumulation=2, precision="bfloat16")
-    divided, state = measure(config, jax.devices()), build_program(config).abstract_state
+    divided, state = measure_step(config, jax.devices()), build_program(config).abstract_state
     for kind in ("params", "opt_state", "ema"):
         assert divided.state[kind] < 0.5 * sum(map(nbytes, jax.tree.leaves(getattr(state, kind)))), kind
     in_parts = [x for x in jax.tree.leaves((state.params, state.batch_stats)) if "fsdp" in x.sharding.spec]

@@ -14,8 +14,9 @@ from attention_jax.cli import main as cli
 from attention_jax.config.plugins import load_file
 from attention_jax.errors import UserError
 from attention_jax.models.summary import multiply_adds, summary
-from attention_jax.preflight import chips, measure, report, table
-from attention_jax.preflight.hlo import Program
+from attention_jax.preflight import chips, measure, table
+from attention_jax.preflight.hlo import HloProgram
+from attention_jax.preflight.report import Report
 from attention_jax.train.program import build_program
 from tests.helpers import small_text
 from tests.helpers.small import as_options, small_config
@@ -135,8 +136,8 @@ backend_config={"known_trip_count":{"n":"6"}}
 
 
 @pytest.fixture(scope="module")
-def text() -> Program:
-    return Program(TEXT)
+def text() -> HloProgram:
+    return HloProgram(TEXT)
 
 
 def test_arrays_have_the_bytes_of_their_layout(text):
@@ -155,7 +156,7 @@ def test_many_arguments_are_one_tuple_in_the_order_of_the_leaves():
     entry = f"HloModule jit_step\n\nENTRY %main (all: (f32[])) -> f32[] {{\n  %all.1 = ({arrays}) parameter(0)\n}}\n"
     leaves = [("step", ()), ("params", (10, 20)), ("params", (20,)), ("batch_stats", (3,)), ("opt_state", (10, 20))]
     leaves += [("batch", (16, 128))]
-    found = measure._laid_out(Program(entry), leaves)
+    found = measure._laid_out(HloProgram(entry), leaves)
     assert found == {"params": 16 * 128 * 4 + 512, "opt_state": 16 * 128 * 4, "step": 512, "batch": 16 * 128 * 2}
 
 
@@ -251,8 +252,8 @@ def test_the_compiler_knows_the_slices_and_says_when_one_is_too_small(run_python
 import jax
 from attention_jax.preflight import chips, measure
 for name in ("v3-8", "v4-8", "v4-32", "v5e-1", "v5e-8", "v5e-16", "v5p-8", "v6e-8"):
-    assert len(measure.described(chips.find_slice(name))) == chips.find_slice(name).devices, name
-device = measure.described(chips.find_slice("v5e-1"))[0]
+    assert len(measure.describe_devices(chips.find_slice(name))) == chips.find_slice(name).devices, name
+device = measure.describe_devices(chips.find_slice("v5e-1"))[0]
 x = jax.ShapeDtypeStruct((60_000, 90_000), "float32", sharding=jax.sharding.SingleDeviceSharding(device))
 try:
     jax.jit(lambda x: x.sum()).lower(x).compile()
@@ -266,11 +267,11 @@ except Exception as error:
 
 
 # --- reports -----------------------------------------------------------------------------------------------------------
-def made_up(**changes) -> measure.Measured:
-    """Numbers of a step that nobody compiled."""
+def made_up(**changes) -> measure.StepCost:
+    """Numbers of a step that was never compiled."""
     gib = 2**30
     return dataclasses.replace(
-        measure.Measured(
+        measure.StepCost(
             versions={"jax": "0"},
             devices=16,
             mesh={"data": 16},
@@ -307,38 +308,36 @@ def made_up(**changes) -> measure.Measured:
 SLICE = chips.find_slice("v5e-16")
 
 
+def report(**changes) -> Report:
+    return Report(SLICE, made_up(**changes), input_rate=64.0)
+
+
 def test_the_slowest_of_three_bounds_the_step():
-    line = report.roofline(made_up(), SLICE)
+    line = report().roofline
     assert (line.compute, line.memory, line.interconnect) == pytest.approx((1.0, 0.1, 0.25))
     assert (line.step, line.bound) == (line.compute, "compute")
-    said = report.Report(SLICE, made_up(), rate=64.0)
-    numbers = said.numbers()
+    numbers, text = report().numbers(), report().text()
     assert numbers["mfu_bound"] == pytest.approx(1.0) and numbers["hours"] == pytest.approx(1000 / 3600)
     assert numbers["chip_hours"] == pytest.approx(16 * numbers["hours"])
     assert numbers["examples_per_second_per_host"] == pytest.approx(256)
-    assert "fits" in said.text() and "4.0 cores" in said.text() and json.dumps(numbers)
-    assert (
-        report.expected(made_up(), SLICE) == pytest.approx((0.9 * 1.35, 1.5 * 1.35))
-        and "1.22e+03 to 2.03e+03 ms" in said.text()
-    )
-    assert report.expected(made_up(traffic=819 * 10**10), SLICE) == pytest.approx((0.9 * 11.25, 1.5 * 11.25))
-    alone = made_up(traffic=1, collectives={})
-    assert report.expected(alone, SLICE) == pytest.approx((1.0, 1.5)), "no step is faster than at best"
-    memory = report.roofline(made_up(traffic=819 * 10**10), SLICE)
-    assert (memory.bound, memory.step) == ("memory", pytest.approx(10.0))
+    assert "fits" in text and "4.0 cores" in text and json.dumps(numbers)
+    assert report().expected == pytest.approx((0.9 * 1.35, 1.5 * 1.35)) and "1.22e+03 to 2.03e+03 ms" in text
+    slow = report(traffic=819 * 10**10)
+    assert slow.expected == pytest.approx((0.9 * 11.25, 1.5 * 11.25))
+    assert (slow.roofline.bound, slow.roofline.step) == ("memory", pytest.approx(10.0))
+    assert report(traffic=1, collectives={}).expected == pytest.approx((1.0, 1.5)), "no step is faster than at best"
 
 
 def test_what_to_change_when_it_does_not_fit():
-    assert report.advice(made_up(), SLICE) == []
-    temporaries = "\n".join(report.advice(made_up(temporaries=40 * 2**30), SLICE))
+    assert report().fits and report().advice() == []
+    temporaries = "\n".join(report(temporaries=40 * 2**30).advice())
     for word in ("accumulation=4", "bfloat16", "remat", "batch of 1/4", "slice of 4 times"):
         assert word in temporaries
-    state = made_up(state={"params": 20 * 2**30}, arguments=20 * 2**30)
-    assert any("fsdp=4" in line for line in report.advice(state, SLICE))
-    refused = made_up(too_large=(20.0 * 2**30, 15.75 * 2**30))
-    said = report.Report(SLICE, refused, None)
-    assert not report.fits(refused, SLICE) and "DOES NOT FIT: needs 20.00 GiB of 15.75 GiB" in said.text()
-    assert "roofline" not in said.numbers()
+    state = report(state={"params": 20 * 2**30}, arguments=20 * 2**30)
+    assert any("fsdp=4" in line for line in state.advice())
+    refused = report(too_large=(20.0 * 2**30, 15.75 * 2**30))
+    assert not refused.fits and "DOES NOT FIT: needs 20.00 GiB of 15.75 GiB" in refused.text()
+    assert "roofline" not in refused.numbers()
 
 
 @pytest.mark.parametrize(
@@ -379,7 +378,7 @@ def test_mistakes_are_said_in_one_sentence(arguments, says, capsys, monkeypatch,
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"attention_jax\[tpu\]"):
-        measure.described(SLICE)
+        measure.describe_devices(SLICE)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------
@@ -400,7 +399,7 @@ def test_a_table_resumes_row_by_row(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(table, "_measured", stand_in)
     monkeypatch.setattr(table, "_counted", lambda row, beside: 1e13)
-    call = lambda *patterns: table.run(str(tmp_path / "rows.py"), patterns, str(tmp_path / "out"))  # noqa: E731
+    call = lambda *patterns: table.run_preflight_table(str(tmp_path / "rows.py"), patterns, str(tmp_path / "out"))  # noqa: E731
     assert call("A @ v5e*") == 1 and compiled == ["A @ v5e-16"]
     written = (tmp_path / "out/rows.md").read_text()
     assert written.count("not run") == 3 and "| A | v5e:4x4 (v5litepod-16) |" in written
@@ -410,7 +409,7 @@ def test_a_table_resumes_row_by_row(tmp_path, monkeypatch, capsys):
     assert call("*") == 0 and len(compiled) == 3
     (tmp_path / "rows2.py").write_text(ROWS.replace('"batch_size": 8', '"batch_size": 16'))
     os.rename(tmp_path / "out/rows.json", tmp_path / "out/rows2.json")
-    table.run(str(tmp_path / "rows2.py"), ["*"], str(tmp_path / "out"))
+    table.run_preflight_table(str(tmp_path / "rows2.py"), ["*"], str(tmp_path / "out"))
     assert compiled[3:] == ["A @ v5e-16", "A @ v4-8"]  # a row that says something else is compiled anew
     with pytest.raises(UserError, match="no row matches"):
         call("C*")
@@ -420,13 +419,14 @@ def test_the_committed_table_is_that_of_its_numbers(root):
     module = table.load_file(root / "experiments/preflight.py")
     rows = [*table._rows(module, "rows"), *table._rows(module, "calibration")]
     found = table._kept(root / "experiments/results/preflight.json", rows)
-    assert (root / "experiments/results/preflight.md").read_text() == table.markdown(module, rows, found)
+    assert (root / "experiments/results/preflight.md").read_text() == table.render_preflight(module, rows, found)
     # Small images have more additions to a product; the other needs 88 % of its memory, and part of it may be computed twice.
     known = {"ResNet-RS-50 at 160 @ v3-8": 0.0302, "ResNet-RS-200 at 256 @ v3-8": 0.0685}
-    for key, kept in found.items():
+    for row in rows:
+        key, kept = row.key, found.get(row.key, {})
         if "measured" not in kept or kept["measured"]["too_large"]:
             continue
-        measured = table._revived(kept["measured"])
+        measured = table._report(row, kept).cost
         # XLA counts the body of a loop once, and additions too.
         more = measured.xla_operations * measured.devices / measured.operations - 1
         assert more == pytest.approx(known[key], abs=1e-4) if key in known else abs(more) < 0.03, (key, more)
