@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
+
 # Finite, so that a row without any key gives a mean and not NaN; far below any product.
 MASKED = -1e30
 
@@ -13,8 +15,6 @@ def fused_attention(
     q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: jax.Array | None = None, scale: float = 1.0
 ) -> jax.Array:
     """[B, T, H, K]: `jax.nn.dot_product_attention` with another program for float32 on CPU.
-
-    There its gradient is written out, so that forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) does not pass.
 
     Args:
         mask: bool, broadcast to [B, H, T, S]; False hides a key from a query.
@@ -27,9 +27,9 @@ def fused_attention(
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
         return jnp.swapaxes(_attend(*heads_first, mask, scale), 1, 2)
 
-    if not (q_BTHK.dtype == k_BSHK.dtype == v_BSHK.dtype == jnp.float32):
+    if not (kernels_are_on() and q_BTHK.dtype == k_BSHK.dtype == v_BSHK.dtype == jnp.float32):
         return native(q_BTHK, k_BSHK, v_BSHK, mask)
-    return jax.lax.platform_dependent(q_BTHK, k_BSHK, v_BSHK, mask, cpu=cpu, default=native)
+    return choose_by_platform(cpu, native, q_BTHK, k_BSHK, v_BSHK, mask)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

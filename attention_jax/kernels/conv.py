@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _NHWC = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # Channels of a dense block into which groups are packed: a product with fewer leaves the CPU's vectors empty, with more
@@ -47,7 +49,8 @@ def convolve(
     dilation = tuple(options.get("rhs_dilation") or (1, 1))
     known = {"lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count", "precision"}
     plain = (
-        x.ndim != 4
+        not kernels_are_on()
+        or x.ndim != 4
         or isinstance(padding, str)
         or not (x.dtype == kernel.dtype == jnp.float32)
         or tuple(options.get("lhs_dilation") or (1, 1)) != (1, 1)
@@ -74,13 +77,9 @@ def _native(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
     )
 
 
-def by_platform(cpu: Callable, native: Callable, *arrays: jax.Array) -> Any:
-    return jax.lax.platform_dependent(*arrays, cpu=cpu, default=native)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
-    return by_platform(functools.partial(_forward, how=how), functools.partial(_native, how=how), x, kernel)
+    return choose_by_platform(functools.partial(_forward, how=how), functools.partial(_native, how=how), x, kernel)
 
 
 def _convolve_forward(x: jax.Array, kernel: jax.Array, how: Geometry) -> tuple:
@@ -97,8 +96,8 @@ def _convolve_backward(how: Geometry, saved: tuple, of_y: jax.Array) -> tuple[ja
         return jax.vjp(lambda kernel: _native(x, kernel, how), kernel)[1](of_y)[0]
 
     return (
-        by_platform(functools.partial(_of_input, how=how), native_of_x, x, kernel, of_y),
-        by_platform(functools.partial(_of_kernel, how=how), native_of_kernel, x, kernel, of_y),
+        choose_by_platform(functools.partial(_of_input, how=how), native_of_x, x, kernel, of_y),
+        choose_by_platform(functools.partial(_of_kernel, how=how), native_of_kernel, x, kernel, of_y),
     )
 
 

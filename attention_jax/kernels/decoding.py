@@ -1,8 +1,8 @@
-"""Two kernels of our own for decoding on CPU, `step_kernels.cc`: products of few rows by weights, attention over a cache.
+"""Two kernels for decoding on CPU, `decoding.cc`: products of few rows by weights, and attention over a cache.
 
-They are built by the machine's C++ compiler when they are first asked for, which takes some seconds, and kept in the user's
-cache. Without a compiler, with several devices, on an accelerator, or with AJ_CPU_KERNELS=0, XLA's programs do the same work:
-results differ by rounding. `experiments/benchmarks/translation_profile.py` times both.
+The machine's C++ compiler builds them when they are first used, which takes some seconds, and they stay in the user's cache.
+Without a compiler, with several devices, on an accelerator, or under `use_kernels("xla")`, XLA's programs do the same work.
+`experiments/benchmarks/translation_profile.py` times both.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import jaxlib
 import numpy as np
 
 from attention_jax.kernels.attention import MASKED
-from attention_jax.kernels.conv import by_platform
+from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ _SECONDS = 120  # a compiler that takes longer hangs
 _ROWS = 256  # with more, a product is arithmetic and little reading of weights, which XLA does as well
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., I], [I, O] -> [..., O]: `jnp.matmul`, but not differentiable, which `product.dot_general` is."""
+def multiply_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., I], [I, O] -> [..., O]: `jnp.matmul`, but not differentiable, which `matmul.dot_general` is."""
     if x.ndim == kernel.ndim == 2 and 0 < len(x) <= _ROWS and _serve(x, kernel):
         shape = jax.ShapeDtypeStruct((len(x), kernel.shape[1]), jnp.float32)
-        return by_platform(jax.ffi.ffi_call("aj_product", shape, vmap_method="sequential"), jnp.matmul, x, kernel)
+        return choose_by_platform(jax.ffi.ffi_call("aj_product", shape, vmap_method="sequential"), jnp.matmul, x, kernel)
     return jnp.matmul(x, kernel)
 
 
@@ -50,29 +50,27 @@ def attend_cached(
 
     Args:
         mask: bool [B, 1, T or 1, S]; False hides a key from a query.
-        plain: what does the same with XLA, and where gradients are asked for.
+        plain: does the same with XLA, here and in gradients.
     """
     if not _serve(q_ND, k_BHKS, v_BHSV):
         return plain(q_ND, k_BHKS, v_BHSV, mask)
     shape = jax.ShapeDtypeStruct((len(q_ND), v_BHSV.shape[1] * v_BHSV.shape[3]), jnp.float32)
     call = jax.ffi.ffi_call("aj_attend", shape, vmap_method="sequential")
     ours = functools.partial(call, scale=np.float32(scale), masked=np.float32(MASKED))
-    attend = jax.custom_vjp(lambda *arrays: by_platform(ours, plain, *arrays))
+    attend = jax.custom_vjp(lambda *arrays: choose_by_platform(ours, plain, *arrays))
     attend.defvjp(lambda *arrays: jax.vjp(plain, *arrays), lambda gradient, of_y: gradient(of_y))
     return attend(q_ND, k_BHKS, v_BHSV, mask)
 
 
 def _serve(*arrays: jax.Array) -> bool:
-    """Whether the kernels do the work on arrays of these types, in this process."""
-    single = all(array.dtype == jnp.float32 for array in arrays)
-    return single and jax.default_backend() == "cpu" and jax.device_count() == 1 and ready()
+    """True if the kernels do the work on arrays of these types, in this process."""
+    on = kernels_are_on() and all(array.dtype == jnp.float32 for array in arrays)
+    return on and jax.default_backend() == "cpu" and jax.device_count() == 1 and load_kernels()
 
 
 @functools.cache
-def ready() -> bool:
-    """Whether the kernels can be called here; builds them if they have not been. Says once why not."""
-    if os.environ.get("AJ_CPU_KERNELS") == "0":
-        return False
+def load_kernels() -> bool:
+    """True if the kernels can be called in this process; builds them if necessary, and logs why if they cannot be built."""
     try:
         library = ctypes.CDLL(str(_built()))
         for name in _NAMES:
@@ -97,7 +95,7 @@ def _built() -> Path:
     compiler = (os.environ.get("CXX") or "c++").split()
     key = hashlib.sha256(b"\0".join([source, repr([jaxlib.__version__, compiler, _FLAGS, _cpu()]).encode()])).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "attention_jax", "kernels")
-    library = folder / f"step_kernels-{key}.so"
+    library = folder / f"decoding-{key}.so"
     if not library.exists():
         log.info("building the kernels for decoding on this CPU, once: %s", library)
         folder.mkdir(parents=True, exist_ok=True)

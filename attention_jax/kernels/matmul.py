@@ -1,8 +1,6 @@
-"""Matrix products whose gradients avoid XLA's slow programs on CPU; on TPU and GPU they are XLA's own.
+"""Matrix products in float32 whose gradients avoid XLA's slow programs on CPU; on TPU and GPU they are XLA's own.
 
-Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) does not pass the products in float32, whose gradients are written
-out: use `jax.jacrev`. Times below are milliseconds on one core, for 4,080 rows in float32;
-`experiments/benchmarks/translation.py` measures whole training steps.
+Times below are milliseconds on one core, for 4,080 rows; `experiments/benchmarks/translation.py` measures training steps.
 """
 
 from typing import Any
@@ -10,21 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_jax.kernels.conv import by_platform
-from attention_jax.kernels.decoding import product
+from attention_jax.kernels.decoding import multiply_rows
+from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **options: Any) -> jax.Array:
     """`jax.lax.dot_general` for the field `dot_general` of `flax.linen.Dense`: [..., I], [I, O] -> [..., O]."""
     rows_by_columns = dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())) and kernel.ndim == 2
-    if precision is None and rows_by_columns and x.dtype == kernel.dtype == jnp.float32:
+    if kernels_are_on() and precision is None and rows_by_columns and x.dtype == kernel.dtype == jnp.float32:
         return _product(x, kernel)
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **options)
 
 
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return product(x, kernel)
+    return multiply_rows(x, kernel)
 
 
 def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple:
@@ -41,9 +39,8 @@ _product.defvjp(_product_forward, _product_backward)
 
 def score_rows(x: jax.Array, table: jax.Array) -> jax.Array:
     """[..., D], [V, D] -> [..., V] float32: x · tableᵀ, which scores the words of a vocabulary."""
-    if not (x.dtype == table.dtype == jnp.float32):
-        return _scores(x, table)
-    return _score_rows(x, table)
+    by_hand = kernels_are_on() and x.dtype == table.dtype == jnp.float32
+    return (_score_rows if by_hand else _scores)(x, table)
 
 
 def _scores(x: jax.Array, table: jax.Array) -> jax.Array:
@@ -81,4 +78,4 @@ def _sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
             return jnp.matmul(turned(x.T), y)
         return turned(jnp.matmul(turned(y.T), x)).T
 
-    return by_platform(cpu, native, *(a.reshape(-1, a.shape[-1]) for a in (x, y)))
+    return choose_by_platform(cpu, native, *(a.reshape(-1, a.shape[-1]) for a in (x, y)))

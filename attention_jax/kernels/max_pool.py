@@ -7,11 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention_jax.kernels.conv import Geometry, by_platform, taps
+from attention_jax.kernels.conv import Geometry, taps
+from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
 
 
 def max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Sequence[tuple[int, int]]) -> jax.Array:
-    """[B, H, W, C] -> [B, H', W', C]: `flax.linen.max_pool` with another gradient on CPU. Forward mode does not pass."""
+    """[B, H, W, C] -> [B, H', W', C]: `flax.linen.max_pool` with another gradient on CPU."""
+    if not kernels_are_on():
+        return nn.max_pool(x, window, strides, padding)
     return _max_pool(x, Geometry(tuple(strides), tuple(padding), (1, 1), 1, None), tuple(window))
 
 
@@ -28,7 +31,7 @@ def _max_pool_backward(how: Geometry, window: tuple[int, int], x: jax.Array, of_
     def native(x: jax.Array, of_y: jax.Array) -> jax.Array:
         return jax.vjp(lambda x: nn.max_pool(x, window, how.strides, how.padding), x)[1](of_y)[0]
 
-    return (by_platform(functools.partial(_of_pooled, how=how, window=window), native, x, of_y),)
+    return (choose_by_platform(functools.partial(_of_pooled, how=how, window=window), native, x, of_y),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -49,7 +49,7 @@ def attend_rows(
     """Output [B · T, H · V] and weights [B, H, T, S]: the same for T queries of each example, few, from a cache.
 
     XLA on CPU is fastest in these layouts and with the turning of [B, H, T, V] apart: `translation_profile.py` times it
-    with AJ_CPU_KERNELS=0.
+    with AJ_KERNELS=xla.
     """
     (b, h, k, _), v = k_BHKS.shape, v_BHSV.shape[-1]
     q_BHTK = q_ND.reshape(b, -1, h, k).swapaxes(1, 2)

@@ -1,10 +1,11 @@
 """Losses per example and per token."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
+
+from attention_jax.kernels.cross_entropy import smoothed_cross_entropy
+from attention_jax.kernels.switch import kernels_are_on
 
 
 def target_distribution(labels: jax.Array, classes: int, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:
@@ -37,41 +38,15 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def token_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:
-    """[..., V], [...] -> [...]: `cross_entropy` for large vocabularies: no target distribution is ever held in memory.
-
-    Its gradient is written out, so that forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) does not pass.
-    """
-    return _token_forward(logits, labels, label_smoothing, over)[0]
-
-
-def _shares(classes: int, label_smoothing: float, over: str) -> tuple[float, float]:
-    """What the true class and every other one have in `target_distribution`."""
+    """[..., V], [...] -> [...]: `cross_entropy` for large vocabularies, without a target distribution in memory."""
+    if not kernels_are_on():
+        return cross_entropy(logits, labels, label_smoothing, over)
+    classes = logits.shape[-1]
     if over == "others":
-        return 1.0 - label_smoothing, label_smoothing / (classes - 1)
-    return 1.0 - label_smoothing + label_smoothing / classes, label_smoothing / classes
-
-
-def _token_forward(logits: jax.Array, labels: jax.Array, label_smoothing: float, over: str) -> tuple:
-    wide = logits.astype(jnp.float32)
-    true, other = _shares(logits.shape[-1], label_smoothing, over)
-    normaliser = jax.nn.logsumexp(wide, -1)
-    loss = normaliser - (true - other) * jnp.take_along_axis(wide, labels[..., None], -1)[..., 0]
-    if other:
-        loss -= other * wide.sum(-1)
-    return loss, (logits, labels, normaliser)
-
-
-def _token_backward(label_smoothing: float, over: str, saved: tuple, of_loss: jax.Array) -> tuple:
-    logits, labels, normaliser = saved
-    true, other = _shares(logits.shape[-1], label_smoothing, over)
-    targets = jnp.where(jnp.arange(logits.shape[-1]) == labels[..., None], true, other)
-    probabilities = jnp.exp(logits.astype(jnp.float32) - normaliser[..., None])
-    return (of_loss[..., None] * (probabilities - targets)).astype(logits.dtype), None
-
-
-token_cross_entropy.defvjp(_token_forward, _token_backward)
+        return smoothed_cross_entropy(logits, labels, 1.0 - label_smoothing, label_smoothing / (classes - 1))
+    other = label_smoothing / classes
+    return smoothed_cross_entropy(logits, labels, 1.0 - label_smoothing + other, other)
 
 
 def right_tokens(logits: jax.Array, labels: jax.Array) -> jax.Array:

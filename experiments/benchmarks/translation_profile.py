@@ -46,7 +46,7 @@ def programs(hlo: str) -> dict[str, Program]:
         shape = tuple(map(int, filter(None, shape.split(","))))
         label = re.search(r'op_name="([^"]*)"', rest)
         label = label[1] if label else ""
-        ours = re.search(r'custom_call_target="aj_(\w+)"', rest)  # nn/step_kernels.cc
+        ours = re.search(r'custom_call_target="aj_(\w+)"', rest)  # kernels/decoding.cc
         is_product = ours or label.endswith("dot_general") or re.match(r"\S* dot\(", rest)
         if not is_product:
             found[name] = Program(REST, shape, 0)

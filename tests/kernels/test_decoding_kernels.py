@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax.kernels import decoding as step_kernels
+from attention_jax.kernels import decoding
 from attention_jax.kernels.matmul import dot_general
+from attention_jax.kernels.switch import use_kernels
 from attention_jax.nn.multihead import attend_rows
 from attention_jax.search import SearchOptions
 from attention_jax.tasks.translator import TranslationOptions, translate_tokens
@@ -27,10 +28,10 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the ker
 
 
 @pytest.fixture(autouse=True)
-def asked_anew() -> Iterator[None]:
-    step_kernels.ready.cache_clear()
+def loaded_anew() -> Iterator[None]:
+    decoding.load_kernels.cache_clear()
     yield
-    step_kernels.ready.cache_clear()
+    decoding.load_kernels.cache_clear()
 
 
 def by_xla(*asked: jax.Array) -> jax.Array:
@@ -47,9 +48,9 @@ def test_product_is_matmul(rows: int) -> None:
     """With sides that no vector and no block divides, and with those that they do."""
     for depth, columns in ((1, 1), (5, 40), (64, 128), (100, 79), (257, 16), (520, 200), (300, 2050)):
         x, kernel = numbers("x", rows, depth), numbers("kernel", depth, columns)
-        assert "aj_product" in text(step_kernels.product, x, kernel)
+        assert "aj_product" in text(decoding.multiply_rows, x, kernel)
         expected = np.matmul(x, kernel, dtype=np.float64)
-        close(jax.jit(step_kernels.product)(x, kernel), expected, 1e-6 * np.abs(expected).max())
+        close(jax.jit(decoding.multiply_rows)(x, kernel), expected, 1e-6 * np.abs(expected).max())
 
 
 MASKS = {
@@ -77,7 +78,7 @@ def test_attention_is_that_of_xla(masked: str) -> None:
     ):
         mask = np.ascontiguousarray(MASKS[masked](b, t, s))
         q, keys, values = 3 * numbers("q", b * t, h * k), numbers("k", b, h, k, s), numbers("v", b, h, s, v)
-        ours = functools.partial(step_kernels.attend_cached, scale=SCALE, plain=by_xla)
+        ours = functools.partial(decoding.attend_cached, scale=SCALE, plain=by_xla)
         assert "aj_attend" in text(ours, q, keys, values, mask)
         close(jax.jit(ours)(q, keys, values, mask), by_xla(q, keys, values, mask), 1e-5)
 
@@ -93,25 +94,25 @@ def test_gradients_and_batches_are_those_of_xla() -> None:
     ours, plain = (jax.grad(lambda x, w, f=f: (f(x, w) ** 2).sum(), (0, 1))(x, kernel) for f in (product, jnp.matmul))
     close(ours, plain, 1e-5)
     many = np.stack([x, 2 * x]), np.stack([kernel, kernel + 1])
-    close(jax.vmap(step_kernels.product)(*many), np.matmul(*many), 1e-5)
+    close(jax.vmap(decoding.multiply_rows)(*many), np.matmul(*many), 1e-5)
     asked = numbers("q", 4, 6), numbers("k", 2, 2, 3, 5), numbers("v", 2, 2, 5, 4)
     mask = np.arange(5) < np.array([5, 2])[:, None, None, None]
 
     def by_kernel(*asked: jax.Array) -> jax.Array:
-        return step_kernels.attend_cached(*asked, SCALE, by_xla)
+        return decoding.attend_cached(*asked, SCALE, by_xla)
 
     ours, plain = (jax.grad(lambda *a, f=f: (f(*a, mask) ** 2).sum(), (0, 1, 2))(*asked) for f in (by_kernel, by_xla))
     close(ours, plain, 1e-5)
 
 
 def test_only_for_few_rows_in_single_precision_on_one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_kernels, "ready", lambda: True)
+    monkeypatch.setattr(decoding, "load_kernels", lambda: True)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
 
     def traced(shape: tuple[int, ...], dtype: str = "float32") -> str:
         x, kernel = (jax.ShapeDtypeStruct(side, dtype) for side in (shape, (shape[-1], 5)))
-        return str(jax.make_jaxpr(lambda x, kernel: step_kernels.product(x, kernel))(x, kernel))
+        return str(jax.make_jaxpr(lambda x, kernel: decoding.multiply_rows(x, kernel))(x, kernel))
 
     assert "aj_product" in traced((1, 4)) and "aj_product" in traced((256, 4))
     for other in (traced((0, 4)), traced((257, 4)), traced((2, 8, 4)), traced((8, 4), "bfloat16")):
@@ -144,7 +145,7 @@ def translation() -> tuple[Any, dict[str, Any], np.ndarray]:
 
 @needs_compiler
 @pytest.mark.parametrize("beam", [1, 3])
-def test_a_search_finds_the_same_with_them(beam: int, translation: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_finds_the_same_with_them(beam: int, translation: tuple) -> None:
     """Over the growth of the cache; and a sentence finds the same in a smaller batch."""
     model, variables, source = translation
     options = TranslationOptions(SearchOptions(beam=beam, n_best=beam), fixed=40)
@@ -158,11 +159,10 @@ def test_a_search_finds_the_same_with_them(beam: int, translation: tuple, monkey
     assert len(np.unique(tokens)) > 15 and (tokens[:, 0, 20] > 0).any()
     np.testing.assert_array_equal(jax.jit(translate())(variables, source[:1])[0], tokens[:1])
 
-    monkeypatch.setenv("AJ_CPU_KERNELS", "0")
-    step_kernels.ready.cache_clear()
-    traced = text(translate(), variables, source)
-    assert "aj_product" not in traced and "aj_attend" not in traced
-    without = jax.jit(translate())(variables, source)
+    with use_kernels("xla"):
+        traced = text(translate(), variables, source)
+        assert "aj_product" not in traced and "aj_attend" not in traced
+        without = jax.jit(translate())(variables, source)
     np.testing.assert_array_equal(without[0], tokens)
     close(without[1], scores, 1e-4)
 
@@ -192,11 +192,11 @@ def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, t
             script.chmod(0o755)
         monkeypatch.setenv("CXX", str(compiler))
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        step_kernels.ready.cache_clear()
+        decoding.load_kernels.cache_clear()
         caplog.clear()
-        with caplog.at_level(logging.INFO, step_kernels.__name__):
+        with caplog.at_level(logging.INFO, decoding.__name__):
             for _ in range(2):
-                close(jax.jit(lambda x, kernel: step_kernels.product(x, kernel))(x, kernel), x @ kernel, 1e-6)
+                close(jax.jit(lambda x, kernel: decoding.multiply_rows(x, kernel))(x, kernel), x @ kernel, 1e-6)
         (message,) = (record.getMessage() for record in caplog.records if "goes without" in record.getMessage())
         assert said in message, (said, message)
 
@@ -204,7 +204,7 @@ def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, t
 @needs_compiler
 def test_built_once_for_a_processor_and_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = step_kernels._built()
+    first = decoding._built()
     assert first.parent == tmp_path / "attention_jax" / "kernels" and os.listdir(first.parent) == [first.name]
 
     def never(*_: Any, **__: Any) -> None:
@@ -212,12 +212,12 @@ def test_built_once_for_a_processor_and_a_source(monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as changed:
         changed.setattr(subprocess, "run", never)
-        assert step_kernels._built() == first
-        processor = step_kernels._cpu
-        changed.setattr(step_kernels, "_cpu", lambda: "another")
+        assert decoding._built() == first
+        processor = decoding._cpu
+        changed.setattr(decoding, "_cpu", lambda: "another")
         with pytest.raises(AssertionError, match="built again"):
-            step_kernels._built()
-        changed.setattr(step_kernels, "_cpu", processor)
+            decoding._built()
+        changed.setattr(decoding, "_cpu", processor)
         changed.setattr(Path, "read_bytes", lambda path: b"another")
         with pytest.raises(AssertionError, match="built again"):
-            step_kernels._built()
+            decoding._built()

@@ -26,7 +26,7 @@ ALLOWED = {
     "nn": GROUND | {"kernels"},
     "models": GROUND | {"kernels", "nn"},
     "data": GROUND,
-    "optim": GROUND,
+    "optim": GROUND | {"kernels"},
     "distributed": GROUND,
     "search": GROUND,
     "tasks": BUILDING,
