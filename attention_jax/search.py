@@ -1,12 +1,15 @@
 """Greedy and beam search over any function (token, cache) -> (logits, cache).
 
-Everything has fixed shapes and runs inside one compiled loop. A sentence's result does not depend on the others of its
-batch: each has its own limit, is done on its own, and then keeps what it has while the others go on.
+Everything has fixed shapes and runs inside one compiled loop. The result of a sentence does not depend on the others of its
+batch: it has its own limit, and when it is done it keeps its result while the others go on.
+
+Letters in comments: B sentences, K hypotheses of each, C candidates, L tokens, V words.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +24,7 @@ _GROUP = 64
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """How to search.
+    """The rules of a search.
 
     Attributes:
         beam: hypotheses kept open; 1 is greedy search.
@@ -30,16 +33,16 @@ class SearchOptions:
         penalty: "gnmt" divides the log probability by ((5 + length) / 6)^alpha (Wu et al. 2016; alpha 0.6 in the
             Transformer paper), "length" by length^alpha (alpha 1 is the mean log probability of a token). Length counts the
             end symbol and not the start symbol.
-        expand: candidates looked at for a beam of K are expand·K. 2 is tensor2tensor's rule: K hypotheses stay open whatever
-            has ended. 1 is Sutskever et al.'s (2014): a hypothesis that ends leaves the beam.
-        late_ends: of the 2K candidates, an end symbol counts wherever it stands (tensor2tensor); without it only among the K
-            best, as in fairseq and Hugging Face's library.
+        expand: a beam of K considers expand·K candidates. 2 is tensor2tensor's rule: K hypotheses stay open however many
+            have ended. 1 is Sutskever et al.'s (2014): a hypothesis that ends leaves the beam.
+        late_ends: of the 2K candidates, an end symbol counts at any rank (tensor2tensor); without it only among the K best,
+            as in fairseq and Hugging Face's library.
         stop: a sentence is done "settled", when no open hypothesis can enter the n best any more; "guess", when none would
-            enter the K best if it ended now with what it has, which a longer length may disprove (Hugging Face's
+            enter the K best if it ended now with its log probability, though a longer length may do better (Hugging Face's
             early_stopping=False); "full", as soon as K have ended (early_stopping=True).
         force_end: the last token that a limit allows is the end symbol, at no cost (Hugging Face's forced_eos_token_id).
-        renormalise: tokens that may not come are taken out before the softmax and not after it.
-        min_length: tokens before the end symbol may come.
+        renormalise: forbidden tokens are masked before the softmax instead of after it.
+        min_length: the end symbol is forbidden until this many tokens are written.
         bos, eos, pad: start, end and padding tokens; the first and the last are never written.
     """
 
@@ -68,9 +71,19 @@ class SearchOptions:
             raise ValueError(f"alpha={self.alpha} must be 0 or more, expand={self.expand} 1 or 2")
 
     def score(self, log_prob: jax.Array, length: jax.Array) -> jax.Array:
-        """The log probability after the length penalty."""
+        """Returns the log probability after the length penalty."""
         length = jnp.asarray(length, jnp.float32)
         return log_prob / (((5 + length) / 6) if self.penalty == "gnmt" else jnp.maximum(length, 1)) ** self.alpha
+
+
+class _State(TypedDict):
+    t: jax.Array  # tokens written so far
+    token: jax.Array  # [B · K] the newest of each open hypothesis
+    open: jax.Array  # [B, K] log probabilities
+    open_tokens: jax.Array  # [B, K, L]
+    ended: jax.Array  # [B, K] scores, best first
+    ended_tokens: jax.Array  # [B, K, L]
+    cache: Cache
 
 
 def beam_search(
@@ -81,27 +94,50 @@ def beam_search(
     options: SearchOptions,
     grow: Grow | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
+    """Returns tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
 
     A hypothesis that reaches its sentence's limit without an end symbol counts as it stands. Where fewer than n_best
-    hypotheses exist the others are padding with score -1e30. Stops when no open hypothesis can enter the n best any more.
+    hypotheses exist the others are padding with score -1e30.
 
     Args:
         step: `(token [N], cache) -> (logits [N, vocabulary], cache)`, N = B · beam with the hypotheses of a sentence together.
-        cache: before the first token, every leaf with the B sentences along its first axis; a step sees N rows, each of
-            which follows its hypothesis. What stands under "shared" is neither repeated nor moved: it is for what the
-            hypotheses of a sentence have in common, and for what a step knows how to find there.
-        limits: [B] most tokens of each sentence, end symbol included, at most `max_length`.
+        cache: before the first token, every leaf with the B sentences along its first axis. `step` gets N rows, each of
+            which follows its hypothesis, except under "shared": those leaves are neither repeated nor moved.
+        limits: [B] maximum length of each sentence including EOS, at most `max_length`.
         max_length: static length of the result.
         grow: `(cache, length) -> cache` makes room for `length` tokens; `cache` then starts with room for
             `cache_lengths(max_length)[0]`. The cost of a token grows with the room, and few sentences reach their limit.
     """
-    beam, eos = options.beam, options.eos
-    batch = limits.shape[0]
-    candidates = beam * (options.expand if beam > 1 else 1)  # a beam of one is greedy search
-    cache = _each_own(lambda x: jnp.repeat(x, beam, axis=0), cache)
-    # One open hypothesis a sentence at first, since equal ones would fill the beam with copies.
-    first = {
+
+    def is_open(state: _State, length: int) -> jax.Array:
+        return (state["t"] < length) & (state["open"] > NEVER / 2).any()
+
+    def result(state: _State) -> tuple[jax.Array, jax.Array]:
+        return state["ended_tokens"], state["ended"]
+
+    def finish(state: _State, lengths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Searches to the end with a cache that has room for the first of `lengths` and grows to the others."""
+        advance = functools.partial(_write_token, step=step, limits=limits, options=options)
+        state = jax.lax.while_loop(lambda state: is_open(state, lengths[0]), advance, state)
+        if grow is None or len(lengths) == 1:
+            return result(state)
+        return jax.lax.cond(
+            is_open(state, max_length),
+            lambda state: finish(state | {"cache": grow(state["cache"], lengths[1])}, lengths[1:]),
+            result,
+            state,
+        )
+
+    first = _first_state(cache, limits.shape[0], max_length, options)
+    tokens, scores = finish(first, cache_lengths(max_length) if grow else (max_length,))
+    return tokens[:, : options.n_best], scores[:, : options.n_best]
+
+
+def _first_state(cache: Cache, batch: int, max_length: int, options: SearchOptions) -> _State:
+    """One open hypothesis per sentence, since equal ones would fill the beam with copies."""
+    beam = options.beam
+    cache = _map_rows(lambda x: jnp.repeat(x, beam, axis=0), cache)
+    return {
         "t": jnp.zeros((), jnp.int32),
         "token": jnp.full((batch * beam,), options.bos, jnp.int32),
         "open": jnp.full((batch, beam), NEVER).at[:, 0].set(0.0),
@@ -111,91 +147,82 @@ def beam_search(
         "cache": cache,
     }
 
-    def goes_on(state: dict[str, Any], room: int) -> jax.Array:
-        return (state["t"] < room) & (state["open"] > NEVER / 2).any()
 
-    def advance(state: dict[str, Any]) -> dict[str, Any]:
-        t = state["t"]
-        logits, cache = step(state["token"], state["cache"])
-        vocabulary = logits.shape[-1]
-        forbidden = jnp.zeros(vocabulary, bool).at[jnp.array([options.pad, options.bos])].set(True)
-        forbidden = forbidden.at[eos].set(t < options.min_length)
-        logits = logits.astype(jnp.float32)
-        allowed = jnp.where(forbidden, NEVER, logits)
-        competing = allowed if options.renormalise else logits
-        largest = competing.max(-1, keepdims=True)
-        log_probs = allowed - largest - jnp.log(jnp.exp(competing - largest).sum(-1, keepdims=True))
-        log_probs = jnp.maximum(log_probs, NEVER).reshape(batch, beam, vocabulary)
-        if options.force_end:
-            end = jnp.where(jnp.arange(vocabulary) == eos, 0.0, NEVER)
-            log_probs = jnp.where((t + 1 >= limits)[:, None, None], end, log_probs)
-        total = jnp.maximum(state["open"][:, :, None] + log_probs, NEVER).reshape(batch, -1)
-        best, places = _top(total, candidates)
-        parents, tokens = places // vocabulary, places % vocabulary
+def _write_token(state: _State, step: Step, limits: jax.Array, options: SearchOptions) -> _State:
+    """Expands every open hypothesis by one token, moves those that end and keeps the best of the others open."""
+    t, (batch, beam) = state["t"], state["open"].shape
+    logits, cache = step(state["token"], state["cache"])
+    log_probs_BKV = _log_probs(logits, t, limits, options)
+    total = jnp.maximum(state["open"][:, :, None] + log_probs_BKV, NEVER).reshape(batch, -1)
+    best_BC, places = _top(total, beam * (options.expand if beam > 1 else 1))  # a beam of one is greedy search
+    parents_BC, tokens_BC = places // logits.shape[-1], places % logits.shape[-1]
+    grown_BCL = jnp.take_along_axis(state["open_tokens"], parents_BC[:, :, None], 1).at[:, :, t].set(tokens_BC)
 
-        grown = jnp.take_along_axis(state["open_tokens"], parents[:, :, None], 1).at[:, :, t].set(tokens)
-        alive = best > NEVER / 2
-        ends = alive & ((tokens == eos) | (t + 1 >= limits[:, None]))
-        counts = ends if options.late_ends else ends & (jnp.arange(candidates) < beam)
-        scores = jnp.where(counts, options.score(best, t + 1), NEVER)
-        ended, ended_tokens = _best_of(
-            beam,
-            jnp.concatenate([state["ended"], scores], 1),
-            jnp.concatenate([state["ended_tokens"], grown], 1),
-        )
+    ends_BC = (best_BC > NEVER / 2) & ((tokens_BC == options.eos) | (t + 1 >= limits[:, None]))
+    counts = ends_BC if options.late_ends else ends_BC & (jnp.arange(ends_BC.shape[1]) < beam)
+    scores = jnp.where(counts, options.score(best_BC, t + 1), NEVER)
+    scores, tokens = jnp.concatenate([state["ended"], scores], 1), jnp.concatenate([state["ended_tokens"], grown_BCL], 1)
+    ended, places = jax.lax.top_k(scores, beam)
+    ended_tokens = jnp.take_along_axis(tokens, places[:, :, None], 1)
 
-        still, kept = _top(jnp.where(ends, NEVER, best), beam)
-        if options.stop == "settled":
-            # The most an open hypothesis can come to: not one more nat lost, and the longest length there is.
-            goes = (options.score(still, limits[:, None]) > ended[:, options.n_best - 1 : options.n_best]).any(1)
-        elif options.stop == "guess":
-            goes = options.score(still[:, 0], t + 1) > ended[:, -1]
-        else:
-            goes = ended[:, -1] <= NEVER / 2
-        still = jnp.where(((still[:, 0] > NEVER / 2) & goes)[:, None], still, NEVER)
+    open_BK, kept = _top(jnp.where(ends_BC, NEVER, best_BC), beam)
+    improves = _may_improve(open_BK, ended, t, limits, options)
+    open_BK = jnp.where(((open_BK[:, 0] > NEVER / 2) & improves)[:, None], open_BK, NEVER)
+    parents_BK = jnp.take_along_axis(parents_BC, kept, 1)
+    rows = (jnp.arange(batch)[:, None] * beam + parents_BK).reshape(-1)
+    return {
+        "t": t + 1,
+        "token": jnp.take_along_axis(tokens_BC, kept, 1).reshape(-1),
+        "open": open_BK,
+        "open_tokens": jnp.take_along_axis(grown_BCL, kept[:, :, None], 1),
+        "ended": ended,
+        "ended_tokens": ended_tokens,
+        "cache": _map_rows(lambda x: x[rows], cache),
+    }
 
-        parents = jnp.take_along_axis(parents, kept, 1)
-        rows = (jnp.arange(batch)[:, None] * beam + parents).reshape(-1)
-        return {
-            "t": t + 1,
-            "token": jnp.take_along_axis(tokens, kept, 1).reshape(-1),
-            "open": still,
-            "open_tokens": jnp.take_along_axis(grown, kept[:, :, None], 1),
-            "ended": ended,
-            "ended_tokens": ended_tokens,
-            "cache": _each_own(lambda x: x[rows], cache),
-        }
 
-    def rest(state: dict[str, Any], lengths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """What has ended when a search has, whose cache has room for the first of `lengths` and will have for the others."""
-        state = jax.lax.while_loop(lambda state: goes_on(state, lengths[0]), advance, state)
-        if len(lengths) == 1:
-            return state["ended_tokens"], state["ended"]
+def _log_probs(logits: jax.Array, t: jax.Array, limits: jax.Array, options: SearchOptions) -> jax.Array:
+    """[B · K, V] logits of token number `t` -> [B, K, V] log probabilities, -1e30 for tokens that are not allowed."""
+    vocabulary = logits.shape[-1]
+    forbidden = jnp.zeros(vocabulary, bool).at[jnp.array([options.pad, options.bos])].set(True)
+    forbidden = forbidden.at[options.eos].set(t < options.min_length)
+    logits = logits.astype(jnp.float32)
+    allowed = jnp.where(forbidden, NEVER, logits)
+    competing = allowed if options.renormalise else logits
+    largest = competing.max(-1, keepdims=True)
+    log_probs = allowed - largest - jnp.log(jnp.exp(competing - largest).sum(-1, keepdims=True))
+    log_probs = jnp.maximum(log_probs, NEVER).reshape(len(limits), options.beam, vocabulary)
+    if options.force_end:
+        end = jnp.where(jnp.arange(vocabulary) == options.eos, 0.0, NEVER)
+        log_probs = jnp.where((t + 1 >= limits)[:, None, None], end, log_probs)
+    return log_probs
 
-        def grown(state: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-            return rest({**state, "cache": grow(state["cache"], lengths[1])}, lengths[1:])
 
-        return jax.lax.cond(goes_on(state, max_length), grown, lambda state: (state["ended_tokens"], state["ended"]), state)
-
-    tokens, scores = rest(first, cache_lengths(max_length) if grow else (max_length,))
-    return tokens[:, : options.n_best], scores[:, : options.n_best]
+def _may_improve(open_BK: jax.Array, ended_BK: jax.Array, t: jax.Array, limits: jax.Array, options: SearchOptions) -> jax.Array:
+    """[B] True if the rule `options.stop` lets a sentence go on, given its open log probabilities and ended scores."""
+    if options.stop == "settled":
+        # An open hypothesis does best if it loses no more nats and reaches the greatest length.
+        return (options.score(open_BK, limits[:, None]) > ended_BK[:, options.n_best - 1 : options.n_best]).any(1)
+    if options.stop == "guess":
+        return options.score(open_BK[:, 0], t + 1) > ended_BK[:, -1]
+    return ended_BK[:, -1] <= NEVER / 2
 
 
 def cache_lengths(max_length: int) -> tuple[int, ...]:
-    """Lengths of a cache that grows: from 16 on twice the one before, the last is `max_length`."""
+    """Returns the lengths of a cache that grows: 16, then twice the one before; the last is `max_length`."""
     lengths = [_FIRST_CACHE_LENGTH]
     while lengths[-1] < max_length:
         lengths.append(2 * lengths[-1])
     return (*lengths[:-1], max_length)
 
 
-def _each_own(change: Callable[[jax.Array], jax.Array], cache: Cache) -> Cache:
-    """The cache with every leaf changed that is not under "shared"."""
+def _map_rows(change: Callable[[jax.Array], jax.Array], cache: Cache) -> Cache:
+    """Changes every leaf of the cache that is not under "shared"."""
     return {name: part if name == "shared" else jax.tree.map(change, part) for name, part in cache.items()}
 
 
 def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Largest values of each row with their places, filled up where a row has fewer than `count`."""
+    """The largest values of each row with their places, filled up where a row has fewer than `count`."""
     rows, size = values.shape
     have = min(count, size)
     if size >= 4 * _GROUP * have:
@@ -208,9 +235,3 @@ def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         best, places = jax.lax.top_k(values, have)
     extra = ((0, 0), (0, count - have))
     return jnp.pad(best, extra, constant_values=NEVER), jnp.pad(places, extra)
-
-
-def _best_of(count: int, scores: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The `count` best of [B, M] with their tokens [B, M, L]."""
-    best, places = jax.lax.top_k(scores, count)
-    return best, jnp.take_along_axis(tokens, places[:, :, None], 1)
