@@ -1,0 +1,221 @@
+"""Times this checkout against another one: an image step, a Transformer step, decoding and input, in turn.
+
+    ./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR [--pairs=12] [--cases=cnn,transformer,decoding,input] [--output=FILE]
+
+A process for each checkout and case stays alive; the two take turns, first one and then the other, in an order drawn anew
+for each pair. The ratio after / before of each pair gives a median and a 95 % interval by bootstrap over pairs. Both use this
+environment's packages, so that only the code of the two differs. Data are drawn; the decoding case trains a run of one step
+with the older checkout, which both then open.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = {
+    "cnn": "ResNet-50, 8 images of 224 x 224, training step",
+    "transformer": "Transformer base, 32 pairs of 32 tokens, vocabulary 8,000, training step",
+    "decoding": "greedy search, 32 sentences, at least 24 tokens, small Transformer",
+    "input": "32 JPEG of 500 x 375: crop to 224, flip, RandAugment",
+}
+
+
+def build_program(config):  # both names, since the older checkout may have either
+    from attention_jax.train import program
+
+    return getattr(program, "build_program", None) or program.build, config
+
+
+def training_step(name: str, changes: dict) -> Callable[[], None]:
+    """One training step of a config on drawn data."""
+    import jax
+    import numpy as np
+
+    from attention_jax.config import load_config, override
+
+    build, config = build_program(override(load_config(str(ROOT / "configs" / name)), changes))
+    program = build(config)
+    generator = np.random.default_rng(0)
+
+    def drawn(shape):
+        if np.issubdtype(shape.dtype, np.integer):
+            return generator.integers(0, 10, shape.shape).astype(shape.dtype)
+        return np.ones(shape.shape, shape.dtype)
+
+    batch = jax.device_put(jax.tree.map(drawn, program.task.batch_shapes(program.config)[-1]))
+    state = program.init(0)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = program.train_step(state, batch, np.uint32(0))
+        jax.block_until_ready(metrics)
+
+    return step
+
+
+def decoding(folder: Path) -> Callable[[], None]:
+    """Greedy translations of 32 sentences."""
+    import attention_jax as aj
+
+    run = aj.load_run(folder / "run")
+    sentences = [f"{number} kilograms and {number + 1} meters" for number in range(32)]
+    return lambda: run.predict(sentences, beam=1, min_length=24)  # an untrained network may end at once
+
+
+def images(folder: Path) -> Callable[[], None]:
+    """One training batch of 32 images, made in this thread."""
+    from attention_jax.config import load_config, override
+    from attention_jax.tasks import classification
+
+    changes = {
+        "data.source": "folder",
+        "data.args.path": str(folder / "pictures"),
+        "data.train_split": "train",
+        "data.eval_split": "test",
+        "data.num_examples": None,
+        "batch_size": 32,
+        "evaluation.batch_size": 32,
+        "data.randaugment_layers": 2,
+        "data.randaugment_magnitude": 10,
+        "model.num_classes": 2,
+    }
+    config = load_config(str(ROOT / "configs" / "imagenet_resnet50.py"))
+    with config.unlocked():
+        config.data.args = {}
+    config = classification.resolve(override(config, changes))
+    loader = classification.loader(config, "train", (0, 1), training=True)
+    return lambda: loader.training_batch(0)
+
+
+def prepare(before: Path, folder: Path, cases: list[str]) -> None:
+    """The files that the cases read."""
+    if "input" in cases:
+        import numpy as np
+        from PIL import Image
+
+        generator = np.random.default_rng(0)
+        for split in ("train", "test"):
+            for name in ("a", "b"):
+                (folder / "pictures" / split / name).mkdir(parents=True)
+                for number in range(16):
+                    coarse = Image.fromarray(generator.integers(0, 255, (12, 16, 3), np.uint8))
+                    coarse.resize((500, 375), Image.BICUBIC).save(
+                        folder / "pictures" / split / name / f"{number}.jpg", quality=90
+                    )
+    if "decoding" in cases:
+        command = [sys.executable, "-m", "attention_jax", "train", f"--config={before}/configs/translate_quickstart.py"]
+        changes = ["--config.total_steps=1", "--config.schedule.warmup_steps=0", "--config.logging.tensorboard=False"]
+        environment = {**os.environ, "PYTHONPATH": str(before)}
+        subprocess.run([*command, *changes, f"--workdir={folder}/run"], env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def work(case: str, folder: Path) -> None:
+    """A worker: does the case once for each line it reads, and answers with the seconds."""
+    text = {
+        "model.vocab_size": 8000,
+        "data.bucket_lengths": (32,),
+        "data.num_examples": 90_000,
+        "data.num_batches": 500,
+        "batch_size": 1024,
+        "precision": "float32",
+    }
+    once = {
+        "cnn": lambda: training_step(
+            "imagenet_resnet50.py", {"batch_size": 8, "precision": "float32", "evaluation.batch_size": 8}
+        ),
+        "transformer": lambda: training_step("wmt14_transformer.py", text),
+        "decoding": lambda: decoding(folder),
+        "input": lambda: images(folder),
+    }[case]()
+    once()
+    once()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        once()
+        print(time.perf_counter() - begin, flush=True)
+
+
+def compare(case: str, before: Path, folder: Path, pairs: int) -> dict:
+    """Seconds of both, and the ratio after / before with its interval."""
+    command = [sys.executable, __file__, f"--worker={case}", f"--folder={folder}"]
+    workers = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(at)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+        )
+        for at in (before, ROOT)
+    ]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for worker in workers:
+        while (line := worker.stdout.readline()) != "ready\n":
+            if not line:
+                sys.exit(f"{case}: a worker ended before it was ready.")
+    for _ in range(pairs):
+        for who in random.sample((0, 1), 2):
+            workers[who].stdin.write("\n")
+            workers[who].stdin.flush()
+            seconds[who].append(float(workers[who].stdout.readline()))
+    for worker in workers:
+        worker.stdin.close()
+        worker.wait()
+    ratios = [after / first for first, after in zip(*seconds, strict=True)]
+    means = sorted(median(random.choices(ratios, k=pairs)) for _ in range(10_000))
+    return {
+        "before": median(seconds[0]),
+        "after": median(seconds[1]),
+        "ratio": median(ratios),
+        "low": means[250],
+        "high": means[9749],
+        "pairs": pairs,
+    }
+
+
+def median(values: list[float]) -> float:
+    values = sorted(values)
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Two checkouts of this project, in turn.")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="the other checkout")
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a Markdown table, besides the terminal")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return work(options.worker, options.folder)
+    before, cases = options.before.resolve(), options.cases.split(",")
+    rows = ["| case | before ms | after ms | after / before, median [95 %] | pairs |", "| --- | ---: | ---: | ---: | ---: |"]
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(before, Path(folder), cases)
+        for case in cases:
+            found = compare(case, before, Path(folder), options.pairs)
+            print(case, json.dumps(found), flush=True)
+            interval = f"{found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+            rows.append(
+                f"| {CASES[case]} | {1e3 * found['before']:.0f} | {1e3 * found['after']:.0f} | {interval} | {found['pairs']} |"
+            )
+    text = "\n".join(rows) + "\n"
+    print(text)
+    if options.output:
+        options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
