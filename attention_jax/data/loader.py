@@ -2,9 +2,9 @@
 
 The order is a pure function of (seed, epoch, batch) and a random transform of (seed, epoch, example), so that a resumed
 run, another number of worker threads or another number of processes gives the same batches. An example that cannot be
-decoded gives way to the next one that can: a function of its index as well.
+decoded is replaced by the next one that can, which is a function of its index as well.
 
-Threads do: decoding and array arithmetic release the interpreter's lock; for crops of 224 pixels out of 500x375 two
+Threads suffice: decoding and array arithmetic release the interpreter's lock; for crops of 224 pixels out of 500x375 two
 threads on two cores were 1.9 times as fast as one.
 """
 
@@ -26,8 +26,8 @@ _MOST_BROKEN_IN_A_ROW = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """An epoch's batches: a fresh permutation each epoch, cut into full batches; the rest sits that epoch out."""
+class ImagePlan:
+    """A plan permutes the examples anew each epoch and cuts them into full batches; the rest sits that epoch out."""
 
     num_examples: int
     batch_size: int
@@ -42,14 +42,15 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Full batches in an epoch."""
         return self.num_examples // self.batch_size
 
     def position(self, step: int) -> tuple[int, int]:
-        """(epoch, batch) that comes after `step` steps."""
+        """Returns the (epoch, batch) that comes after `step` steps."""
         return divmod(step, self.steps_per_epoch)
 
     def indices(self, epoch: int, batch: int) -> np.ndarray:
-        """Indices [batch_size] of one global batch."""
+        """Returns the indices [batch_size] of one global batch."""
         order = _permutation(self.num_examples, self.seed, epoch)
         return order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
@@ -59,27 +60,27 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((0, seed, epoch)).permutation(length)
 
 
-def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one example's random transforms in one epoch."""
+def make_example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Returns the generator of one example's random transforms in one epoch."""
     # The leading 1 keeps this stream apart from the permutation's: seed sequences ignore trailing zeros.
     return np.random.default_rng((1, seed, epoch, index))
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Loads this process's rows of each batch.
+    """A loader reads this process's rows of each batch.
 
     Attributes:
         source: random access to examples.
         batch_size: examples in a global batch; process i of P loads rows [i·B/P, (i+1)·B/P).
-        seed: of the order and the transforms.
+        seed: decides the order and the transforms.
         transform: `(example, rng or None) -> {field: array}`; rng is None in evaluation.
         collate: stacked fields -> batch.
-        threads: that load batches ahead of the training step.
-        process: (index, count), or of a process with several parts of a batch (their indices, count).
-        on_broken: "skip" replaces an image that cannot be decoded in training, and takes it out of the evaluation; "stop"
+        threads: load batches ahead of the training step.
+        process: (index, count), or (indices, count) for a process with several parts of a batch.
+        on_broken: "skip" replaces an image that cannot be decoded in training, and leaves it out of the evaluation; "stop"
             raises UserError.
-        broken: index -> reason, of the examples that could not be decoded so far.
+        broken: index -> reason for the examples that could not be decoded so far.
     """
 
     source: Source
@@ -93,27 +94,28 @@ class Loader:
     broken: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
-    def plan(self) -> Plan:
-        return Plan(len(self.source), self.batch_size, self.seed)
+    def plan(self) -> ImagePlan:
+        """The order of the training examples."""
+        return ImagePlan(len(self.source), self.batch_size, self.seed)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Batches of the steps after `first_step`, up to and with `num_steps`, loaded ahead in threads."""
-        return self._reporting(ahead(first_step, num_steps, self.training_batch, self.threads))
+        """Yields the batches of the steps after `first_step`, up to and with `num_steps`, loaded ahead in threads."""
+        return self._reporting(load_ahead(first_step, num_steps, self.training_batch, self.threads))
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every example once, in order, loaded ahead in threads. The last batch is padded with copies of weight 0."""
+        """Yields every example once, in order, loaded ahead in threads; the last batch is padded with copies of weight 0."""
         batches = -(-len(self.source) // self.batch_size)
-        return self._reporting(ahead(0, batches, self.evaluation_batch, self.threads))
+        return self._reporting(load_ahead(0, batches, self.evaluation_batch, self.threads))
 
     def training_batch(self, step: int) -> Batch:
-        """This process's rows of the batch that follows `step` steps."""
+        """Returns this process's rows of the batch that follows `step` steps."""
         epoch, batch = self.plan.position(step)
         indices = self._rows(self.plan.indices(epoch, batch))
-        examples = [self._example(int(i), example_generator(self.seed, epoch, int(i)))[0] for i in indices]
+        examples = [self._example(int(i), make_example_generator(self.seed, epoch, int(i)))[0] for i in indices]
         return self.collate({**_stack(examples), "weight": np.ones(len(indices), np.float32)})
 
     def evaluation_batch(self, number: int) -> Batch:
-        """This process's rows of one evaluation batch; an image that cannot be decoded has weight 0."""
+        """Returns this process's rows of one evaluation batch; an image that cannot be decoded has weight 0."""
         indices = self._rows(np.arange(number * self.batch_size, (number + 1) * self.batch_size))
         inside = indices < len(self.source)
         loaded = [self._example(int(i), None) for i in np.where(inside, indices, len(self.source) - 1)]
@@ -121,7 +123,7 @@ class Loader:
         return self.collate({**_stack([example for example, _ in loaded]), "weight": weight.astype(np.float32)})
 
     def _example(self, index: int, rng: np.random.Generator | None) -> tuple[dict[str, Any], bool]:
-        """(example `index` or the next that can be decoded, whether it is the former)."""
+        """(example `index` or the next that can be decoded, True if it is the former)."""
         for number in range(index, index + _MOST_BROKEN_IN_A_ROW):
             try:
                 return self.transform(self.source[number % len(self.source)], rng), number == index
@@ -129,17 +131,16 @@ class Loader:
                 self._leave_out(number % len(self.source), str(error))
         raise UserError(
             f"data: {_MOST_BROKEN_IN_A_ROW} images in a row cannot be decoded, the first is {self._name(index)} "
-            f"({self.broken[index]}): see whether the data are complete and readable."
+            f"({self.broken[index]}): check that the data are complete and readable."
         )
 
     def _leave_out(self, index: int, reason: str) -> None:
+        problem = f"data: {self._name(index)} cannot be decoded ({reason})"
         if self.on_broken == "stop":
-            raise UserError(
-                f"data: {self._name(index)} cannot be decoded ({reason}): mend or remove it, or set data.on_broken='skip'."
-            )
+            raise UserError(f"{problem}: repair or remove it, or set data.on_broken='skip'.")
         if index not in self.broken:
             self.broken[index] = reason
-            logger.warning("data: %s cannot be decoded (%s) and is left out.", self._name(index), reason)
+            logger.warning("%s and is left out.", problem)
 
     def _name(self, index: int) -> str:
         name = getattr(self.source, "name", None)
@@ -157,8 +158,8 @@ class Loader:
         return values.reshape(count, -1)[np.atleast_1d(parts)].ravel()
 
 
-def ahead(first: int, end: int, load: Callable[[int], Batch], threads: int) -> Iterator[Batch]:
-    """`load(i)` for i from `first` up to `end`, in order, made ahead in threads."""
+def load_ahead(first: int, end: int, load: Callable[[int], Batch], threads: int) -> Iterator[Batch]:
+    """Yields `load(i)` for i from `first` to `end` - 1, in order, loaded ahead in threads."""
     import grain
 
     batches = grain.MapDataset.range(first, end).map(lambda number: load(int(number)))

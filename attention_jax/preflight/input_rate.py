@@ -18,7 +18,7 @@ def measure_input_rate(config: ConfigDict, seconds: float = 1.5) -> float | None
     """
     if config.task != "classification":
         return None
-    pixels, example = classification.training_pixels(config), _example(config)
+    pixels, example = classification.make_training_transform(config), _example(config)
     rng = np.random.default_rng(0)
     pixels(example, rng)
     count, begin = 0, time.process_time()

@@ -1,9 +1,8 @@
 """Image classification."""
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,20 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from attention_jax.data.images import crop
-from attention_jax.data.images import transforms as image
-from attention_jax.data.images.decoding import BrokenImage, decode
+from attention_jax.data.images.crop import crop_random_box, resize_and_centre_crop
+from attention_jax.data.images.decoding import BrokenImage, decode_image
 from attention_jax.data.images.randaugment import convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
 from attention_jax.data.images.sources import Source, open_source
-from attention_jax.data.loader import Loader, Plan
+from attention_jax.data.images.transforms import Transform, chain_transforms, flip_at_random, normalise_images, pad_and_crop
+from attention_jax.data.loader import ImagePlan, Loader
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.optim import mixing
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
 
-Pixels = Callable[[bytes | np.ndarray, np.random.Generator | None], np.ndarray]
+Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H, W, C]
 
 
 def _source(config: ConfigDict, split: str) -> Source:
@@ -34,7 +33,7 @@ def _source(config: ConfigDict, split: str) -> Source:
 
 
 def unresolved(config: ConfigDict) -> list[str]:
-    """What `resolve` has to read off the data."""
+    """Returns the names of the fields that `resolve` reads off the data."""
     stated = {
         "data.num_examples": config.data.num_examples,
         "data.image_shape": config.data.image_shape,
@@ -44,18 +43,20 @@ def unresolved(config: ConfigDict) -> list[str]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """`data.num_examples`, `data.image_shape` and `model.num_classes`, read off the training data where they are None.
+    """Returns a copy with `data.num_examples`, `data.image_shape` and `model.num_classes` from the data where they are None.
 
     A config that states all three is resolved without its data, so that its step can be compiled where they are not.
     """
-    config = config.copy_and_resolve_references()
-    found = (config.data.num_examples, config.data.image_shape, config.model.get("num_classes"))
-    if None in found:
+    config, missing = config.copy_and_resolve_references(), unresolved(config)
+    if missing:
         source = _source(config, config.data.train_split)
-        own = (len(source), None if config.data.image_shape else _own_shape(config, source), int(source.num_classes))
-        found = tuple(theirs if ours is None else ours for ours, theirs in zip(found, own, strict=True))
-    with config.unlocked():
-        config.data.num_examples, config.data.image_shape, config.model.num_classes = found
+        with config.unlocked():
+            if "data.num_examples" in missing:
+                config.data.num_examples = len(source)
+            if "data.image_shape" in missing:
+                config.data.image_shape = _first_shape(config, source)
+            if "model.num_classes" in missing:
+                config.model.num_classes = int(source.num_classes)
     channels = config.data.image_shape[-1]
     for field in ("mean", "std"):
         if len(config.data[field]) != channels:
@@ -68,49 +69,48 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _own_shape(config: ConfigDict, source: Source) -> tuple[int, ...]:
-    """[H, W, C] of the first image."""
+def _first_shape(config: ConfigDict, source: Source) -> tuple[int, ...]:
     if config.data.crop == "random_resized" or config.data.eval_resize:
         raise UserError("data.image_shape=None: data.crop and data.eval_resize need a size: give (height, width, channels).")
     try:
-        return decode(source[0]["image"], getattr(source, "channels", 3)).shape
+        return decode_image(source[0]["image"], getattr(source, "channels", 3)).shape
     except BrokenImage as error:
         raise UserError(f"data.image_shape=None and the first image cannot be decoded ({error}): give the shape.") from error
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
+def check_batches(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError unless the batches divide evenly over the devices, and each share into micro-batches."""
     check_batch_size("batch_size", config.batch_size, mesh, config.accumulation)
     check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
 
 
 def steps_per_epoch(config: ConfigDict) -> int:
-    """Batches in an epoch of a resolved config."""
-    return Plan(config.data.num_examples, config.batch_size, config.seed).steps_per_epoch
+    """Returns the number of batches in an epoch of a resolved config."""
+    return ImagePlan(config.data.num_examples, config.batch_size, config.seed).steps_per_epoch
 
 
 def examples_per_step(config: ConfigDict) -> float:
-    """Images in a batch."""
+    """Returns the number of images in a batch."""
     return config.batch_size
 
 
 def describe(config: ConfigDict) -> dict[str, str]:
-    """What a run's first lines say about this task."""
+    """Returns what a run prints about this task at its start."""
     return {"batch norm": f"granularity {config.batch_norm.granularity}"}
 
 
 def headline(config: ConfigDict) -> str:
-    """The metric by which the best checkpoint is chosen."""
+    """Returns the name of the metric that chooses the best checkpoint."""
     return "accuracy"
 
 
 def correct_means(config: ConfigDict) -> str:
-    """What the mean of "correct" is called."""
+    """Returns the name of the mean of "correct"."""
     return "accuracy"
 
 
 def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
-    """The network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
+    """Returns the network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
     fields = config.model.to_dict()
     if config.precision == "bfloat16":
         fields["dtype"] = "bfloat16"
@@ -118,12 +118,12 @@ def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
 
 
 def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """One normalised image, [1, H, W, C] float32."""
+    """Returns the shape of one normalised image, [1, H, W, C] float32."""
     return (jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32),)
 
 
 def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
-    """The one shape of a training batch."""
+    """Returns the one shape of a training batch."""
     b = config.batch_size
     return [
         {
@@ -135,19 +135,19 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
 
 
 def preprocess(config: ConfigDict, images: np.ndarray) -> np.ndarray:
-    """uint8 [B, H, W, C] -> float32 [B, H, W, C], as evaluation does it."""
-    return image.normalise(images, config.data.mean, config.data.std)
+    """uint8 [B, H, W, C] -> float32 [B, H, W, C], normalised as in training and evaluation."""
+    return normalise_images(images, config.data.mean, config.data.std)
 
 
-def evaluation_pixels(config: ConfigDict) -> Pixels:
-    """(encoded or uint8 image, anything) -> uint8 `data.image_shape`: resized and centre-cropped, or as it is."""
+def make_evaluation_transform(config: ConfigDict) -> Callable[[Encoded], np.ndarray]:
+    """Returns a function from an image to uint8 `data.image_shape`: resized and centre-cropped, or as it is."""
     data, shape = config.data, tuple(config.data.image_shape)
+    shorter, interpolation = data.eval_resize, data.interpolation
 
-    def resized(picture: bytes | np.ndarray, rng: Any = None) -> np.ndarray:
-        return crop.resize_and_centre_crop(picture, data.eval_resize, shape[:2], shape[2], data.interpolation)
-
-    def as_it_is(picture: bytes | np.ndarray, rng: Any = None) -> np.ndarray:
-        pixels = decode(picture, shape[2])
+    def transform(image: Encoded) -> np.ndarray:
+        if shorter:
+            return resize_and_centre_crop(image, shorter, shape[:2], shape[2], interpolation)
+        pixels = decode_image(image, shape[2])
         if pixels.shape != shape:
             raise UserError(
                 f"data.source={data.source}: an image of shape {pixels.shape} among images of {shape}: "
@@ -155,41 +155,37 @@ def evaluation_pixels(config: ConfigDict) -> Pixels:
             )
         return pixels
 
-    return resized if data.eval_resize else as_it_is
+    return transform
 
 
-def training_pixels(config: ConfigDict) -> Pixels:
-    """(encoded or uint8 image, generator) -> uint8 `data.image_shape`: cropped, flipped and augmented as the config says."""
+def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.Generator], np.ndarray]:
+    """Returns a function from an image and a generator to uint8 `data.image_shape`: cropped, flipped and augmented."""
     data, shape = config.data, tuple(config.data.image_shape)
-    steps, begin = [], evaluation_pixels(config)
-    if data.crop == "random_resized":
-        begin = functools.partial(
-            crop.random_resized_crop,
-            size=shape[:2],
-            channels=shape[2],
-            scale=data.crop_scale,
-            ratio=data.crop_ratio,
-            interpolation=data.interpolation,
-        )
-    elif data.crop == "pad" and data.crop_padding:
-        steps.append(image.pad_and_crop(data.crop_padding))
+    transforms: list[Transform] = []
+    if data.crop == "pad" and data.crop_padding:
+        transforms.append(pad_and_crop(data.crop_padding))
     if data.flip:
-        steps.append(image.flip())
+        transforms.append(flip_at_random)
     if data.randaugment_layers:
         layers, magnitude, ops = data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops
         # timm fills with the mean of the data, TensorFlow's code with grey; the paper does not say.
         fill = convert_mean_to_fill(data.mean) if ops == "timm" else GREY
-        steps.append(make_randaugment(layers, magnitude, ops, fill=fill, magnitude_std=data.randaugment_std))
-    finish = image.chain(steps)
-    return lambda picture, rng: finish(begin(picture, rng), rng)
+        transforms.append(make_randaugment(layers, magnitude, ops, fill=fill, magnitude_std=data.randaugment_std))
+    augment = chain_transforms(transforms)
+    if data.crop != "random_resized":
+        as_in_evaluation = make_evaluation_transform(config)
+        return lambda image, rng: augment(as_in_evaluation(image), rng)
+    options = {"scale": data.crop_scale, "ratio": data.crop_ratio, "interpolation": data.interpolation}
+    return lambda image, rng: augment(crop_random_box(image, rng, shape[:2], shape[2], **options), rng)
 
 
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> Loader:
-    """The loader of one split."""
-    pixels = training_pixels(config) if training else evaluation_pixels(config)
+    """Returns the loader of one split."""
+    for_training, for_evaluation = make_training_transform(config), make_evaluation_transform(config)
 
     def transform(example: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-        return {"image": pixels(example["image"], rng), "label": example["label"]}
+        image = example["image"]
+        return {"image": for_evaluation(image) if rng is None else for_training(image, rng), "label": example["label"]}
 
     def collate(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**batch, "image": preprocess(config, batch["image"])}
@@ -218,7 +214,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
 
 
 def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
-    """The batch after mixup and CutMix as `config.mix` says, or the batch itself when both are off."""
+    """Returns the batch after mixup and CutMix as `config.mix` says, or the batch itself when both are off."""
     options = config.mix
     if not (options.mixup_alpha or options.cutmix_alpha) or not options.probability:
         return batch
@@ -229,19 +225,19 @@ def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> M
 
 def loss(
     config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array], rng: jax.Array, train: bool
-) -> tuple[dict[str, jax.Array], dict]:
-    """Sums over the batch of weighted loss (nats), of right answers and of weights; the new batch statistics.
+) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
+    """Returns sums over the batch of weighted loss (nats), right answers and weights, and the new batch statistics.
 
     An answer for a mixed image is right when it is the class with the larger share.
     """
     mutable = ["batch_stats"] if train else []
     logits, changed = model.apply(variables, batch["image"], train=train, mutable=mutable, rngs={"dropout": rng})
     label, weight = batch["label"], batch["weight"]
-    targets = target_distribution(label, logits.shape[-1], config.loss.label_smoothing, config.loss.smoothing_over)
+    smoothing = logits.shape[-1], config.loss.label_smoothing, config.loss.smoothing_over
+    targets = target_distribution(label, *smoothing)
     if "share" in batch:
         partner, share = batch["partner"], batch["share"]
-        others = target_distribution(partner, logits.shape[-1], config.loss.label_smoothing, config.loss.smoothing_over)
-        targets = share[:, None] * targets + (1 - share[:, None]) * others
+        targets = share[:, None] * targets + (1 - share[:, None]) * target_distribution(partner, *smoothing)
         label = jnp.where(share >= 0.5, label, partner)
     per_example = soft_cross_entropy(logits, targets)
     right = jnp.argmax(logits, -1) == label
@@ -250,8 +246,9 @@ def loss(
 
 
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Per example: unsmoothed loss (nats), whether the first choice is right, and the weight, 0 for what does not count."""
-    logits = model.apply(variables, batch["image"], train=False)
+    """Returns per example the unsmoothed loss (nats), True if the first choice is right, and the weight, 0 for padding."""
+    apply: Callable[..., Any] = model.apply
+    logits = apply(variables, batch["image"], train=False)
     return {
         "loss": cross_entropy(logits, batch["label"]),
         "correct": jnp.argmax(logits, -1) == batch["label"],
@@ -260,24 +257,24 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
 
 
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Accuracy (share of right first choices) and mean loss in nats; the outputs as they are."""
+    """Returns accuracy (share of right first choices) and mean loss in nats, and the outputs as they are."""
     loss = float(outputs["loss"].astype(np.float64).mean())
     return {"accuracy": float(outputs["correct"].mean()), "loss": loss}, outputs
 
 
 def adopt(config: ConfigDict, assets: Mapping[str, bytes]) -> None:
-    """Nothing of an image checkpoint is needed to read its data."""
+    """Does nothing: image data are read without the assets of a checkpoint."""
 
 
 def assets(config: ConfigDict) -> dict[str, bytes]:
-    """`labels.json`: the names of the classes."""
+    """Returns `labels.json`, the names of the classes."""
     names = getattr(_source(config, config.data.train_split), "label_names", ())
     return {"labels.json": json.dumps(list(names) or [str(i) for i in range(config.model.num_classes)]).encode()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Classes of N images: `labels` [N] names, `classes` [N] indices, `probabilities` [N, K]."""
+    """A prediction of the classes of N images: `labels` [N] names, `classes` [N] indices, `probabilities` [N, K]."""
 
     labels: list[str]
     classes: np.ndarray
@@ -286,7 +283,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """What a notebook does with a trained classifier."""
+    """A predictor classifies images with a trained network."""
 
     config: ConfigDict
     labels: list[str]
@@ -298,25 +295,26 @@ class Predictor:
         With `data.eval_resize` they may be of any size, and are resized and cropped as in evaluation.
         """
         if self.config.data.eval_resize:
-            images = [images] if getattr(images, "ndim", 0) == 3 else images
-            images = [evaluation_pixels(self.config)(picture) for picture in images]
-        images = np.asarray(images)
-        images = images[None] if images.ndim == 3 else images
+            transform = make_evaluation_transform(self.config)
+            listed: Iterable[Any] = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else images
+            images = [transform(image) for image in listed]
+        pixels = np.asarray(images)
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
         expected = tuple(self.config.data.image_shape)
-        if images.dtype != np.uint8 or images.shape[1:] != expected:
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
             raise UserError(
-                f"these images are {images.dtype} {images.shape}; this network takes uint8 of shape (N, *{expected})."
+                f"these images are {pixels.dtype} {pixels.shape}; this network takes uint8 of shape (N, *{expected})."
             )
-        return preprocess(self.config, images)
+        return preprocess(self.config, pixels)
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Prediction:
-        """Most probable class of each uint8 image [N, H, W, C]."""
+        """Returns the most probable class of each uint8 image [N, H, W, C]."""
         probabilities = np.asarray(jax.nn.softmax(self.forward(self.preprocess(images))))
         classes = probabilities.argmax(-1)
         return Prediction([self.labels[i] for i in classes], classes, probabilities)
 
 
 def predictor(config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Predictor:
-    """The predictor of a loaded run."""
+    """Returns the predictor of a loaded run."""
     apply = jax.jit(model.apply)
     return Predictor(config, json.loads(assets["labels.json"]), lambda images: apply(variables, images))

@@ -128,7 +128,7 @@ def _plan(config: ConfigDict, tokens: TokenPairs, batch_tokens: int, buckets: tu
     return BucketPlan(tokens.lengths, tuple(buckets), batch_tokens, config.data.rows_multiple, config.seed)
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
+def check_batches(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError unless the rows of every batch divide evenly over devices and micro-batches."""
     check_batch_size("data.rows_multiple", config.data.rows_multiple, mesh, config.accumulation)
 

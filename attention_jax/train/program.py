@@ -79,7 +79,7 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     config = task.resolve(config)
     mesh = mesh or make_mesh(config.parallel.data, config.parallel.fsdp, config.parallel.model)
     check_parallel_mode(config.parallel.mode, mesh)
-    task.check(config, mesh)
+    task.check_batches(config, mesh)
 
     durations = resolve_durations(config)
     shape = {name: config.schedule[name] for name in ("boundaries", "factor", "warmup_start", "final_share", "d_model")}

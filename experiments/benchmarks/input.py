@@ -62,12 +62,12 @@ def ours(interpolation: str, augmented: bool, as_float: bool) -> Callable[[list[
 
     from attention_jax.config import load_config
     from attention_jax.data.images.randaugment import convert_mean_to_fill, make_randaugment
-    from attention_jax.data.loader import example_generator
+    from attention_jax.data.loader import make_example_generator
     from attention_jax.tasks import classification
 
     config = load_config(str(ROOT / "configs" / "imagenet_resnet50.py"))
     config.data.interpolation = interpolation
-    crop_and_flip = classification.training_pixels(config)
+    crop_and_flip = classification.make_training_transform(config)
     # timm warps with the interpolation of the crop.
     augment = make_randaugment(2, 9, "timm", fill=convert_mean_to_fill(MEAN), resample=interpolation) if augmented else None
 
@@ -76,7 +76,7 @@ def ours(interpolation: str, augmented: bool, as_float: bool) -> Callable[[list[
         return augment(image, rng) if augment else image
 
     def batch(images: list[bytes], start: int) -> object:
-        done = np.stack([pixels(data, example_generator(0, 0, start + i)) for i, data in enumerate(images)])
+        done = np.stack([pixels(data, make_example_generator(0, 0, start + i)) for i, data in enumerate(images)])
         return classification.preprocess(config, done) if as_float else done
 
     return batch

@@ -9,10 +9,10 @@ import pytest
 
 from attention_jax.cli import main as cli
 from attention_jax.config import config as configs
-from attention_jax.data.images import transforms as image
-from attention_jax.data.images.decoding import decode
+from attention_jax.data.images.decoding import decode_image
 from attention_jax.data.images.randaugment import make_randaugment
 from attention_jax.data.images.sources import open_source
+from attention_jax.data.images.transforms import chain_transforms, flip_at_random, normalise_images, pad_and_crop
 from attention_jax.errors import UserError
 from attention_jax.tasks import classification
 from tests.helpers.photos import write_photos
@@ -29,7 +29,7 @@ def test_pad_and_crop_is_a_window_of_the_padded_image():
     padding = 2
     padded = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0)))
     windows = {padded[i : i + 5, j : j + 4].tobytes(): (i, j) for i in range(5) for j in range(5)}
-    transform, rng = image.pad_and_crop(padding), np.random.default_rng(0)
+    transform, rng = pad_and_crop(padding), np.random.default_rng(0)
     crops = [transform(pixels, rng) for _ in range(400)]
     assert all(crop.shape == pixels.shape and crop.dtype == np.uint8 for crop in crops)
     assert {windows[crop.tobytes()] for crop in crops} == set(windows.values()), "every window, and nothing else"
@@ -39,15 +39,15 @@ def test_pad_and_crop_is_a_window_of_the_padded_image():
 def test_padding_as_large_as_the_image_and_no_padding():
     pixels = np.full((3, 3, 1), 9, np.uint8)
     rng = np.random.default_rng(0)
-    crops = [image.pad_and_crop(3)(pixels, rng) for _ in range(200)]
+    crops = [pad_and_crop(3)(pixels, rng) for _ in range(200)]
     assert {int((crop > 0).sum()) for crop in crops} == {0, 1, 2, 3, 4, 6, 9}  # what a 3x3 image shows through a 3x3 window
-    assert (image.pad_and_crop(0)(pixels, rng) == pixels).all()
+    assert (pad_and_crop(0)(pixels, rng) == pixels).all()
 
 
 def test_flip_mirrors_left_and_right_half_of_the_time():
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 3, 2)
     rng = np.random.default_rng(0)
-    outcomes = [image.flip()(pixels, rng).tolist() for _ in range(400)]
+    outcomes = [flip_at_random(pixels, rng).tolist() for _ in range(400)]
     mirrored = pixels[:, ::-1].tolist()
     assert all(outcome in (pixels.tolist(), mirrored) for outcome in outcomes)
     assert 160 < outcomes.count(mirrored) < 240
@@ -55,17 +55,17 @@ def test_flip_mirrors_left_and_right_half_of_the_time():
 
 def test_chain_draws_from_one_generator_in_order():
     pixels = np.arange(50, dtype=np.uint8).reshape(5, 5, 2)
-    crop, flip = image.pad_and_crop(2), image.flip()
+    crop, flip = pad_and_crop(2), flip_at_random
     for seed in range(8):
         rng = np.random.default_rng(seed)
         expected = flip(crop(pixels, rng), rng)
-        assert (image.chain([crop, flip])(pixels, np.random.default_rng(seed)) == expected).all()
+        assert (chain_transforms([crop, flip])(pixels, np.random.default_rng(seed)) == expected).all()
 
 
 def test_normalise():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
-    normal = image.normalise(pixels, mean, std)
+    normal = normalise_images(pixels, mean, std)
     assert normal.dtype == np.float32
     np.testing.assert_allclose(normal, (pixels / 255 - np.array(mean)) / np.array(std), rtol=1e-5, atol=2e-6)
 
@@ -121,7 +121,7 @@ def test_folder_trains_on_crops_and_evaluates_every_example(folder):
     predictor = classification.Predictor(config, list("abc"), lambda images: images)
     ready = predictor.preprocess([source[i]["image"] for i in range(4)])
     assert (ready == evaluation[0]["image"]).all()
-    assert (predictor.preprocess(decode(source[2]["image"])) == ready[2]).all()
+    assert (predictor.preprocess(decode_image(source[2]["image"])) == ready[2]).all()
 
 
 @pytest.mark.parametrize(("crop", "padding"), [("none", 0), ("pad", 3)])
@@ -145,7 +145,7 @@ def test_other_crops_start_from_what_evaluation_sees(folder, crop, padding):
 def test_rand_augment_follows_crop_and_flip(folder):
     config = photos_config(folder, data__randaugment_layers=2, data__randaugment_magnitude=7, data__flip=True)
     plain = photos_config(folder, data__flip=True)
-    with_it, without = (classification.training_pixels(c) for c in (config, plain))
+    with_it, without = (classification.make_training_transform(c) for c in (config, plain))
     data = open_source("folder", "train", {"path": str(folder)})[0]["image"]
     operate = make_randaugment(2, 7, "paper")
     for seed in range(6):

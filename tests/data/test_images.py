@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from attention_jax.data.images import crop
-from attention_jax.data.images.crop import Box, crop_and_resize, random_box, random_resized_crop, resize_and_centre_crop
-from attention_jax.data.images.decoding import BrokenImage, decode
+from attention_jax.data.images.crop import Box, crop_and_resize, crop_random_box, draw_box, resize_and_centre_crop
+from attention_jax.data.images.decoding import BrokenImage, decode_image
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -40,19 +40,19 @@ def distance(a, b) -> np.ndarray:
 
 def test_jpeg_and_png_are_what_pillow_reads():
     data = encoded(photo())
-    assert (decode(data) == np.asarray(as_read(data))).all()
-    assert (decode(encoded(photo(), "PNG")) == np.asarray(photo())).all()
-    assert decode(data).shape == (427, 640, 3) and decode(data).dtype == np.uint8
+    assert (decode_image(data) == np.asarray(as_read(data))).all()
+    assert (decode_image(encoded(photo(), "PNG")) == np.asarray(photo())).all()
+    assert decode_image(data).shape == (427, 640, 3) and decode_image(data).dtype == np.uint8
     pixels = np.zeros((4, 4, 3), np.uint8)
-    assert decode(pixels) is pixels
+    assert decode_image(pixels) is pixels
 
 
 def test_grey_files_among_coloured_ones():
     grey = photo().convert("L")
     for data in (encoded(grey, "PNG"), encoded(grey.convert("LA"), "PNG")):
-        assert (decode(data) == np.asarray(grey)[..., None]).all() and decode(data).shape[-1] == 3
-    assert (decode(encoded(grey, "PNG"), channels=1) == np.asarray(grey)[..., None]).all()
-    assert (decode(encoded(photo(), "PNG"), channels=1)[..., 0] == np.asarray(grey)).all()
+        assert (decode_image(data) == np.asarray(grey)[..., None]).all() and decode_image(data).shape[-1] == 3
+    assert (decode_image(encoded(grey, "PNG"), channels=1) == np.asarray(grey)[..., None]).all()
+    assert (decode_image(encoded(photo(), "PNG"), channels=1)[..., 0] == np.asarray(grey)).all()
 
 
 COLOURS = {"red": (200, 30, 40), "white": (255, 255, 255), "black": (0, 0, 0), "blue": (20, 60, 220)}
@@ -63,8 +63,8 @@ def test_cmyk_jpeg_as_adobe_writes_it(colour):
     plain = Image.new("RGB", (16, 16), colour)
     data = encoded(plain.convert("CMYK"), quality=95)
     assert b"Adobe" in data and Image.open(io.BytesIO(data)).mode == "CMYK"
-    assert distance(decode(data), plain).max() <= 4
-    assert distance(random_resized_crop(data, np.random.default_rng(0), (8, 8)), np.broadcast_to(colour, (8, 8, 3))).max() <= 4
+    assert distance(decode_image(data), plain).max() <= 4
+    assert distance(crop_random_box(data, np.random.default_rng(0), (8, 8)), np.broadcast_to(colour, (8, 8, 3))).max() <= 4
 
 
 def test_palette_with_and_without_transparency(recwarn):
@@ -72,23 +72,23 @@ def test_palette_with_and_without_transparency(recwarn):
     for options in ({}, {"transparency": 3}, {"transparency": bytes(range(0, 160, 10))}):
         data = encoded(quantized, "PNG", **options)
         assert Image.open(io.BytesIO(data)).mode == "P"
-        assert (decode(data) == np.asarray(quantized.convert("RGB"))).all()
+        assert (decode_image(data) == np.asarray(quantized.convert("RGB"))).all()
     assert not list(recwarn)
 
 
 def test_transparency_is_dropped_not_blended():
     see_through = photo(0, 64, 43).copy()
     see_through.putalpha(7)
-    assert (decode(encoded(see_through, "PNG")) == np.asarray(photo(0, 64, 43))).all()
+    assert (decode_image(encoded(see_through, "PNG")) == np.asarray(photo(0, 64, 43))).all()
 
 
 def test_sixteen_bits_keep_the_upper_eight():
     levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     for kind in ("PNG", "TIFF"):
-        pixels = decode(encoded(Image.fromarray(levels), kind))
+        pixels = decode_image(encoded(Image.fromarray(levels), kind))
         assert (pixels == np.arange(256).reshape(16, 16, 1)).all(), kind
     with pytest.raises(BrokenImage, match="32 bits"):
-        decode(encoded(Image.fromarray(levels.astype(np.float32)), "TIFF"))
+        decode_image(encoded(Image.fromarray(levels.astype(np.float32)), "TIFF"))
 
 
 def test_exif_orientation_is_not_applied():
@@ -96,7 +96,7 @@ def test_exif_orientation_is_not_applied():
     exif[0x0112] = 6
     data = encoded(photo(), exif=exif)
     assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
-    assert (decode(data) == decode(encoded(photo()))).all()
+    assert (decode_image(data) == decode_image(encoded(photo()))).all()
 
 
 JPEG = encoded(photo(0, 200, 133))
@@ -114,7 +114,7 @@ BROKEN = {
 @pytest.mark.parametrize(("data", "reason"), BROKEN.values(), ids=BROKEN)
 def test_broken_bytes_have_a_reason(data, reason):
     rng = np.random.default_rng(0)
-    readers = (decode, lambda d: random_resized_crop(d, rng, (32, 32)), lambda d: resize_and_centre_crop(d, 40, (32, 32)))
+    readers = (decode_image, lambda d: crop_random_box(d, rng, (32, 32)), lambda d: resize_and_centre_crop(d, 40, (32, 32)))
     for read in readers:
         with pytest.raises(BrokenImage, match=reason) as caught:
             read(data)
@@ -123,8 +123,8 @@ def test_broken_bytes_have_a_reason(data, reason):
 
 def test_bytes_that_can_be_spared_are():
     fine = JPEG[:-2] + b"junk" + JPEG[-2:]  # libjpeg warns of it, Pillow reads on
-    assert (decode(fine) == decode(JPEG)).all()
-    crops = [random_resized_crop(data, np.random.default_rng(3), (32, 32)) for data in (fine, JPEG)]
+    assert (decode_image(fine) == decode_image(JPEG)).all()
+    crops = [crop_random_box(data, np.random.default_rng(3), (32, 32)) for data in (fine, JPEG)]
     assert (crops[0] == crops[1]).all()
 
 
@@ -199,10 +199,10 @@ def test_both_ways_agree(monkeypatch):
     pytest.importorskip("simplejpeg")
     data = [encoded(photo(i % 2, 700, 500), quality=90) for i in range(2)]
     data += [encoded(photo().convert("L")), encoded(photo(), subsampling=0), encoded(photo(), progressive=True)]
-    fast = [random_resized_crop(item, np.random.default_rng(i), (90, 90)) for i in range(8) for item in data]
+    fast = [crop_random_box(item, np.random.default_rng(i), (90, 90)) for i in range(8) for item in data]
     module = crop._module
     monkeypatch.setattr(crop, "_module", lambda name: None if name == "simplejpeg" else module(name))
-    slow = [random_resized_crop(item, np.random.default_rng(i), (90, 90)) for i in range(8) for item in data]
+    slow = [crop_random_box(item, np.random.default_rng(i), (90, 90)) for i in range(8) for item in data]
     assert all((a == b).all() for a, b in zip(fast, slow)), "to the bit"
 
 
@@ -257,7 +257,7 @@ def test_a_jpeg_cut_short_is_as_broken_as_without_leaving_lines_out(monkeypatch,
 
 def boxes(height: int, width: int, count: int, **options) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return np.array([random_box(height, width, rng, **options) for _ in range(count)])
+    return np.array([draw_box(height, width, rng, **options) for _ in range(count)])
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (20, 17), (1, 1), (1000, 10)])
@@ -314,7 +314,7 @@ def test_after_ten_tries_the_middle(height, width, expected):
             return 40.0 if high <= 1 and low > 0 else 0.0  # an area that never fits
 
     rng = Stubborn()
-    assert random_box(height, width, rng) == expected and rng.tries == 20
+    assert draw_box(height, width, rng) == expected and rng.tries == 20
 
 
 def test_boxes_are_torchvisions():
@@ -334,13 +334,13 @@ def test_boxes_are_torchvisions():
 
 def test_random_resized_crop_takes_scale_and_ratio():
     data = encoded(photo())
-    whole = random_resized_crop(data, np.random.default_rng(0), (64, 96), scale=(1.0, 1.0), ratio=(1.49, 1.5))
+    whole = crop_random_box(data, np.random.default_rng(0), (64, 96), scale=(1.0, 1.0), ratio=(1.49, 1.5))
     expected = as_read(data).resize((96, 64), PILLOW["bilinear"])
     assert distance(whole, expected).mean() < 3
-    crops = {random_resized_crop(data, np.random.default_rng(i), (16, 16)).tobytes() for i in range(20)}
+    crops = {crop_random_box(data, np.random.default_rng(i), (16, 16)).tobytes() for i in range(20)}
     assert len(crops) == 20
-    again = random_resized_crop(data, np.random.default_rng(5), (16, 16)).tobytes()
-    assert again in crops and again == random_resized_crop(data, np.random.default_rng(5), (16, 16)).tobytes()
+    again = crop_random_box(data, np.random.default_rng(5), (16, 16)).tobytes()
+    assert again in crops and again == crop_random_box(data, np.random.default_rng(5), (16, 16)).tobytes()
 
 
 # Evaluation

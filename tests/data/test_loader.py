@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from attention_jax.data.images.decoding import BrokenImage
-from attention_jax.data.loader import Loader, Plan, example_generator
+from attention_jax.data.loader import ImagePlan, Loader, make_example_generator
 from attention_jax.errors import UserError
 from tests.helpers.small import same_batches
 
 # The plan
 
 
-def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
+def epoch_of(plan: ImagePlan, epoch: int) -> np.ndarray:
     return np.concatenate([plan.indices(epoch, batch) for batch in range(plan.steps_per_epoch)])
 
 
 @pytest.mark.parametrize(("examples", "batch"), [(12, 3), (10, 3), (7, 7), (5, 1)])
 def test_every_epoch_is_another_permutation(examples, batch):
-    plan = Plan(examples, batch, seed=3)
+    plan = ImagePlan(examples, batch, seed=3)
     assert plan.steps_per_epoch == examples // batch
     epochs = [epoch_of(plan, epoch) for epoch in range(20)]
     for order in epochs:
@@ -29,24 +29,24 @@ def test_every_epoch_is_another_permutation(examples, batch):
     assert len({tuple(order) for order in epochs}) > 15
     # What sits one epoch out is in the others.
     assert set(np.concatenate(epochs)) == set(range(examples))
-    assert any((epoch_of(Plan(examples, batch, seed=4), epoch) != order).any() for epoch, order in enumerate(epochs))
-    assert all((epoch_of(Plan(examples, batch, seed=3), epoch) == order).all() for epoch, order in enumerate(epochs))
+    assert any((epoch_of(ImagePlan(examples, batch, seed=4), epoch) != order).any() for epoch, order in enumerate(epochs))
+    assert all((epoch_of(ImagePlan(examples, batch, seed=3), epoch) == order).all() for epoch, order in enumerate(epochs))
 
 
 def test_every_example_comes_first_about_equally_often():
-    first = [Plan(6, 2, seed).indices(epoch, 0)[0] for seed in range(40) for epoch in range(30)]
+    first = [ImagePlan(6, 2, seed).indices(epoch, 0)[0] for seed in range(40) for epoch in range(30)]
     counts = np.bincount(first, minlength=6)
     assert counts.min() > 150 and counts.max() < 250  # 200 expected, standard deviation 13
 
 
 def test_position_counts_epochs_and_batches():
-    plan = Plan(10, 3, 0)
+    plan = ImagePlan(10, 3, 0)
     assert [plan.position(step) for step in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
 
 
 def test_batch_larger_than_the_data():
     with pytest.raises(UserError, match="batch_size=11 is more than the 10 training examples"):
-        Plan(10, 11, 0)
+        ImagePlan(10, 11, 0)
 
 
 # The loader
@@ -121,7 +121,7 @@ def test_evaluation_sees_every_example_once_and_masks_padding(length, batch):
 
 def test_generator_of_an_example_depends_on_nothing_but_its_name():
     def draw(*name: int) -> float:
-        return example_generator(*name).random()
+        return make_example_generator(*name).random()
 
     names = [(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(20)]
     forwards = {name: draw(*name) for name in names}
@@ -156,11 +156,11 @@ def partly(length: int, batch: int, broken: set[int], **fields) -> Loader:
 
 def test_a_broken_image_gives_way_to_the_next(caplog):
     sound, loader = loader_of(20, 5), partly(20, 5, {3, 4, 19})
-    stands_in = {3: 5, 4: 5, 19: 0}
+    replacement = {3: 5, 4: 5, 19: 0}
     with caplog.at_level(logging.WARNING):
         batches = list(loader.training(0, 8))
     for batch, whole in zip(batches, sound.training(0, 8), strict=True):
-        expected = [stands_in.get(i, i) for i in whole["image"][:, 0, 0, 0].tolist()]
+        expected = [replacement.get(i, i) for i in whole["image"][:, 0, 0, 0].tolist()]
         assert batch["image"][:, 0, 0, 0].tolist() == expected
         assert (batch["label"] == np.array(expected) % 3).all() and (batch["weight"] == 1).all()
         assert (batch["draw"] == whole["draw"]).all(), "what is random stays where it was"
@@ -189,7 +189,7 @@ def test_evaluation_leaves_broken_images_out(caplog):
 
 def test_a_strict_loader_stops():
     for batches in (partly(20, 5, {7}, on_broken="stop").training(0, 4), partly(20, 5, {7}, on_broken="stop").evaluation()):
-        with pytest.raises(UserError, match=r"photos/7.jpg cannot be decoded \(cut short\): mend or remove it"):
+        with pytest.raises(UserError, match=r"photos/7.jpg cannot be decoded \(cut short\): repair or remove it"):
             list(batches)
 
 

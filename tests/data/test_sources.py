@@ -13,7 +13,7 @@ from attention_jax.cli import main as cli
 from attention_jax.config import load_config, override
 from attention_jax.data import ArraySource
 from attention_jax.data.embedded import digits_split
-from attention_jax.data.images.decoding import decode
+from attention_jax.data.images.decoding import decode_image
 from attention_jax.data.images.sources import open_source
 from attention_jax.errors import UserError
 from attention_jax.tasks import classification, get_task
@@ -269,7 +269,7 @@ def test_prepared_cifar10():
         pytest.skip("ATTENTION_JAX_TEST_DATA names no folder with CIFAR-10 as TFDS prepares it")
     source = open_source("tfds", "test", {"name": "cifar10", "data_dir": folder})
     assert len(source) == 10_000 and source.num_classes == 10 and source.label_names[0] == "airplane"
-    assert decode(source[0]["image"]).shape == (32, 32, 3) and isinstance(source[0]["image"], bytes)
+    assert decode_image(source[0]["image"]).shape == (32, 32, 3) and isinstance(source[0]["image"], bytes)
     labels = [int(source[i]["label"]) for i in range(0, 10_000, 100)]
     assert min(labels) >= 0 and max(labels) <= 9 and len(set(labels)) == 10
     assert len(open_source("tfds", "train[:45000]", {"name": "cifar10", "data_dir": folder})) == 45_000

@@ -22,11 +22,11 @@ from tests.helpers.small_table import ROWS, call, table_text, write_table
 # A source that cannot be read while a file called "unplugged" lies beside it.
 SOURCE = """
 from pathlib import Path
-from attention_jax.data.images.sources import digits
+from attention_jax.data.images.sources import open_digits
 
 class Disk:
     def __init__(self, split):
-        self._digits = digits(split)
+        self._digits = open_digits(split)
         self.num_classes, self.label_names = 10, self._digits.label_names
     def __len__(self):
         return len(self._digits)

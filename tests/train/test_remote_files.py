@@ -289,7 +289,7 @@ def test_address_of_an_unknown_kind_or_that_is_not_there():
     with pytest.raises(UserError, match="data.tokenizer=objects://bucket/none.model"):
         tokenizer.read_tokenizer("objects://bucket/none.model")
     with pytest.raises(UserError, match="data.args.path=objects://bucket/images: there is no such folder"):
-        sources.folder("train", "objects://bucket/images")
+        sources.open_folder("train", "objects://bucket/images")
 
 
 def test_table_at_an_address_is_the_one_in_a_folder(store, tmp_path, monkeypatch, capsys):
@@ -347,7 +347,7 @@ def test_data_at_an_address_are_those_in_a_folder(tmp_path):
         args = {name: f"objects://bucket/data/{value}" for name, value in args.items()}
         assert list(parallel_text.open_pairs(source, "train", args, "stop")) == pairs
     assert tokenizer.read_tokenizer("objects://bucket/data/words.json") == words
-    assert sources.npz("train", "objects://bucket/data/digits.npz")[2]["label"] == 2
+    assert sources.open_npz("train", "objects://bucket/data/digits.npz")[2]["label"] == 2
 
 
 def test_images_at_an_address_are_those_in_a_folder(tmp_path):
@@ -361,7 +361,7 @@ def test_images_at_an_address_are_those_in_a_folder(tmp_path):
         store.write(name, name.encode())
 
     def seen(split, path, **args):
-        source = sources.folder(split, path, **args)
+        source = sources.open_folder(split, path, **args)
         items = [(source.name(i).removeprefix(path), source[i]["image"], int(source[i]["label"])) for i in range(len(source))]
         return items, source.label_names
 
@@ -370,8 +370,8 @@ def test_images_at_an_address_are_those_in_a_folder(tmp_path):
         assert here == there and here[0]
     for path in (str(tmp_path), "objects://bucket/images"):
         with pytest.raises(UserError, match=f"{path} has no folder of that name; give one of train, val, or"):
-            sources.folder("test", path)
-    source = sources.folder("train", "objects://bucket/images")
+            sources.open_folder("test", path)
+    source = sources.open_folder("train", "objects://bucket/images")
     store.remove("train/ant/1.jpg")
     with pytest.raises(BrokenImage, match="there is no such file any more"):
         source[0]

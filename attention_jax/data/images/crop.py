@@ -1,23 +1,23 @@
-"""Which part of an image the network sees, and at what size."""
+"""Crops: the part of an image that the network sees, and its size."""
 
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from attention_jax.data.images.decoding import broken_if_it_fails, open_image, to_array, to_channels
+from attention_jax.data.images.decoding import convert_channels, image_to_array, open_image, raise_broken_image
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _SIMD = {"bilinear": "bilinear", "bicubic": "catmull_rom"}  # the same kernels: Pillow's bicubic has a = -1/2
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A box is a part of an image, in pixels."""
 
     top: float
     left: float
@@ -26,16 +26,12 @@ class Box(NamedTuple):
 
 
 Part = tuple[np.ndarray, Box]
+Choose = Callable[[int, int], Box]
+Range = tuple[float, float]
 
 
-def random_box(
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    scale: Sequence[float] = (0.08, 1),
-    ratio: Sequence[float] = (3 / 4, 4 / 3),
-) -> Box:
-    """A box whose share of the area is uniform in `scale` and whose log(width / height) is uniform in log(`ratio`).
+def draw_box(height: int, width: int, rng: np.random.Generator, scale: Range = (0.08, 1), ratio: Range = (3 / 4, 4 / 3)) -> Box:
+    """Draws a box whose share of the area is uniform in `scale` and whose log(width / height) is uniform in log(`ratio`).
 
     Ten tries; then the largest centred box of the nearest allowed ratio. Szegedy et al. 2014 (arXiv 1409.4842,
     Section 6) as torchvision and fb.resnet.torch spell it out.
@@ -57,22 +53,17 @@ def random_box(
 
 
 def crop_and_resize(
-    data: bytes | np.ndarray,
-    choose: Callable[[int, int], Box],
-    size: tuple[int, int],
-    channels: int = 3,
-    interpolation: str = "bilinear",
+    data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], channels: int = 3, interpolation: str = "bilinear"
 ) -> np.ndarray:
-    """The box `choose(height, width)` of an image, encoded or uint8 [H, W, C], resized to uint8 [*size, channels].
+    """Resizes the box `choose(height, width)` of an image, encoded or uint8 [H, W, C], to uint8 [*size, channels].
 
-    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which the box is no smaller than `size`: libjpeg
-    then averages in the frequency domain; and no farther down than the box reaches. The rest is antialiased convolution over
-    the box alone, as in torchvision's `resized_crop`, within two grey levels of Pillow's; but the fast resizer makes the
-    vertical pass first, so that where bicubic overshoots 0 or 255 (at hard edges) a dozen levels have been seen. Raises
-    BrokenImage.
+    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which the box is no smaller than `size`, where libjpeg
+    averages in the frequency domain, and no farther down than the box reaches. The rest is antialiased convolution over the
+    box alone, as in torchvision's `resized_crop`, within two grey levels of Pillow's. The fast resizer makes the vertical
+    pass first: where bicubic overshoots 0 or 255 (at hard edges) a dozen levels have been seen. Raises BrokenImage.
     """
-    choose = functools.cache(choose)  # a JPEG that only Pillow reads is cropped at the place that was drawn for it
-    with broken_if_it_fails():
+    choose = functools.cache(choose)  # drawn once, though a JPEG may be opened twice
+    with raise_broken_image():
         part = _fast_part(data, choose, size, channels) or _part(data, choose, size, channels)
         return _resize(*part, size, interpolation)
 
@@ -90,7 +81,7 @@ def _inside(box: Box, scale: float) -> tuple[slice, slice, Box]:
     return rows, columns, Box(top - rows.start, left - columns.start, height, width)
 
 
-def _part(data: bytes | np.ndarray, choose: Callable[[int, int], Box], size: tuple[int, int], channels: int) -> Part:
+def _part(data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], channels: int) -> Part:
     """The pixels that a box touches, with Pillow, which reads every format."""
     image = open_image(data)
     width, height = image.size
@@ -98,15 +89,13 @@ def _part(data: bytes | np.ndarray, choose: Callable[[int, int], Box], size: tup
     scale = _scale(box, size)
     drafted = image.draft(None, (max(1, width // scale), max(1, height // scale))) if scale > 1 else None
     rows, columns, box = _inside(box, width / drafted[1][2] if drafted else 1)
-    return to_array(to_channels(image.crop((columns.start, rows.start, columns.stop, rows.stop)), channels)), box
+    return image_to_array(convert_channels(image.crop((columns.start, rows.start, columns.stop, rows.stop)), channels)), box
 
 
-def _fast_part(
-    data: bytes | np.ndarray, choose: Callable[[int, int], Box], size: tuple[int, int], channels: int
-) -> Part | None:
-    """The same, to the bit, of a sound JPEG in the usual colours by a shorter way, or None for anything else.
+def _fast_part(data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], channels: int) -> Part | None:
+    """The same, to the bit, for a sound JPEG in the usual colours, or None for anything else.
 
-    It decodes straight into an array, and no line below the box; `experiments/benchmarks/input.py` times it.
+    It decodes directly into an array, and no line below the box; `experiments/benchmarks/input.py` times it.
     """
     jpeg = _module("simplejpeg")
     if jpeg is None or isinstance(data, np.ndarray) or not data.startswith(b"\xff\xd8"):
@@ -134,15 +123,14 @@ def _fast_part(
 
 # Rows of pixels below a row that smoothed colours of half the resolution may reach, rounded up.
 _SEEN_BELOW = 4
-# libjpeg's first complaint, the one that is passed on, when it skipped bytes
-# up to the mark of the end: here the lines left out.
+# libjpeg's first warning, which simplejpeg raises, when it skipped bytes up to the end marker: here the lines left out.
 _ONLY_MORE = "extraneous bytes before marker 0xd9"
 
 
 def _shortened(data: bytes, lines: int) -> bytearray | None:
-    """A JPEG that says it has `lines` lines only, or None where all of it is needed: progressive scans hold every line.
+    """The JPEG with `lines` lines in its header, or None where all of it is needed: progressive scans hold every line.
 
-    The lines above a crop cannot be spared: where a line's code begins is known only after the ones before it.
+    The lines above a crop cannot be left out: where a line's code begins is known only after the ones before it.
     """
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
@@ -162,7 +150,7 @@ def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: 
     simd = _module("cykooz_resizer")
     if simd is None:
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-        return to_array(open_image(pixels).resize((size[1], size[0]), _PILLOW[interpolation], box=corners))
+        return image_to_array(open_image(pixels).resize((size[1], size[0]), _PILLOW[interpolation], box=corners))
     h, w, channels = pixels.shape
     pixel_type = simd.PixelType.U8 if channels == 1 else simd.PixelType.U8x3
     target = simd.ImageData(size[1], size[0], pixel_type)
@@ -177,40 +165,40 @@ def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: 
 
 @functools.cache
 def _module(name: str) -> ModuleType | None:
-    """A package that makes things faster, or None on platforms it is not built for."""
+    """A package for speed, or None on platforms it is not built for."""
     try:
         return importlib.import_module(name)
     except ImportError:
         return None
 
 
-def random_resized_crop(
+def crop_random_box(
     data: bytes | np.ndarray,
     rng: np.random.Generator,
     size: tuple[int, int],
     channels: int = 3,
-    scale: Sequence[float] = (0.08, 1),
-    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    scale: Range = (0.08, 1),
+    ratio: Range = (3 / 4, 4 / 3),
     interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """`random_box` of an image, encoded or uint8 [H, W, C], resized to uint8 [*size, channels]. Raises BrokenImage."""
-    choose = functools.partial(random_box, rng=rng, scale=scale, ratio=ratio)
+    """Resizes a box from `draw_box` to uint8 [*size, channels], as torchvision's RandomResizedCrop; see `crop_and_resize`."""
+    choose = functools.partial(draw_box, rng=rng, scale=scale, ratio=ratio)
     return crop_and_resize(data, choose, size, channels, interpolation)
 
 
 def resize_and_centre_crop(
     data: bytes | np.ndarray, shorter: int, size: tuple[int, int], channels: int = 3, interpolation: str = "bilinear"
 ) -> np.ndarray:
-    """The middle [*size, channels] of an image whose shorter side is resized to `shorter` pixels. Raises BrokenImage.
+    """Resizes the shorter side of an image to `shorter` pixels and returns its centre [*size, channels]. Raises BrokenImage.
 
-    torchvision's Resize(shorter) and CenterCrop(size) on a Pillow image to one grey level, though only the middle is
+    Equals torchvision's Resize(shorter) and CenterCrop(size) on a Pillow image to one grey level, though only the centre is
     computed; decoded in full, since published accuracies are measured so.
     """
-    with broken_if_it_fails():
-        image = to_channels(open_image(data), channels)
+    with raise_broken_image():
+        image = convert_channels(open_image(data), channels)
         w, h = image.size
         new_h, new_w = (shorter, int(shorter * w / h)) if h <= w else (int(shorter * h / w), shorter)
         top, left = round((new_h - size[0]) / 2), round((new_w - size[1]) / 2)
         right, bottom = (left + size[1]) * w / new_w, (top + size[0]) * h / new_h
         box = (left * w / new_w, top * h / new_h, min(right, w), min(bottom, h))
-        return to_array(image.resize((size[1], size[0]), _PILLOW[interpolation], box=box))
+        return image_to_array(image.resize((size[1], size[0]), _PILLOW[interpolation], box=box))

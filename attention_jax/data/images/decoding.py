@@ -1,8 +1,8 @@
 """Encoded images -> pixels, with Pillow.
 
-Colours: grey and palette images become what is asked for, 16-bit grey keeps its upper 8 bits, CMYK is read as Adobe
-writes it (inverted), transparency is dropped. The EXIF orientation is not applied: torchvision, timm and TFDS do not
-apply it either, and the published accuracies were measured that way. Of an animation the first frame counts.
+Colours: grey and palette images are converted, 16-bit grey keeps its upper 8 bits, CMYK is read as Adobe writes it
+(inverted), transparency is dropped. The EXIF orientation is not applied: torchvision, timm and TFDS do not apply it either,
+and the published accuracies were measured that way. An animation counts as its first frame.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
 class BrokenImage(Exception):
-    """An image that cannot be decoded; the text is the reason."""
+    """Raised for an image that cannot be decoded; the text is the reason."""
 
 
 @contextlib.contextmanager
-def broken_if_it_fails() -> Iterator[None]:
-    """Turns whatever Pillow raises on damaged bytes into BrokenImage."""
+def raise_broken_image() -> Iterator[None]:
+    """Turns every error of Pillow on damaged bytes into BrokenImage."""
     try:
         yield
     except (BrokenImage, MemoryError):
@@ -36,7 +36,7 @@ def broken_if_it_fails() -> Iterator[None]:
 
 
 def open_image(data: bytes | np.ndarray) -> Image.Image:
-    """The image with its size and mode known; encoded bytes are decoded when the pixels are first asked for."""
+    """Opens an image, with its size and mode known; encoded bytes are decoded when the pixels are first read."""
     if isinstance(data, np.ndarray):
         return Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data)
     if not data:
@@ -44,8 +44,8 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """The image as 8-bit grey (1 channel) or RGB (3)."""
+def convert_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Returns the image as 8-bit grey (1 channel) or RGB (3)."""
     mode = MODES[channels]
     if image.mode == mode:
         return image
@@ -54,22 +54,22 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     elif image.mode in ("I", "F"):
         raise BrokenImage(f"pixels of {image.mode!r} (32 bits) have no agreed range")
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # what Pillow asks for in a warning
+        image = image.convert("RGBA")  # else Pillow warns
     return image.convert(mode)
 
 
-def to_array(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, C] of a grey or RGB image."""
+def image_to_array(image: Image.Image) -> np.ndarray:
+    """Returns a grey or RGB image as uint8 [H, W, C]."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def decode(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
-    """Encoded bytes -> uint8 [H, W, channels]; an array is returned as it is. Raises BrokenImage.
+def decode_image(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
+    """Returns encoded bytes as uint8 [H, W, channels], and an array as it is. Raises BrokenImage.
 
-    JPEG data that are damaged without being cut short decode to something, as with every libjpeg.
+    JPEG data that are damaged without being cut short decode to wrong pixels, as with every libjpeg.
     """
     if isinstance(data, np.ndarray):
         return data
-    with broken_if_it_fails():
-        return to_array(to_channels(open_image(data), channels))
+    with raise_broken_image():
+        return image_to_array(convert_channels(open_image(data), channels))

@@ -1,7 +1,7 @@
-"""Where examples come from: random access by index, nothing else.
+"""Sources of images: random access to examples by index.
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, C] or encoded bytes, "label": int}` and `num_classes`.
-Optional: `label_names`, `name(i)` (what a message calls example i) and, of encoded images, `channels` (1 or 3, else 3).
+Optional: `label_names`, `name(i)` (for messages) and, for encoded images, `channels` (1 or 3; 3 without it).
 A data set of your own is a function `make(split, **args)` that returns one, named `path/to/file.py:make`.
 """
 
@@ -22,7 +22,7 @@ from attention_jax.errors import UserError, one_sentence, suggest_name
 
 
 class Source(Protocol):
-    """Random access to examples."""
+    """A source gives random access to examples."""
 
     num_classes: int
 
@@ -32,18 +32,10 @@ class Source(Protocol):
 
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-HELD_OUT = ("train", "test")  # splits of a folder that has none of its own
 
 
 class ArraySource:
-    """Images and labels that are in memory.
-
-    Args:
-        images: uint8 [N, H, W, C].
-        labels: integers [N] from 0.
-        num_classes: K; by default the largest label + 1.
-        label_names: a name for each class.
-    """
+    """Images uint8 [N, H, W, C] and labels [N] from 0 in memory; `num_classes` is the largest label + 1 if not given."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int | None = None, label_names: Sequence[str] = ()):
         if images.dtype != np.uint8 or images.ndim != 4:
@@ -61,8 +53,8 @@ class ArraySource:
         return {"image": self.images[index], "label": self.labels[index]}
 
 
-def digits(split: str, channels: int = 1) -> ArraySource:
-    """UCI digits (1,797 images of 8x8 pixels, 10 classes), which scikit-learn carries; splits "train" and "test".
+def open_digits(split: str, channels: int = 1) -> ArraySource:
+    """Returns the UCI digits (1,797 images of 8x8 pixels, 10 classes) of split "train" or "test".
 
     Three equal `channels` are for what needs colour images, such as RandAugment's operation on colour.
     """
@@ -71,21 +63,13 @@ def digits(split: str, channels: int = 1) -> ArraySource:
 
 
 class FolderSource:
-    """Image files, read when they are asked for.
+    """Image `files` of a tree, read when they are indexed, with a label for each, an index into `label_names`."""
 
-    Args:
-        tree: where `files` are.
-        files: their names in it.
-        labels: integers [N] from 0.
-        label_names: a name for each class.
-    """
+    channels = 3  # grey files among coloured ones are common
 
-    channels = 3  # grey files among coloured ones are the rule
-
-    def __init__(self, tree: "Tree | FarTree", files: list[str], labels: list[int], label_names: list[str]):
+    def __init__(self, tree: "LocalTree | RemoteTree", files: list[str], labels: list[int], label_names: list[str]):
         self._tree, self._files, self._labels = tree, files, np.asarray(labels, np.int32)
-        self.label_names = tuple(label_names)
-        self.num_classes = len(label_names)
+        self.label_names, self.num_classes = tuple(label_names), len(label_names)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -94,30 +78,30 @@ class FolderSource:
         return {"image": self._tree.read(self._files[index]), "label": self._labels[index]}
 
     def name(self, index: int) -> str:
-        """The path of one example."""
+        """Returns the path of one example."""
         return f"{self._tree.root}/{self._files[index]}"
 
 
-def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
-    """One folder a class, images in it at any depth, in `path/split`; classes are numbered in the order of their names.
+def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
+    """Opens a folder with one folder a class, and images at any depth in it; classes are numbered in the order of their names.
 
     The numbers are those of `path/train` where that exists, so that they mean the same in every split. Hidden files and
     files of other kinds are passed over.
 
     Args:
         split: a folder in `path`; with `holdout`, "train" or "test".
-        path: of the data set, or its address (gs://…), all names beneath which are read at first.
+        path: of the data set, or its URI (gs://…), all names beneath which are read at first.
         holdout: where `path` has no folders for splits: the share of its images that makes up "test". A hash of its
-            name decides for each image, so that it stays where it is when others are added.
+            name decides for each image, so that it stays in its split when others are added.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
-    tree = (FarTree if storage.is_remote(path) else Tree)(path)
+    if holdout and split not in ("train", "test"):
+        raise UserError(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
+    tree = (RemoteTree if storage.is_remote(path) else LocalTree)(path)
     folders = tree.folders("")
     if folders is None:
         raise UserError(f"data.args.path={path}: there is no such folder.")
-    if holdout and split not in HELD_OUT:
-        raise UserError(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
     inside = "" if holdout else f"{split}/"
     here = f"{tree.root}/{inside}".rstrip("/")
     names = folders if holdout else tree.folders(split)
@@ -126,72 +110,75 @@ def folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
             f"data split {split!r}: {tree.root} has no folder of that name{suggest_name(split, folders)}; give one of "
             f"{', '.join(folders[:5]) or 'its sub-folders'}, or data.args.holdout where the classes are in {tree.root} itself."
         )
-    known = tree.folders("train") if not holdout and "train" in folders else names
     if not names:
         raise UserError(f"data.source=folder: {here} has no folders: put the images of each class into a folder of its own.")
+    of_train = None if holdout else tree.folders("train")
+    known = names if of_train is None else of_train
     strangers = sorted(set(names) - set(known))
     if strangers:
         raise UserError(f"data.source=folder: class {strangers[0]!r} of {here} is not in {tree.root}/train, which names them.")
     files, labels = [], []
     for name in names:
-        found = tree.images(f"{inside}{name}")
+        found = [f"{name}/{file}" for file in tree.images(f"{inside}{name}")]
         if not found:
             raise UserError(f"data.source=folder: class {here}/{name} has no image file ({', '.join(EXTENSIONS)}).")
-        found = [f"{name}/{file}" for file in found]
         kept = [file for file in found if not holdout or _is_held_out(file, holdout) == (split == "test")]
         files += [f"{inside}{file}" for file in kept]
         labels += [known.index(name)] * len(kept)
     return FolderSource(tree, files, labels, known)
 
 
-class Tree:
-    """Folders and image files beneath a folder; hidden ones are passed over."""
+class LocalTree:
+    """The folders and image files beneath a folder on this disk, without the hidden ones."""
 
     def __init__(self, path: str):
         self.root = str(Path(path).expanduser().absolute())
 
     def folders(self, inside: str) -> list[str] | None:
-        """Names of the folders directly in the folder `inside`; None when it is none."""
+        """Returns the names of the folders directly in the folder `inside`, or None when there is no such folder."""
         here = os.path.join(self.root, inside)
         if not os.path.isdir(here):
             return None
         return sorted(entry.name for entry in os.scandir(here) if entry.is_dir() and not entry.name.startswith("."))
 
     def images(self, inside: str) -> list[str]:
-        """Image files at any depth, relative to the folder `inside` and sorted."""
-        found = []
-        for where, folders, files in os.walk(os.path.join(self.root, inside), followlinks=True):
+        """Returns the image files at any depth, relative to the folder `inside` and sorted."""
+        found, top = [], os.path.join(self.root, inside)
+        for folder, folders, files in os.walk(top, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            below = os.path.relpath(where, os.path.join(self.root, inside))
+            below = os.path.relpath(folder, top)
             found += [name if below == "." else f"{below}/{name}" for name in files if _is_image(name)]
         return sorted(found)
 
     def read(self, file: str) -> bytes:
-        """Content of a file; raises BrokenImage."""
+        """Returns the content of a file. Raises BrokenImage."""
         try:
             return Path(self.root, file).read_bytes()
         except OSError as error:
             raise BrokenImage(error.strerror or type(error).__name__) from error
 
 
-class FarTree:
-    """The same at an address: folders are what the names of files say, and stores have no empty ones."""
+class RemoteTree:
+    """The same at a URI, where folders are read off the names of files: stores have no empty ones."""
 
-    def __init__(self, address: str):
-        self._folder = storage.RemoteFolder(address)
+    def __init__(self, uri: str):
+        self._folder = storage.RemoteFolder(uri)
         self.root = self._folder.uri
         self._files = [name for name in self._folder.find() if not any(part.startswith(".") for part in name.split("/"))]
 
     def folders(self, inside: str) -> list[str] | None:
+        """See `LocalTree`."""
         start = f"{inside}/" if inside else ""
         names = {name[len(start) :].partition("/")[:2] for name in self._files if name.startswith(start)}
         return sorted(name for name, slash in names if slash) if names else None
 
     def images(self, inside: str) -> list[str]:
+        """See `LocalTree`."""
         start = f"{inside}/"
         return sorted(name[len(start) :] for name in self._files if name.startswith(start) and _is_image(name))
 
     def read(self, file: str) -> bytes:
+        """See `LocalTree`."""
         content = self._folder.read(file)
         if content is None:
             raise BrokenImage("there is no such file any more")
@@ -207,19 +194,16 @@ def _is_held_out(file: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") < share * 2**64
 
 
-def npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_{split}") -> ArraySource:
-    """Arrays of an `.npz` archive: images uint8 [N, H, W, C] or [N, H, W], labels integers [N] or [N, 1].
+def open_npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_{split}") -> ArraySource:
+    """Opens an `.npz` archive of images uint8 [N, H, W, C] or [N, H, W] and labels, integers [N] or [N, 1].
 
     Args:
-        split: stands in for `{split}` in the names.
-        path: of the archive, or its address (gs://…).
-        images, labels: names of the arrays; by default x_train, y_train, x_test, … as Keras has them.
+        split: takes the place of `{split}` in the names.
+        path: of the archive, or its URI (gs://…).
+        images, labels: names of the arrays; by default x_train, y_train, x_test, … as in Keras.
     """
-    file = (
-        io.BytesIO(storage.read_remote_file(path, f"data.args.path={path}"))
-        if storage.is_remote(path)
-        else Path(path).expanduser()
-    )
+    remote = storage.is_remote(path)
+    file = io.BytesIO(storage.read_remote_file(path, f"data.args.path={path}")) if remote else Path(path).expanduser()
     try:
         archive = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -247,26 +231,26 @@ def npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_{spli
     return ArraySource(pixels, classes)
 
 
-def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
-    """A classification set of TensorFlow Datasets that was prepared as ArrayRecord; read without TensorFlow.
+def open_tfds(split: str, name: str, data_dir: str | None = None) -> Source:
+    """Opens a classification set of TensorFlow Datasets that was prepared as ArrayRecord, without TensorFlow.
 
     Args:
         split: as TFDS spells it, e.g. "train[:45000]".
         name: of the data set, e.g. "cifar10".
-        data_dir: the folder that holds it; `gs://` addresses need the extra `gcs`.
+        data_dir: the folder that holds it; a URI `gs://…` needs the extra `gcs`.
     """
     import tensorflow_datasets
 
     if storage.is_remote(data_dir):
-        storage.RemoteFolder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
+        storage.RemoteFolder(str(data_dir))  # raises when it does not answer, where TFDS would wait in silence
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
         image, label = _image_and_label(name, builder.info)
-        # Whoever crops decodes, at the scale that the crop needs.
+        # The crop decodes, at the scale that it needs.
         records = builder.as_data_source(split=split, decoders={image: tensorflow_datasets.decode.SkipDecoding()})
         try:
             _ = records[0]
-        except ImportError:  # tfds.testing.mock_data encodes what it pretends with TensorFlow, or else leaves it decoded
+        except ImportError:  # without TensorFlow, tfds.testing.mock_data has decoded images alone
             records = builder.as_data_source(split=split)
         return _TfdsSource(records, builder.info.features, image, label)
     except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
@@ -278,7 +262,7 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> Source:
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
-    """Names of a data set's image and class features: its supervised keys, else the only ones of their kind."""
+    """Names of a data set's image and class features: its supervised keys, else the only pair."""
     from tensorflow_datasets import features
 
     images = [key for key, feature in info.features.items() if isinstance(feature, features.Image)]
@@ -306,11 +290,11 @@ class _TfdsSource:
         return {"image": record[self._image], "label": np.int32(record[self._label])}
 
 
-SOURCES = {"digits": digits, "folder": folder, "npz": npz, "tfds": tfds}
+SOURCES = {"digits": open_digits, "folder": open_folder, "npz": open_npz, "tfds": open_tfds}
 
 
 def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
-    """The source that `data.source` names, for one split. Raises UserError when it cannot be read or is empty."""
+    """Opens one split of the source that `data.source` names. Raises UserError when it cannot be read or is empty."""
     make = load_object(source, SOURCES, "data source")
     try:
         opened = make(split, **args)
@@ -319,7 +303,7 @@ def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
     except UserError:
         raise
     except BrokenImage:
-        return opened  # its loader deals with it
+        return opened  # the loader skips it or stops
     except Exception as error:
         raise UserError(f"data.source={source}: split {split!r} cannot be read ({type(error).__name__}: {error}).") from error
     if not length:

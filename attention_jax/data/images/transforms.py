@@ -8,7 +8,7 @@ Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def pad_and_crop(padding: int) -> Transform:
-    """Zero-pads `padding` pixels on each side and crops the old size at a random place (He et al. 2016, Section 4.2)."""
+    """Returns a transform that zero-pads each side and crops the old size at random (He et al. 2016, Section 4.2)."""
 
     def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         h, w, _ = image.shape
@@ -23,22 +23,18 @@ def pad_and_crop(padding: int) -> Transform:
     return apply
 
 
-def flip() -> Transform:
-    """Mirrors left and right with probability 1/2."""
-
-    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if rng.random() >= 0.5:
-            return image
-        mirrored = np.empty_like(image)
-        for channel in range(image.shape[-1]):  # four times as fast as copying image[:, ::-1]
-            mirrored[..., channel] = image[:, ::-1, channel]
-        return mirrored
-
-    return apply
+def flip_at_random(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[H, W, C] -> [H, W, C], mirrored left and right with probability 1/2."""
+    if rng.random() >= 0.5:
+        return image
+    mirrored = np.empty_like(image)
+    for channel in range(image.shape[-1]):  # four times as fast as copying image[:, ::-1]
+        mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored
 
 
-def chain(transforms: Sequence[Transform]) -> Transform:
-    """Transforms one after another, drawing from one generator."""
+def chain_transforms(transforms: Sequence[Transform]) -> Transform:
+    """Returns a transform that applies several one after another, with draws from one generator."""
 
     def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for transform in transforms:
@@ -48,11 +44,11 @@ def chain(transforms: Sequence[Transform]) -> Transform:
     return apply
 
 
-def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def normalise_images(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """uint8 [..., W, C] -> float32 [..., W, C]: (x / 255 - mean) / std, with mean and std in units of the full range."""
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     *outer, w, c = images.shape
-    # A whole row at a time: broadcasting over the three channels alone takes four times as long.
-    normal = np.multiply(images.reshape(*outer, w * c), np.tile(1 / (255 * std), w), dtype=np.float32)
-    normal -= np.tile(mean / std, w)
+    mean_C, std_C = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    # A row at a time: broadcasting over the three channels alone takes four times as long.
+    normal = np.multiply(images.reshape(*outer, w * c), np.tile(1 / (255 * std_C), w), dtype=np.float32)
+    normal -= np.tile(mean_C / std_C, w)
     return normal.reshape(images.shape)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from attention_jax.data.loader import ahead
+from attention_jax.data.loader import load_ahead
 from attention_jax.data.text.tokenizer import EOS, PAD
 from attention_jax.errors import UserError
 
@@ -184,7 +184,7 @@ class TokenLoader:
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Batches of the steps after `first_step`, up to and with `num_steps`, made ahead in threads."""
-        return ahead(first_step, num_steps, self.training_batch, self.threads)
+        return load_ahead(first_step, num_steps, self.training_batch, self.threads)
 
     def training_batch(self, step: int) -> Batch:
         """This process's rows of the batch that follows `step` steps."""
@@ -193,7 +193,7 @@ class TokenLoader:
     def evaluation(self) -> Iterator[Batch]:
         """Every pair once."""
         batches = self.plan.every()
-        return ahead(0, len(batches), lambda number: self._batch(*batches[number]), self.threads)
+        return load_ahead(0, len(batches), lambda number: self._batch(*batches[number]), self.threads)
 
     def _batch(self, bucket: int, indices: np.ndarray) -> Batch:
         rows, length = self.plan.rows(bucket), self.plan.buckets[bucket]
