@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The front door: makes the environment once, then runs a command in it. Without arguments it lists the commands.
+# Makes the environment once, then runs a command in it. Without arguments it lists the commands.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)"
@@ -22,15 +22,15 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
                                               preflight all: the committed table (installs the TPU compiler for that)
   prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or
                                               make a TensorFlow data set readable (installs TensorFlow for that)
-  local --processes P --devices D -- VERB ... train, evaluate or table on P processes with D CPU devices each
-  tpu ACTION NAME --zone=ZONE ... -- VERB ... on a TPU slice: create, run, watch, status, logs or stop
-  slurm [OPTIONS OF SBATCH] -- VERB ...       on a Slurm cluster: several nodes, --array for the rows of a table
+  local --processes P --devices D -- COMMAND train, evaluate or table on P processes with D CPU devices each
+  tpu ACTION NAME --zone=ZONE ... -- COMMAND on a TPU slice: create, run, watch, status, logs or stop
+  slurm [OPTIONS OF SBATCH] -- COMMAND       on a Slurm cluster: several nodes, --array for the rows of a table
   notebook                                    JupyterLab in experiments/notebooks
   python [ARGUMENTS]                          the environment's Python
   test [--peers] [PYTEST ARGUMENTS]           lint and test; --peers also compares with other libraries
   setup [EXTRA ...]                           only make the environment; extras such as cuda, tpu, gcs stay from then on
 
-docs/operations.md goes through a run on a cluster from nothing. tpu --help and slurm --help say more; --dry-run shows what it would do.
+docs/clusters.md goes through a run on a cluster from nothing. tpu --help and slurm --help list all options; --dry-run prints what would run.
 Every command but help first makes .venv beside this file (once, some minutes). Instead of that,
   ATTENTION_JAX_PYTHON=/path/to/python  takes this interpreter as it is;
   ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.
@@ -151,8 +151,8 @@ find_python() {
   return 1
 }
 
-# The doors to other machines need no environment here: any Python from 3.9 on.
-door() {
+# The launchers for other machines need no environment here: any Python from 3.9 on.
+launch_elsewhere() {
   local name
   for name in "${ATTENTION_JAX_PYTHON:-}" "$VENV/bin/python" python3 python; do
     if [[ -n "$name" ]] && "$name" -c "import sys; sys.exit(sys.version_info < (3, 9))" >/dev/null 2>&1; then
@@ -194,9 +194,9 @@ case "$command" in
     ;;
   local)
     environment
-    exec "$PYTHON" -m attention_jax.launch.local "$@"
+    exec "$PYTHON" -m attention_jax.launch local "$@"
     ;;
-  tpu | slurm) door "$command" "$@" ;;
+  tpu | slurm) launch_elsewhere "$command" "$@" ;;
   notebook)
     environment notebook
     exec "$PYTHON" -m jupyterlab "$@" "$ROOT/experiments/notebooks"

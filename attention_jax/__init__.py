@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attention_jax.models import create_model, list_models
     from attention_jax.models.summary import summary
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOME = {
     "UserError": "attention_jax.errors",
     "attention_maps": "attention_jax.analysis.attention_maps",

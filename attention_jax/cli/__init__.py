@@ -1,1 +1,1 @@
-"""The command line: train | evaluate | translate | table | plot | summary | preflight | prepare."""
+"""The command line, and what a command prepares before it imports JAX."""

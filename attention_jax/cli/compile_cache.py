@@ -1,7 +1,7 @@
 """Removes damaged entries of JAX's persistent compilation cache.
 
-JAX writes an entry in place and never over an existing one, so that a process killed while it wrote leaves a piece of an
-entry that is warned about at every start and never mended. Without the piece, the program is compiled once more.
+JAX writes an entry in place and never overwrites one: a process that is killed while it writes leaves a truncated entry, which
+JAX warns about at every start. Once the entry is removed, JAX compiles the program again and stores it.
 """
 
 import contextlib
@@ -14,100 +14,76 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-STAMP = ".attention_jax-verified"  # its time: entries older than this were whole when they were looked at
+STAMP = ".attention_jax-verified"  # entries older than this file were complete when they were checked
 _SLACK = 2.0  # seconds; the coarsest file times are this far apart
-_SETTLE = 0.5  # seconds for which an entry must not change before it counts as left behind and not as being written
-_CHUNK = 1 << 20
+_SETTLE = 0.5  # seconds for which a truncated entry must not change: otherwise a process is still writing it
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-def repair(folder: str | os.PathLike | None = None) -> list[Path]:
-    """Removes the entries that were cut off, and returns them; to be called before JAX compiles anything.
+def remove_damaged_entries(folder: str | os.PathLike | None = None) -> list[Path]:
+    """Removes damaged entries and returns them; call it before JAX compiles anything.
 
-    Costs a listing of the folder when nothing is new. Never raises: a cache that cannot be mended still serves.
+    It reads only entries that are new since the last call, and never raises: a cache with damaged entries still works.
 
     Args:
-        folder: the cache; default JAX_COMPILATION_CACHE_DIR. Nothing happens without one, or when it is far away.
+        folder: the cache; default JAX_COMPILATION_CACHE_DIR. Nothing happens without one, or if it is remote.
     """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") if folder is None else os.fspath(folder)
     if not folder or "://" in folder or not os.path.isdir(folder):
         return []
-    begin = time.time()
-    damaged: list[tuple[Path, tuple[int, int]]] = []
+    begin, removed, stamp = time.time(), [], Path(folder, STAMP)
     with contextlib.suppress(OSError):
-        damaged = [(path, seen) for path, seen in _unverified(Path(folder)) if not _is_whole(path)]
-    removed = _remove_settled(damaged)
+        damaged = [(path, before) for path, before in _find_new_entries(stamp) if not _is_complete(path)]
+        if damaged:
+            time.sleep(_SETTLE)
+        for path, before in damaged:
+            with contextlib.suppress(OSError):
+                # If it has not changed, remove it. A process that writes on afterwards loses nothing but the entry.
+                if _state(path.stat()) == before:
+                    path.unlink()
+                    removed.append(path)
     if removed:
         log.warning("compilation cache %s: removed %d unreadable entries; they will be compiled anew.", folder, len(removed))
     with contextlib.suppress(OSError):
-        stamp = Path(folder, STAMP)
         stamp.touch()
         os.utime(stamp, (begin, begin))
     return removed
 
 
-def _unverified(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
-    """Entries written since the last look, each with its size and time."""
-    try:
-        verified = (folder / STAMP).stat().st_mtime - _SLACK
-    except FileNotFoundError:
-        verified = float("-inf")
-    for entry in os.scandir(folder):
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _find_new_entries(stamp: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """Yields the entries written since the last check, each with its size and time."""
+    verified = stamp.stat().st_mtime - _SLACK if stamp.exists() else float("-inf")
+    for entry in os.scandir(stamp.parent):
         if entry.name.endswith("-cache"):
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
-                status = entry.stat()
-                if status.st_mtime >= verified:
-                    yield Path(entry.path), (status.st_size, status.st_mtime_ns)
+                if entry.stat().st_mtime >= verified:
+                    yield Path(entry.path), _state(entry.stat())
 
 
-def _remove_settled(damaged: list[tuple[Path, tuple[int, int]]]) -> list[Path]:
-    """Removes those that have not changed for a while.
-
-    A process that writes one of them after all keeps its open file and loses nothing but the entry.
-    """
-    removed = []
-    if damaged:
-        time.sleep(_SETTLE)
-    for path, seen in damaged:
-        with contextlib.suppress(OSError):
-            status = path.stat()
-            if (status.st_size, status.st_mtime_ns) == seen:
-                path.unlink()
-                removed.append(path)
-    return removed
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether an entry is one complete compressed stream. What cannot be judged counts as whole."""
+def _is_complete(path: Path) -> bool:
+    """Returns True if an entry decompresses, or if that cannot be found out."""
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-            file.seek(0)
-            if magic == _ZSTD_MAGIC:
-                return _decompresses(file, _zstd_decompressor())
-            return _decompresses(file, zlib.decompressobj())
-    except (OSError, ImportError):
+        data = path.read_bytes()
+        decompress = _zstd_decompress if data.startswith(_ZSTD_MAGIC) else zlib.decompress
+    except OSError:
         return True
+    try:
+        decompress(data)
+    except ImportError:
+        return True
+    except Exception:  # zlib.error, ZstdError, …: corrupt
+        return False
+    return True
 
 
-def _zstd_decompressor():
-    """What JAX takes: the standard library's from Python 3.14 on, else the package zstandard, which may be absent."""
+def _zstd_decompress(data: bytes) -> None:
+    """Uses the library that JAX uses: the standard library's from Python 3.14 on, else the optional package zstandard."""
     try:
         from compression import zstd
     except ImportError:
-        import zstandard
-
-        return zstandard.ZstdDecompressor().decompressobj()
-    return zstd.ZstdDecompressor()
-
-
-def _decompresses(file, stream) -> bool:
-    while not stream.eof:
-        chunk = file.read(_CHUNK)
-        if not chunk:
-            return False
-        try:
-            stream.decompress(chunk)
-        except Exception:  # zlib.error, ZstdError, …: corrupt
-            return False
-    return True
+        import zstandard as zstd
+    zstd.decompress(data)

@@ -1,7 +1,7 @@
-"""The library's verbs: python -m attention_jax train | evaluate | translate | table | plot | summary | preflight | prepare.
+"""The commands: python -m attention_jax train | evaluate | translate | table | plot | summary | preflight | prepare.
 
 Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE gives that another code. 1: rows of a table
-failed, or a step does not fit a slice. 2: something that the user can mend, said in one sentence.
+failed, or a step does not fit a slice. 2: a user error, explained in one sentence.
 """
 
 import argparse
@@ -11,23 +11,25 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence, suggest_name
 
-_LOST = ("Gloo", "NCCL", "reset by peer")  # what a failed exchange between processes is about
+_LOST = ("Gloo", "NCCL", "reset by peer")  # in the error of a failed exchange between processes
+Overrides = dict[str, str]  # {"config.batch_size": "64"}: text as the command line has it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code."""
-    arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else list(argv))
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """Runs one command and returns the exit code."""
+    arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
     try:
-        if overrides and options.verb not in ("train", "evaluate", "preflight"):
+        if overrides and options.command not in ("train", "evaluate", "preflight"):
             raise UserError(f"--{next(iter(overrides))}: only train, evaluate and preflight take --config.key=value.")
         return options.run(options, overrides)
     except UserError as error:
@@ -37,10 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _is_one_of_several():
             if any(word in str(error) for word in _LOST):
-                print(
-                    f"error: this process has lost another one ({one_sentence(error)}): see what that one said.",
-                    file=sys.stderr,
-                )
+                reason = one_sentence(error)
+                print(f"error: this process has lost another one ({reason}): see the messages of that one.", file=sys.stderr)
             else:
                 traceback.print_exc()
             _leave(1)
@@ -53,9 +53,9 @@ def _is_one_of_several() -> bool:
 
 
 def _leave(code: int) -> None:
-    """Ends a process of several at once: JAX would have it wait for the others, minutes long, while they wait for it.
+    """Ends one of several processes at once: JAX would let it wait minutes for the others, which wait for it.
 
-    Process 0 goes last, since the runtime ends the others with a stack of addresses when it has gone.
+    Process 0 goes last, because the runtime ends the others with a stack trace when it has gone.
     """
     if _is_one_of_several():
         sys.stdout.flush()
@@ -65,8 +65,8 @@ def _leave(code: int) -> None:
         os._exit(code)
 
 
-def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.key=value` and `--config.key value` out of a command line."""
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
+    """Separates `--config.key=value` and `--config.key value` from the other arguments."""
     rest, overrides = [], {}
     words = iter(argv)
     for word in words:
@@ -79,112 +79,103 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, with the nearest known option."""
+    """Reports an error in one sentence, with the nearest known option."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         options = [option for action in self._actions for option in action.option_strings]
         unknown = message.removeprefix("unrecognized arguments: ").split("=")[0]
-        near = suggest_name(unknown, options) if message.startswith("unrecognized") else ""
-        print(f"error: {self.prog}: {message}{near}.", file=sys.stderr)
+        nearest = suggest_name(unknown, options) if message.startswith("unrecognized") else ""
+        print(f"error: {self.prog}: {message}{nearest}.", file=sys.stderr)
         sys.exit(2)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        options, rest = self.parse_known_args(args, namespace)
-        if rest:
-            options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return options
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="attention_jax", description="Attention in vision and language: train, evaluate, tabulate.")
-    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
+    def command(name: str, run: Callable[[argparse.Namespace, Overrides], int], text: str) -> Callable[..., Any]:
+        sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run, parser=sub)
-        return sub
+        return sub.add_argument
 
-    sub = verb("train", _train, "Train a config; the same command resumes. Any field: --config.key=value.")
-    sub.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="defines get_config()")
-    sub.add_argument(
-        "--workdir", required=True, metavar="DIR", help="for checkpoints and logs; a folder or an address, as gs://bucket/run"
+    def run_options(add: Callable[..., Any]) -> None:
+        add("--workdir", required=True, metavar="DIR", help="a run's folder, or the folder of one of its checkpoints")
+        add("--weights", choices=("ema", "params"), help="default: the average if the run has one")
+        add("--average", type=int, default=1, metavar="N", help="use the mean of the newest N checkpoints")
+
+    add = command("train", _train, "Train a config; the same command resumes. Any field: --config.key=value.")
+    add("--config", required=True, metavar="FILE.py[:ARG]", help="defines get_config()")
+    add("--workdir", required=True, metavar="DIR", help="for checkpoints and logs; a folder or a URI, as gs://bucket/run")
+
+    add = command("evaluate", _evaluate, "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
+    run_options(add)
+
+    add = command("translate", _translate, "Translate a line of input into a line of output with a trained network.")
+    run_options(add)
+    add("--input", metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
+    add("--output", metavar="FILE", help="must not exist; default standard output")
+    add("--beam", type=int, metavar="K", help="hypotheses kept open, 1 for greedy search; default the config's")
+    add("--alpha", type=float, metavar="A", help="of the length penalty; default the config's")
+    add("--nbest", type=int, metavar="N", help="write the N best as line number<TAB>score<TAB>text")
+    add("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
+    add("--attention", metavar="OUT.png", help="also plot the attention of each head in the first sentence")
+    add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
+
+    add = command("table", _table, "Run the rows of a table file and write the table; the same command resumes.")
+    add("file", metavar="FILE.py", help="title, source, base, rows, scales")
+    add("--scale", help="one of the file's scales; default its first")
+    add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
+    add("--seeds", type=int, metavar="N", help="seeds per row; default the scale's")
+    add("--workdir", metavar="DIR", help="default runs/<file>[-<scale>]")
+    add("--output", metavar="DIR", help="for the table, chart and pictures; default the workdir")
+    add("--dry-run", action="store_true", help="print what would run")
+
+    add = command("plot", _plot, "Plot the learning curves of runs: score and training loss by epoch.")
+    add("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; the default label is the folder")
+    add("--output", required=True, metavar="OUT.png", help="must not exist")
+
+    add = command("summary", _summary, "Parameters and multiply-adds of a network.")
+    add("model", help="a name; a pattern such as 'bam_*' lists the names that match")
+    add("--image-size", type=int, default=224, metavar="PIXELS")
+    add("--channels", type=int, default=3)
+    add("--length", type=int, default=64, metavar="TOKENS", help="of source and target, for translation")
+    add("--depth", type=int, default=1, help="levels of the module path in a row")
+
+    add = command("preflight", _preflight, "Predict what a config's train step needs on a TPU slice, without the slice.")
+    add("file", nargs="?", metavar="FILE.py", help="rows of a table, in place of --config and --topology")
+    add("--config", metavar="FILE.py[:ARG]", help="defines get_config()")
+    add("--topology", metavar="SLICE", help="v5e-16, v5e:4x4, v4-8, v5p-8, v6e-8, ...")
+    add("--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are")
+    add("--output", metavar="DIR", help="for a table; default experiments/results; the same command resumes")
+    add("--json", action="store_true", help="print everything as one JSON object")
+
+    add = command(
+        "prepare", _prepare, "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare')."
     )
-
-    sub = verb("evaluate", _evaluate, "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
-    sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
-    sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
-    sub.add_argument("--average", type=int, default=1, metavar="N", help="evaluate the mean of the newest N checkpoints")
-
-    sub = verb("translate", _translate, "Translate a line of input into a line of output with a trained network.")
-    sub.add_argument("--workdir", required=True, metavar="DIR", help="a run's folder, or one step's folder in it")
-    sub.add_argument("--input", metavar="FILE", help="UTF-8 text, a sentence a line; default standard input")
-    sub.add_argument("--output", metavar="FILE", help="must not be there yet; default standard output")
-    sub.add_argument("--weights", choices=("ema", "params"), help="default: the average where there is one")
-    sub.add_argument("--average", type=int, default=1, metavar="N", help="use the mean of the newest N checkpoints")
-    sub.add_argument("--beam", type=int, metavar="K", help="hypotheses kept open, 1 for greedy search; default the config's")
-    sub.add_argument("--alpha", type=float, metavar="A", help="of the length penalty; default the config's")
-    sub.add_argument("--nbest", type=int, metavar="N", help="write the N best as line number<TAB>score<TAB>text")
-    sub.add_argument("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
-    sub.add_argument("--attention", metavar="OUT.png", help="also draw what each head looks at in the first sentence")
-    sub.add_argument("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
-
-    sub = verb("table", _table, "Run the rows of a table file and write the table; the same command resumes.")
-    sub.add_argument("file", metavar="FILE.py", help="title, source, base, rows, scales")
-    sub.add_argument("--scale", help="one of the file's scales; default its first")
-    sub.add_argument("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
-    sub.add_argument("--seeds", type=int, metavar="N", help="seeds a row; default the scale's")
-    sub.add_argument("--workdir", metavar="DIR", help="default runs/<file>[-<scale>]")
-    sub.add_argument("--output", metavar="DIR", help="for the table, chart and pictures; default the workdir")
-    sub.add_argument("--dry-run", action="store_true", help="show what would run")
-
-    sub = verb("plot", _plot, "Draw the learning curves of runs: score and training loss by epoch.")
-    sub.add_argument("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; a label is by default the folder")
-    sub.add_argument("--output", required=True, metavar="OUT.png", help="must not be there yet")
-
-    sub = verb("summary", _summary, "Parameters and multiply-adds of a network.")
-    sub.add_argument("model", help="a name; a pattern such as 'bam_*' lists the names that match")
-    sub.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
-    sub.add_argument("--channels", type=int, default=3)
-    sub.add_argument("--length", type=int, default=64, metavar="TOKENS", help="of source and target, for translation")
-    sub.add_argument("--depth", type=int, default=1, help="levels of the module path in a row")
-
-    sub = verb("preflight", _preflight, "What a config's train step needs on a TPU slice that need not be there.")
-    sub.add_argument("file", nargs="?", metavar="FILE.py", help="rows of a table, in place of --config and --topology")
-    sub.add_argument("--config", metavar="FILE.py[:ARG]", help="defines get_config()")
-    sub.add_argument("--topology", metavar="SLICE", help="v5e-16, v5e:4x4, v4-8, v5p-8, v6e-8, ...")
-    sub.add_argument(
-        "--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are"
-    )
-    sub.add_argument("--output", metavar="DIR", help="for a table; default experiments/results; the same command resumes")
-    sub.add_argument("--json", action="store_true", help="print everything as one JSON object")
-
-    sub = verb("prepare", _prepare, "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare').")
     known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"
-    sub.add_argument("name", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
-    sub.add_argument("--data_dir", required=True, metavar="DIR", help="where it goes, and its downloads")
-    sub.add_argument("--manual_dir", metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
+    add("name", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
+    add("--data_dir", required=True, metavar="DIR", help="for the data set and its downloads")
+    add("--manual_dir", metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
     return parser
 
 
 def _start(task: str | None = None) -> None:
-    """Before the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes.
+    """Prepares for the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes.
 
-    Memory is kept for translation, whose steps have large temporaries and are few; all threads then share one heap.
+    Memory is kept for translation, whose steps have few and large temporaries; all threads then share one arena.
     """
-    from attention_jax.cli import compile_cache
-    from attention_jax.cli import malloc as heap
+    from attention_jax.cli.compile_cache import remove_damaged_entries
+    from attention_jax.cli.malloc import keep_freed_memory
     from attention_jax.distributed.mesh import join_processes
 
-    compile_cache.repair()
+    remove_damaged_entries()
     if task == "translation":
-        heap.keep()
+        keep_freed_memory()
     join_processes()
 
 
-def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from attention_jax.config.config import load_config
-
-    config = _overridden(load_config(options.config), overrides)
+def _train(options: argparse.Namespace, overrides: Overrides) -> int:
+    config = _load_config(options, overrides)
     _start(config.task)
     from attention_jax.distributed.mesh import is_main_process
     from attention_jax.train import report
@@ -192,17 +183,18 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from attention_jax.train.program import build_program
 
     program = build_program(config)
-    say = print if is_main_process() else (lambda *_: None)
-    say(report.describe_run(program, overrides))
-    with report.show_progress(program.durations.total, active=is_main_process()) as progress:
+    is_main = is_main_process()  # only its folder has the log, where each process has one for a remote workdir
+    if is_main:
+        print(report.describe_run(program, overrides))
+    with report.show_progress(program.durations.total, active=is_main) as progress:
         result = train_model(config, options.workdir, program, progress)
-    say(report.describe_first_step(result))
-    if is_main_process():  # only its folder has the log, where each process has one for a workdir at an address
+    if is_main:
+        print(report.describe_first_step(result))
         print(report.describe_outcome(result))
     return get_stopped_exit_code() if result.stopped else 0
 
 
-def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+def _evaluate(options: argparse.Namespace, overrides: Overrides) -> int:
     _start()
     from attention_jax.config.config import override
     from attention_jax.load import load_run
@@ -211,11 +203,11 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from attention_jax.train.program import build_program
 
     run = load_run(options.workdir, options.weights, options.average)
-    # Scores of translations are what an evaluation is for; training may leave them out, since they take long.
+    # Scores of translations are the purpose of an evaluation; training may leave them out, because they take long.
     translate = {"config.evaluation.translate": "True"} if run.config.task == "translation" else {}
-    # Whatever devices trained it, those that are here evaluate it.
+    # The devices that are here evaluate it, whatever devices trained it.
     here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
-    config = _overridden(override(run.config, here), {**translate, **overrides})
+    config = _apply_overrides(override(run.config, here), {**translate, **overrides})
     get_task(config.task).adopt(config, run.assets)
     program = build_program(config)
     scores, _ = evaluate_model(program, run.variables, config)
@@ -223,7 +215,7 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
-def _translate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+def _translate(options: argparse.Namespace, overrides: Overrides) -> int:
     _start("translation")
     from attention_jax.cli.translate import OutputFormat, translate_file
 
@@ -240,21 +232,27 @@ def _translate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             beam=options.beam,
             alpha=options.alpha,
         )
-    except BrokenPipeError:  # who reads has seen enough, as `head` has
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _overridden(config: Any, overrides: dict[str, str]) -> Any:
+def _load_config(options: argparse.Namespace, overrides: Overrides) -> Any:
+    from attention_jax.config.config import load_config
+
+    return _apply_overrides(load_config(options.config), overrides)
+
+
+def _apply_overrides(config: Any, overrides: Overrides) -> Any:
     from attention_jax.config.config import override, parse_value
 
     changes = {name.removeprefix("config."): text for name, text in overrides.items()}
     return override(config, {name: parse_value(name, text) for name, text in changes.items()})
 
 
-def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+def _table(options: argparse.Namespace, overrides: Overrides) -> int:
     from attention_jax.tables.table import load_table
 
     table = load_table(options.file)
@@ -272,8 +270,8 @@ def _table(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     )
 
 
-def _plot(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # drawing needs no accelerator
+def _plot(options: argparse.Namespace, overrides: Overrides) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # plotting needs no accelerator
     from attention_jax.analysis.plots import plot_runs
 
     plot_runs(options.workdirs, options.output)
@@ -281,7 +279,7 @@ def _plot(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
-def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+def _summary(options: argparse.Namespace, overrides: Overrides) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator
     from attention_jax.models import create_model, list_models
     from attention_jax.models.summary import summary
@@ -293,29 +291,27 @@ def _summary(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     model = create_model(options.model)
     shape: Any = (1, options.image_size, options.image_size, options.channels)
-    if hasattr(model, "vocab_size"):  # it takes tokens, of a source and of a target
+    if hasattr(model, "vocab_size"):  # its input is tokens of a source and of a target
         shape = (jax.ShapeDtypeStruct((1, options.length), "int32"),) * 2
     print(summary(model, shape, options.depth))
     return 0
 
 
-def _preflight(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+def _preflight(options: argparse.Namespace, overrides: Overrides) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
-    from attention_jax.config.config import load_config
     from attention_jax.preflight.report import print_report
     from attention_jax.preflight.table import run_preflight_table
 
     if options.file:
         if overrides or options.config or options.topology or options.json:
-            raise UserError(f"preflight {options.file}: its rows say which configs and slices; give them alone.")
+            raise UserError(f"preflight {options.file}: its rows name the configs and slices; leave the other options out.")
         return run_preflight_table(options.file, options.rows.split(",") if options.rows else ["*"], options.output)
     if not (options.config and options.topology):
         raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
-    config = _overridden(load_config(options.config), overrides)
-    return print_report(config, options.topology, options.json)
+    return print_report(_load_config(options, overrides), options.topology, options.json)
 
 
-def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+def _prepare(options: argparse.Namespace, overrides: Overrides) -> int:
     from attention_jax.data.download.tfds_sets import prepare, usage
 
     folder = prepare(options.name, options.data_dir, options.manual_dir)

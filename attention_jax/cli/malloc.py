@@ -1,7 +1,7 @@
-"""Keeps the memory of a step on CPU for the next one.
+"""Options of glibc's malloc that keep the memory of one training step for the next, on CPU.
 
-XLA asks for a step's temporaries anew each time. Blocks of their size glibc gives back to Linux at once, which hands out zeroed
-pages for the next step: up to a quarter of its CPU time (`experiments/results/translation_speed.md`).
+XLA allocates a step's temporaries anew each time. glibc returns blocks of their size to Linux at once, and Linux hands out
+zeroed pages for the next step: up to a quarter of its CPU time (`experiments/results/translation_speed.md`).
 """
 
 import contextlib
@@ -11,48 +11,48 @@ import os
 import re
 from pathlib import Path
 
-# Larger blocks than this part of the memory are given back as before. Batches of eight lengths, the usual number, may come to
-# keep a block each, since none fits into the place of a smaller one: two thirds of the memory.
+# Blocks larger than this part of the memory are still returned. Batches usually have eight lengths and may keep a block each,
+# since none fits into the gap of a smaller one: two thirds of the memory.
 _PART = 12
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
-_INT_MAX = 2**31 - 1  # what mallopt can be told; a threshold of -1 is none
+_INT_MAX = 2**31 - 1  # mallopt takes a C int; a threshold of -1 is none
 _DEVICES, _TPUS = Path("/dev"), ("accel*", "vfio/[0-9]*")
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
-def keep() -> bool:
-    """Tells glibc to keep freed blocks, before JAX has made its threads, each of which would have a heap of its own.
+def keep_freed_memory() -> bool:
+    """Has glibc keep freed blocks; call it before JAX starts its threads: each would get its own arena.
 
     Does nothing and returns False with several processes, an accelerator or another C library, with AJ_KEEP_MEMORY=0, and
-    where MALLOC_* or GLIBC_TUNABLES say how glibc shall deal with freed memory.
+    if MALLOC_* or GLIBC_TUNABLES already set options of malloc.
     """
-    if os.environ.get("AJ_COORDINATOR") or _told() or _accelerator():
+    if os.environ.get("AJ_COORDINATOR") or _is_configured() or _has_accelerator():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    largest = min(_memory() // _PART, _INT_MAX)
-    return all(mallopt(*told) for told in ((_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)))
+    largest = min(_memory_bytes() // _PART, _INT_MAX)
+    return all(mallopt(*option) for option in ((_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)))
 
 
-def _told() -> bool:
-    """Whether the environment says more about glibc's memory than the size of its pages."""
+def _is_configured() -> bool:
+    """Returns True if the environment sets more of malloc's options than the size of its pages."""
     if os.environ.get("AJ_KEEP_MEMORY") == "0" or any(name.startswith("MALLOC_") for name in os.environ):
         return True
     return bool(re.search(r"glibc\.malloc\.(?!hugetlb)", os.environ.get("GLIBC_TUNABLES", "")))
 
 
-def _accelerator() -> bool:
-    """Whether JAX may find an accelerator, on whose host no step runs."""
+def _has_accelerator() -> bool:
+    """Returns True if JAX may find an accelerator: then no step runs on this CPU."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
-    tpus = [path for pattern in _TPUS for path in _DEVICES.glob(pattern)]
-    return bool(tpus or importlib.metadata.entry_points(group="jax_plugins"))
+    tpus = any(path for pattern in _TPUS for path in _DEVICES.glob(pattern))
+    return tpus or bool(importlib.metadata.entry_points(group="jax_plugins"))
 
 
-def _memory() -> int:
-    """Bytes of the machine, or of the container."""
+def _memory_bytes() -> int:
+    """Returns the memory of the machine, or of the container if that is smaller."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"

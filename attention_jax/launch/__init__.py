@@ -1,9 +1,7 @@
-"""Doors to machines that are not this one: `./launch.sh tpu` and `./launch.sh slurm`.
+"""Launchers: they run a command of launch.sh on several processes, on a Slurm cluster, or on a TPU slice.
 
-Each runs a verb of launch.sh elsewhere, through the tools that a user would call by hand (gcloud, sbatch): a door only
-composes their commands, shows them under --dry-run, and reads what they answer.
-
-Written for any Python from 3.9 on, with nothing but the standard library: who asks for the state of a slice needs no JAX
-on the laptop, and a worker's own Python has to start before the environment exists. The alternative was more of
-launch.sh; but here every word passes two or three shells on its way, and lists of words survive that where text does not.
+They only compose the commands of the tools that a user would call by hand (gcloud, sbatch), print them under --dry-run,
+and read their output. They run on any Python from 3.9 on with the standard library alone: a laptop that asks for the state
+of a slice needs no JAX, and a worker's own Python starts before the environment exists. They are not part of launch.sh
+because each word passes two or three shells: lists of words survive that, text does not.
 """

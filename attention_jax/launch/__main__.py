@@ -1,26 +1,23 @@
-"""`python -m attention_jax.launch tpu | slurm ...`, as launch.sh calls it."""
+"""`python -m attention_jax.launch local | slurm | tpu ...`, as launch.sh calls it."""
 
 import os
 import sys
 
-from attention_jax.launch import slurm, tpu
-from attention_jax.launch.shared import DoorError
+from attention_jax.errors import UserError
+from attention_jax.launch import local, slurm, tpu
 
-DOORS = {"slurm": slurm.main, "tpu": tpu.main}
+LAUNCHERS = {"local": local.main, "slurm": slurm.main, "tpu": tpu.main}
 
 if __name__ == "__main__":
     try:
-        code = DOORS[sys.argv[1]](sys.argv[2:])
+        code = LAUNCHERS[sys.argv[1]](sys.argv[2:])
         sys.stdout.flush()
         sys.exit(code)
-    except BrokenPipeError:  # who reads has seen enough, as `head` has
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not fail
         sys.exit(141)
-    except DoorError as error:
+    except UserError as error:
         print(f"error: {sys.argv[1]}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except tpu.Unreachable as error:
-        print(f"error: {sys.argv[1]}: {error}.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

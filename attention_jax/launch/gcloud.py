@@ -1,4 +1,4 @@
-"""A TPU slice as commands of gcloud, and what its types are called. Nothing here runs anything."""
+"""The gcloud commands for a TPU slice, and the names of its types. Nothing here runs a command."""
 
 from __future__ import annotations  # for Python 3.9
 
@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from attention_jax.launch.shared import DoorError
+from attention_jax.errors import UserError
 
-# What people write, what gcloud calls it, the image, and what its number counts: a core (two a chip) or a chip.
-# Images: https://cloud.google.com/tpu/docs/runtimes (read in the version of August 2025); all have Ubuntu 22.04.
+# Common name -> gcloud's name, the image, and what the number counts: cores (2 per chip) or chips (1).
+# Images: https://cloud.google.com/tpu/docs/runtimes (as of August 2025); all have Ubuntu 22.04.
 FAMILIES = {
     "v2": ("v2", "tpu-ubuntu2204-base", 2),
     "v3": ("v3", "tpu-ubuntu2204-base", 2),
@@ -21,67 +21,64 @@ FAMILIES = {
     "v5p": ("v5p", "v2-alpha-tpuv5", 2),
     "v6e": ("v6e", "v2-alpha-tpuv6e", 1),
 }
-INCOMING = "attention_jax_incoming"  # in a worker's home: what was sent
-_PATIENCE = "-oConnectTimeout=20"  # seconds, of one of the ten attempts that gcloud makes
+INCOMING = "attention_jax_incoming"  # folder of the sent files, in a worker's home
+_TIMEOUT = "-oConnectTimeout=20"  # seconds, for each of gcloud's ten attempts
 
 
-def accelerator(name: str) -> tuple[str, str | None]:
-    """(what gcloud calls this type, its image): "v5e-16", "v5litepod-16" and "v5e:4x4" are ("v5litepod-16", …).
+def parse_accelerator(name: str) -> tuple[str, str | None]:
+    """Returns (gcloud's name, image) of a slice: "v5e-16", "v5litepod-16" and "v5e:4x4" are ("v5litepod-16", …).
 
-    A type of no known family comes back as it is, without an image.
+    A name of an unknown family comes back unchanged, without an image.
     """
-    by_number = re.fullmatch(r"(\w+)-(\d+)", name)
-    by_shape = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
-    family = FAMILIES.get((by_number or by_shape or [None, ""])[1])
-    if family is None:
+    match = re.fullmatch(r"(\w+)(?:-(\d+)|:(\d+(?:x\d+){1,2}))", name)
+    if match is None or match[1] not in FAMILIES:
         return name, None
-    called, image, cores = family
-    count = by_number[2] if by_number else str(cores * math.prod(map(int, by_shape[2].split("x"))))
-    return f"{called}-{count}", image
+    family, image, cores = FAMILIES[match[1]]
+    count = match[2] or cores * math.prod(int(side) for side in match[3].split("x"))
+    return f"{family}-{count}", image
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
-    """A queued resource with one node, both of the same name."""
+class TpuSlice:
+    """A queued resource with one node; both have the same name."""
 
     name: str
     zone: str
     project: str | None = None
     internal_ip: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,60}[a-z0-9])?", self.name):
-            raise DoorError(f"'{self.name}' is no name of a slice: give small letters, digits and hyphens, a letter first.")
+            raise UserError(f"'{self.name}' cannot name a slice: give small letters, digits and hyphens, a letter first.")
 
     def create(self, kind: str, image: str, spot: bool, flags: Sequence[str]) -> list[str]:
-        """Puts a request into the queue and returns; it is granted when there is room."""
-        what = [f"--node-id={self.name}", f"--accelerator-type={kind}", f"--runtime-version={image}"]
-        return self._command("queued-resources", "create", self.name, *what, *(["--spot"] if spot else []), *flags)
+        """Queues a request for the machines and returns at once."""
+        machine = [f"--node-id={self.name}", f"--accelerator-type={kind}", f"--runtime-version={image}"]
+        return self._command("queued-resources", "create", self.name, *machine, *(["--spot"] if spot else []), *flags)
 
     def describe(self) -> list[str]:
-        """State of the request, as JSON."""
+        """Prints the request's state as JSON."""
         return self._command("queued-resources", "describe", self.name, "--format=json")
 
     def describe_node(self) -> list[str]:
-        """State of the machines, as JSON."""
+        """Prints the machines' state as JSON."""
         return self._command("tpu-vm", "describe", self.name, "--format=json")
 
     def delete(self) -> list[str]:
-        """The machines and the request."""
+        """Deletes the machines and the request."""
         return self._command("queued-resources", "delete", self.name, "--force")
 
     def send(self, folder: Path) -> list[str]:
         """Copies a folder into the home of every worker."""
-        return self._command(
-            "tpu-vm", "scp", "--recurse", str(folder), f"{self.name}:", "--worker=all", f"--scp-flag={_PATIENCE}", *self._way()
-        )
+        target = [f"{self.name}:", "--worker=all", f"--scp-flag={_TIMEOUT}"]
+        return self._command("tpu-vm", "scp", "--recurse", str(folder), *target, *self._route())
 
     def remote(self, command: str, worker: str = "all") -> list[str]:
         """Runs a shell command on one worker or on all."""
-        where = [f"--worker={worker}", f"--ssh-flag={_PATIENCE}", *self._way()]
-        return self._command("tpu-vm", "ssh", self.name, *where, f"--command={command}")
+        target = [f"--worker={worker}", f"--ssh-flag={_TIMEOUT}", *self._route()]
+        return self._command("tpu-vm", "ssh", self.name, *target, f"--command={command}")
 
-    def _way(self) -> list[str]:
+    def _route(self) -> list[str]:
         return ["--internal-ip"] if self.internal_ip else []
 
     def _command(self, *words: str) -> list[str]:

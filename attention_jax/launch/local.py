@@ -1,10 +1,10 @@
-"""Several processes on this machine, joined over loopback.
+"""Several processes on this machine, joined over loopback: `./launch.sh local --processes P --devices D -- COMMAND ...`.
 
-    python -m attention_jax.launch.local --processes 2 --devices 2 -- COMMAND ...
-
-A rehearsal of several hosts: each process has its own forced CPU devices and joins through `join_processes`. Exit code
-0 when all processes end with 0, else that of the first to fail; 2 for a mistake on the command line.
+A rehearsal of several hosts: each process has its own forced CPU devices. The exit code is 0 if all processes end with 0,
+else that of the first to fail.
 """
+
+from __future__ import annotations  # for Python 3.9
 
 import argparse
 import contextlib
@@ -19,19 +19,21 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from attention_jax.errors import UserError
+from attention_jax.launch.shared import Parser, check_command, split_arguments
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE = 10.0  # seconds that the others have to end after one has failed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb on several processes and returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    options, verb = _parse(arguments)
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command on several processes and returns the exit code."""
+    options, command = _parse(arguments)
     address = f"127.0.0.1:{_free_port()}"
-    asked: list[int] = []
+    received: list[int] = []
     for number in STOPPING:
-        signal.signal(number, lambda number, frame: asked.append(number))
-    processes = [_start(verb, address, index, options.processes, options.devices) for index in range(options.processes)]
+        signal.signal(number, lambda number, frame: received.append(number))
+    processes = [_start(command, address, index, options.processes, options.devices) for index in range(options.processes)]
     readers = [
         threading.Thread(target=_prefix, args=(process.stdout, f"[{index}] "), daemon=True)
         for index, process in enumerate(processes)
@@ -40,35 +42,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     for reader in readers:
         reader.start()
     try:
-        code = _wait(processes, asked)
+        return _wait(processes, received)
     finally:
         _send(processes, signal.SIGKILL)
         for reader in readers:
             reader.join(timeout=5)
-    return code
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="local",
-        usage="local [--processes P] [--devices D] -- VERB ...",
-        description="A verb of attention_jax on several processes of this machine.",
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    own, command = split_arguments(arguments)
+    parser = Parser(
+        "local",
+        usage="./launch.sh local [--processes P] [--devices D] -- COMMAND ...",
+        description="Runs a command of attention_jax on several processes of this machine.",
     )
-    parser.error = _fail
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="default 1")
-    parser.add_argument("--devices", type=int, default=1, metavar="D", help="CPU devices a process; default 1")
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    options, verb = parser.parse_args(arguments[:split]), arguments[split + 1 :]
+    parser.add_argument("--devices", type=int, default=1, metavar="D", help="CPU devices per process; default 1")
+    options = parser.parse_args(own)
     if options.processes < 1 or options.devices < 1:
-        _fail(f"--processes={options.processes} --devices={options.devices}: both must be at least 1")
-    if not verb:
-        _fail("what to run is missing: give it after ' -- ', as in -- train --config=FILE --workdir=DIR")
-    return options, verb
-
-
-def _fail(message: str) -> None:
-    print(f"error: local: {message}.", file=sys.stderr)
-    sys.exit(2)
+        raise UserError(f"--processes={options.processes} --devices={options.devices}: both must be at least 1.")
+    check_command(command, known=())
+    return options, command
 
 
 def _free_port() -> int:
@@ -77,25 +71,25 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(verb: list[str], address: str, index: int, count: int, devices: int) -> subprocess.Popen:
-    """Process 0 writes where we write; what the others write is read and prefixed."""
+def _start(command: list[str], address: str, index: int, count: int, devices: int) -> subprocess.Popen:
+    """Starts one process. Process 0 inherits standard output and error; the others write into a pipe."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    about = {"AJ_COORDINATOR": address, "AJ_PROCESSES": str(count), "AJ_PROCESS": str(index)}
+    joined = {"AJ_COORDINATOR": address, "AJ_PROCESSES": str(count), "AJ_PROCESS": str(index)}
     return subprocess.Popen(
-        [sys.executable, "-m", "attention_jax", *verb],
-        env={**os.environ, **about, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "PYTHONUNBUFFERED": "1"},
+        [sys.executable, "-m", "attention_jax", *command],
+        env={**os.environ, **joined, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if index else None,
         stderr=subprocess.STDOUT if index else None,
         text=True,
         errors="replace",
-        start_new_session=True,  # Ctrl-C reaches them through us, once
+        start_new_session=True,  # Ctrl-C reaches the processes through this one, once
         preexec_fn=_die_with_parent,
     )
 
 
 def _die_with_parent() -> None:
-    """On Linux: a launcher that is killed leaves no process behind."""
+    """On Linux, a launcher that is killed leaves no process behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -107,60 +101,50 @@ def _prefix(stream: IO[str], prefix: str) -> None:
         sys.stderr.flush()
 
 
-def _wait(processes: list[subprocess.Popen], asked: list[int]) -> int:
-    """Until all have ended; passes on a request to stop, and stops the rest when one fails."""
+def _wait(processes: list[subprocess.Popen], received: list[int]) -> int:
+    """Waits until all have ended; passes signals on, and stops the rest when one fails. Returns the exit code."""
     passed_on, failed, deadline = 0, None, float("inf")
-    while any(process.poll() is None for process in processes):
-        if len(asked) > passed_on:  # Ctrl-C too becomes SIGTERM, on which training saves; the second time acts at once
-            passed_on = len(asked)
-            _send(processes, signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
+    while True:
+        running = any(process.poll() is None for process in processes)
         if failed is None and (failed := _first_failed(processes)) is not None:
-            _say(f"{_who(failed, processes)} {_how(processes[failed])}; stopping the others")
+            process = f"process {failed} of {len(processes)} on {socket.gethostname()}"
+            ending = "; stopping the others" if running else ""
+            print(f"local: {process} {_describe_end(processes[failed])}{ending}.", file=sys.stderr, flush=True)
             _send(processes, signal.SIGTERM)
             deadline = time.monotonic() + _GRACE
+        if not running:
+            break
+        if len(received) > passed_on:  # Ctrl-C too becomes SIGTERM, on which training saves; the second time kills
+            passed_on = len(received)
+            _send(processes, signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
         if time.monotonic() > deadline:
             _send(processes, signal.SIGKILL)
         time.sleep(0.05)
-    if failed is None and (failed := _first_failed(processes)) is not None:
-        _say(f"{_who(failed, processes)} {_how(processes[failed])}")
-    if failed is None:
-        return 0
-    code = processes[failed].returncode
-    return code if code > 0 else 128 - code
+    code = 0 if failed is None else processes[failed].returncode
+    return code if code >= 0 else 128 - code
 
 
 def _first_failed(processes: list[subprocess.Popen]) -> int | None:
-    """Which failed; of several the one that was not ended by the runtime, which aborts those that have lost another."""
+    """Returns the index of a failed process, preferably not one that the runtime aborted because it lost another."""
     failed = [index for index, process in enumerate(processes) if process.poll() not in (None, 0)]
     return min(failed, key=lambda index: (processes[index].returncode == -signal.SIGABRT, index), default=None)
 
 
-def _who(index: int, processes: list[subprocess.Popen]) -> str:
-    return f"process {index} of {len(processes)} on {socket.gethostname()}"
-
-
-def _how(process: subprocess.Popen) -> str:
+def _describe_end(process: subprocess.Popen) -> str:
     code = process.returncode
     if code > 0:
         return f"ended with exit code {code}"
-    hint = {
+    hints = {
         signal.SIGKILL: " (by hand, or by the kernel because memory ran out)",
-        signal.SIGABRT: " (by the runtime: it lost another process, or its own words are above)",
-    }.get(-code, "")
-    return f"was ended by {signal.Signals(-code).name}{hint}"
-
-
-def _say(message: str) -> None:
-    print(f"local: {message}.", file=sys.stderr, flush=True)
+        signal.SIGABRT: " (by the runtime: it lost another process, or its message is above)",
+    }
+    number = signal.Signals(-code)
+    return f"was ended by {number.name}{hints.get(number, '')}"
 
 
 def _send(processes: list[subprocess.Popen], number: int) -> None:
-    """To each process that runs and whatever it has started."""
+    """Sends a signal to each running process and to its children."""
     for process in processes:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

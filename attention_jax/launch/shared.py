@@ -1,4 +1,4 @@
-"""What the doors share: their command lines, and commands that are run or only shown."""
+"""Command lines of the launchers, running other programs, and the commit whose files are sent to other machines."""
 
 from __future__ import annotations  # for Python 3.9
 
@@ -7,69 +7,118 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from attention_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 LAUNCH = ROOT / "launch.sh"
-VERBS = ("train", "evaluate", "translate", "table", "quickstart", "prepare", "python")
-
-
-class DoorError(Exception):
-    """Something that the user can mend, said in one sentence."""
+COMMANDS = ("train", "evaluate", "translate", "table", "quickstart", "prepare", "python")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one sentence, and whose options cannot be abbreviated."""
+    """A parser that raises UserError and accepts no abbreviated options."""
 
-    def __init__(self, **options: object):
-        super().__init__(allow_abbrev=False, **options)
+    def __init__(self, name: str, **options: Any):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"./launch.sh {name}", allow_abbrev=False, formatter_class=formatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise DoorError(f"{message}.")
+        """Raises UserError with argparse's message."""
+        raise UserError(f"{message}.")
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is the door's and what comes after ' -- '."""
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the launcher's own arguments, and the command after ' -- '."""
     words = list(arguments)
     cut = words.index("--") if "--" in words else len(words)
     return words[:cut], words[cut + 1 :]
 
 
-def check_verb(verb: Sequence[str]) -> None:
-    """Raises DoorError unless these words begin with a verb that launch.sh runs."""
-    if not verb:
-        raise DoorError("what to run is missing: give it after ' -- ', as in -- train --config=FILE --workdir=DIR.")
-    if verb[0] == "preflight":
-        raise DoorError(
-            "preflight describes a slice that need not be there, on the machine you sit at: give ./launch.sh preflight "
-            "--config=FILE --topology=TYPE, without this door."
+def check_command(command: Sequence[str], known: Sequence[str] = COMMANDS) -> None:
+    """Raises UserError unless there is a command and its first word is one of `known` (any word if that is empty)."""
+    if not command:
+        raise UserError("the command is missing: give it after ' -- ', as in -- train --config=FILE --workdir=DIR.")
+    if command[0] == "preflight":
+        raise UserError(
+            "preflight describes a slice that need not exist, on this machine: give ./launch.sh preflight --config=FILE "
+            "--topology=TYPE, without this launcher."
         )
-    if verb[0] not in VERBS:
-        raise DoorError(f"'{verb[0]}' is nothing to run elsewhere: give one of {', '.join(VERBS)} after ' -- '.")
+    if known and command[0] not in known:
+        raise UserError(f"'{command[0]}' cannot run elsewhere: give one of {', '.join(known)} after ' -- '.")
 
 
-def option(words: Sequence[str], name: str) -> str | None:
-    """The value of `--name=value` or `--name value` among the words, the last one where there are several."""
+def find_option(words: Sequence[str], name: str) -> str | None:
+    """Returns the value of the last `--name=value` or `--name value` among the words."""
     found = None
-    for place, word in enumerate(words):
+    for word, following in zip(words, [*words[1:], None]):
         if word.startswith(f"--{name}="):
             found = word.split("=", 1)[1]
-        elif word == f"--{name}" and place + 1 < len(words):
-            found = words[place + 1]
+        elif word == f"--{name}":
+            found = following
     return found
 
 
-def quoted(words: Sequence[object]) -> str:
-    """As a shell takes them; `shlex.join` of any words."""
-    return " ".join(shlex.quote(str(word)) for word in words)
+def quote_words(words: Sequence[object]) -> str:
+    """Returns the command line that a shell splits into these words."""
+    return shlex.join(map(str, words))
 
 
-def call(words: Sequence[object], text: str | None = None) -> str:
-    """Standard output of a command that must succeed; what it says on standard error goes through."""
+def run_program(words: Sequence[object], text: str | None = None) -> str:
+    """Runs a program on `text`, and returns its standard output; its standard error passes through.
+
+    Raises UserError if it is not installed or fails.
+    """
     try:
         done = subprocess.run([str(word) for word in words], input=text, stdout=subprocess.PIPE, text=True, check=False)
     except FileNotFoundError:
-        raise DoorError(f"{words[0]} is not installed here, or not in PATH.") from None
+        raise UserError(f"{words[0]} is not installed here, or not in PATH.") from None
     if done.returncode:
-        raise DoorError(f"{quoted(words)[:200]} ended with exit code {done.returncode}, as said above.")
+        raise UserError(f"{quote_words(words)[:200]} ended with exit code {done.returncode}; see its messages above.")
+    return done.stdout
+
+
+def find_commit(revision: str | None, command: Sequence[str]) -> str:
+    """Returns the full name of the commit to send: `revision`, by default HEAD of a checkout without changes.
+
+    Uncommitted changes are an error unless a revision is given: they are not sent, and the code of a run must be
+    findable later. Raises UserError also if the config or table file of `command` is not in the commit.
+    """
+    if revision is None:
+        changed = [line[3:] for line in _git("status", "--porcelain").splitlines()]
+        if changed:
+            names = ", ".join(changed[:3]) + (", …" if len(changed) > 3 else "")
+            raise UserError(f"the checkout has uncommitted changes ({names}): commit them, or send none with --commit=HEAD.")
+    name = _git("rev-parse", "--verify", "--quiet", f"{revision or 'HEAD'}^{{commit}}").strip()
+    if not name:
+        raise UserError(f"--commit={revision}: there is no such commit.")
+    config = find_option(command, "config")
+    files = [config.split(".py:")[0] + ".py" if ".py:" in config else config] if config else []
+    files += command[1:2] if command[0] == "table" else []
+    for file in files:
+        if not Path(file).is_absolute() and not _git("ls-tree", "--name-only", name, "--", file).strip():
+            raise UserError(f"{file} is not in commit {name[:12]}: commit it, and give its path from the checkout's folder.")
+    return name
+
+
+def archive_command(commit: str, file: Path) -> list[str]:
+    """Returns the command that writes a commit's files into an archive."""
+    return ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={file}", commit]
+
+
+def describe_checkout() -> str:
+    """Returns the name of the checked-out commit for a log, with "-dirty" if files were changed."""
+    try:
+        return f"commit {_git('describe', '--always', '--dirty', '--abbrev=12').strip() or 'unknown'} when submitted"
+    except UserError:
+        return "commit unknown"
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError("git is not installed here, and the code is sent as an archive of a commit.") from None
+    if done.returncode and "not a git repository" in done.stderr:
+        raise UserError(f"{ROOT} is not a git checkout, and the code is sent as an archive of a commit.")
     return done.stdout

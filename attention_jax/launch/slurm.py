@@ -1,24 +1,23 @@
-"""`./launch.sh slurm [--array[=K]] [--logs=DIR] [--dry-run] [options of sbatch] -- VERB ...`.
+"""`./launch.sh slurm [--array[=K]] [--logs=DIR] [--dry-run] [options of sbatch] -- COMMAND ...`.
 
-One job of one or several nodes, or an array with a job for each row of a table and a last one that writes the table.
-Every option that is not the door's goes to sbatch as it is: --nodes, --gpus-per-node, --time, --partition, --account, ….
+Submits one job of one or several nodes, or an array with one job per row of a table and a last one that writes the table.
+All other options go to sbatch unchanged: --nodes, --gpus-per-node, --time, --partition, --account, ….
 
-A node has one process, which drives all its cards; `--ntasks-per-node` asks for more, numbered node by node. They meet
-at the job's first host, on a port made from the job's number, and know each other's hosts by name. Two minutes before the
-time limit the processes save and stop, and the job queues again and goes on from there; so it does when Slurm preempts it
-or a node fails. The checkout and its environment lie on a file system that the nodes share, and run in place.
+Each node runs one process, which uses all its cards; `--ntasks-per-node` asks for more. The processes join at the job's
+first host, on a port made from the job's number. Two minutes before the time limit they save and stop, and the job queues
+again and goes on from there; it does the same when Slurm preempts it or a node fails. The nodes share the file system of the
+checkout and its environment, which run in place.
 """
 
 from __future__ import annotations  # for Python 3.9
 
-import argparse
 import json
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from attention_jax.launch.shared import LAUNCH, ROOT, DoorError, Parser, call, check_verb, option, quoted, split
+from attention_jax.errors import UserError
+from attention_jax.launch import shared
 
 REFUSED = ("--wrap", "--export", "--signal", "--requeue", "--no-requeue", "--open-mode", "--parsable", "--chdir")
 
@@ -28,7 +27,7 @@ cd {cwd} || exit 1
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, {code}, start ${{SLURM_RESTART_COUNT:-0}}"
 nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 export AJ_COORDINATOR="${{nodes[0]}}:$((61440 + SLURM_JOB_ID % 4096))"
-hosts=() node=0  # a name for each process, as 2(x3),1 says: two on each of three nodes, then one
+hosts=() node=0  # one name per process; 2(x3),1 means two on each of three nodes, then one
 for word in ${{SLURM_TASKS_PER_NODE//,/ }}; do
   IFS='(x)' read -r tasks _ times <<<"$word"
   for ((end = node + ${{times:-1}}; node < end; node++)); do
@@ -61,98 +60,88 @@ print(json.dumps([row.label for row in table.rows]))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Submits what the command line asks for and says how to follow it; returns the exit code."""
-    mine, verb = split(arguments)
-    parser = Parser(prog="./launch.sh slurm", usage="./launch.sh slurm [options of sbatch] -- VERB ...", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    """Submits the jobs and prints how to follow them; returns the exit code."""
+    own, command = shared.split_arguments(arguments)
+    parser = shared.Parser("slurm", usage="./launch.sh slurm [options of sbatch] -- COMMAND ...", description=__doc__)
     parser.add_argument(
-        "--array", nargs="?", type=int, const=0, metavar="K", help="each row of a table as a job of its own, at most K at once"
+        "--array", nargs="?", type=int, const=0, metavar="K", help="one job per row of a table, at most K at once"
     )
-    parser.add_argument("--logs", default="runs/slurm", metavar="DIR", help="default runs/slurm; a file for each job")
-    parser.add_argument("--dry-run", action="store_true", help="show what would run, and submit nothing")
-    options, others = parser.parse_known_args(mine)
-    check_verb(verb)
+    parser.add_argument("--logs", default="runs/slurm", metavar="DIR", help="one file per job; default runs/slurm")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and submit nothing")
+    options, others = parser.parse_known_args(own)
+    shared.check_command(command)
     for word in others:
         if word.split("=")[0] in REFUSED:
-            raise DoorError(f"{word.split('=')[0]} is set by this door: leave it out.")
-    if options.array is not None and verb[0] != "table":
-        raise DoorError(f"--array divides the rows of a table, and this is '{verb[0]}': leave it out.")
+            raise UserError(f"{word.split('=')[0]} is set by this launcher: leave it out.")
+    if options.array is not None and command[0] != "table":
+        raise UserError(f"--array divides the rows of a table, not '{command[0]}': leave it out.")
 
-    logs = Path(options.logs).absolute()
-    setup = [LAUNCH, "setup"]
-    if options.dry_run:
-        print(quoted(setup))
+    logs, dry = Path(options.logs).absolute(), options.dry_run
+    if dry:
+        print(shared.quote_words([shared.LAUNCH, "setup"]))
     else:
-        call(setup)
+        shared.run_program([shared.LAUNCH, "setup"])
         logs.mkdir(parents=True, exist_ok=True)
     if options.array is None:
-        job = _submit(sbatch(verb[0], logs / "%j.log", others), script(verb), options.dry_run)
-        _say(options.dry_run, f"job {job} is submitted; its log: {logs}/{job}.log", job)
+        job = _submit(sbatch_command(command[0], logs / "%j.log", others), job_script(command), dry)
+        _print_job(dry, f"job {job} is submitted; its log: {logs}/{job}.log", job)
         return 0
 
-    labels = _labels(verb)
+    labels = _read_labels(command)
     at_once = f"%{options.array}" if options.array else ""
     array = [*others, f"--array=0-{len(labels) - 1}{at_once}"]
-    job = _submit(sbatch("row", logs / "%A_%a.log", array), script(verb, labels), options.dry_run)
-    # When all have ended, well or not, the whole table: it trains what is missing and writes all rows.
+    job = _submit(sbatch_command("row", logs / "%A_%a.log", array), job_script(command, labels), dry)
+    # When all have ended, with success or not, the complete table: it trains the missing rows and writes all.
     last = [*others, f"--dependency=afterany:{job}"]
-    table = _submit(sbatch("table", logs / "%j.log", last), script(verb), options.dry_run)
-    _say(options.dry_run, f"array {job} of {len(labels)} rows is submitted; its logs: {logs}/{job}_*.log", job)
-    _say(options.dry_run, f"job {table} writes the table when they have ended; its log: {logs}/{table}.log", table)
+    table = _submit(sbatch_command("table", logs / "%j.log", last), job_script(command), dry)
+    _print_job(dry, f"array {job} of {len(labels)} rows is submitted; its logs: {logs}/{job}_*.log", job)
+    _print_job(dry, f"job {table} writes the table when they have ended; its log: {logs}/{table}.log", table)
     return 0
 
 
-def sbatch(name: str, log: Path, others: Sequence[str]) -> list[str]:
-    """The command that submits a script on its standard input; a later option wins over an earlier one."""
-    ours = [f"--job-name={name}", "--nodes=1", "--ntasks-per-node=1", f"--output={log}"]
+def sbatch_command(name: str, log: Path, others: Sequence[str]) -> list[str]:
+    """Returns the command that submits a script on its standard input; later options win over earlier ones."""
+    defaults = [f"--job-name={name}", "--nodes=1", "--ntasks-per-node=1", f"--output={log}"]
     fixed = ["--parsable", "--requeue", "--open-mode=append", "--signal=B:USR1@120"]
-    return ["sbatch", *ours, *others, *fixed]
+    return ["sbatch", *defaults, *others, *fixed]
 
 
-def script(verb: Sequence[str], labels: Sequence[str] | None = None) -> str:
-    """The job's script: `verb` in every task; with labels, the table row that has the array element's number."""
-    command, rows = quoted([LAUNCH, *verb]), ""
+def job_script(command: Sequence[str], labels: Sequence[str] | None = None) -> str:
+    """Returns the script that runs `command` in every task; with labels, each array element runs one table row."""
+    line, rows = shared.quote_words([shared.LAUNCH, *command]), ""
     if labels is not None:
-        rows = f"rows=({quoted([_pattern(label) for label in labels])})\n"
-        folder = option(verb, "output") or option(verb, "workdir") or f"runs/{Path(verb[1]).stem}"
-        command += f' --rows="${{rows[SLURM_ARRAY_TASK_ID]}}" --output={quoted([folder])}/array/"$SLURM_ARRAY_TASK_ID"'
-    return SCRIPT.format(cwd=quoted([os.getcwd()]), code=_code(), rows=rows, command=command)
+        rows = f"rows=({shared.quote_words([_escape_label(label) for label in labels])})\n"
+        folder = (
+            shared.find_option(command, "output") or shared.find_option(command, "workdir") or f"runs/{Path(command[1]).stem}"
+        )
+        line += f' --rows="${{rows[SLURM_ARRAY_TASK_ID]}}" --output={shared.quote_words([folder])}/array/"$SLURM_ARRAY_TASK_ID"'
+    return SCRIPT.format(cwd=shared.quote_words([os.getcwd()]), code=shared.describe_checkout(), rows=rows, command=line)
 
 
-def _pattern(label: str) -> str:
-    """What --rows takes for this label alone: a list of shell-style patterns that commas divide."""
+def _escape_label(label: str) -> str:
+    """Returns the pattern of --rows, a comma-separated list of shell patterns, that matches this label alone."""
     return "".join({"*": "[*]", "?": "[?]", "[": "[[]", ",": "?"}.get(letter, letter) for letter in label)
 
 
-def _labels(verb: Sequence[str]) -> list[str]:
-    if option(verb, "rows"):
-        raise DoorError("--array takes all rows of the table: leave --rows out.")
-    if len(verb) < 2 or verb[1].startswith("-"):
-        raise DoorError("the table file comes right after 'table' with --array.")
-    labels = json.loads(call([LAUNCH, "python", "-c", LABELS, verb[1]]))
+def _read_labels(command: Sequence[str]) -> list[str]:
+    if shared.find_option(command, "rows"):
+        raise UserError("--array takes all rows of the table: leave --rows out.")
+    if len(command) < 2 or command[1].startswith("-"):
+        raise UserError("with --array, the table file comes right after 'table'.")
+    labels = json.loads(shared.run_program([shared.LAUNCH, "python", "-c", LABELS, command[1]]))
     if not labels:
-        raise DoorError(f"{verb[1]}: no row of this table is trained: leave --array out.")
+        raise UserError(f"{command[1]}: no row of this table is trained: leave --array out.")
     return labels
 
 
-def _code() -> str:
-    """The commit that runs, for the log."""
-    try:
-        asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return "commit unknown"
-    return f"commit {done.stdout.strip()} when submitted" if done.returncode == 0 else "commit unknown"
-
-
-def _submit(command: Sequence[str], text: str, dry: bool) -> str:
-    """The number of the job, or under --dry-run the words JOB."""
+def _submit(command: Sequence[str], script: str, dry: bool) -> str:
+    """Returns the job's number, or "JOB" under --dry-run."""
     if dry:
-        print(f"{quoted(command)} <<'END'\n{text}END")
+        print(f"{shared.quote_words(command)} <<'END'\n{script}END")
         return "JOB"
-    return call(command, text).strip().split(";")[0]  # with several clusters: number;cluster
+    return shared.run_program(command, script).strip().split(";")[0]  # with several clusters: number;cluster
 
 
-def _say(dry: bool, what: str, job: str) -> None:
+def _print_job(dry: bool, text: str, job: str) -> None:
     if not dry:
-        print(f"{what}\n  squeue --job={job}   scancel --signal=TERM {job} saves and stops, scancel {job} ends", flush=True)
+        print(f"{text}\n  squeue --job={job}   scancel --signal=TERM {job} saves and stops, scancel {job} ends", flush=True)

@@ -1,12 +1,12 @@
-"""`./launch.sh tpu create | run | watch | status | logs | stop NAME --zone=ZONE … [-- VERB ...]`.
+"""`./launch.sh tpu create | run | watch | status | logs | stop NAME --zone=ZONE … [-- COMMAND ...]`.
 
-A slice is a queued resource of Google Cloud. `watch` does everything: it asks for the slice when there is none, waits,
-sends the code, starts it on every worker, shows the log of worker 0, asks anew when the slice is preempted and goes on
-from the last checkpoint, and says which worker failed and how. It keeps nothing to itself, so that it can be ended and
-started again at will, from another machine too; the run goes on without it.
+A slice is a queued resource of Google Cloud. `watch` does everything: it requests the slice if there is none, waits, sends
+the code, starts it on every worker, prints the log of worker 0, requests the slice again when it is preempted and goes on
+from the last checkpoint, and names the worker that failed. `watch` is stateless: stop and restart it at any time, from any
+machine; the run goes on without it.
 
-What is sent to a worker is three files: an archive of the commit, worker.py, and the words of the verb with the values
-of --env. No value and no word of the verb passes through a shell, a log or a process list on its way.
+Each worker gets three files: an archive of the commit, worker.py, and the words of the command with the values of --env.
+No value and no word of the command passes through a shell, a log or a process list.
 """
 
 from __future__ import annotations  # for Python 3.9
@@ -20,54 +20,56 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from attention_jax.launch import code
-from attention_jax.launch.gcloud import INCOMING, Slice, accelerator
-from attention_jax.launch.shared import VERBS, DoorError, Parser, call, check_verb, option, quoted, split
+from attention_jax.errors import UserError
+from attention_jax.launch import shared
+from attention_jax.launch.gcloud import INCOMING, TpuSlice, parse_accelerator
 
-ACTIONS = ("create", "run", "watch", "status", "logs", "stop")
-HERE = Path(__file__).resolve().parent
-SENT, KEPT = f"python3 {INCOMING}/worker.py", "python3 attention_jax/worker.py"
+WORKER = Path(__file__).resolve().parent / "worker.py"
 MARK = "AJ "
 NONE_YET = f'test -e attention_jax/worker.py || {{ echo \'{MARK}{{"state": "none"}}\'; exit 0; }}; '
-MEANWHILE = "whether the step fits and what it will take is said here, before it costs"
-RESTARTS = 3  # of a run whose worker vanished without a word on a slice that is there: a host was started anew
+START, KEPT = f"python3 {INCOMING}/worker.py start", "python3 attention_jax/worker.py"
+STATUS, STOP = f"{NONE_YET}{KEPT} status", f"{NONE_YET}{KEPT} stop"
+MEANWHILE = "meanwhile, this command predicts memory and time of the step"
+RESTARTS = 3  # after a worker vanished from a slice that is still active: its host was restarted
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does one action and returns the exit code: 0, 1 when the run failed, 2 for what the user can mend."""
-    mine, verb = split(arguments)
-    options = _parser().parse_args(mine)
-    target = Slice(options.name, options.zone, options.project, options.internal_ip)
+    """Does one action; returns 0, or 1 if the run failed."""
+    own, command = shared.split_arguments(arguments)
+    options = _parser().parse_args(own)
+    target = TpuSlice(options.name, options.zone, options.project, options.internal_ip)
     if options.action in ("run", "watch"):
-        check_verb(verb)
-        _check_workdir(verb)
-    elif verb:
-        raise DoorError(f"{options.action} takes nothing after ' -- ': {', '.join(VERBS)} are for run and watch.")
+        shared.check_command(command)
+        _check_workdir(command)
+    elif command:
+        raise UserError(f"{options.action} takes nothing after ' -- ': {', '.join(shared.COMMANDS)} are for run and watch.")
     if options.dry_run:
-        return _show(target, options, verb)
-    return globals()[f"_{options.action}"](target, options, verb)
+        print("\n".join(_plan(target, options, command)))
+        return 0
+    return _ACTIONS[options.action](target, options, command) or 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="./launch.sh tpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=ACTIONS)
+def _parser() -> shared.Parser:
+    parser = shared.Parser("tpu", description=__doc__)
+    parser.add_argument("action", choices=tuple(_ACTIONS))
     parser.add_argument("name", metavar="NAME", help="of the slice")
     parser.add_argument("--zone", required=True)
     parser.add_argument("--project", help="default gcloud's")
     parser.add_argument("--internal-ip", action="store_true", help="reach the workers inside their network")
-    parser.add_argument("--dry-run", action="store_true", help="show what would run, and contact nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and contact nothing")
     group = parser.add_argument_group("create and watch")
     group.add_argument("--type", metavar="TYPE", help="v5e-16, v4-32, v6e:4x4, …")
-    group.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
+    group.add_argument("--spot", action="store_true", help="cheaper, and may be preempted at any time")
     group.add_argument("--runtime-version", metavar="IMAGE", help="default by the type")
     group.add_argument("--create-flag", action="append", default=[], metavar="FLAG", help="for gcloud, e.g. --network=NAME")
     group = parser.add_argument_group("run and watch")
-    group.add_argument("--commit", metavar="REV", help="default the newest, of a tree without other changes")
-    group.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable whose value here goes along")
-    group.add_argument("--every", type=float, default=30, metavar="SECONDS", help="between two looks of watch; default 30")
+    group.add_argument("--commit", metavar="REV", help="default the newest, of a checkout without other changes")
+    group.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable to send with its value here")
+    group.add_argument("--every", type=float, default=30, metavar="SECONDS", help="between two checks of watch; default 30")
     group = parser.add_argument_group("logs and stop")
     group.add_argument("--worker", default="all", metavar="N", help="default all")
     group.add_argument("--lines", type=int, default=40, metavar="K", help="last lines of each; default 40")
@@ -75,299 +77,295 @@ def _parser() -> Parser:
     return parser
 
 
-def _check_workdir(verb: Sequence[str]) -> None:
+def _check_workdir(command: Sequence[str]) -> None:
     for name in ("workdir", "output"):
-        folder = option(verb, name)
+        folder = shared.find_option(command, name)
         if folder and "://" not in folder and not folder.startswith("/"):
-            raise DoorError(
-                f"--{name}={folder} would lie on each worker's own disk, which goes with the slice: give an address "
-                "such as gs://BUCKET/RUN, or the absolute path of a disk that all workers share."
+            raise UserError(
+                f"--{name}={folder} would lie on each worker's own disk, which is deleted with the slice: give a URI such as "
+                "gs://BUCKET/RUN, or the absolute path of a disk that all workers share."
             )
 
 
-# --- the actions ----------------------------------------------------------------------------------------------------------
+def _create(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
+    shared.run_program(_creation(target, options))
+    print(f"{target.name} is requested: wait for it with status, or let watch do it.")
+    print(f"{MEANWHILE}: {shared.quote_words(_preflight(options, command))}")
 
 
-def _create(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
-    call(_creation(target, options))
-    print(f"{target.name} is asked for: wait for it with status, or let watch do it.")
-    print(f"{MEANWHILE}: {quoted(_preflight(options, verb))}")
-    return 0
-
-
-def _run(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
-    job, state = Job(options, verb), _state(target)
+def _run(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
+    job, state = Job(options, command), _read_state(target)
     if state != "ACTIVE":
-        raise DoorError(f"{target.name} is {state}, not ACTIVE: wait, or use watch, which waits itself.")
-    statuses = _ask(target, f"{NONE_YET}{KEPT} status")
+        raise UserError(f"{target.name} is {state}, not ACTIVE: wait, or use watch, which waits for it.")
+    statuses = _ask_workers(target, STATUS)
     job.refuse_another(statuses)
     job.start(target, len(statuses))
     print(f"{len(statuses)} workers have started; this terminal may close. Follow with logs, status or watch.")
-    return 0
 
 
-def _status(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
-    state = _state(target)
+def _status(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
+    state = _read_state(target)
     print(f"{target.name}: {state}")
     if state == "ACTIVE":
-        for status in _ask(target, f"{NONE_YET}{KEPT} status"):
-            print(f"  worker {status.get('worker', '?')}: {_describe(status)}")
-    return 0
+        for status in _ask_workers(target, STATUS):
+            print(f"  {_describe(status)}")
 
 
-def _logs(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
-    print(call(target.remote(f"{KEPT} log -{options.lines}", options.worker)), end="")
-    return 0
+def _logs(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
+    print(shared.run_program(target.remote(f"{KEPT} log -{options.lines}", options.worker)), end="")
 
 
-def _stop(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
-    """All workers save at one step; then the slice goes, unless it is kept."""
-    state = _state(target)
+def _stop(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
+    """Has all workers save the same step; then deletes the slice, unless it is kept."""
+    state = _read_state(target)
     if state == "ACTIVE":
-        statuses = _ask(target, f"{NONE_YET}{KEPT} stop")
+        statuses = _ask_workers(target, STOP)
         deadline = time.monotonic() + 600
         while any(status["state"] == "running" for status in statuses):
             if time.monotonic() > deadline:
-                raise DoorError("the run has not ended within ten minutes; the slice is kept: see logs, and try again.")
+                raise UserError("the run has not ended within ten minutes; the slice is kept: see logs, and try again.")
             time.sleep(min(options.every, 10))
-            statuses = _ask(target, f"{KEPT} status")
-        print("\n".join(f"worker {status.get('worker', '?')}: {_describe(status)}" for status in statuses))
+            statuses = _ask_workers(target, f"{KEPT} status")
+        print("\n".join(map(_describe, statuses)))
     if not options.keep and state != "ABSENT":
-        call(target.delete())
+        shared.run_program(target.delete())
         print(f"{target.name} is deleted.")
-    return 0
 
 
-def _watch(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
-    job, seen, begun, restarts, said = Job(options, verb), 0, False, 0, ""
+def _watch(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> int:
+    job, watching, reported = Job(options, command), Watching(), ""
     while True:
-        state = _state(target)
-        if state != said:
+        state = _read_state(target)
+        if state != reported:
             _say(f"{target.name} is {state}")
-            said = state
+            reported = state
         if state == "ABSENT":
             creation = _creation(target, options)
-            _say(f"{MEANWHILE}: {quoted(_preflight(options, verb))}")
-            call(creation)
+            _say(f"{MEANWHILE}: {shared.quote_words(_preflight(options, command))}")
+            shared.run_program(creation)
         elif state == "FAILED":
-            raise DoorError(f"the request for {target.name} has failed: {quoted(target.describe())} has the reason; then stop.")
+            describe = shared.quote_words(target.describe())
+            raise UserError(f"the request for {target.name} has failed: {describe} has the reason; then stop.")
         elif state in ("SUSPENDED", "PREEMPTED", "TERMINATED"):
             _say("asking for it anew; the run goes on from its last checkpoint")
-            call(target.delete())
-            begun = False
+            shared.run_program(target.delete())
+            watching.begun = False
             continue
         elif state == "ACTIVE":
             try:
-                statuses = _ask(target, f"{NONE_YET}{KEPT} status")
-                job.refuse_another(statuses)
-                states = {status["state"] if status.get("id") == job.id else "none" for status in statuses}
-                failed = [status for status in statuses if status.get("code") and status.get("id") == job.id]
-                stopped = any(status.get("stopped") for status in statuses)
-                if states == {"ended"} and not failed and not stopped:
-                    _new_lines(target, statuses, seen)
-                    _say("all workers are done; the slice is kept until stop")
-                    return 0
-                if begun and not stopped and "vanished" not in states and failed and _state(target) == "ACTIVE":
-                    return _failed(target, failed, len(statuses))
-                if begun and "vanished" in states:
-                    restarts += 1
-                    if restarts > RESTARTS:
-                        raise DoorError(f"a worker has vanished {restarts} times: see logs.")
-                if states != {"running"}:
-                    if "running" in states:  # of a run that has lost a worker
-                        _ask(target, f"{KEPT} stop")
-                    else:
-                        _say(f"starting {quoted(verb)[:100]} at commit {job.commit[:12]} on {len(statuses)} workers")
-                        job.start(target, len(statuses))
-                        begun, seen = True, 0
-                else:
-                    begun = True
-                    seen = _new_lines(target, statuses, seen)
+                code = watching.check_workers(target, job)
+                if code is not None:
+                    return code
             except Unreachable as error:
-                _say(f"{error}; looking again")
+                _say(f"{error} Looking again")
         time.sleep(options.every)
 
 
-def _failed(target: Slice, failed: list[dict], count: int) -> int:
-    """Stops the others and shows the last lines of the worker that failed first: the rest may only have missed it."""
-    first = min(failed, key=lambda status: status["ended"])
-    _say(f"worker {first['worker']} of {count} ended first, with exit code {first['code']}; stopping the others")
-    _ask(target, f"{KEPT} stop")
-    print(call(target.remote(f"{KEPT} log -30", str(first["worker"]))), end="", flush=True)
-    return 1
+_ACTIONS: dict[str, Callable[..., int | None]]
+_ACTIONS = {"create": _create, "run": _run, "watch": _watch, "status": _status, "logs": _logs, "stop": _stop}
 
 
-# --- what they share ------------------------------------------------------------------------------------------------------
+class Watching:
+    """The progress that `watch` has seen of a run on one slice."""
+
+    def __init__(self) -> None:
+        self.begun, self.restarts = False, 0
+        self.seen = 0  # bytes of worker 0's log that were printed
+
+    def check_workers(self, target: TpuSlice, job: Job) -> int | None:
+        """Starts, restarts or follows the run on an active slice; returns its exit code, or None while it goes on."""
+        statuses = _ask_workers(target, STATUS)
+        job.refuse_another(statuses)
+        states = {status["state"] if status.get("id") == job.id else "none" for status in statuses}
+        failed = [status for status in statuses if status.get("code") and status.get("id") == job.id]
+        stopped = any(status.get("stopped") for status in statuses)
+        if states == {"ended"} and not failed and not stopped:
+            self.print_log(target, statuses)
+            _say("all workers are done; the slice is kept until stop")
+            return 0
+        if self.begun and "vanished" in states:
+            self.restarts += 1
+            if self.restarts > RESTARTS:
+                raise UserError(f"a worker has vanished {self.restarts} times: see logs.")
+        elif self.begun and not stopped and failed and _read_state(target) == "ACTIVE":
+            # The first failure is the cause: the others may only have lost that worker.
+            first = min(failed, key=lambda status: status["ended"])
+            where = f"worker {first['worker']} of {len(statuses)}"
+            _say(f"{where} ended first, with exit code {first['code']}; stopping the others")
+            _ask_workers(target, STOP)
+            print(shared.run_program(target.remote(f"{KEPT} log -30", str(first["worker"]))), end="", flush=True)
+            return 1
+        if states == {"running"}:
+            self.begun = True
+            self.print_log(target, statuses)
+        elif "running" in states:  # of a run that has lost a worker
+            _ask_workers(target, STOP)
+        else:
+            _say(f"starting {shared.quote_words(job.command)[:100]} at commit {job.commit[:12]} on {len(statuses)} workers")
+            job.start(target, len(statuses))
+            self.begun, self.seen = True, 0
+        return None
+
+    def print_log(self, target: TpuSlice, statuses: list[dict[str, Any]]) -> None:
+        """Prints what worker 0 has written since the last time."""
+        size = statuses[0].get("size", 0)
+        if size > self.seen:
+            with contextlib.suppress(UserError):
+                print(shared.run_program(target.remote(f"{KEPT} log {self.seen} {size - self.seen}", "0")), end="", flush=True)
+                self.seen = size
 
 
-class Unreachable(Exception):
-    """Workers that did not answer; the slice may be going."""
+class Unreachable(UserError):
+    """Workers that did not answer; the slice may be going down."""
 
 
 class Job:
-    """One verb at one commit, as it is sent."""
+    """One command at one commit, as it is sent."""
 
-    def __init__(self, options: argparse.Namespace, verb: Sequence[str]):
-        self.verb, self.env = list(verb), {}
+    def __init__(self, options: argparse.Namespace, command: Sequence[str]):
+        self.command = list(command)
         for name in options.env:
             if name not in os.environ:
-                raise DoorError(f"--env={name}: this variable is not set here.")
-            self.env[name] = os.environ[name]
-        self.commit = code.commit(options.commit, verb)
-        self.id = hashlib.sha256(json.dumps([self.commit, self.verb]).encode()).hexdigest()[:16]
+                raise UserError(f"--env={name}: this variable is not set here.")
+        self.env = {name: os.environ[name] for name in options.env}
+        self.commit = shared.find_commit(options.commit, command)
+        self.id = hashlib.sha256(json.dumps([self.commit, self.command]).encode()).hexdigest()[:16]
 
-    def refuse_another(self, statuses: Sequence[dict]) -> None:
-        """Raises DoorError while a worker runs something else."""
+    def refuse_another(self, statuses: Sequence[dict[str, Any]]) -> None:
+        """Raises UserError while a worker runs something else."""
         if any(status["state"] == "running" and status["id"] != self.id for status in statuses):
-            raise DoorError("another run is going on this slice: end it first with stop --keep.")
+            raise UserError("another run is going on this slice: end it first with stop --keep.")
 
-    def start(self, target: Slice, workers: int) -> None:
-        """Sends it to all workers and starts it."""
-        with self.folder(target) as folder:
-            call(code.archive(self.commit, folder / "code.tar.gz"))
-            shutil.copy(HERE / "worker.py", folder)
-            hosts = [f"{target.name} worker {number}" for number in range(workers)]  # as a message will name them
-            about = {"id": self.id, "verb": self.verb, "env": self.env, "hosts": hosts}
-            (folder / "job.json").write_text(json.dumps(about))
-            call(target.send(folder))
-        _ask(target, f"{SENT} start")
+    def description(self, hosts: list[str], env: dict[str, str]) -> str:
+        """Returns the content of job.json, which worker.py reads."""
+        return json.dumps({"id": self.id, "command": self.command, "env": env, "hosts": hosts})
 
-    @staticmethod
-    @contextlib.contextmanager
-    def folder(target: Slice) -> Iterator[Path]:
-        """Readable by its owner alone, and gone afterwards."""
-        folder = outgoing(target)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        folder.chmod(0o700)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def start(self, target: TpuSlice, workers: int) -> None:
+        """Sends the job to all workers and starts it."""
+        with _outgoing_folder(target) as folder:
+            shared.run_program(shared.archive_command(self.commit, folder / "code.tar.gz"))
+            shutil.copy(WORKER, folder)
+            hosts = [f"{target.name} worker {number}" for number in range(workers)]  # as messages name them
+            (folder / "job.json").write_text(self.description(hosts, self.env))
+            shared.run_program(target.send(folder))
+        _ask_workers(target, START)
 
 
-def outgoing(target: Slice) -> Path:
-    """Where the three files lie while they are sent."""
+def _outgoing(target: TpuSlice) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "attention_jax" / "tpu" / target.name / INCOMING
 
 
-def _creation(target: Slice, options: argparse.Namespace) -> list[str]:
+@contextlib.contextmanager
+def _outgoing_folder(target: TpuSlice) -> Iterator[Path]:
+    """Makes the folder of the files to send, readable by its owner alone, and removes it afterwards."""
+    folder = _outgoing(target)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    folder.chmod(0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _creation(target: TpuSlice, options: argparse.Namespace) -> list[str]:
     if not options.type:
-        raise DoorError(f"there is no slice {target.name} yet: give its --type, such as v5e-16.")
-    kind, image = accelerator(options.type)
-    if not (options.runtime_version or image):
-        raise DoorError(f"--type={options.type} is of no known family: give its image with --runtime-version.")
-    return target.create(kind, options.runtime_version or image, options.spot, options.create_flag)
+        raise UserError(f"there is no slice {target.name} yet: give its --type, such as v5e-16.")
+    kind, image = parse_accelerator(options.type)
+    image = options.runtime_version or image
+    if not image:
+        raise UserError(f"--type={options.type} is of no known family: give its image with --runtime-version.")
+    return target.create(kind, image, options.spot, options.create_flag)
 
 
-def _preflight(options: argparse.Namespace, verb: Sequence[str]) -> list[str]:
-    """The command for the machine one sits at that says what the step of `verb` needs on such a slice."""
-    config, fields = option(verb, "config") or "FILE", [word for word in verb if word.startswith("--config.")]
+def _preflight(options: argparse.Namespace, command: Sequence[str]) -> list[str]:
+    """Returns the preflight, for this machine, of the step of `command` on such a slice."""
+    config, fields = shared.find_option(command, "config") or "FILE", [word for word in command if word.startswith("--config.")]
     return ["./launch.sh", "preflight", f"--config={config}", *fields, f"--topology={options.type}"]
 
 
-def _state(target: Slice) -> str:
-    """The request's state, ABSENT without one; the machines' own when they are not READY although it is ACTIVE."""
-    state = _answer(target.describe()).get("state", {}).get("state", "ABSENT")
+def _read_state(target: TpuSlice) -> str:
+    """Returns the request's state, or ABSENT; the machines' state if they are not READY although the request is ACTIVE."""
+    state = _read_json(target.describe()).get("state", {}).get("state", "ABSENT")
     if state == "ACTIVE":
-        node = _answer(target.describe_node()).get("state", "ABSENT")
-        return "ACTIVE" if node == "READY" else node if node != "ABSENT" else "SUSPENDED"
+        node = _read_json(target.describe_node()).get("state", "SUSPENDED")
+        return "ACTIVE" if node == "READY" else node
     return state
 
 
-def _answer(command: Sequence[str]) -> dict:
-    """The JSON that a command answers; nothing when what it asks for does not exist."""
+def _read_json(command: Sequence[str]) -> dict[str, Any]:
+    """Returns the JSON that a command prints; {} if the described thing does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise DoorError("gcloud is not installed here: https://cloud.google.com/sdk/docs/install says how.") from None
+        raise UserError("gcloud is not installed here: https://cloud.google.com/sdk/docs/install explains how.") from None
     if done.returncode == 0:
         return json.loads(done.stdout)
     if "NOT_FOUND" in done.stderr or "not found" in done.stderr:
         return {}
-    raise DoorError(f"{quoted(command)} failed: {done.stderr.strip()[-500:]}")
+    raise UserError(f"{shared.quote_words(command)} failed: {done.stderr.strip()[-500:]}")
 
 
-def _ask(target: Slice, command: str) -> list[dict]:
-    """The status lines of all workers, in order."""
-    asked = target.remote(command)
+def _ask_workers(target: TpuSlice, command: str) -> list[dict[str, Any]]:
+    """Runs a command of worker.py on all workers and returns their status lines, in order."""
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=900)
+        done = subprocess.run(target.remote(command), capture_output=True, text=True, check=False, timeout=900)
     except subprocess.TimeoutExpired:
-        raise Unreachable("the workers did not answer within a quarter of an hour") from None
+        raise Unreachable("the workers did not answer within a quarter of an hour.") from None
     found = [json.loads(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not found:
         last = done.stderr.strip().splitlines()[-1:] or ["nothing"]
-        raise Unreachable(f"{len(found)} workers answered; gcloud says: {last[0][:300]}")
+        raise Unreachable(f"{len(found)} workers answered; gcloud says: {last[0][:300]}.")
     return sorted(found, key=lambda status: status.get("worker", 0))
 
 
-def _new_lines(target: Slice, statuses: list[dict], seen: int) -> int:
-    """Shows what worker 0 has written since byte `seen`, and returns where it is now."""
-    size = statuses[0].get("size", 0)
-    if size > seen:
-        with contextlib.suppress(DoorError):
-            print(call(target.remote(f"{KEPT} log {seen} {size - seen}", "0")), end="", flush=True)
-            return size
-    return seen
-
-
-def _describe(status: dict) -> str:
+def _describe(status: dict[str, Any]) -> str:
+    text = {"none": "nothing was started", "vanished": "vanished: the host was restarted"}.get(status["state"], "")
     if status["state"] == "ended":
-        return f"ended with exit code {status['code']}{', stopped by a signal' if status['stopped'] else ''}"
-    if status["state"] == "running":
-        return f"running for {(time.time() - status['began']) / 60:.0f} minutes, {status['size']:,} bytes of log"
-    return {"none": "nothing was started", "vanished": "gone without a word: the host was started anew"}[status["state"]]
+        text = f"ended with exit code {status['code']}{', stopped by a signal' if status['stopped'] else ''}"
+    elif status["state"] == "running":
+        text = f"running for {(time.time() - status['began']) / 60:.0f} minutes, {status['size']:,} bytes of log"
+    return f"worker {status.get('worker', '?')}: {text}"
 
 
-def _say(what: str) -> None:
-    print(f"tpu: {what}.", file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    print(f"tpu: {text}.", file=sys.stderr, flush=True)
 
 
-def _show(target: Slice, options: argparse.Namespace, verb: Sequence[str]) -> int:
-    """What an action would run, each command as a shell takes it, with a comment where it depends on an answer."""
-    folder = outgoing(target)
-    describe = ["# the slice's state", quoted(target.describe()), quoted(target.describe_node())]
-    status = ["# the workers' states", quoted(target.remote(f"{NONE_YET}{KEPT} status"))]
-    creation = lambda: [f"# {MEANWHILE}", quoted(_preflight(options, verb)), quoted(_creation(target, options))]  # noqa: E731
-    delete = quoted(target.delete())
+def _plan(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> list[str]:
+    """Returns the commands of an action as shell lines, with a comment where they depend on an answer."""
+
+    def part(comment: str, *commands: Sequence[object]) -> list[str]:
+        return [f"# {comment}", *map(shared.quote_words, commands)]
 
     def start() -> list[str]:
-        job = Job(options, verb)
+        job, folder = Job(options, command), _outgoing(target)
         env = {name: f"(the value of {name} here)" for name in job.env}
-        hosts = [f"{target.name} worker 0", "(and so on)"]
+        pack = shared.archive_command(job.commit, folder / "code.tar.gz"), ["cp", WORKER, folder]
         return [
-            "# the code, the verb and what runs it",
-            quoted(code.archive(job.commit, folder / "code.tar.gz")),
-            quoted(["cp", HERE / "worker.py", folder]),
-            f"# {folder}/job.json: {json.dumps({'id': job.id, 'verb': job.verb, 'env': env, 'hosts': hosts})}",
-            quoted(target.send(folder)),
-            quoted(target.remote(f"{SENT} start")),
+            *part(f"{folder}/job.json: {job.description([f'{target.name} worker 0', '(and so on)'], env)}"),
+            *part("the code, the command and the program that runs it", *pack, target.send(folder), target.remote(START)),
         ]
 
-    lines = {
-        "create": creation,
-        "run": lambda: [*describe, *status, *start()],
-        "status": lambda: [*describe, *status],
-        "logs": lambda: [quoted(target.remote(f"{KEPT} log -{options.lines}", options.worker))],
-        "stop": lambda: [
-            *describe,
-            "# the run saves and ends",
-            quoted(target.remote(f"{NONE_YET}{KEPT} stop")),
-            quoted(target.remote(f"{KEPT} status")),
-            *([] if options.keep else ["# then", delete]),
-        ],
+    state = part("the slice's state", target.describe(), target.describe_node())
+    status = part("the workers' states", target.remote(STATUS))
+    stop = part("the run saves and ends", target.remote(STOP), target.remote(f"{KEPT} status"))
+    delete = [shared.quote_words(target.delete())]
+    create = lambda: part(MEANWHILE, _preflight(options, command), _creation(target, options))  # noqa: E731
+    lines: dict[str, Callable[[], list[str]]] = {
+        "create": create,
+        "run": lambda: [*state, *status, *start()],
+        "status": lambda: [*state, *status],
+        "logs": lambda: [shared.quote_words(target.remote(f"{KEPT} log -{options.lines}", options.worker))],
+        "stop": lambda: [*state, *stop, *([] if options.keep else ["# then", *delete])],
         "watch": lambda: [
-            *describe,
-            *(["# where there is no slice", *creation()] if options.type else []),
-            "# where it was preempted",
-            delete,
+            *state,
+            *(["# if there is no slice", *create()] if options.type else []),
+            *["# if it was preempted", *delete],
             *status,
             *start(),
-            "# while it runs, from byte 0 on",
-            quoted(target.remote(f"{KEPT} log 0 BYTES", "0")),
+            *part("while it runs, from byte 0 on", target.remote(f"{KEPT} log 0 BYTES", "0")),
         ],
     }
-    print("\n".join(lines[options.action]()))
-    return 0
+    return lines[options.action]()

@@ -1,12 +1,12 @@
-"""What runs on a worker of a TPU slice: python3 attention_jax_incoming/worker.py start | status | log | stop.
+"""The program that a worker of a TPU slice runs: python3 attention_jax_incoming/worker.py start | status | log | stop.
 
-This file is sent alone and runs on the image's own Python. `start` unpacks the code that came with it and leaves a
-supervisor behind in a session of its own, so that the run outlives the connection: that needs no tmux, which not every
-image has, and no root, as a unit of systemd would. The supervisor makes the environment through launch.sh, runs the
-verb, writes everything into one log, and notes how it ended.
+This file is sent alone and runs on the image's own Python. `start` unpacks the code that was sent with it and starts a
+supervisor in a session of its own, so that the run outlives the connection: that needs neither tmux, which not every image
+has, nor root, as a systemd unit would. The supervisor makes the environment through launch.sh, runs the command, writes
+everything into one log, and records the exit code.
 
-The image's Python (3.10 on Ubuntu 22.04) is older than ours, and Ubuntu's own python3.11 there is a release candidate.
-So uv comes from PyPI, where the environment comes from anyway, into a folder of ours; it fetches a Python for launch.sh.
+The image's Python (3.10 on Ubuntu 22.04) is older than launch.sh needs, and Ubuntu's python3.11 there is a release candidate.
+So uv is installed from PyPI, where the environment comes from anyway; it fetches a Python for launch.sh.
 """
 
 from __future__ import annotations  # for Python 3.9
@@ -22,34 +22,35 @@ import tarfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 HOME = Path.home() / "attention_jax"
 RUN, CODE, TOOLS = HOME / "run", HOME / "code", HOME / "tools"
 LOG, PID, END, ABOUT, JOB = RUN / "log", RUN / "pid", RUN / "end.json", RUN / "about.json", RUN / "job.json"
-MARK = "AJ "  # begins a line that the door reads
+MARK = "AJ "  # begins a line that the launcher reads
 EXTRAS = ("tpu", "gcs")
 
 
 def main(arguments: list[str]) -> int:
-    """One of the verbs; the exit code is 0 unless it is not known."""
-    verb, rest = arguments[0], arguments[1:]
-    if verb == "start":
-        start(Path(__file__).resolve().parent)
-    elif verb == "supervise":
-        supervise()
-    elif verb == "log":
-        log(*map(int, rest))
-    elif verb == "stop":
-        stop()
-    elif verb != "status":
+    """Does one action; returns 0, or 2 if it is unknown."""
+    action, rest = arguments[0], arguments[1:]
+    if action == "supervise":
+        supervise_run()
+    elif action == "log":
+        print_log_part(*map(int, rest))
+    elif action in ("start", "status", "stop"):
+        if action == "start":
+            start_supervisor(Path(__file__).resolve().parent)
+        elif action == "stop" and (pid := _supervisor()):
+            os.kill(pid, signal.SIGTERM)  # the run saves and ends
+        print(MARK + json.dumps(read_status()), flush=True)
+    else:
         return 2
-    if verb != "supervise" and verb != "log":
-        print(MARK + json.dumps(status()), flush=True)
     return 0
 
 
-def start(incoming: Path) -> None:
-    """Takes what was sent and leaves a supervisor behind; does nothing while a run is going."""
+def start_supervisor(incoming: Path) -> None:
+    """Unpacks what was sent and starts a supervisor in the background; does nothing while a run is going."""
     HOME.mkdir(mode=0o700, exist_ok=True)
     with (HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -61,21 +62,17 @@ def start(incoming: Path) -> None:
             ABOUT.write_text(json.dumps({"id": job["id"], "began": time.time(), "worker": _number()}))
             shutil.copy(incoming / "worker.py", HOME / "worker.py")
             (incoming / "job.json").rename(JOB)
-            with LOG.open("ab") as output:
+            words = [sys.executable, str(HOME / "worker.py"), "supervise"]
+            with LOG.open("ab") as log:
                 supervisor = subprocess.Popen(
-                    [sys.executable, str(HOME / "worker.py"), "supervise"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    close_fds=True,
+                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
                 )
             PID.write_text(str(supervisor.pid))
         shutil.rmtree(incoming, ignore_errors=True)
 
 
 def _unpack(archive: Path) -> None:
-    """Puts the code in the same place each time, so that its environment stays and is installed once."""
+    """Unpacks the code into the same folder each time, so that its environment stays and is installed once."""
     new = CODE.with_name("code.new")
     shutil.rmtree(new, ignore_errors=True)
     with tarfile.open(archive) as tar:
@@ -86,37 +83,36 @@ def _unpack(archive: Path) -> None:
     new.rename(CODE)
 
 
-def supervise() -> None:
-    """Makes the environment, runs the verb, and notes how it ended."""
+def supervise_run() -> None:
+    """Makes the environment, runs the command, and records its exit code."""
     job = json.loads(JOB.read_text())
     JOB.unlink()  # it holds the values of --env
-    env = {**os.environ, **job["env"], "PYTHONUNBUFFERED": "1"}
-    ours = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "600", "AJ_HOSTS": ",".join(job["hosts"])}
-    for name, value in {**ours, "JAX_PLATFORMS": "tpu,cpu"}.items():
-        env.setdefault(name, value)
-    asked: list[int] = []
+    hosts = ",".join(job["hosts"])
+    joined = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "600", "AJ_HOSTS": hosts, "JAX_PLATFORMS": "tpu,cpu"}
+    env = {**joined, **os.environ, **job["env"], "PYTHONUNBUFFERED": "1"}
+    received: list[int] = []
     child: list[subprocess.Popen] = []
 
     def pass_on(number: int, frame: object) -> None:
-        asked.append(number)
+        received.append(number)
         if child and child[0].poll() is None:
             child[0].send_signal(signal.SIGTERM)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
-    code = 0
-    for words in (_tools(env), [str(CODE / "launch.sh"), "setup", *EXTRAS], [str(CODE / "launch.sh"), *job["verb"]]):
-        if code == 0 and words and not asked:
+    code, launch = 0, str(CODE / "launch.sh")
+    for words in (_install_uv(env), [launch, "setup", *EXTRAS], [launch, *job["command"]]):
+        if code == 0 and words and not received:
             child[:] = [subprocess.Popen(words, cwd=CODE, env=env, stdin=subprocess.DEVNULL)]
             code = child[0].wait()
     code = code if code >= 0 else 128 - code
     partial = END.with_suffix(".partial")
-    partial.write_text(json.dumps({"code": code, "stopped": bool(asked), "ended": time.time()}))
+    partial.write_text(json.dumps({"code": code, "stopped": bool(received), "ended": time.time()}))
     partial.rename(END)
 
 
-def _tools(env: dict) -> list[str]:
-    """The command that installs uv where no Python is new enough; none where one is, or ATTENTION_JAX_PYTHON names it."""
+def _install_uv(env: dict[str, str]) -> list[str]:
+    """Returns the command that installs uv into TOOLS; [] if uv is there or ATTENTION_JAX_PYTHON names a Python."""
     if env.get("ATTENTION_JAX_PYTHON"):
         return []
     env["PATH"] = f"{TOOLS}/bin:{env.get('PATH', os.defpath)}"
@@ -126,36 +122,26 @@ def _tools(env: dict) -> list[str]:
     return [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(TOOLS), "uv"]
 
 
-def status() -> dict:
-    """{"worker", "id", "state": none | running | ended | vanished, "code", "stopped", "ended", "size" of the log}."""
+def read_status() -> dict[str, Any]:
+    """Returns {"worker", "id", "state": none | running | ended | vanished, "code", "stopped", "ended", "size" of the log}."""
     if not ABOUT.exists():
         return {"worker": _number(), "state": "none"}
-    found = {"state": "vanished", "size": LOG.stat().st_size if LOG.exists() else 0, **json.loads(ABOUT.read_text())}
+    status = {"state": "vanished", "size": LOG.stat().st_size if LOG.exists() else 0, **json.loads(ABOUT.read_text())}
     if _supervisor():
-        return {**found, "state": "running"}
-    if END.exists():
-        return {**found, "state": "ended", **json.loads(END.read_text())}
-    return found
+        return {**status, "state": "running"}
+    return {**status, "state": "ended", **json.loads(END.read_text())} if END.exists() else status
 
 
-def log(begin: int = -40, size: int = 200_000) -> None:
-    """Lines of the log from a byte on, or the last `-begin` lines, each with the worker's number before it."""
-    if not LOG.exists():
-        return
-    data = LOG.read_bytes()
+def print_log_part(begin: int = -40, size: int = 200_000) -> None:
+    """Prints `size` bytes of the log from byte `begin`, or its last `-begin` lines, each after the worker's number."""
+    data = LOG.read_bytes() if LOG.exists() else b""
     data = b"\n".join(data.splitlines()[begin:]) if begin < 0 else data[begin : begin + size]
-    for line in data.decode(errors="replace").splitlines():
-        print(f"[worker {_number()}] {line}")  # of a progress bar, splitlines makes lines too
-
-
-def stop() -> None:
-    """Asks the run to save and stop."""
-    if pid := _supervisor():
-        os.kill(pid, signal.SIGTERM)
+    for line in data.decode(errors="replace").splitlines():  # a progress bar's updates become lines too
+        print(f"[worker {_number()}] {line}")
 
 
 def _supervisor() -> int:
-    """The process number of the supervisor that runs, else 0; a number may have been given to another process since."""
+    """Returns the process number of the running supervisor, else 0; another process may have got its number since."""
     try:
         pid = int(PID.read_text())
         return pid if b"supervise" in Path(f"/proc/{pid}/cmdline").read_bytes() else 0
@@ -164,13 +150,13 @@ def _supervisor() -> int:
 
 
 def _number() -> int:
-    """The worker's number: AJ_PROCESS, else what the machine's metadata server says (where JAX too asks for it)."""
+    """Returns the worker's number: AJ_PROCESS, else the answer of the machine's metadata server, which JAX asks too."""
     if ABOUT.exists():
         return json.loads(ABOUT.read_text())["worker"]
     if "AJ_PROCESS" in os.environ:
         return int(os.environ["AJ_PROCESS"])
-    address = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    url = f"http://{address}/computeMetadata/v1/instance/attributes/agent-worker-number"
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/agent-worker-number"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=10) as answer:
             return int(answer.read())

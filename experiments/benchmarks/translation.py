@@ -171,9 +171,9 @@ def work(who: str, name: str, folder: Path) -> None:
     """
     case = CASES[name]
     if who == "ours":  # as the command line does
-        from attention_jax.cli import malloc as heap
+        from attention_jax.cli.malloc import keep_freed_memory
 
-        heap.keep()
+        keep_freed_memory()
     if isinstance(case, Translating):
         source = np.random.default_rng(0).integers(2, case.network["vocab_size"] - 1, (case.sentences, case.length))
         source[:, -1] = translation_nets.EOS

@@ -14,8 +14,8 @@ from attention_jax.cli import compile_cache
 COMPILE = """
 import logging, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-from attention_jax.cli import compile_cache
-compile_cache.repair()
+from attention_jax.cli.compile_cache import remove_damaged_entries
+remove_damaged_entries()
 assert "jax" not in sys.modules
 import jax
 @jax.jit
@@ -41,15 +41,15 @@ def compile_once(run_python, tmp_path):
 
 def test_truncated_entry_is_compiled_anew(compile_once):
     _, entry = compile_once()
-    whole = entry.read_bytes()
-    zlib.decompress(whole)
+    complete = entry.read_bytes()
+    zlib.decompress(complete)
     before = entry.stat()
     stderr, _ = compile_once()
     after = entry.stat()
     assert stderr == ""
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "a whole entry must be left alone"
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "a complete entry must be left alone"
 
-    entry.write_bytes(whole[: len(whole) // 2])
+    entry.write_bytes(complete[: len(complete) // 2])
     stderr, again = compile_once()
     assert again == entry
     assert stderr.count("removed 1 unreadable") == 1
@@ -65,31 +65,31 @@ def entry(folder: Path, name: str, content: bytes, age: float = 0.0) -> Path:
 
 
 def test_what_counts_as_damaged(tmp_path):
-    whole = zlib.compress(os.urandom(3 << 20))  # more than is read at once
-    kept = [entry(tmp_path, "whole", whole), entry(tmp_path, "old", whole, age=1e6)]
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
+    complete = zlib.compress(os.urandom(3 << 20))  # more than is read at once
+    kept = [entry(tmp_path, "complete", complete), entry(tmp_path, "old", complete, age=1e6)]
+    flipped = bytearray(complete)
+    flipped[len(complete) // 2] ^= 1
     damaged = [
-        entry(tmp_path, "cut", whole[:-1]),
-        entry(tmp_path, "old cut", whole[:1000], age=1e6),
+        entry(tmp_path, "cut", complete[:-1]),
+        entry(tmp_path, "old cut", complete[:1000], age=1e6),
         entry(tmp_path, "empty", b""),
         entry(tmp_path, "flipped", bytes(flipped)),
         entry(tmp_path, "other", b"no compressed stream"),
     ]
     other = tmp_path / "notes.txt"
     other.write_text("not an entry")
-    assert sorted(compile_cache.repair(tmp_path)) == sorted(damaged)
+    assert sorted(compile_cache.remove_damaged_entries(tmp_path)) == sorted(damaged)
     assert all(path.exists() for path in [*kept, other])
-    assert compile_cache.repair(tmp_path) == []
+    assert compile_cache.remove_damaged_entries(tmp_path) == []
 
 
 def test_looks_only_at_what_is_new(tmp_path, monkeypatch):
     looked_at = []
-    monkeypatch.setattr(compile_cache, "_is_whole", lambda path: looked_at.append(path.stem) or True)
+    monkeypatch.setattr(compile_cache, "_is_complete", lambda path: looked_at.append(path.stem) or True)
     entry(tmp_path, "old", b"", age=60)
-    compile_cache.repair(tmp_path)
+    compile_cache.remove_damaged_entries(tmp_path)
     entry(tmp_path, "new", b"")
-    compile_cache.repair(tmp_path)
+    compile_cache.remove_damaged_entries(tmp_path)
     assert looked_at == ["old-cache", "new-cache"]
 
 
@@ -101,15 +101,15 @@ def test_an_entry_that_is_being_written_stays(tmp_path, monkeypatch):
             file.write(b"more")
 
     monkeypatch.setattr(time, "sleep", another_process_writes)
-    assert compile_cache.repair(tmp_path) == []
+    assert compile_cache.remove_damaged_entries(tmp_path) == []
     assert growing.exists()
 
 
 def test_never_raises(tmp_path, monkeypatch):
-    assert compile_cache.repair(tmp_path / "missing") == []
-    assert compile_cache.repair("gs://bucket/cache") == []
+    assert compile_cache.remove_damaged_entries(tmp_path / "missing") == []
+    assert compile_cache.remove_damaged_entries("gs://bucket/cache") == []
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    assert compile_cache.repair() == []
+    assert compile_cache.remove_damaged_entries() == []
 
     entry(tmp_path, "cut", b"\x78")
 
@@ -118,16 +118,16 @@ def test_never_raises(tmp_path, monkeypatch):
 
     for name in ("unlink", "touch"):
         monkeypatch.setattr(Path, name, read_only)
-    assert compile_cache.repair(tmp_path) == []
+    assert compile_cache.remove_damaged_entries(tmp_path) == []
     monkeypatch.setattr(os, "scandir", read_only)
-    assert compile_cache.repair(tmp_path) == []
+    assert compile_cache.remove_damaged_entries(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="the standard library has zstd from 3.14 on")
 def test_zstd_entries(tmp_path):
     from compression import zstd
 
-    whole = zstd.compress(os.urandom(3 << 20))
-    kept, cut = entry(tmp_path, "whole", whole), entry(tmp_path, "cut", whole[:-1])
-    assert compile_cache.repair(tmp_path) == [cut]
+    complete = zstd.compress(os.urandom(3 << 20))
+    kept, cut = entry(tmp_path, "complete", complete), entry(tmp_path, "cut", complete[:-1])
+    assert compile_cache.remove_damaged_entries(tmp_path) == [cut]
     assert kept.exists()

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from attention_jax.cli import malloc as heap
+from attention_jax.cli import malloc
 
 GB = 1 << 30
 
@@ -12,9 +12,9 @@ GB = 1 << 30
 FREED = """
 import resource, sys, threading
 from pathlib import Path
-from attention_jax.cli import malloc as heap
-heap._memory = lambda: int(sys.argv[1])
-said = heap.keep()
+from attention_jax.cli import malloc
+malloc._memory_bytes = lambda: int(sys.argv[1])
+said = malloc.keep_freed_memory()
 import numpy as np
 
 def resident():
@@ -70,42 +70,42 @@ def test_several_processes_and_what_the_user_says_come_first(freed, said):
 
 
 def test_host_of_an_accelerator_is_left_alone(monkeypatch):
-    monkeypatch.setattr(heap.importlib.metadata, "entry_points", lambda group: [group])
+    monkeypatch.setattr(malloc.importlib.metadata, "entry_points", lambda group: [group])
     monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
-    assert heap.keep() is False
+    assert malloc.keep_freed_memory() is False
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert not heap._accelerator()
+    assert not malloc._has_accelerator()
 
 
 @pytest.mark.parametrize("device", ["accel0", "vfio/0"])
 def test_tpu_is_found_by_its_device(monkeypatch, tmp_path, device):
-    monkeypatch.setattr(heap.importlib.metadata, "entry_points", lambda group: [])
-    monkeypatch.setattr(heap, "_DEVICES", tmp_path)
+    monkeypatch.setattr(malloc.importlib.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(malloc, "_DEVICES", tmp_path)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     (tmp_path / "vfio").mkdir()
     (tmp_path / "vfio/vfio").touch()  # which machines without a TPU have as well
-    assert not heap._accelerator()
+    assert not malloc._has_accelerator()
     (tmp_path / device).touch()
-    assert heap._accelerator()
+    assert malloc._has_accelerator()
 
 
 def test_memory_is_that_of_the_container(monkeypatch, tmp_path):
     limit, none = tmp_path / "limit", tmp_path / "none"
-    monkeypatch.setattr(heap, "_LIMITS", (none, tmp_path / "missing", limit))
+    monkeypatch.setattr(malloc, "_LIMITS", (none, tmp_path / "missing", limit))
     none.write_text("max\n")
     limit.write_text("9223372036854771712\n")
-    machine = heap._memory()
+    machine = malloc._memory_bytes()
     assert GB / 4 < machine < 1 << 60
     limit.write_text("123456\n")
-    assert heap._memory() == 123456
+    assert malloc._memory_bytes() == 123456
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(heap, "_told", lambda: False)
+    monkeypatch.setattr(malloc, "_is_configured", lambda: False)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.delenv("AJ_COORDINATOR", raising=False)
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: SimpleNamespace())
-    assert heap.keep() is False
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert malloc.keep_freed_memory() is False
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ def kept_by(run_python, tmp_path):
 
     def run(*command: str) -> list[str]:
         code = f"""
-from attention_jax.cli import main as cli, malloc as heap
+from attention_jax.cli import main as cli, malloc
 from jax._src import xla_bridge
-heap.keep = lambda: print("threads" if xla_bridge.backends_are_initialized() else "kept")
+malloc.keep_freed_memory = lambda: print("threads" if xla_bridge.backends_are_initialized() else "kept")
 print(cli.main({[*command, f"--workdir={tmp_path / 'missing'}"]}))
 """
         return run_python("-c", code).stdout.split()

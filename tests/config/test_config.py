@@ -69,7 +69,7 @@ def test_header_says_how_to_launch_on_what_and_what_to_expect(path):
     launch = next(line for line in head.splitlines() if line.startswith("Launch:"))
     arguments, _ = cli._split_overrides(shlex.split(launch.removeprefix("Launch:"))[1:])
     options = cli._parser().parse_args(arguments)
-    assert options.verb == "train" and options.config == f"configs/{path.name}"
+    assert options.command == "train" and options.config == f"configs/{path.name}"
 
 
 @each_file

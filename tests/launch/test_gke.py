@@ -79,9 +79,9 @@ def test_command_is_one_that_there_is(container):
     assert launch == "./launch.sh" and (ROOT / launch).exists()
     words, overrides = cli._split_overrides(words)
     options = cli._parser().parse_args(words)
-    assert options.verb == "train" and options.workdir == "gs://BUCKET/RUN"
+    assert options.command == "train" and options.workdir == "gs://BUCKET/RUN"
     assert not Path(options.config).is_absolute()
-    cli._overridden(load_config(str(ROOT / options.config)), overrides)
+    cli._apply_overrides(load_config(str(ROOT / options.config)), overrides)
 
 
 def test_variables_are_what_the_code_reads(container, job):
@@ -131,7 +131,7 @@ def test_names_nobody_and_has_no_secret(jobset):
     name = jobset["metadata"]["name"]
     first = f"jobset.sigs.k8s.io/jobset-name={name},batch.kubernetes.io/job-completion-index=0"
     for command in ("kubectl apply -f docs/gke_jobset.yaml", f"kubectl logs -f -l {first}", f"kubectl delete jobset {name}"):
-        assert command in text and command in (ROOT / "docs" / "operations.md").read_text()
+        assert command in text and command in (ROOT / "docs" / "clusters.md").read_text()
 
 
 def test_image_is_made_of_the_folder_that_it_runs_in(container):

@@ -1,4 +1,4 @@
-"""launch.sh, with stand-ins for Python, pip and uv that only write down how they were called."""
+"""launch.sh, with substitutes for Python, pip and uv that only write down how they were called."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ TOOLS = """
 bash basename cat chmod cksum dirname env find flock grep head mkdir mv paste readlink rm sed sleep sort tr
 """
 
-# Stands for an interpreter: answers the version check, makes an environment that holds a copy of itself, and writes
+# In place of an interpreter: answers the version check, makes an environment that holds a copy of itself, and writes
 # everything else that it is asked for into $CALLS.
 PYTHON = """#!/usr/bin/env bash
 if [[ "$1" == -c || "$1" == --version ]]; then exit 0; fi
@@ -39,7 +39,7 @@ esac
 
 
 class Checkout:
-    """A copy of what launch.sh needs, in a folder with a space in its name, on a machine of stand-ins."""
+    """A copy of what launch.sh needs, in a folder with a space in its name, on a machine of substitutes."""
 
     def __init__(self, root: Path, folder: Path):
         self.path, self.bin, self.calls_file = folder / "a checkout", folder / "bin", folder / "calls"
@@ -80,7 +80,7 @@ class Checkout:
         return process.returncode, stderr
 
     def calls(self) -> list[str]:
-        """What the stand-ins were asked for since the last time."""
+        """How the substitutes were called since the last time."""
         if not self.calls_file.exists():
             return []
         lines = self.calls_file.read_text().splitlines()
@@ -264,9 +264,9 @@ def test_compiled_programs_are_kept(checkout):
         assert process.communicate() == (expected, "")
 
 
-# --- local: a package of the same name stands in for the library's verbs ------------------------------------------------
+# --- local: a package of the same name replaces the library's commands ------------------------------------------------
 
-VERBS = """
+COMMANDS = """
 import os, pathlib, signal, sys, time
 index, count, folder = int(os.environ["AJ_PROCESS"]), int(os.environ["AJ_PROCESSES"]), pathlib.Path(os.environ["FOLDER"])
 def stop(*_):
@@ -288,19 +288,20 @@ if sys.argv[1] != "end":
 
 
 class Local:
-    """`python -m attention_jax.launch.local`, whose children run VERBS in place of the library."""
+    """`python -m attention_jax.launch local`, whose children run COMMANDS in place of the library."""
 
     def __init__(self, root: Path, folder: Path):
         self.folder = folder
         package = folder / "attention_jax"
         package.mkdir()
         (package / "__init__.py").write_text("")
-        (package / "__main__.py").write_text(VERBS)
-        shutil.copy(root / "attention_jax" / "local.py", package)
+        (package / "__main__.py").write_text(COMMANDS)
+        shutil.copy(root / "attention_jax" / "errors.py", package)
+        shutil.copytree(root / "attention_jax" / "launch", package / "launch")
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "attention_jax.launch.local", *arguments],
+            [sys.executable, "-m", "attention_jax.launch", "local", *arguments],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(self.folder), "FOLDER": str(self.folder), "XLA_FLAGS": "--users", **env},
             stdin=subprocess.DEVNULL,
@@ -336,14 +337,14 @@ def test_local_gives_each_process_its_place(local):
 
 
 @pytest.mark.parametrize(
-    ("verb", "at_term", "code", "how"),
+    ("command", "at_term", "code", "how"),
     [
         ("fail", "0", 3, "ended with exit code 3"),
         ("die", "5", 137, "was ended by SIGKILL (by hand, or by the kernel because memory ran out)"),
     ],
 )
-def test_local_names_the_process_that_failed_and_stops_the_rest(local, verb, at_term, code, how):
-    process = local.start("--processes=3", "--", verb, AT_TERM=at_term)
+def test_local_names_the_process_that_failed_and_stops_the_rest(local, command, at_term, code, how):
+    process = local.start("--processes=3", "--", command, AT_TERM=at_term)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"local: process 1 of 3 on {socket.gethostname()} {how}; stopping the others.\n" in stderr
@@ -375,7 +376,7 @@ def test_local_leaves_no_process_when_it_is_killed(local):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes=2"], "what to run is missing"),
+        (["--processes=2"], "the command is missing"),
         (["--processes=0", "--", "train"], "both must be at least 1"),
         (["--process=x", "--", "train"], "--process"),
         (["--hosts=2", "--", "train"], "unrecognized arguments: --hosts=2"),

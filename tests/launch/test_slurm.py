@@ -1,4 +1,4 @@
-"""`./launch.sh slurm`: against stand-ins for Slurm's programs, against their own help, and on a Slurm of one node."""
+"""`./launch.sh slurm`: with substitutes for Slurm's programs, with their own help, and on a Slurm of one node."""
 
 import fnmatch
 import json
@@ -15,7 +15,7 @@ from tests.conftest import child_environment
 from tests.helpers import private_slurm
 from tests.helpers.small import as_options
 
-# Stands for the environment's Python: answers the library's verbs with what arrived, and runs everything else.
+# In place of the environment's Python: prints what it got for the library's commands, and runs everything else.
 PYTHON = f"""#!/usr/bin/env bash
 if [[ "$1 $2" == "-m attention_jax" ]]; then
   exec {sys.executable} -c 'import json, os, sys
@@ -59,8 +59,8 @@ NASTY = [
 ]
 
 
-class Door:
-    """The door in a folder of its own, on a machine where stand-ins come first in PATH."""
+class Launcher:
+    """The launcher in its own folder, on a machine where the programs above come first in PATH."""
 
     def __init__(self, folder: Path):
         self.folder, self.cwd = folder, folder / "some where"
@@ -87,45 +87,45 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path) -> Door:
-    return Door(tmp_path)
+def launcher(tmp_path) -> Launcher:
+    return Launcher(tmp_path)
 
 
-def test_every_word_arrives_unchanged_in_every_process(door, root):
-    done = door(root, "--nodes=3", "--time=1-0", "--", "train", *NASTY)
+def test_every_word_arrives_unchanged_in_every_process(launcher, root):
+    done = launcher(root, "--nodes=3", "--time=1-0", "--", "train", *NASTY)
     assert done.returncode == 0, done.stderr
-    common = [["train", *NASTY], str(door.cwd), f"n1:{61440 + 1}", "5"]
-    assert door.arrived() == [[*common, str(process), "n1,n1,n2,n2,n3"] for process in range(5)]
-    assert done.stdout.startswith(f"job 77 is submitted; its log: {door.cwd}/runs/slurm/77.log\n")
+    common = [["train", *NASTY], str(launcher.cwd), f"n1:{61440 + 1}", "5"]
+    assert launcher.arrived() == [[*common, str(process), "n1,n1,n2,n2,n3"] for process in range(5)]
+    assert done.stdout.startswith(f"job 77 is submitted; its log: {launcher.cwd}/runs/slurm/77.log\n")
 
 
-def test_a_dry_run_shows_what_would_run_and_runs_nothing(door, root):
-    shown = door(root, "--nodes=2", "--dry-run", "--", "train", *NASTY)
+def test_a_dry_run_shows_what_would_run_and_runs_nothing(launcher, root):
+    shown = launcher(root, "--nodes=2", "--dry-run", "--", "train", *NASTY)
     assert shown.returncode == 0, shown.stderr
-    assert not (door.folder / "sbatch.calls").exists() and not (door.cwd / "runs").exists()
+    assert not (launcher.folder / "sbatch.calls").exists() and not (launcher.cwd / "runs").exists()
     # What it prints is itself a program for a shell, and does the same.
     by_hand = subprocess.run(
-        ["bash", "-c", shown.stdout], cwd=door.cwd, env=door.env, capture_output=True, text=True, check=False
+        ["bash", "-c", shown.stdout], cwd=launcher.cwd, env=launcher.env, capture_output=True, text=True, check=False
     )
     assert by_hand.returncode == 0, by_hand.stderr
-    first, script = door.calls("sbatch"), (door.folder / "script").read_text()
-    door(root, "--nodes=2", "--", "train", *NASTY)
-    assert door.calls("sbatch") == first * 2
-    assert (door.folder / "script").read_text() == script
+    first, script = launcher.calls("sbatch"), (launcher.folder / "script").read_text()
+    launcher(root, "--nodes=2", "--", "train", *NASTY)
+    assert launcher.calls("sbatch") == first * 2
+    assert (launcher.folder / "script").read_text() == script
 
 
-def test_an_array_has_a_row_in_each_element_and_the_table_after_them(door, root):
-    door.env["LAST_TASK"] = "0"
+def test_an_array_has_a_row_in_each_element_and_the_table_after_them(launcher, root):
+    launcher.env["LAST_TASK"] = "0"
     file = str(root / "experiments" / "quickstart.py")
-    done = door(root, "--array=2", "--partition=x", "--", "table", file, "--workdir=my runs")
+    done = launcher(root, "--array=2", "--partition=x", "--", "table", file, "--workdir=my runs")
     assert done.returncode == 0, done.stderr
     labels = ["plain", "residual", "residual + SE", "residual + BAM", "residual + recipe"]
-    elements = door.arrived()[:-1]
+    elements = launcher.arrived()[:-1]
     expected = [["table", file, "--workdir=my runs", f"--rows={label}"] for label in labels]
     assert [words[:-1] for words, *_ in elements] == expected
     assert [words[-1] for words, *_ in elements] == [f"--output=my runs/array/{number}" for number in range(5)]
-    assert door.arrived()[-1][0] == ["table", file, "--workdir=my runs"]
-    first, last = door.calls("sbatch")
+    assert launcher.arrived()[-1][0] == ["table", file, "--workdir=my runs"]
+    first, last = launcher.calls("sbatch")
     assert "--array=0-4%2" in first and "--partition=x" in first
     assert "--dependency=afterany:77" in last and "--partition=x" in last
 
@@ -133,7 +133,7 @@ def test_an_array_has_a_row_in_each_element_and_the_table_after_them(door, root)
 @pytest.mark.parametrize("label", ["plain", "a, b", "a*", "[x]", "what?", "N = 2 M = [3]"])
 def test_a_label_selects_its_own_row(label):
     others = ["plain", "a, b", "ab", "x", "[x]", "whatx", "N = 2 M = 3", "N = 2 M = [3]", "a*", "what?"]
-    pattern = slurm._pattern(label)
+    pattern = slurm._escape_label(label)
     assert "," not in pattern
     assert [other for other in others if fnmatch.fnmatchcase(other, pattern)] == [label]
 
@@ -141,26 +141,26 @@ def test_a_label_selects_its_own_row(label):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nodes=2"], "what to run is missing"),
-        (["--", "trian"], "'trian' is nothing to run elsewhere: give one of train,"),
+        (["--nodes=2"], "the command is missing"),
+        (["--", "trian"], "'trian' cannot run elsewhere: give one of train,"),
         (["--array", "--", "train"], "--array divides the rows of a table"),
         (["--array", "--", "table", "x.py", "--rows=a"], "--array takes all rows of the table: leave --rows out"),
-        (["--wrap=ls", "--", "train"], "--wrap is set by this door"),
+        (["--wrap=ls", "--", "train"], "--wrap is set by this launcher"),
     ],
 )
-def test_mistakes(door, root, arguments, message):
-    done = door(root, *arguments)
+def test_mistakes(launcher, root, arguments, message):
+    done = launcher(root, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: slurm: {message}") and done.stderr.count("\n") == 1
-    assert not (door.folder / "sbatch.calls").exists()
+    assert not (launcher.folder / "sbatch.calls").exists()
 
 
-def test_sbatch_failing_or_missing_is_said(door, root):
-    (door.folder / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
-    done = door(root, "--", "train")
+def test_sbatch_failing_or_missing_is_said(launcher, root):
+    (launcher.folder / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+    done = launcher(root, "--", "train")
     assert done.returncode == 2
     assert done.stderr.startswith("sbatch: error: invalid partition\nerror: slurm: sbatch --job-name=train ")
-    assert done.stderr.endswith("ended with exit code 1, as said above.\n")
+    assert done.stderr.endswith("ended with exit code 1; see its messages above.\n")
 
 
 # --- on a Slurm of one node -----------------------------------------------------------------------------------------------
@@ -176,8 +176,8 @@ def cluster(tmp_path_factory):
 
 def test_slurm_takes_the_options(cluster):
     """Also those of an array and of the job after it, which the test below does not submit."""
-    first = slurm.sbatch("row", Path("x.log"), ["--array=0-1%1"])
-    for command in (first, slurm.sbatch("table", Path("x.log"), ["--dependency=afterany:1"])):
+    first = slurm.sbatch_command("row", Path("x.log"), ["--array=0-1%1"])
+    for command in (first, slurm.sbatch_command("table", Path("x.log"), ["--dependency=afterany:1"])):
         asked = [command[0], "--test-only", *command[1:]]
         env = child_environment(cluster.env)
         done = subprocess.run(asked, input="#!/bin/sh\n", env=env, capture_output=True, text=True, check=False)

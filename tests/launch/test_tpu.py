@@ -1,4 +1,4 @@
-"""`./launch.sh tpu`: with a stand-in for gcloud that runs the workers here, and against gcloud's own help."""
+"""`./launch.sh tpu`: with a substitute for gcloud that runs the workers here, and against gcloud's own help."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from attention_jax import tree
-from attention_jax.launch.gcloud import Slice, accelerator
+from attention_jax.launch.gcloud import TpuSlice, parse_accelerator
 from attention_jax.train import checkpoint
 from tests.conftest import ROOT, child_environment
-from tests.helpers import fake_gcloud as stand_in_gcloud
+from tests.helpers import fake_gcloud
 from tests.helpers.small import as_options
 
-# Stands for the environment's Python on a worker: does what the last word of the verb says.
+# In place of the environment's Python on a worker: does what the last word of the command says.
 PYTHON = f"""#!/usr/bin/env bash
 [[ "$1 $2" == "-m attention_jax" ]] || exec {sys.executable} "$@"
 exec {sys.executable} -u -c '
@@ -46,7 +46,7 @@ NASTY = [
 
 
 class Fleet:
-    """The door on a machine where the stand-in comes first in PATH."""
+    """The launcher on a machine where the substitute for gcloud comes first in PATH."""
 
     def __init__(self, folder: Path, python: str | None):
         self.folder = folder / "fleet"
@@ -89,11 +89,11 @@ class Fleet:
     def preempt(self) -> None:
         """Takes the slice away, as Google does one of spot machines."""
         (self.folder / "state").write_text("SUSPENDED")
-        stand_in_gcloud.end(self.folder)
+        fake_gcloud.end(self.folder)
 
     def end(self) -> None:
         """Ends what a failing test has left."""
-        stand_in_gcloud.end(self.folder)
+        fake_gcloud.end(self.folder)
 
 
 @pytest.fixture
@@ -118,13 +118,13 @@ def free_port() -> int:
 
 def test_every_word_arrives_unchanged_and_secrets_only_when_named(fleet):
     secret = f"secret {os.getpid()}"
-    verb = ["--", "train", "--config=configs/quickstart.py", "--workdir=gs://bucket/x", *NASTY]
-    code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", "--env=TOKEN", *verb, TOKEN=secret)
+    command = ["--", "train", "--config=configs/quickstart.py", "--workdir=gs://bucket/x", *NASTY]
+    code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", "--env=TOKEN", *command, TOKEN=secret)
     assert code == 0, stdout + stderr
     names = "pod worker 0,pod worker 1"
     for worker in (0, 1):
         place = str(fleet.folder / f"worker-{worker}" / "attention_jax" / "code")
-        assert json.loads(fleet.log(worker).splitlines()[0]) == [verb[1:], place, secret, str(worker), names]
+        assert json.loads(fleet.log(worker).splitlines()[0]) == [command[1:], place, secret, str(worker), names]
     assert secret not in (fleet.folder / "calls").read_text() + stderr
     left = [path for path in fleet.folder.rglob("*") if path.is_file() and path.name != "log"]
     assert not [path for path in left if secret.encode() in path.read_bytes()], "no file keeps the value"
@@ -138,8 +138,8 @@ def test_every_word_arrives_unchanged_and_secrets_only_when_named(fleet):
 
 
 def test_a_failing_worker_is_named_with_its_last_lines_and_the_rest_is_stopped(fleet):
-    verb = ["--", "train", "--workdir=gs://bucket/x", "--fail"]
-    code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", *verb)
+    command = ["--", "train", "--workdir=gs://bucket/x", "--fail"]
+    code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", *command)
     assert code == 1
     assert "worker 1 of 2 ended first, with exit code 3; stopping the others" in stderr
     assert "[worker 1] the cause\n" in stdout
@@ -147,16 +147,16 @@ def test_a_failing_worker_is_named_with_its_last_lines_and_the_rest_is_stopped(f
 
 
 def test_a_run_is_started_looked_at_and_stopped(fleet):
-    verb = ["--commit=HEAD", "--", "train", "--workdir=gs://bucket/x", "--wait"]
+    command = ["--commit=HEAD", "--", "train", "--workdir=gs://bucket/x", "--wait"]
     code, stdout, _ = fleet("create", *CREATE)
     assert code == 0 and "./launch.sh preflight --config=FILE --topology=v5e-16" in stdout
-    code, stdout, stderr = fleet("run", *verb)
+    code, stdout, stderr = fleet("run", *command)
     assert code == 0, stderr
     assert stdout.startswith("2 workers have started; this terminal may close.")
     wait_for(lambda: fleet.log(0) and fleet.log(1), "both workers ran")
     code, stdout, _ = fleet("status")
     assert code == 0 and "pod: ACTIVE\n  worker 0: running" in stdout and "  worker 1: running" in stdout
-    code, _, stderr = fleet("run", *verb, "--other")
+    code, _, stderr = fleet("run", *command, "--other")
     assert code == 2 and "another run is going on this slice: end it first with stop --keep" in stderr
     code, stdout, _ = fleet("logs", "--worker=1")
     assert code == 0 and stdout.startswith("[worker 1] [[") and "--other" not in stdout
@@ -167,15 +167,15 @@ def test_a_run_is_started_looked_at_and_stopped(fleet):
 
 
 def test_a_dry_run_shows_every_command_and_contacts_nothing(fleet):
-    verb = ["--", "train", "--workdir=gs://bucket/x", *NASTY]
+    command = ["--", "train", "--workdir=gs://bucket/x", *NASTY]
     shown = []
-    for action, arguments in (("watch", [*CREATE, "--commit=HEAD", "--dry-run", *verb]), ("stop", ["--dry-run"])):
+    for action, arguments in (("watch", [*CREATE, "--commit=HEAD", "--dry-run", *command]), ("stop", ["--dry-run"])):
         code, stdout, stderr = fleet(action, *arguments)
         assert code == 0, stderr
         shown += stdout.splitlines()
     assert not fleet.calls()
     assert any(line.startswith("./launch.sh preflight --config=FILE '--config.a=(0.5, ") for line in shown)
-    fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", *verb)
+    fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", *command)
     fleet("stop", "--every=0.1")
     read = "import json, sys; print(json.dumps(sys.argv[1:]))"
     words = [
@@ -194,8 +194,8 @@ def test_a_dry_run_shows_every_command_and_contacts_nothing(fleet):
     ("arguments", "message"),
     [
         (["run", "--", "train", "--workdir=runs/x"], "--workdir=runs/x would lie on each worker's own disk"),
-        (["run", "--", "trian"], "'trian' is nothing to run elsewhere"),
-        (["run", "--", "preflight"], "preflight describes a slice that need not be there, on the machine you sit at: give"),
+        (["run", "--", "trian"], "'trian' cannot run elsewhere"),
+        (["run", "--", "preflight"], "preflight describes a slice that need not exist, on this machine: give"),
         (["run", "--commit=nowhere", "--", "train", "--workdir=/x"], "--commit=nowhere: there is no such commit."),
         (["run", "--commit=HEAD", "--", "train", "--config=new.py", "--workdir=/x"], "new.py is not in commit"),
         (
@@ -226,16 +226,16 @@ def test_mistakes(fleet, arguments, message):
     ],
 )
 def test_types(name, expected):
-    assert accelerator(name) == expected
+    assert parse_accelerator(name) == expected
 
 
 COMMANDS = [
-    Slice("pod", "z", "p", internal_ip=True).create("v5litepod-16", "image", spot=True, flags=["--network=x"]),
-    Slice("pod", "z", "p").describe(),
-    Slice("pod", "z", "p").describe_node(),
-    Slice("pod", "z", "p").delete(),
-    Slice("pod", "z", "p", internal_ip=True).send(Path("folder")),
-    Slice("pod", "z", "p", internal_ip=True).remote("ls"),
+    TpuSlice("pod", "z", "p", internal_ip=True).create("v5litepod-16", "image", spot=True, flags=["--network=x"]),
+    TpuSlice("pod", "z", "p").describe(),
+    TpuSlice("pod", "z", "p").describe_node(),
+    TpuSlice("pod", "z", "p").delete(),
+    TpuSlice("pod", "z", "p", internal_ip=True).send(Path("folder")),
+    TpuSlice("pod", "z", "p", internal_ip=True).remote("ls"),
 ]
 
 
@@ -268,7 +268,17 @@ def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_pa
     assert starts[0] == 0 and all(0 < step < 72 for step in starts[1:]) and len(starts) > 1
 
     alone = tmp_path / "alone"
-    words = [sys.executable, "-m", "attention_jax.launch.local", "--processes=2", "--", "train", *options, f"--workdir={alone}"]
+    words = [
+        sys.executable,
+        "-m",
+        "attention_jax.launch",
+        "local",
+        "--processes=2",
+        "--",
+        "train",
+        *options,
+        f"--workdir={alone}",
+    ]
     subprocess.run(words, env=child_environment(), capture_output=True, check=True)
     assert (run / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
     ends = [tree.flatten_by_path(checkpoint.read_newest(workdir)[0]) for workdir in (run, alone)]

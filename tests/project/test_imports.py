@@ -82,6 +82,25 @@ def test_ground_floor_is_light(name, allowed):
     assert roots - set(sys.stdlib_module_names) - {"attention_jax"} <= allowed
 
 
+STANDALONE = [PACKAGE / "__init__.py", PACKAGE / "errors.py", *sorted((PACKAGE / "launch").glob("*.py"))]
+
+
+def test_launchers_need_the_standard_library_alone():
+    """Also the two modules that a launcher loads beside its own."""
+    for path in STANDALONE:
+        roots = {name.split(".")[0] for _, name in imports(path)}
+        assert roots <= set(sys.stdlib_module_names) | {"attention_jax"}, path
+    worker = {name.split(".")[0] for _, name in imports(PACKAGE / "launch" / "worker.py")}
+    assert "attention_jax" not in worker, "worker.py is sent alone"
+
+
+def test_launchers_run_on_python_3_9(run_python):
+    """Syntax and annotations that Python 3.9 reads, as ruff knows them."""
+    options = ("check", "--isolated", "--no-cache", "--select=FA102", "--target-version=py39")
+    done = run_python("-m", "ruff", *options, *STANDALONE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 SLOW = ["grain", "matplotlib", "orbax", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch"]
 
 

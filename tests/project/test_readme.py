@@ -1,90 +1,92 @@
-"""The README does what it says: its commands and samples run, in order, in an empty folder beside the checkout.
+"""README.md and docs/*.md do what they say: their samples run, in order, in an empty folder beside the checkout.
 
-Fenced blocks: `bash` is a list of commands, `python file=NAME` is a file, `python` is run, `text` is neither.
+Commands that train run with small budgets; other long commands are parsed, and their configs and table rows resolved.
 """
 
-import os
+import io
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import attention_jax as aj
 from attention_jax.cli import main as cli
 from attention_jax.tables.table import load_table
-from tests.conftest import child_environment
+from tests.helpers import pages
 from tests.helpers.small import FIELDS, ROOT
 
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+PAGES = pages.list_pages()
 RESULTS = ROOT / "experiments" / "results" / "quickstart.md"
-BLOCKS = re.findall(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+each_page = pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 
-# Their files are read and run by test_experiments.py.
-IMAGE_TABLES = (
-    *("residual", "bam", "visual_attention", "receptive_field"),
-    *("resnext_cardinality", "resnet_rs", "randaugment"),
-)
-
-# What a command is given besides, by how it begins, so that it takes seconds. What is left out runs as it is written.
+# Overrides that make a training take seconds, by how its command begins. Other trainings are resolved and not run.
 REDUCED = {
-    "quickstart": ["--scale=smoke", "--seeds=1", "--rows=residual + BAM", "--workdir=runs/quickstart"],
-    "table experiments/quickstart.py": ["--scale=smoke", "--workdir=runs/quickstart", "--dry-run"],
-    "table my_table.py": ["--scale=smoke", "--dry-run"],
-    **{f"table experiments/{name}.py": ["--scale=smoke", "--dry-run"] for name in IMAGE_TABLES},
-    "train --config=configs/quickstart.py": [f"--config.{name}={value}" for name, value in FIELDS.items()],
-    "train --config=configs/translate_quickstart.py": [
-        *("--config.model.layers=1", "--config.model.features=16", "--config.model.hidden=16", "--config.total_steps=6"),
-        *("--config.schedule.warmup_steps=2", "--config.evaluation.translate=False", "--config.search.max_extra=2"),
-        "--config.evaluation.headline=token_accuracy",
-    ],
+    "train --config=configs/quickstart.py": {**FIELDS, "total_steps": 8, "evaluation.every_steps": 4, "logging.every_steps": 2},
+    "train --config=configs/translate_quickstart.py": {
+        **{"model.layers": 1, "model.features": 16, "model.hidden": 16, "total_steps": 6, "schedule.warmup_steps": 2},
+        **{"evaluation.translate": False, "evaluation.headline": "token_accuracy", "search.max_extra": 2},
+    },
 }
-NOT_RUN = {"test": "this is it"}
-IN_A_PROCESS_OF_ITS_OWN = ("quickstart",)  # the others call the same library in this process, which saves its start
+RUN = ("train", "evaluate", "translate", "summary")  # commands that are run
+RESOLVED = ("table", "plot", "preflight", "prepare")  # commands that are parsed and resolved
 
 
-def test_blocks_are_of_known_kinds():
-    assert README.count("```") == 2 * len(BLOCKS)
-    assert {kind for kind, _, _ in BLOCKS} == {"bash", "python", "text"}
-    assert sum(bool(name) for _, name, _ in BLOCKS) == 5
+@each_page
+def test_blocks_are_of_known_kinds(page):
+    blocks = pages.read_blocks(page)
+    assert page.read_text().count("```") == 2 * len(blocks)
+    kinds = {"bash", "python", "text"} | ({""} if page.name == "clusters.md" else set())  # test_clusters_page.py reads those
+    assert {block.kind for block in blocks} <= kinds
 
 
-def test_samples_are_short():
-    for _, name, text in BLOCKS:
-        assert not name or len(text.splitlines()) <= 30
-        assert all(len(line) <= 160 for line in text.splitlines())
+@each_page
+def test_samples_are_short(page):
+    for block in pages.read_blocks(page):
+        assert not block.name or len(block.text.splitlines()) <= 30
+        assert block.kind == "" or all(len(line) <= 160 for line in block.text.splitlines())
 
 
-def test_everything_in_it_runs(tmp_path, monkeypatch):
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 120
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with what the commands name; programs are compiled without optimisation, which is quicker."""
     for name in ("launch.sh", "configs", "experiments"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    _pictures(tmp_path / "pictures")
+    _draw_pictures(tmp_path / "pictures")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield tmp_path
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_everything_in_them_runs(folder, monkeypatch):
     namespace: dict = {}
     done = []
-    for kind, name, text in BLOCKS:
-        if name:
-            (tmp_path / name).write_text(text)
-        elif kind == "python":
-            exec(compile(text, "README.md", "exec"), namespace)
-        elif kind == "bash":
-            for line in text.splitlines():
-                done.append(_run(line))
-    assert (
-        done.count("train") == 4
-        and done.count("translate") == 2
-        and done.count("table") == 3 + len(IMAGE_TABLES)
-        and {"quickstart", "test", "evaluate"} <= set(done)
-    )
+    for page in PAGES:
+        for block in pages.read_blocks(page):
+            if block.name:
+                (folder / block.name).write_text(block.text)
+            elif block.kind == "python":
+                exec(compile(block.text, page.name, "exec"), namespace)
+            elif block.kind == "bash":
+                done += [_run(line, monkeypatch) for line in block.text.splitlines()]
+    assert done.count("train") == 5 and done.count("evaluate") == 2 and done.count("translate") == 3
+    assert {"quickstart", "table"} <= set(done)
 
     assert len(namespace["prediction"].labels) == 599
     assert namespace["maps"]["stage1_gate/map"].ndim == 4 and len(namespace["steps"]) == 2
-    for run in ("quickstart/residual-bam/0", "mine", "softmax", "pictures"):
-        assert list((tmp_path / "runs" / run / "checkpoints").glob("[0-9]*")), run
-    assert len((tmp_path / "translated.txt").read_text().splitlines()) == 3 and (tmp_path / "attention.png").stat().st_size
+    for run in ("mine", "softmax", "pictures"):
+        assert list((folder / "runs" / run / "checkpoints").glob("[0-9]*")), run
+    assert len((folder / "translated.txt").read_text().splitlines()) == 3 and (folder / "attention.png").stat().st_size
     assert len(namespace["best"].texts) == 3
     assert aj.load_run("runs/pictures").labels == list("abcdefghij")
     table = load_table("my_table.py")
@@ -92,26 +94,30 @@ def test_everything_in_it_runs(tmp_path, monkeypatch):
     assert config.optimizer.weight_decay == 0 and config.model.gate == "my_gate.py:SpatialSoftmax"
 
 
-def _run(line: str) -> str:
-    """Runs one command of the README, made smaller; returns its verb."""
-    program, verb, *arguments = shlex.split(line)
+def _run(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs one command with a smaller budget, or resolves it; returns its name."""
+    text, pipe, line = line.rpartition(" | ")
+    program, command, *arguments = shlex.split(line)
     assert program == "./launch.sh"
-    if verb in NOT_RUN:
-        return verb
-    command = f"{verb} {shlex.join(arguments)}"
-    for beginning, more in REDUCED.items():
-        if command.startswith(beginning):
-            arguments += more
-    if verb in IN_A_PROCESS_OF_ITS_OWN:
-        env = child_environment({"ATTENTION_JAX_PYTHON": sys.executable})
-        call = subprocess.run([program, verb, *arguments], env=env, capture_output=True, text=True, check=False)
-        assert call.returncode == 0, f"{line}\n{call.stdout}\n{call.stderr}"
-    else:
-        assert cli.main([verb, *arguments]) == 0, line
-    return verb
+    if command == "quickstart":
+        name = "_".join(["quickstart", *arguments[:1]])
+        pages.check_library_command(["table", f"experiments/{name}.py", *arguments[1:]])
+    elif command in RESOLVED:
+        pages.check_library_command([command, *arguments])
+    elif command in RUN:
+        if pipe:
+            written = shlex.split(text)[1] + "\n"
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(written.encode())))
+        reduced = [fields for start, fields in REDUCED.items() if f"{command} {shlex.join(arguments)}".startswith(start)]
+        if command == "train" and not reduced:
+            pages.check_library_command([command, *arguments])
+        else:
+            more = [f"--config.{name}={value}" for fields in reduced for name, value in fields.items()]
+            assert cli.main([command, *arguments, *more]) == 0, line
+    return command
 
 
-def _pictures(folder: Path) -> None:
+def _draw_pictures(folder: Path) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -123,36 +129,59 @@ def _pictures(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
 
 
-def test_links_and_pictures_are_there():
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
-    if not RESULTS.exists():
-        missing = [target for target in missing if not target.startswith("experiments/results/")]
-    assert not missing
+@each_page
+def test_links_and_pictures_exist(page):
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    assert not [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+
+
+def test_every_page_is_listed():
+    listed = set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
+    assert listed == {page.name for page in PAGES} - {"README.md", "index.md"}
 
 
 def test_table_is_that_of_the_results():
-    if not RESULTS.exists():
-        pytest.skip("the quickstart's results are not in the repository yet")
-    shown = re.search(r"<!-- quickstart table -->\n(.*?)\n<!-- end -->", README, re.DOTALL).group(1).strip()
-    made = "\n".join(line for line in RESULTS.read_text().splitlines() if line.startswith("|"))
-    assert shown == made, "copy the table of experiments/results/quickstart.md between the markers"
+    def rows(text: str) -> list[list[str]]:
+        return [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+
+    made = {row[0]: row for row in rows(RESULTS.read_text())}
+    _, _, *shown = rows(re.search(r"<!-- quickstart table -->\n(.*?)\n<!-- end -->", README.read_text(), re.DOTALL).group(1))
+    columns = [made["row"].index(name) for name in ("row", "params", "accuracy %", "Δ to residual")]
+    assert len(shown) == 5
+    assert shown == [[made[row[0]][column] for column in columns] for row in shown], "copy the cells of quickstart.md"
+    assert made["residual"][made["row"].index("Δ to the row before")].startswith("**+23.41 "), "the README names this number"
 
 
-def test_every_command_of_the_text_exists():
-    """Also those in running text: `./launch.sh VERB`."""
-    listed = subprocess.run([ROOT / "launch.sh"], capture_output=True, text=True, check=True, env={**os.environ}).stdout
-    for verb in re.findall(r"\./launch\.sh ([a-z]+)", README):
-        assert re.search(rf"^  {verb}\b", listed, re.MULTILINE), verb
+def listed_commands() -> list[str]:
+    """Commands in the help of launch.sh."""
+    text = subprocess.run([ROOT / "launch.sh"], capture_output=True, text=True, check=True).stdout
+    return list(dict.fromkeys(re.findall(r"^  ([a-z]+)\b", text, re.MULTILINE)))
 
 
-def test_map_shows_what_is_there():
-    text = next(text for kind, name, text in BLOCKS if kind == "text" and not name)
-    for name in re.findall(r"[\w/]+(?:\.py|\.sh|/)(?=\s)", text):
-        assert any((folder / name).exists() for folder in (ROOT, ROOT / "attention_jax", ROOT / "experiments")), name
-    parts = {p.name for p in (ROOT / "attention_jax").iterdir() if p.is_dir() and not p.name.startswith("__")}
-    assert all(f"{part}/" in text for part in parts), "every part of the package has its line"
+def test_every_command_of_the_texts_exists():
+    listed = listed_commands()
+    for page in PAGES:
+        for command in re.findall(r"\./launch\.sh ([a-z]+)", page.read_text()):
+            assert command in listed, f"{page.name}: {command}"
 
 
-def test_speaks_of_the_project_alone():
-    assert not re.search(r"/(home|root|Users|tmp|work)/", README)
+def test_every_command_is_documented():
+    text = (ROOT / "docs" / "index.md").read_text()
+    table = text[text.index("## Commands") :]
+    assert not [command for command in listed_commands() if not re.search(rf"^\| .*[ `]{command}`.* \|", table, re.MULTILINE)]
+
+
+def test_map_names_what_exists():
+    (block,) = pages.read_blocks(ROOT / "docs" / "code.md")
+    package = ROOT / "attention_jax"
+    for name in re.findall(r"[\w/]+(?:\.py|\.sh|/)(?=\s)", block.text):
+        places = (ROOT, package, package / "data", ROOT / "experiments")
+        assert any((folder / name).exists() for folder in places), name
+    parts = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    modules = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    assert not [name for name in parts | modules if name not in block.text], "every part of the package has its line"
+
+
+@each_page
+def test_names_no_machine(page):
+    assert not re.search(r"/(home|root|Users|tmp|work)/", page.read_text())

@@ -199,7 +199,7 @@ class Launched:
     """Two processes of one device each, and what they said."""
 
     def __init__(self, *options: str):
-        command = [sys.executable, "-m", "attention_jax.launch.local", "--processes=2", "--", "train", *options]
+        command = [sys.executable, "-m", "attention_jax.launch", "local", "--processes=2", "--", "train", *options]
         self.launcher = subprocess.Popen(
             command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -1,4 +1,4 @@
-"""docs/operations.md: every command in it is one that there is, as far as that can be known without running it."""
+"""docs/clusters.md: every command in it exists, as far as that can be known without running it."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ from attention_jax.launch import local, slurm, tpu
 from attention_jax.preflight.chips import find_slice
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "operations.md").read_text()
+PAGE = (ROOT / "docs" / "clusters.md").read_text()
 FENCED = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 LINES = [line for block in FENCED for line in block.splitlines()] + re.findall(
     r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.S)
@@ -53,20 +53,20 @@ def completed(words: Sequence[str]) -> list[str]:
     return full
 
 
-def check_verb(words: Sequence[str]) -> None:
+def check_library_command(words: Sequence[str]) -> None:
     """A verb of the library, with fields that its config has."""
     arguments, overrides = cli._split_overrides(list(words))
     options = cli._parser().parse_args(arguments)
     for file in (getattr(options, "config", None), getattr(options, "file", None)):
         assert file is None or (ROOT / file).exists(), file
     if getattr(options, "config", None):
-        cli._overridden(load_config(str(ROOT / options.config)), overrides)
+        cli._apply_overrides(load_config(str(ROOT / options.config)), overrides)
     if hasattr(options, "topology"):
         find_slice(options.topology)
 
 
 def test_commands_of_launch_sh(monkeypatch, capsys):
-    monkeypatch.setattr(slurm, "_labels", lambda verb: ["a row"])
+    monkeypatch.setattr(slurm, "_read_labels", lambda command: ["a row"])
     listed = re.findall(r"^  ([a-z]+)\b", subprocess.run([ROOT / "launch.sh"], capture_output=True, text=True).stdout, re.M)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     seen = set()
@@ -76,7 +76,7 @@ def test_commands_of_launch_sh(monkeypatch, capsys):
         seen.add(verb)
         after = rest[rest.index("--") + 1 :] if "--" in rest else []
         if after:
-            check_verb(after)
+            check_library_command(after)
         if verb == "setup":
             assert set(rest) <= extras.keys()
         elif verb == "tpu":
@@ -87,7 +87,7 @@ def test_commands_of_launch_sh(monkeypatch, capsys):
         elif verb == "local":
             assert local._parse(rest)[1] == after
         else:
-            check_verb([verb, *rest])
+            check_library_command([verb, *rest])
     assert seen == {"train", "evaluate", "preflight", "prepare", "setup", "local", "slurm", "tpu"}
     assert "queued-resources create pod" in capsys.readouterr().out
 
