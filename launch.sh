@@ -63,7 +63,7 @@ environment() {
     export JAX_COMPILATION_CACHE_DIR="$cache"
   fi
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
-  # Large pages for large arrays, which Linux hands out page by page; for translation attention_jax/heap.py keeps them.
+  # Large pages for large arrays, which Linux hands out page by page; for translation attention_jax/cli/malloc.py keeps them.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 }
 
