@@ -10,14 +10,14 @@ pytest.importorskip("timm", reason="the extra 'peers' is not installed")
 from PIL import Image
 from timm.data import auto_augment
 
-from attention_jax.data.images.randaugment import convert_mean_to_fill, get_magnitudes, make_randaugment
+from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import OPS
 from tests.data.test_randaugment import PHOTOS
 
 pytestmark = pytest.mark.peers
 
 MEAN = (0.485, 0.456, 0.406)
-# Ours -> timm's increasing name; without the ending it is that of `increasing=False`.
+# Ours -> timm's increasing name.
 NAMES = {
     **{"auto_contrast": "AutoContrast", "equalize": "Equalize", "invert": "Invert", "rotate": "Rotate"},
     **{"posterize": "PosterizeIncreasing", "solarize": "SolarizeIncreasing", "solarize_add": "SolarizeAdd"},
@@ -32,14 +32,11 @@ def timm_values(name: str, m: float) -> set:
     return {None} if level is None else {round(level(m, {})[0], 9) for _ in range(60)}
 
 
-@pytest.mark.parametrize("increasing", [True, False])
-def test_magnitudes(increasing):
-    levels = get_magnitudes("timm", increasing=increasing)
-    names = [name if increasing else name.removesuffix("Increasing") for name in NAMES.values()]
-    theirs = auto_augment._RAND_INCREASING_TRANSFORMS if increasing else auto_augment._RAND_TRANSFORMS
-    assert set(names) == set(theirs) and levels.keys() == NAMES.keys()
+def test_magnitudes():
+    levels = SETS["timm"].levels
+    assert set(NAMES.values()) == set(auto_augment._RAND_INCREASING_TRANSFORMS) and levels.keys() == NAMES.keys()
     random.seed(0)
-    for ours, name in zip(NAMES, names):
+    for ours, name in NAMES.items():
         for m in (0, 0.7, 3, 5, 8.49, 9, 10):
             values = {levels[ours](m, sign) for sign in (1, -1)}
             assert {None if v is None else round(v, 9) for v in values} == timm_values(name, m), (ours, m)
@@ -49,7 +46,7 @@ def test_magnitudes(increasing):
 @pytest.mark.parametrize("name", NAMES)
 def test_operation(name, photo):
     picture, fill = Image.fromarray(PHOTOS[photo]), convert_mean_to_fill(MEAN)
-    level = get_magnitudes("timm")[name]
+    level = SETS["timm"].levels[name]
     for m in (1, 5, 9):
         for value in {level(m, 1), level(m, -1)}:
             for resample in (Image.BILINEAR, Image.BICUBIC):
