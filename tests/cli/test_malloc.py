@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next step, where nobody says otherwise."""
+"""Freed memory is kept for the next step, unless the environment says otherwise."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from attention_jax.cli import malloc
 
 GB = 1 << 30
 
-# Says whether the memory was kept that a block of 64 MB of another thread took, and then one of the first thread.
+# Prints True if the memory of a freed block of 64 MB was kept: of another thread, then of the first thread.
 FREED = """
 import resource, sys, threading
 from pathlib import Path
@@ -35,7 +35,7 @@ print(said, of_thread, resident() - before > 32 << 20)
 
 @pytest.fixture
 def freed(run_python):
-    """Whether glibc was told, and whether it kept a block of another thread and one of the first."""
+    """Prints the result of keep_freed_memory, and True if glibc kept a block of another thread and of the first."""
 
     def run(memory: int = 24 * GB, **env: str) -> list[str]:
         unsaid = {"AJ_COORDINATOR": None, "GLIBC_TUNABLES": None, "JAX_PLATFORMS": "cpu"}

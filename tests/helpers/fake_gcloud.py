@@ -1,4 +1,4 @@
-"""Stands for gcloud: `python stand_in_gcloud.py compute tpus ...` runs remote commands here, each worker in a home of its own.
+"""A substitute for gcloud: `python fake_gcloud.py compute tpus ...` runs remote commands here, each worker in its own home.
 
 FLEET names a folder: `calls` (one JSON list a line), `state` (of the queued resource; absent without the file), and
 `worker-N` as homes. The number of workers is that of the file `workers`, two without it.

@@ -9,28 +9,24 @@ from collections.abc import Sequence
 
 import pytest
 
-from attention_jax.cli import main as cli
-from attention_jax.config import load_config
 from attention_jax.launch import local, slurm, tpu
-from attention_jax.preflight.chips import find_slice
 from tests.conftest import ROOT
+from tests.helpers.pages import check_library_command, read_blocks, read_inline_code
 
-PAGE = (ROOT / "docs" / "clusters.md").read_text()
-FENCED = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-LINES = [line for block in FENCED for line in block.splitlines()] + re.findall(
-    r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.S)
-)
+FILE = ROOT / "docs" / "clusters.md"
+PAGE = FILE.read_text()
+FENCED = [line for block in read_blocks(FILE) for line in block.text.splitlines()]
 TOOLS = ("gcloud", "kubectl", "git", "docker", "ssh-add", "scancel")
 
-# What the text leaves out or to the reader, by the word that it then stands for.
-STAND_FOR = {"NAME": "pod", "ZONE": "us-west4-a", "FILE": "configs/quickstart.py", "P": "2", "i": "0", "HOST:PORT": "n1:61441"}
+# Examples for the words that the page leaves to the reader.
+EXAMPLES = {"NAME": "pod", "ZONE": "us-west4-a", "FILE": "configs/quickstart.py", "P": "2", "i": "0", "HOST:PORT": "n1:61441"}
 TRAIN = ["--config=configs/quickstart.py", "--workdir=/shared/x"]
 
 
 def commands(program: str) -> list[list[str]]:
-    """The words of each command of a program, without what is set before it."""
+    """The words of each command of a program, without the variables before it."""
     found = []
-    for line in LINES:
+    for line in [*FENCED, *read_inline_code(FILE)]:
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"AJ_\w+=\S+", words[0]):
             words = words[1:]
@@ -40,29 +36,17 @@ def commands(program: str) -> list[list[str]]:
 
 
 def completed(words: Sequence[str]) -> list[str]:
-    """With names in place of the words that stand for them, and of "…" the options of a training or of a slice."""
+    """The words with examples filled in; "…" after `train` becomes the options of a training."""
     full: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
         if word == "…":
             full += TRAIN if full[-1] == "train" else []
-        elif equals and value in STAND_FOR:
-            full.append(f"{name}={STAND_FOR[value]}")
+        elif equals and value in EXAMPLES:
+            full.append(f"{name}={EXAMPLES[value]}")
         else:
-            full.append(STAND_FOR.get(word, word))
+            full.append(EXAMPLES.get(word, word))
     return full
-
-
-def check_library_command(words: Sequence[str]) -> None:
-    """A verb of the library, with fields that its config has."""
-    arguments, overrides = cli._split_overrides(list(words))
-    options = cli._parser().parse_args(arguments)
-    for file in (getattr(options, "config", None), getattr(options, "file", None)):
-        assert file is None or (ROOT / file).exists(), file
-    if getattr(options, "config", None):
-        cli._apply_overrides(load_config(str(ROOT / options.config)), overrides)
-    if hasattr(options, "topology"):
-        find_slice(options.topology)
 
 
 def test_commands_of_launch_sh(monkeypatch, capsys):
@@ -71,23 +55,23 @@ def test_commands_of_launch_sh(monkeypatch, capsys):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     seen = set()
     for words in commands("./launch.sh"):
-        verb, *rest = completed(words)
-        assert verb in listed, words
-        seen.add(verb)
+        command, *rest = completed(words)
+        assert command in listed, words
+        seen.add(command)
         after = rest[rest.index("--") + 1 :] if "--" in rest else []
         if after:
             check_library_command(after)
-        if verb == "setup":
+        if command == "setup":
             assert set(rest) <= extras.keys()
-        elif verb == "tpu":
+        elif command == "tpu":
             commit = ["--commit=HEAD"] if after else []
             assert tpu.main([*rest[:2], "--dry-run", *commit, *rest[2:]]) == 0
-        elif verb == "slurm":
+        elif command == "slurm":
             assert slurm.main(["--dry-run", *rest]) == 0
-        elif verb == "local":
+        elif command == "local":
             assert local._parse(rest)[1] == after
         else:
-            check_library_command([verb, *rest])
+            check_library_command([command, *rest])
     assert seen == {"train", "evaluate", "preflight", "prepare", "setup", "local", "slurm", "tpu"}
     assert "queued-resources create pod" in capsys.readouterr().out
 
@@ -95,8 +79,8 @@ def test_commands_of_launch_sh(monkeypatch, capsys):
 GCLOUD = commands("gcloud")
 
 
-def test_other_programs_are_those_that_one_would_have():
-    begun = {words[0] for words in (shlex.split(line, comments=True) for block in FENCED for line in block.splitlines())}
+def test_other_programs_are_known():
+    begun = {shlex.split(line, comments=True)[0] for line in FENCED}
     assert begun <= {"./launch.sh", *TOOLS}
     assert len(GCLOUD) == 7
 
@@ -104,18 +88,18 @@ def test_other_programs_are_those_that_one_would_have():
 @pytest.mark.parametrize("words", GCLOUD, ids=lambda words: "-".join(words[:4]))
 def test_gcloud_knows_the_options(words):
     if not shutil.which("gcloud"):
-        pytest.skip("gcloud is not installed here, whose help the options are compared with")
-    verbs = [word for word in words if re.fullmatch(r"[a-z][a-z-]*", word)]
-    for end in range(len(verbs), 1, -1):  # the last words may be arguments
-        asked = subprocess.run(["gcloud", *verbs[:end], "--help"], capture_output=True, text=True, check=False)
-        if asked.returncode == 0:
+        pytest.skip("gcloud, whose help has the options, is not installed here")
+    groups = [word for word in words if re.fullmatch(r"[a-z][a-z-]*", word)]
+    for end in range(len(groups), 1, -1):  # the last words may be arguments
+        printed = subprocess.run(["gcloud", *groups[:end], "--help"], capture_output=True, text=True, check=False)
+        if printed.returncode == 0:
             break
-    known = set(re.findall(r"--[a-z-]+", re.sub(r"\x1b\[[0-9;]*m|.\x08", "", asked.stdout)))
+    known = set(re.findall(r"--[a-z-]+", re.sub(r"\x1b\[[0-9;]*m|.\x08", "", printed.stdout)))
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
 
 
-def test_what_it_quotes_is_what_is_said():
-    """Sentences and states in the first column of what one may see."""
+def test_messages_that_it_quotes_are_those_of_the_code():
+    """Sentences and states in the first column of the last table."""
     source = "".join(path.read_text() for path in (ROOT / "attention_jax").rglob("*.py"))
     for words in ("ended first, with exit code", "another run is going on this slice", "queues again and goes on from there"):
         assert words in PAGE and words in source
@@ -123,9 +107,3 @@ def test_what_it_quotes_is_what_is_said():
         assert words in PAGE and words in source
     for name in set(re.findall(r"AJ_[A-Z_]+", PAGE)):
         assert f'"{name}"' in source, name
-
-
-def test_links_are_there():
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in target]
-    assert targets and all((ROOT / "docs" / target).exists() for target in targets)
-    assert not re.search(r"/(home|root|Users|tmp|work)/", PAGE)

@@ -18,7 +18,7 @@ bash basename cat chmod cksum dirname env find flock grep head mkdir mv paste re
 """
 
 # In place of an interpreter: answers the version check, makes an environment that holds a copy of itself, and writes
-# everything else that it is asked for into $CALLS.
+# every other call into $CALLS.
 PYTHON = """#!/usr/bin/env bash
 if [[ "$1" == -c || "$1" == --version ]]; then exit 0; fi
 echo "${0##*/} $*" >> "$CALLS"
@@ -332,8 +332,8 @@ def local(root, tmp_path) -> Local:
 def test_local_gives_each_process_its_place(local):
     stdout, stderr = (process := local.start("--processes=2", "--devices=3", "--", "end", "--a=b c")).communicate(timeout=30)
     assert process.returncode == 0, stderr
-    told = "of 2 cpu --users --xla_force_host_platform_device_count=3 end --a=b c\n"
-    assert (stdout, stderr) == (f"process 0 {told}", f"[1] process 1 {told}")
+    printed = "of 2 cpu --users --xla_force_host_platform_device_count=3 end --a=b c\n"
+    assert (stdout, stderr) == (f"process 0 {printed}", f"[1] process 1 {printed}")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_local_names_the_process_that_failed_and_stops_the_rest(local, command, 
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"local: process 1 of 3 on {socket.gethostname()} {how}; stopping the others.\n" in stderr
-    assert sorted(path.name for path in local.folder.glob("*.stopped")) == ["0.stopped", "2.stopped"]  # asked, not killed
+    assert sorted(path.name for path in local.folder.glob("*.stopped")) == ["0.stopped", "2.stopped"]  # by SIGTERM, not killed
     assert not any(map(is_alive, local.pids(3)))
 
 

@@ -24,7 +24,7 @@ print(json.dumps([sys.argv[1:], os.getcwd(), *about]))' "${{@:3}}"
 fi
 exec {sys.executable} "$@"
 """
-# Runs the script at once, in each element of an array, and writes the output where it was told to.
+# Runs the script at once, in each element of an array, and appends its output to $FOLDER/output.
 SBATCH = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >> "$FOLDER/sbatch.calls"; echo >> "$FOLDER/sbatch.calls"
 elements=0
@@ -178,9 +178,9 @@ def test_slurm_takes_the_options(cluster):
     """Also those of an array and of the job after it, which the test below does not submit."""
     first = slurm.sbatch_command("row", Path("x.log"), ["--array=0-1%1"])
     for command in (first, slurm.sbatch_command("table", Path("x.log"), ["--dependency=afterany:1"])):
-        asked = [command[0], "--test-only", *command[1:]]
+        words = [command[0], "--test-only", *command[1:]]
         env = child_environment(cluster.env)
-        done = subprocess.run(asked, input="#!/bin/sh\n", env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, input="#!/bin/sh\n", env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 

@@ -14,7 +14,7 @@ from attention_jax.distributed.mesh import join_processes
 from attention_jax.errors import UserError
 from tests.conftest import child_environment
 
-# A TPU host without a TPU: where there are no chips, JAX says that no metadata server is to be asked.
+# A TPU host without a TPU: where there are no chips, JAX sets a variable against questions to a metadata server.
 ON_A_SLICE = """
 import os
 import jax
@@ -88,8 +88,8 @@ def test_hosts_of_a_slice_find_each_other(metadata):
     ],
 )
 def test_host_of_a_slice_that_does_not_start_is_named(metadata, monkeypatch, number, names, message):
-    told = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "1", "AJ_HOSTS": names}
-    for name, value in {**told, "GCE_METADATA_IP": metadata[number], "JAX_COORDINATOR_PORT": str(free_port())}.items():
+    joined = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "1", "AJ_HOSTS": names}
+    for name, value in {**joined, "GCE_METADATA_IP": metadata[number], "JAX_COORDINATOR_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     with pytest.raises(UserError) as caught:

@@ -243,8 +243,8 @@ COMMANDS = [
 def test_gcloud_knows_the_options(command):
     if not shutil.which("gcloud"):
         pytest.skip("gcloud is not installed here, whose help the options are compared with")
-    asked = subprocess.run([*command[:5], "--help"], capture_output=True, text=True, check=True).stdout
-    known = set(re.findall(r"--[a-z-]+", re.sub(r"\x1b\[[0-9;]*m|.\x08", "", asked)))
+    printed = subprocess.run([*command[:5], "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"--[a-z-]+", re.sub(r"\x1b\[[0-9;]*m|.\x08", "", printed)))
     assert {word.split("=")[0] for word in command[5:] if word.startswith("--")} <= known
 
 
