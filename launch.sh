@@ -18,19 +18,20 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   plot DIR ... --output=OUT.png               learning curves of runs
   summary MODEL                               parameters and multiply-adds of a network
-  preflight --config=FILE --topology=SLICE    what a train step needs on a TPU slice that need not be there, e.g. v5e-16;
-                                              preflight all: the committed table (installs the TPU compiler for that)
+  preflight --config=FILE --topology=SLICE    predict memory and time of a train step on a TPU slice, e.g. v5e-16;
+                                              preflight all: the committed table (both install the TPU compiler)
   prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or
-                                              make a TensorFlow data set readable (installs TensorFlow for that)
-  local --processes P --devices D -- COMMAND train, evaluate or table on P processes with D CPU devices each
-  tpu ACTION NAME --zone=ZONE ... -- COMMAND on a TPU slice: create, run, watch, status, logs or stop
-  slurm [OPTIONS OF SBATCH] -- COMMAND       on a Slurm cluster: several nodes, --array for the rows of a table
+                                              prepare a data set of TensorFlow Datasets (installs TensorFlow)
+  local --processes P --devices D -- COMMAND  train, evaluate or table on P processes with D CPU devices each
+  tpu ACTION NAME --zone=ZONE ... -- COMMAND  on a TPU slice: create, run, watch, status, logs or stop
+  slurm [OPTIONS OF SBATCH] -- COMMAND        on a Slurm cluster: several nodes, --array for the rows of a table
   notebook                                    JupyterLab in experiments/notebooks
   python [ARGUMENTS]                          the environment's Python
   test [--peers] [PYTEST ARGUMENTS]           lint and test; --peers also compares with other libraries
   setup [EXTRA ...]                           only make the environment; extras such as cuda, tpu, gcs stay from then on
 
-docs/clusters.md goes through a run on a cluster from nothing. tpu --help and slurm --help list all options; --dry-run prints what would run.
+docs/clusters.md goes through a run on a cluster from nothing. tpu --help and slurm --help list all options; --dry-run prints
+what would run.
 Every command but help first makes .venv beside this file (once, some minutes). Instead of that,
   ATTENTION_JAX_PYTHON=/path/to/python  takes this interpreter as it is;
   ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.
