@@ -312,8 +312,8 @@ def _preflight(options: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _prepare(options: argparse.Namespace, overrides: Overrides) -> int:
-    from attention_jax.data.download.tfds_sets import prepare, usage
+    from attention_jax.data.download.tfds_sets import describe_usage, prepare_dataset
 
-    folder = prepare(options.name, options.data_dir, options.manual_dir)
-    print(f"{folder} is ready: train with {usage(options.name, options.data_dir)}")
+    folder = prepare_dataset(options.name, options.data_dir, options.manual_dir)
+    print(f"{folder} is ready: train with {describe_usage(options.name, options.data_dir)}")
     return 0

@@ -5,6 +5,7 @@ field of `config/fields.py` is present.
 """
 
 import ast
+import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -82,8 +83,6 @@ def _open_sections(task: str) -> tuple[str, ...]:
 
 def _get_task(config: Mapping[str, Any]) -> str:
     task = config.get("task")
-    if task is None:
-        raise UserError("config: give exactly one of task; this config has none.")
     if task not in OF_TASK:
         raise UserError(f"config.task={task!r} is not right: give {COMMON['task'].accepts}.")
     return task
@@ -104,9 +103,7 @@ def check_config(config: ConfigDict) -> None:
     for names, field in fields:
         if field is OPEN:
             *parents, last = names[0].split(".")
-            section: Any = config
-            for parent in parents:
-                section = section[parent]
+            section = functools.reduce(lambda part, name: part[name], parents, config)
             if not isinstance(section.get(last), ConfigDict):
                 raise UserError(f"config.{names[0]} is a section of fields: give it as a ConfigDict.")
             continue

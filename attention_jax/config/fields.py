@@ -47,15 +47,11 @@ def _not_negative(what: str) -> Field:
     return Field((int, float), f"{what}, 0 or more", lambda value: value >= 0)
 
 
-def _sequence(what: str, ok: Callable[[Any], Any]) -> Field:
-    return Field((tuple, list), what, ok)
-
-
+_SEQUENCE = (tuple, list)
 _NAME = Field(str, "a name")
 _FLAG = Field(bool, "True or False")
 _PROBABILITY = Field((int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1)
 _SHARE = Field((int, float), "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
-_STEP = Field(int, "a step, 0 or more", lambda value: value >= 0)
 _ABOVE_0 = Field((int, float), "a positive number", lambda value: 0 < value < math.inf)
 _FINITE = Field((int, float), "a number, 0 or more", lambda value: 0 <= value < math.inf)
 UNITS = ("steps", "epochs", "examples")
@@ -86,16 +82,12 @@ def _is_buckets(value: Any) -> bool:
     return bool(value) and _numbers(0)(value) and list(value) == sorted(set(value))
 
 
-def _rules(ok: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _is_rules(value: Any, ok: Callable[[Any], bool]) -> bool:
     """True for a sequence of (regular expression, value) in which `ok` holds for every value."""
-
-    def is_rules(value: Any) -> bool:
-        try:
-            return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
-        except (re.error, TypeError):
-            return False
-
-    return is_rules
+    try:
+        return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
+    except (re.error, TypeError):
+        return False
 
 
 _SHARDINGS = "'fsdp', 'replicated' or a tuple with None, 'fsdp' or 'model' for each dimension"
@@ -108,7 +100,7 @@ def _is_sharding(value: Any) -> bool:
     return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
 
 
-# Fields of every task. A key is a name, or the names of which exactly one must be present (a duration in any one unit).
+# Fields of every task. A key is a name, or several names, exactly one of them present (a duration in any one unit).
 COMMON: dict[Any, Any] = {
     "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
     "task": _choice("classification", "translation"),
@@ -139,7 +131,9 @@ COMMON: dict[Any, Any] = {
         "clip_norm": _not_negative("a norm"),
         "weight_decay": _not_negative("a factor"),
         "decay": _choice("l2", "decoupled"),
-        "decay_rules": _sequence("a tuple of (path regex, True or False)", _rules(lambda value: isinstance(value, bool))),
+        "decay_rules": Field(
+            _SEQUENCE, "a tuple of (path regex, True or False)", lambda rules: _is_rules(rules, lambda v: isinstance(v, bool))
+        ),
     },
     "schedule": {
         "name": _choice("constant", "step", "cosine", "linear", "noam"),
@@ -147,7 +141,7 @@ COMMON: dict[Any, Any] = {
         **_duration("warmup", _FINITE),
         "warmup_start": _not_negative("a rate"),
         "final_share": _PROBABILITY,
-        "boundaries": _sequence("a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
+        "boundaries": Field(_SEQUENCE, "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
         "factor": _not_negative("a factor"),
         "d_model": _positive("channels"),
     },
@@ -161,9 +155,9 @@ COMMON: dict[Any, Any] = {
         "data": Field(int, "a number of devices, or -1 for all of them that fsdp and model leave", lambda n: n == -1 or n >= 1),
         "fsdp": _positive("devices"),
         "model": _positive("devices"),
-        "rules": _sequence(f"a tuple of (path regex, {_SHARDINGS})", _rules(_is_sharding)),
+        "rules": Field(_SEQUENCE, f"a tuple of (path regex, {_SHARDINGS})", lambda rules: _is_rules(rules, _is_sharding)),
     },
-    "profile": {"first_step": _STEP, "num_steps": _STEP},
+    "profile": {"first_step": _count("steps"), "num_steps": _count("steps")},
 }
 
 _IMAGES: dict[Any, Any] = {
@@ -177,8 +171,8 @@ _IMAGES: dict[Any, Any] = {
     "data": {
         "crop": _choice("pad", "random_resized", "none"),
         "crop_padding": _count("pixels"),
-        "crop_scale": _sequence("(smallest, largest) share of the area, above 0 and up to 1", _range(1)),
-        "crop_ratio": _sequence("(smallest, largest) width / height, above 0", _range(math.inf)),
+        "crop_scale": Field(_SEQUENCE, "(smallest, largest) share of the area, above 0 and up to 1", _range(1)),
+        "crop_ratio": Field(_SEQUENCE, "(smallest, largest) width / height, above 0", _range(math.inf)),
         "flip": _FLAG,
         "randaugment_layers": _count("layers"),
         "randaugment_magnitude": _not_negative("a magnitude"),
@@ -186,8 +180,8 @@ _IMAGES: dict[Any, Any] = {
         "randaugment_ops": _choice("paper", "tf1", "timm"),
         "interpolation": _choice("bilinear", "bicubic"),
         "eval_resize": _number_or_none("a number of pixels", "to take images as they are"),
-        "mean": _sequence("a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
-        "std": _sequence("a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
+        "mean": Field(_SEQUENCE, "a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
+        "std": Field(_SEQUENCE, "a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
         "image_shape": Field((tuple, list, type(None)), "(height, width, channels), or None for the data's own", _is_shape),
     },
     "mix": {

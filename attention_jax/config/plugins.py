@@ -36,11 +36,7 @@ def _module_of_file(path: Path) -> ModuleType:
 
 
 def load_file(path: str | Path) -> ModuleType:
-    """Returns the module of a Python file, run once per process, which may import from its folder and the one above.
-
-    Raises:
-        UserError: it is missing or does not run.
-    """
+    """Runs a Python file once per process and returns its module. Raises UserError when it is missing or does not run."""
     resolved = Path(path).expanduser().resolve()
     if not resolved.is_file():
         raise UserError(f"{path}: there is no such file.")
@@ -55,8 +51,7 @@ def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> 
         builtin: the names that need no path.
         kind: what the error calls it ("gate", "data source").
 
-    Raises:
-        UserError: there is nothing of that name; the message says what would be accepted.
+    Raises UserError that says what would be accepted.
     """
     if not isinstance(spec, str):
         return spec

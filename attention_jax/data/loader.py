@@ -1,4 +1,4 @@
-"""Which examples make up which batch, and the threads that load them.
+"""The loader of images: a plan of each epoch's batches, and threads that load them.
 
 The order is a pure function of (seed, epoch, batch) and a random transform of (seed, epoch, example), so that a resumed
 run, another number of worker threads or another number of processes gives the same batches. An example that cannot be

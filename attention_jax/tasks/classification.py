@@ -1,6 +1,7 @@
 """Image classification."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from attention_jax.data.images.crop import crop_random_box, resize_and_centre_crop
+from attention_jax.data.images.crop import crop_and_resize, draw_box, resize_and_centre_crop
 from attention_jax.data.images.decoding import BrokenImage, decode_image
 from attention_jax.data.images.randaugment import convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
@@ -124,18 +125,13 @@ def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
     """Returns the one shape of a training batch."""
-    b = config.batch_size
-    return [
-        {
-            "image": jax.ShapeDtypeStruct((b, *config.data.image_shape), jnp.float32),
-            "label": jax.ShapeDtypeStruct((b,), jnp.int32),
-            "weight": jax.ShapeDtypeStruct((b,), jnp.float32),
-        }
-    ]
+    b, struct = config.batch_size, jax.ShapeDtypeStruct
+    images, labels = struct((b, *config.data.image_shape), jnp.float32), struct((b,), jnp.int32)
+    return [{"image": images, "label": labels, "weight": struct((b,), jnp.float32)}]
 
 
 def preprocess(config: ConfigDict, images: np.ndarray) -> np.ndarray:
-    """uint8 [B, H, W, C] -> float32 [B, H, W, C], normalised as in training and evaluation."""
+    """[B, H, W, C] uint8 -> [B, H, W, C] float32, normalised as in training and evaluation."""
     return normalise_images(images, config.data.mean, config.data.std)
 
 
@@ -175,8 +171,13 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
     if data.crop != "random_resized":
         as_in_evaluation = make_evaluation_transform(config)
         return lambda image, rng: augment(as_in_evaluation(image), rng)
-    options = {"scale": data.crop_scale, "ratio": data.crop_ratio, "interpolation": data.interpolation}
-    return lambda image, rng: augment(crop_random_box(image, rng, shape[:2], shape[2], **options), rng)
+    scale, ratio, interpolation = data.crop_scale, data.crop_ratio, data.interpolation
+
+    def transform(image: Encoded, rng: np.random.Generator) -> np.ndarray:
+        choose = functools.partial(draw_box, rng=rng, scale=scale, ratio=ratio)
+        return augment(crop_and_resize(image, choose, shape[:2], shape[2], interpolation), rng)
+
+    return transform
 
 
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> Loader:
@@ -237,7 +238,8 @@ def loss(
     targets = target_distribution(label, *smoothing)
     if "share" in batch:
         partner, share = batch["partner"], batch["share"]
-        targets = share[:, None] * targets + (1 - share[:, None]) * target_distribution(partner, *smoothing)
+        others = target_distribution(partner, *smoothing)
+        targets = share[:, None] * targets + (1 - share[:, None]) * others
         label = jnp.where(share >= 0.5, label, partner)
     per_example = soft_cross_entropy(logits, targets)
     right = jnp.argmax(logits, -1) == label
@@ -290,7 +292,7 @@ class Predictor:
     forward: Callable[[np.ndarray], jax.Array]
 
     def preprocess(self, images: np.ndarray | Sequence[np.ndarray | bytes]) -> np.ndarray:
-        """uint8 images [N, H, W, C] or [H, W, C] -> the float32 [N, H, W, C] that the network takes.
+        """[N, H, W, C] or [H, W, C] uint8 -> [N, H, W, C] float32, the network's input.
 
         With `data.eval_resize` they may be of any size, and are resized and cropped as in evaluation.
         """

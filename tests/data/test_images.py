@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from attention_jax.data.images import crop
-from attention_jax.data.images.crop import Box, crop_and_resize, crop_random_box, draw_box, resize_and_centre_crop
+from attention_jax.data.images.crop import Box, crop_and_resize, draw_box, resize_and_centre_crop
 from attention_jax.data.images.decoding import BrokenImage, decode_image
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -33,6 +33,11 @@ def as_read(data: bytes) -> Image.Image:
 
 def distance(a, b) -> np.ndarray:
     return np.abs(np.asarray(a, int) - np.asarray(b, int))
+
+
+def crop_random_box(data: bytes, rng: np.random.Generator, size: tuple[int, int], **options) -> np.ndarray:
+    """Torchvision's RandomResizedCrop."""
+    return crop_and_resize(data, functools.partial(draw_box, rng=rng, **options), size)
 
 
 # Decoding

@@ -1,7 +1,4 @@
-"""Data sets made readable once: those of TensorFlow Datasets as ArrayRecord, which training reads without TensorFlow.
-
-Sets of sentence pairs that have a public address are in text_sets.py.
-"""
+"""Prepares sets of TensorFlow Datasets as ArrayRecord, which training reads without TensorFlow; text_sets.py has others."""
 
 import shutil
 from pathlib import Path
@@ -10,27 +7,22 @@ from typing import Any
 from attention_jax.data.download import text_sets
 from attention_jax.errors import UserError, one_sentence, require_package
 
-# What its site gives out to registered people only: files that must be there, and where they come from. TFDS says so as
-# well, but after TensorFlow has been imported, and it accepts half of ImageNet.
-BY_HAND = {
-    "imagenet2012": (
-        ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
-        "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
-    ),
-}
+# Files that registered people download by hand, and their site. TFDS asks for them as well, but after TensorFlow has been
+# imported, and it accepts half of ImageNet.
+_SITE = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
+BY_HAND = {"imagenet2012": (("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"), _SITE)}
 
 
-def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
+def prepare_dataset(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
     """Prepares a data set in `data_dir` and returns the folder that holds it.
 
     Args:
         name: as TFDS spells it, e.g. "cifar10", "cifar10:3.0.2", "imagenet_resized/64x64", or one of `text_sets.SETS`.
-        data_dir: to which training points `data.args.data_dir`; downloads go to its folder "downloads".
+        data_dir: the config's `data.args.data_dir`; downloads go to its folder "downloads".
         manual_dir: a folder with files fetched by hand, by default downloads/manual in `data_dir`. A file that TFDS would
-            download is taken from here if it has its name; TFDS's checksums hold for both.
+            download is read from here if it has its name; TFDS's checksums hold for both.
 
-    Raises:
-        UserError: TensorFlow or a file is missing, the set is there already, the disk is too small, a wrong checksum.
+    Raises UserError when TensorFlow or a file is missing, the set exists, the disk is too small or a checksum is wrong.
     """
     if name in text_sets.SETS:
         return text_sets.prepare_text_set(name, data_dir, manual_dir)
@@ -49,8 +41,8 @@ def prepare(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
     return _prepare(name, root, manual)
 
 
-def usage(name: str, data_dir: str) -> str:
-    """Options of a config that reads a prepared set."""
+def describe_usage(name: str, data_dir: str) -> str:
+    """Returns the options of a config that reads a prepared set."""
     if name in text_sets.SETS:
         return text_sets.SETS[name].source.replace("DIR", data_dir)
     return f"--config.data.source=tfds --config.data.args.data_dir={data_dir}"
@@ -75,7 +67,7 @@ def _prepare(name: str, root: Path, manual: Path) -> Path:
     _check_space(name, builder, root, manual)
     options = tfds.download.DownloadConfig(
         manual_dir=str(manual) if manual.is_dir() else None,
-        force_checksums_validation=not instructions,  # there are none for what is fetched by hand
+        force_checksums_validation=not instructions,  # files fetched by hand have none
         try_download_gcs=False,  # that copy is not ArrayRecord
     )
     try:
@@ -89,10 +81,10 @@ def _prepare(name: str, root: Path, manual: Path) -> Path:
 
 
 def _check_space(name: str, builder: Any, root: Path, manual: Path) -> None:
-    """Raises UserError when the disk has less room than is known to be needed, which may be less than it takes."""
+    """Raises UserError when the disk has less room than is known to be needed; it may take more."""
     urls = builder.url_infos.values()
     download = sum(url.size for url in urls if not (manual / (url.filename or name)).is_file())
-    # The records of a set whose size TFDS has not noted are at least what was fetched by hand.
+    # If TFDS does not know the size of a set, its records take at least as much as the files fetched by hand.
     by_hand = [manual / file for file in BY_HAND.get(builder.name, ((), ""))[0]]
     records = int(builder.info.dataset_size or 0) or sum(file.stat().st_size for file in by_hand)
     there = next(folder for folder in (root, *root.parents) if folder.exists())

@@ -172,20 +172,6 @@ def _module(name: str) -> ModuleType | None:
         return None
 
 
-def crop_random_box(
-    data: bytes | np.ndarray,
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    channels: int = 3,
-    scale: Range = (0.08, 1),
-    ratio: Range = (3 / 4, 4 / 3),
-    interpolation: str = "bilinear",
-) -> np.ndarray:
-    """Resizes a box from `draw_box` to uint8 [*size, channels], as torchvision's RandomResizedCrop; see `crop_and_resize`."""
-    choose = functools.partial(draw_box, rng=rng, scale=scale, ratio=ratio)
-    return crop_and_resize(data, choose, size, channels, interpolation)
-
-
 def resize_and_centre_crop(
     data: bytes | np.ndarray, shorter: int, size: tuple[int, int], channels: int = 3, interpolation: str = "bilinear"
 ) -> np.ndarray:

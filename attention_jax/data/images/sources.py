@@ -67,7 +67,7 @@ class FolderSource:
 
     channels = 3  # grey files among coloured ones are common
 
-    def __init__(self, tree: "LocalTree | RemoteTree", files: list[str], labels: list[int], label_names: list[str]):
+    def __init__(self, tree: "_LocalTree | _RemoteTree", files: list[str], labels: list[int], label_names: list[str]):
         self._tree, self._files, self._labels = tree, files, np.asarray(labels, np.int32)
         self.label_names, self.num_classes = tuple(label_names), len(label_names)
 
@@ -98,7 +98,7 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
         raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
     if holdout and split not in ("train", "test"):
         raise UserError(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
-    tree = (RemoteTree if storage.is_remote(path) else LocalTree)(path)
+    tree = (_RemoteTree if storage.is_remote(path) else _LocalTree)(path)
     folders = tree.folders("")
     if folders is None:
         raise UserError(f"data.args.path={path}: there is no such folder.")
@@ -114,9 +114,8 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
         raise UserError(f"data.source=folder: {here} has no folders: put the images of each class into a folder of its own.")
     of_train = None if holdout else tree.folders("train")
     known = names if of_train is None else of_train
-    strangers = sorted(set(names) - set(known))
-    if strangers:
-        raise UserError(f"data.source=folder: class {strangers[0]!r} of {here} is not in {tree.root}/train, which names them.")
+    if unknown := sorted(set(names) - set(known)):
+        raise UserError(f"data.source=folder: class {unknown[0]!r} of {here} is not in {tree.root}/train, which names them.")
     files, labels = [], []
     for name in names:
         found = [f"{name}/{file}" for file in tree.images(f"{inside}{name}")]
@@ -128,7 +127,7 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     return FolderSource(tree, files, labels, known)
 
 
-class LocalTree:
+class _LocalTree:
     """The folders and image files beneath a folder on this disk, without the hidden ones."""
 
     def __init__(self, path: str):
@@ -158,7 +157,7 @@ class LocalTree:
             raise BrokenImage(error.strerror or type(error).__name__) from error
 
 
-class RemoteTree:
+class _RemoteTree:
     """The same at a URI, where folders are read off the names of files: stores have no empty ones."""
 
     def __init__(self, uri: str):
@@ -167,18 +166,15 @@ class RemoteTree:
         self._files = [name for name in self._folder.find() if not any(part.startswith(".") for part in name.split("/"))]
 
     def folders(self, inside: str) -> list[str] | None:
-        """See `LocalTree`."""
         start = f"{inside}/" if inside else ""
         names = {name[len(start) :].partition("/")[:2] for name in self._files if name.startswith(start)}
         return sorted(name for name, slash in names if slash) if names else None
 
     def images(self, inside: str) -> list[str]:
-        """See `LocalTree`."""
         start = f"{inside}/"
         return sorted(name[len(start) :] for name in self._files if name.startswith(start) and _is_image(name))
 
     def read(self, file: str) -> bytes:
-        """See `LocalTree`."""
         content = self._folder.read(file)
         if content is None:
             raise BrokenImage("there is no such file any more")

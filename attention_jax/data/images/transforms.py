@@ -45,7 +45,7 @@ def chain_transforms(transforms: Sequence[Transform]) -> Transform:
 
 
 def normalise_images(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """uint8 [..., W, C] -> float32 [..., W, C]: (x / 255 - mean) / std, with mean and std in units of the full range."""
+    """[..., W, C] uint8 -> [..., W, C] float32: (x / 255 - mean) / std, with mean and std in units of the full range."""
     *outer, w, c = images.shape
     mean_C, std_C = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     # A row at a time: broadcasting over the three channels alone takes four times as long.
