@@ -1,6 +1,7 @@
 """Times this checkout against another one: an image step, a Transformer step, decoding and input, in turn.
 
-    ./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR [--pairs=12] [--cases=cnn,transformer,decoding,input] [--output=FILE]
+    ./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR [--pairs=12]
+                                                               [--cases=cnn,transformer,decoding,input] [--output=FILE]
 
 A process for each checkout and case stays alive; the two take turns, first one and then the other, in an order drawn anew
 for each pair. The ratio after / before of each pair gives a median and a 95 % interval by bootstrap over pairs. Both use this
