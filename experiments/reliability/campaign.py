@@ -1,18 +1,18 @@
-"""Faults put into training runs, and what became of the runs: tried, survived, steps redone, examples lost.
+"""Injects faults into training runs and counts the outcomes: survived, steps repeated, examples lost.
 
     nice ./launch.sh python experiments/reliability/campaign.py [--only=PATTERN] [--random=12] [--seed=0] [--workdir=DIR]
                                                                [--output=DIR]
 
-Each fault is a run of a very small network on the digits that is hurt once or more (killed, asked to stop, its disk filled or
-made read-only, its checkpoints damaged, its input stalled), then started again by the same command until it ends. It has
-survived when each of its calls ended as it should, saying so, when its last checkpoint is bitwise that of a run left alone on
-the same processes and its log is the same file; after a change of processes every step's loss must be that of the run left
-alone to five parts in a thousand, so that each step has had its own batch. Steps redone are those that a call had logged and
-the next did again. Examples lost are the batches of steps that the log lacks, has twice, or has with another loss.
+Each fault is a run of a very small network on the digits that is disturbed once or more (killed, stopped by a signal, its
+disk full or read-only, its checkpoints damaged, its input stalled), then started again by the same command until it ends.
+It survived if each of its calls ended and printed as expected, and its last checkpoint and its log are bitwise those of an
+undisturbed run on the same processes. After a change of processes, every step's loss must be that of the undisturbed run to
+five parts in a thousand, which shows that each step had its batch. Steps repeated: a call logged them and the next call
+computed them again. Examples lost: the batches of steps that the log lacks, has twice, or has with another loss.
 
-Every call is a process of its own, forked from this one to spare the seconds that imports take; several processes are
-started and watched by `attention_jax.launch.local`. Faults that need a small disk are tried where this account may mount one.
-The same command goes on where it was; results are written after every fault. It takes some minutes of one core.
+Every call is a process forked from this one, which saves the seconds of the imports; several processes are started and
+watched by `attention_jax.launch.local`. Faults that need a small disk are tried where this account may mount one. The same
+command continues an interrupted campaign; results are written after every fault. It takes some minutes of one core.
 """
 
 import argparse
@@ -65,15 +65,16 @@ PATIENCE = 1800.0  # seconds for a call, on a machine that others use too
 
 
 class Forked:
-    """A call in a process of its own, as `attention_jax.launch.local` wants it: `pid`, `poll()`, `returncode`, `stdout`."""
+    """A call in a forked process, with what `attention_jax.launch.local` uses: `pid`, `poll()`, `returncode`, `stdout`."""
 
-    def __init__(self, run: Callable[[], int], said: Path, env: dict[str, str]):
-        self.stdout = self.returncode = None
+    def __init__(self, run: Callable[[], int], output: Path, env: dict[str, str]):
+        self.stdout = None
+        self.returncode: int | None = None
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            code = 1
+            code: Any = 1
             try:
                 os.setsid()
                 if sys.platform == "linux":
@@ -81,13 +82,13 @@ class Forked:
                 for number in local.STOPPING:
                     signal.signal(number, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-                descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
                 os.environ.update(env)
                 code = run()
                 if jax.distributed.is_initialized():
-                    jax.distributed.shutdown()  # as at the end of any process; `_exit` below leaves it out
+                    jax.distributed.shutdown()  # as at the end of any process; `_exit` below skips it
             except SystemExit as error:
                 code = error.code
             except BaseException:
@@ -110,38 +111,41 @@ class Forked:
             if time.monotonic() > end:
                 os.killpg(self.pid, signal.SIGKILL)
             time.sleep(0.05)
+        assert self.returncode is not None  # `poll` has set it
         return self.returncode
 
 
-def call(workdir: Path, said: Path, processes: int, devices: int, hurt: faults.Hurt | None, far: bool = False) -> int:
-    """The exit code of one call of the training command."""
-    place = f"file://{workdir}" if far else workdir
+def run_training(
+    workdir: Path, output: Path, processes: int, devices: int, call: faults.Call | None, remote: bool = False
+) -> int:
+    """Returns the exit code of one call of the training command."""
+    path = f"file://{workdir}" if remote else workdir
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    verb = ["train", f"--config={ROOT}/configs/quickstart.py", f"--workdir={place}", *fields]
+    command = ["train", f"--config={ROOT}/configs/quickstart.py", f"--workdir={path}", *fields]
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "AJ_STAGING": str(workdir.parent / "staging")}
 
     def one(index: int) -> int:
-        if hurt and hurt.process in (index, None):
-            hurt.install()
-        return cli.main(verb)
+        if call and call.process in (index, None):
+            call.install()
+        return cli.main(command)
 
     def several() -> int:
-        def start(verb: list[str], address: str, index: int, count: int, devices: int) -> Forked:
+        def start(command: list[str], address: str, index: int, count: int, devices: int) -> Forked:
             joined = {"AJ_COORDINATOR": address, "AJ_PROCESSES": str(count), "AJ_PROCESS": str(index)}
-            return Forked(lambda: one(index), said, {**flags, **joined, "AJ_START_SECONDS": str(faults.START_SECONDS)})
+            return Forked(lambda: one(index), output, {**flags, **joined, "AJ_START_SECONDS": str(faults.START_SECONDS)})
 
         local._start = start
-        return local.main([f"--processes={processes}", f"--devices={devices}", "--", *verb])
+        return local.main([f"--processes={processes}", f"--devices={devices}", "--", *command])
 
-    return Forked(several if processes > 1 else lambda: one(0), said, flags).wait()
+    return Forked(several if processes > 1 else lambda: one(0), output, flags).wait()
 
 
-def end_of(workdir: Path, far: bool = False) -> dict[str, Any]:
-    """What a finished run is compared by. Read in a process of its own: this one must not start JAX, or could not fork."""
+def read_end(workdir: Path, remote: bool = False) -> dict[str, Any]:
+    """Returns what finished runs are compared by, read in a forked process: once JAX has started here, nothing could fork."""
     file = workdir.with_suffix(".pickle")
 
     def read() -> int:
-        here = far_checkpoints.local_copy(f"file://{workdir}") if far else workdir
+        here = far_checkpoints.local_copy(f"file://{workdir}") if remote else workdir
         state, about, _ = checkpoint.read_newest(here)
         arrays = {path: np.asarray(array).tobytes() for path, array in tree.flatten_by_path(state).items()}
         file.write_bytes(pickle.dumps((about["step"], arrays, (here / metrics.METRICS).read_bytes())))
@@ -160,8 +164,8 @@ def end_of(workdir: Path, far: bool = False) -> dict[str, Any]:
     }
 
 
-def redone(workdir: Path) -> int:
-    """Steps that a call had logged and the next did again."""
+def count_repeated_steps(workdir: Path) -> int:
+    """Returns the number of steps that a call had logged and the next call computed again."""
     total = last = 0
     for line in metrics.read_log(workdir / metrics.TIMING):
         if line["event"] == "start":
@@ -172,8 +176,8 @@ def redone(workdir: Path) -> int:
     return total
 
 
-def lost(ours: dict[str, Any], alone: dict[str, Any], slack: float) -> int:
-    """Examples of steps that are missing, double, or had another batch."""
+def count_lost_examples(ours: dict[str, Any], alone: dict[str, Any], slack: float) -> int:
+    """Returns the number of examples in steps that are missing, double, or had another batch."""
     wrong = sum(abs(ours["steps"].count(step) - 1) for step in range(1, STEPS + 1))
     for step in set(ours["loss"]) & set(alone["loss"]):
         wrong += abs(ours["loss"][step] - alone["loss"][step]) > slack * abs(alone["loss"][step])
@@ -181,7 +185,7 @@ def lost(ours: dict[str, Any], alone: dict[str, Any], slack: float) -> int:
 
 
 class Campaign:
-    """Runs left alone, made when first needed, and the faults tried so far."""
+    """The undisturbed runs, made when first needed, and the faults tried so far."""
 
     def __init__(self, folder: Path):
         self.folder, self.results = folder, folder / "results.jsonl"
@@ -190,17 +194,17 @@ class Campaign:
         self._alone: dict[tuple[int, int], dict[str, Any]] = {}
 
     def alone(self, processes: int, devices: int) -> dict[str, Any]:
-        """The end of a run on these processes that nothing happened to."""
+        """Returns the end of an undisturbed run on these processes."""
         if (processes, devices) not in self._alone:
             workdir = self.folder / f"alone-{processes}x{devices}"
-            code = call(workdir, workdir.with_suffix(".txt"), processes, devices, None)
+            code = run_training(workdir, workdir.with_suffix(".txt"), processes, devices, None)
             if code:
-                raise SystemExit(f"the run left alone ended with exit code {code}: see {workdir}.txt")
-            self._alone[processes, devices] = end_of(workdir)
+                raise SystemExit(f"the undisturbed run ended with exit code {code}: see {workdir}.txt")
+            self._alone[processes, devices] = read_end(workdir)
         return self._alone[processes, devices]
 
     def attempt(self, fault: faults.Fault) -> None:
-        """Tries a fault unless that is done, and notes what became of it."""
+        """Tries a fault, unless it was tried before, and records the outcome."""
         if fault.name in self.done:
             return
         alone = self.alone(*fault.last)
@@ -218,45 +222,47 @@ class Campaign:
         print(f"{fault.name}: {problem or 'survived'} {result}", flush=True)
 
     def _run(self, fault: faults.Fault, scratch: Path, alone: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        said, ended = scratch / "said.txt", {"calls": 0, "redone": 0, "lost": None}
+        output = scratch / "output.txt"
+        ended: dict[str, Any] = {"calls": 0, "redone": 0, "lost": None}
         try:
             with fault.disk(scratch) as workdir:
-                for hurt in (*fault.hurts, *([None] * fault.clean_calls)):
-                    if hurt and hurt.before:
-                        hurt.before(workdir)
-                    begin = said.stat().st_size if said.exists() else 0
-                    processes, devices = (hurt and hurt.on) or fault.last
-                    code = call(workdir, said, processes, devices, hurt, fault.far)
+                for call in (*fault.calls, *([None] * fault.clean_calls)):
+                    begin = output.stat().st_size if output.exists() else 0
+                    processes, devices = (call and call.on) or fault.last
+                    code = run_training(workdir, output, processes, devices, call, fault.remote)
                     ended["calls"] += 1
-                    text = said.read_text(errors="replace").encode()[begin:].decode(errors="replace")
-                    if problem := faults.judge(hurt, code, text):
+                    text = output.read_text(errors="replace").encode()[begin:].decode(errors="replace")
+                    if problem := faults.judge_call(call, code, text):
                         return problem, ended
-                    if hurt and hurt.after:
-                        hurt.after(workdir)
-                ours = end_of(workdir, fault.far)
+                    if call and call.after:
+                        call.after(workdir)
+                ours = read_end(workdir, fault.remote)
                 same = fault.bitwise
-                ended |= {"redone": redone(workdir), "lost": lost(ours, alone, 0.0 if same else SLACK)}
+                ended |= {
+                    "redone": count_repeated_steps(workdir),
+                    "lost": count_lost_examples(ours, alone, 0.0 if same else SLACK),
+                }
                 if ours["step"] != STEPS or ended["lost"]:
                     return f"ended at step {ours['step']}, {ended['lost']} examples lost", ended
                 if same and (ours["state"] != alone["state"] or ours["log"] != alone["log"]):
-                    return "not bitwise the run left alone", ended
-        except faults.NotHere as reason:
+                    return "not bitwise the undisturbed run", ended
+        except faults.NotPossible as reason:
             return f"not tried: {reason}", ended
         except Exception as error:
             return f"{type(error).__name__}: {error}"[:200], ended
         return "", ended
 
 
-def table(done: dict[str, dict[str, Any]], names: Sequence[str], random: Sequence[str]) -> str:
-    """The results as Markdown."""
+def render_table(done: dict[str, dict[str, Any]], names: Sequence[str], random: Sequence[str]) -> str:
+    """Returns the results as Markdown."""
     tried = [done[name] for name in (*names, *random) if name in done and "not tried" not in done[name]["problem"]]
-    survived, redone_steps = [line for line in tried if not line["problem"]], sum(line["redone"] for line in tried)
+    survived, repeated = [line for line in tried if not line["problem"]], sum(line["redone"] for line in tried)
     rows = []
     for title, group in (("Scripted", names), ("Random, drawn with one seed", random)):
         rows += [
             f"## {title}",
             "",
-            "| fault | outcome | calls | steps redone | examples lost |",
+            "| fault | outcome | calls | steps repeated | examples lost |",
             "| --- | --- | ---: | ---: | ---: |",
         ]
         for name in group:
@@ -269,39 +275,38 @@ def table(done: dict[str, dict[str, Any]], names: Sequence[str], random: Sequenc
     head = [
         "# Faults",
         "",
-        f"{len(tried)} faults tried, {len(survived)} survived, {redone_steps} steps redone of {STEPS * len(tried)}, "
+        f"{len(tried)} faults tried, {len(survived)} survived, {repeated} steps repeated of {STEPS * len(tried)}, "
         f"{sum(line['lost'] or 0 for line in tried)} examples lost.",
         "",
-        f"Runs of {STEPS} steps with a checkpoint every {FIELDS['checkpoint.every_steps']}; what counts as survived is said in "
-        "`experiments/reliability/campaign.py`, which made this page: `nice ./launch.sh python "
-        "experiments/reliability/campaign.py`. A call is one start of "
-        'the training command; "2 x 1" are two processes with a device each.',
+        f"Runs of {STEPS} steps with a checkpoint every {FIELDS['checkpoint.every_steps']}; this page was made by `nice "
+        "./launch.sh python experiments/reliability/campaign.py`, which says when a run survived. A call is one start of the "
+        'training command; "2 x 1" are two processes with one device each.',
         "",
     ]
     return "\n".join(head + rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Tries the faults and writes the table; exit code 1 when one was not survived."""
-    parser = argparse.ArgumentParser(description="Faults put into training runs.")
+    """Tries the faults and writes the table; returns 1 when a run did not survive one."""
+    parser = argparse.ArgumentParser(description="Injects faults into training runs.")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of faults")
     parser.add_argument("--random", type=int, default=12, metavar="N", help="random faults after the scripted ones")
     parser.add_argument("--seed", type=int, default=0, help="of the random ones")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "reliability")
     parser.add_argument("--output", type=Path, metavar="DIR", help="of reliability.md; default the workdir")
     options = parser.parse_args(argv)
-    faults.import_all()  # before the first fork
+    faults.import_packages()  # before the first fork
     campaign = Campaign(options.workdir.resolve())
-    scripted = faults.scripted()
-    drawn = faults.drawn(np.random.default_rng(options.seed), options.random, STEPS)
+    scripted = faults.list_scripted_faults()
+    drawn = faults.draw_faults(np.random.default_rng(options.seed), options.random, STEPS)
     for fault in (*scripted, *drawn):
         if fnmatch.fnmatch(fault.name, options.only):
             campaign.attempt(fault)
-            text = table(campaign.done, [f.name for f in scripted], [f.name for f in drawn])
+            text = render_table(campaign.done, [f.name for f in scripted], [f.name for f in drawn])
             (options.output or options.workdir).mkdir(parents=True, exist_ok=True)
             ((options.output or options.workdir) / "reliability.md").write_text(text)
     failed = [name for name, line in campaign.done.items() if line["problem"] and "not tried" not in line["problem"]]
-    print(f"{len(campaign.done)} faults noted, {len(failed)} not survived{': ' if failed else ''}{', '.join(failed)}")
+    print(f"{len(campaign.done)} faults tried, {len(failed)} not survived{': ' if failed else ''}{', '.join(failed)}")
     return 1 if failed else 0
 
 
