@@ -1,4 +1,4 @@
-"""Checkpoints in a notebook: one call, any machine."""
+"""Opens trained runs in a notebook: one call, any machine."""
 
 import dataclasses
 import functools
@@ -14,8 +14,7 @@ from attention_jax import storage
 from attention_jax.config.config import config_from_json
 from attention_jax.errors import UserError
 from attention_jax.tasks import get_task
-from attention_jax.train import checkpoint, metrics
-from attention_jax.train import remote_checkpoints as far_checkpoints
+from attention_jax.train import checkpoint, metrics, remote_checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +22,11 @@ class Run:
     """A trained run.
 
     Attributes:
-        path: of the checkpoint that was read.
-        step: optimizer steps it has had.
-        config: it was made with.
-        model, variables: `model.apply(variables, inputs)`.
-        weights: which of the saved weights `variables` are, "ema" or "params".
-        assets: {file name: bytes} that came with it.
+        path: of the checkpoint.
+        step: of the checkpoint.
+        model, variables: for `model.apply(variables, inputs)`.
+        weights: the kind of the weights in `variables`, "ema" or "params".
+        assets: {file name: bytes} saved with the checkpoint, such as labels or a tokenizer.
         metrics: the log's lines up to `step`, each {"step": ..., name: value}.
     """
 
@@ -43,28 +41,28 @@ class Run:
 
     @functools.cached_property
     def predictor(self) -> Any:
-        """What predicts for raw inputs; of a translation run a `tasks.translator.Translator`."""
+        """Predicts for raw inputs; for a translation run, a `Translator`."""
         return get_task(self.config.task).predictor(self.config, self.assets, self.model, self.variables)
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes, or of the tokens."""
+        """Names of the classes or the tokens."""
         return self.predictor.labels
 
     def preprocess(self, inputs: Any) -> np.ndarray:
-        """Raw inputs (uint8 images [N, H, W, C], sentences) -> what `model.apply` takes, as evaluation does it."""
+        """Converts raw inputs (uint8 images [N, H, W, C], sentences) to inputs of `model.apply`, as evaluation does."""
         return self.predictor.preprocess(inputs)
 
     def predict(self, inputs: Any, **options: Any) -> Any:
-        """Predictions for raw inputs.
+        """Returns predictions for raw inputs.
 
-        For uint8 images [N, H, W, C] `.labels`, `.classes` [N] and `.probabilities` [N, K]. For sentences a list of
-        translations, each with `.text`; options change the config's `search`: `beam=5, n_best=3`.
+        For uint8 images [N, H, W, C]: `.labels`, `.classes` [N] and `.probabilities` [N, K]. For sentences: a list of
+        translations with `.text`; options change the config's `search`, as in `beam=5, n_best=3`.
         """
         return self.predictor.predict(inputs, **options)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""
+        """Returns (steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""
         steps, values = metrics.extract_curve(self.metrics, name)
         if not steps:
             known = sorted({key for line in self.metrics for key in line} - {"step"})
@@ -73,17 +71,17 @@ class Run:
 
 
 def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> Run:
-    """Everything about a run: network, weights, config, assets, metrics, and `predict`.
+    """Opens a run: network, weights, config, assets, metrics, and `predict`.
 
     Args:
-        path: a workdir (its newest good checkpoint), or the folder of one step; of one at an address a copy is made here.
+        path: a workdir (its newest good checkpoint), or the folder of one step; a remote one is copied first.
         weights: "ema" or "params"; None takes the average where there is one.
         average: takes the mean of the newest n checkpoints' weights (Vaswani et al. 2017, Section 6.1: 5 or 20).
 
     Raises:
-        UserError: nothing there, no such weights, or fewer checkpoints.
+        UserError: no checkpoint, no such weights, or too few checkpoints for the average.
     """
-    path = far_checkpoints.local_copy(str(path), average) if storage.is_remote(path) else path
+    path = remote_checkpoints.local_copy(str(path), average) if storage.is_remote(path) else path
     state, about, folder = checkpoint.read_newest(path)
     config = config_from_json(about["config"])
     has_ema = state.get("ema") is not None
@@ -91,20 +89,10 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
     if weights not in ("ema", "params") or (weights == "ema" and not has_ema):
         raise UserError(f"weights={weights!r}: {folder} has {'ema and params' if has_ema else 'params only'}.")
     workdir = folder.parent.parent
-    variables = _variables(state, weights)
-    if average > 1:
-        variables = _mean(workdir, about["step"], weights, average)
+    variables = _mean(workdir, about["step"], weights, average) if average > 1 else _variables(state, weights)
     lines = [line for line in metrics.read_log(workdir / metrics.METRICS) if line["step"] <= about["step"]]
-    return Run(
-        path=folder,
-        step=about["step"],
-        config=config,
-        model=get_task(config.task).model(config),
-        variables=variables,
-        weights=weights,
-        assets=about["assets"],
-        metrics=lines,
-    )
+    model = get_task(config.task).model(config)
+    return Run(folder, about["step"], config, model, variables, weights, about["assets"], lines)
 
 
 def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
@@ -112,7 +100,7 @@ def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
 
 
 def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]:
-    """The mean of the weights of the newest checkpoints up to step `last`."""
+    """Mean of the weights of the newest checkpoints up to step `last`."""
     steps = [step for step in checkpoint.steps(workdir) if step <= last][-number:]
     if len(steps) < number:
         raise UserError(
@@ -128,6 +116,6 @@ def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]
 
 
 def load_checkpoint(path: str | Path, weights: str | None = None, average: int = 1) -> tuple[nn.Module, dict[str, Any]]:
-    """(model, variables) of a workdir or step folder, ready for `model.apply(variables, inputs)`; see `load_run`."""
+    """Opens a run as (model, variables), ready for `model.apply(variables, inputs)`; arguments as in `load_run`."""
     run = load_run(path, weights, average)
     return run.model, run.variables

@@ -1,8 +1,8 @@
 """Waits until all processes of a run have started, before JAX joins them, and names those that are missing.
 
 When a process does not start, `jax.distributed.initialize` aborts the others with a stack of machine addresses and without
-its name. So process 0 first listens at the same address: each process sends its number and host, and all are told to
-continue or which ones are missing.
+its name. So process 0 first listens at the same address: each process sends its number and host, and process 0
+answers when all have started or some are missing.
 """
 
 import contextlib

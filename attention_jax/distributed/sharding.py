@@ -26,7 +26,7 @@ from attention_jax import tree
 from attention_jax.distributed.mesh import FSDP, MODEL
 from attention_jax.errors import UserError
 
-# Megatron's division (Shoeybi et al. 2019, Section 3): a device has whole heads, a part of the hidden layer and of the
+# Megatron's division (Shoeybi et al. 2019, Section 3): a device has complete heads, a part of the hidden layer and of the
 # vocabulary, and one sum over devices ends each sub-layer.
 _TRANSFORMER: tree.Rules = (
     (r"_attention/(query|key|value)/kernel$", (None, MODEL)),
@@ -163,15 +163,18 @@ class ShardedParam(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
     sharding: NamedSharding = flax.struct.field(pytree_node=False)
 
     def unbox(self) -> jax.Array:
+        """Gathers the weight."""
         # The gradient is constrained to be complete first and sharded second: with the second constraint alone, XLA shards
         # the activations by features to make it, which moves them all. A TPU fuses both into one reduce-scatter.
         value = jax.lax.with_sharding_constraint(self.value, self.sharding)
         return jax.lax.with_sharding_constraint(value, _without_fsdp(self.sharding))
 
     def replace_boxed(self, val: Any) -> "ShardedParam":
+        """Returns another value with the same sharding."""
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "ShardedParam":
+        """Refuses lifted transforms that stack parameters."""
         raise NotImplementedError("a module that stacks its layers' parameters with nn.scan or nn.vmap")
 
     remove_axis = add_axis

@@ -14,8 +14,7 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.config import load_config, override
-from attention_jax.train import checkpoint
-from attention_jax.train import remote_checkpoints as far_checkpoints
+from attention_jax.train import checkpoint, remote_checkpoints
 from attention_jax.train.program import build_program
 from tests.conftest import child_environment
 from tests.helpers import small_text
@@ -66,7 +65,7 @@ def test_two_processes_are_one(four_devices_of_one_process, tmp_path, monkeypatc
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es) x 2" in done.stdout
-    same_numbers(four_devices_of_one_process, far_checkpoints.local_copy(f"file://{tmp_path}/run"))
+    same_numbers(four_devices_of_one_process, remote_checkpoints.local_copy(f"file://{tmp_path}/run"))
 
 
 def test_two_processes_are_one_for_translation(run_cli, tmp_path):

@@ -1,4 +1,4 @@
-"""Workdirs and data at addresses: the same run as in a folder, on a file system that neither appends nor renames."""
+"""Remote workdirs and data: the same run as in a folder, on a file system that neither appends nor renames."""
 
 import csv
 import dataclasses
@@ -22,8 +22,7 @@ from attention_jax.data.text import tokenizer
 from attention_jax.errors import UserError
 from attention_jax.tables import runner
 from attention_jax.tables.runner import run_table
-from attention_jax.train import checkpoint
-from attention_jax.train import remote_checkpoints as far_checkpoints
+from attention_jax.train import checkpoint, remote_checkpoints
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers.small import FIELDS, ROOT, small_config
@@ -64,7 +63,7 @@ class Objects(MemoryFileSystem):
 
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
-    """An empty store; the local folders that stand for addresses lie in `tmp_path`."""
+    """An empty store; the staging folders are in `tmp_path`."""
     fsspec.register_implementation("objects", Objects, clobber=True)
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
     monkeypatch.setattr(storage, "PAUSES", (0, 0))
@@ -79,9 +78,9 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def near(program, tmp_path_factory):
+def local_run(program, tmp_path_factory):
     """The run in a folder: arrays of its last checkpoint and of its evaluation, its log, the steps of its checkpoints."""
-    workdir = tmp_path_factory.mktemp("near")
+    workdir = tmp_path_factory.mktemp("local")
     train_model(CONFIG, workdir, program)
     return *contents(workdir), checkpoint.steps(workdir)
 
@@ -92,12 +91,12 @@ def contents(workdir):
     return arrays, (workdir / "metrics.jsonl").read_bytes()
 
 
-def assert_same_as(near, address: str = RUN) -> None:
-    arrays, log = contents(far_checkpoints.local_copy(address))
-    assert arrays.keys() == near[0].keys()
-    assert all(arrays[path].tobytes() == near[0][path].tobytes() for path in arrays)
-    assert log == near[1]
-    assert far_checkpoints.steps(storage.RemoteFolder(address)) == near[2]
+def assert_same_as(local_run, uri: str = RUN) -> None:
+    arrays, log = contents(remote_checkpoints.local_copy(uri))
+    assert arrays.keys() == local_run[0].keys()
+    assert all(arrays[path].tobytes() == local_run[0][path].tobytes() for path in arrays)
+    assert log == local_run[1]
+    assert remote_checkpoints.steps(storage.RemoteFolder(uri)) == local_run[2]
 
 
 class Killed(BaseException):
@@ -124,7 +123,7 @@ def another_machine(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "another machine"))
 
 
-def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, near, store, tmp_path, monkeypatch):
+def test_remote_run_is_the_local_one_and_another_machine_goes_on_with_it(program, local_run, store, tmp_path, monkeypatch):
     # TensorBoard changes no number.
     program = dataclasses.replace(program, config=override(program.config, {"logging.tensorboard": True}))
     with pytest.raises(Killed):
@@ -133,24 +132,24 @@ def test_far_run_is_the_near_one_and_another_machine_goes_on_with_it(program, ne
     storage.RemoteFolder(RUN, write=True).write("tensorboard/events.out.tfevents.1.other", b"of a call before")
     another_machine(monkeypatch, tmp_path)
     assert train_model(CONFIG, RUN, program).step == 36
-    assert_same_as(near)
+    assert_same_as(local_run)
     (events,) = storage.RemoteFolder(RUN).names("tensorboard")  # made anew at each start
     events = storage.RemoteFolder(RUN).read(f"tensorboard/{events}")
-    assert events.count(b"train/loss") == len([line for line in near[1].splitlines() if b"train/loss" in line]) > 3
+    assert events.count(b"train/loss") == len([line for line in local_run[1].splitlines() if b"train/loss" in line]) > 3
     # What counts is written once: nothing was appended to and no marker or segment took another's place.
     once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
     assert len(set(once)) == len(once) >= 8
     assert storage.RemoteFolder(RUN).read("timing.jsonl").count(b'"event": "start"') == 2
     assert not [path for path in store.store if ".probe" in path] and any(".probe" in name for name in store.written)
     run = aj.load_run(RUN)
-    assert run.step == 36 and run.metrics[-1]["headline"] == json.loads(near[1].splitlines()[-1])["headline"]
+    assert run.step == 36 and run.metrics[-1]["headline"] == json.loads(local_run[1].splitlines()[-1])["headline"]
     before = len(store.written)
     assert train_model(CONFIG, RUN, program).step == 36  # a finished run, started again
     assert not [name for name in store.written[before:] if name.startswith(("log/", "checkpoints/"))]
 
 
 @pytest.mark.parametrize("step", [12, 36])
-def test_checkpoint_counts_only_with_its_marker(step, program, near, store, tmp_path, monkeypatch):
+def test_checkpoint_counts_only_with_its_marker(step, program, local_run, store, tmp_path, monkeypatch):
     refused = []
 
     def refuse(path):
@@ -164,12 +163,12 @@ def test_checkpoint_counts_only_with_its_marker(step, program, near, store, tmp_
             train_model(CONFIG, RUN, program)
     assert len(refused) == 1  # who may not write need not try again
     assert f"checkpoints/{step}/about/metadata" in store.written and f"checkpoints/{step}.json" not in store.written
-    assert far_checkpoints.local_copy(RUN).joinpath("checkpoints", f"{step - 6}").is_dir()
+    assert remote_checkpoints.local_copy(RUN).joinpath("checkpoints", f"{step - 6}").is_dir()
     assert train_model(CONFIG, RUN, program).step == 36
-    assert_same_as(near)
+    assert_same_as(local_run)
 
 
-def test_events_that_cannot_be_brought_cost_a_warning(program, near, store, caplog, monkeypatch):
+def test_events_that_cannot_be_brought_cost_a_warning(program, local_run, store, caplog, monkeypatch):
     program = dataclasses.replace(program, config=override(program.config, {"logging.tensorboard": True}))
     refused = []
 
@@ -183,15 +182,15 @@ def test_events_that_cannot_be_brought_cost_a_warning(program, near, store, capl
         assert train_model(CONFIG, RUN, program).step == 36
     uploads_end()
     assert caplog.text.count("could not be brought there") == 2 == len(refused)
-    assert_same_as(near)
+    assert_same_as(local_run)
     assert len(storage.RemoteFolder(RUN).names("tensorboard")) == 1  # with a later checkpoint
 
 
-def test_damaged_newest_at_an_address_costs_steps_and_nothing_else(program, near, store, caplog):
+def test_damaged_newest_at_a_uri_costs_steps_and_nothing_else(program, local_run, store, caplog):
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(30))
     uploads_end()
-    newest = max(far_checkpoints.steps(storage.RemoteFolder(RUN)))
+    newest = max(remote_checkpoints.steps(storage.RemoteFolder(RUN)))
     largest = max((path for path in store.store if f"checkpoints/{newest}/" in path), key=lambda path: store.store[path].size)
     content = bytearray(store.store[largest].getvalue())
     content[len(content) // 2] ^= 1
@@ -199,9 +198,9 @@ def test_damaged_newest_at_an_address_costs_steps_and_nothing_else(program, near
     with caplog.at_level(logging.WARNING, "attention_jax"), pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(newest - 5))
     assert f"checkpoint {newest} is damaged" in caplog.text and f"checkpoints/{newest}.damaged" in store.written
-    assert max(far_checkpoints.steps(storage.RemoteFolder(RUN))) == newest - 6
+    assert max(remote_checkpoints.steps(storage.RemoteFolder(RUN))) == newest - 6
     train_model(CONFIG, RUN, program)
-    assert_same_as(near)
+    assert_same_as(local_run)
 
 
 def test_the_newest_and_the_best_are_kept(store, tmp_path):
@@ -209,10 +208,12 @@ def test_the_newest_and_the_best_are_kept(store, tmp_path):
     for step in range(1, 7):
         folder.write(f"checkpoints/{step}.json", b"{}")
     scores = {2: 0.5, 3: 0.5, 4: 0.1}  # of equal ones the earliest
-    assert far_checkpoints.FarCheckpoints(folder, tmp_path, 2, 1, scores.get)._not_kept() == [1, 3, 4]
+    assert remote_checkpoints.FarCheckpoints(folder, tmp_path, 2, 1, scores.get)._not_kept() == [1, 3, 4]
 
 
-def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(program, near, store, tmp_path, monkeypatch):
+def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(
+    program, local_run, store, tmp_path, monkeypatch
+):
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(13))
     uploads_end()
@@ -222,7 +223,7 @@ def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(
         for other in (content[:-1], content[:-1] + b"?", None):
             folder.remove(name) if other is None else folder.write(name, other)
             with pytest.raises(checkpoint.Damaged):
-                far_checkpoints.fetch(folder, 12, tmp_path / "fetched")
+                remote_checkpoints.fetch(folder, 12, tmp_path / "fetched")
         folder.write(name, content)
 
     def fail(path):
@@ -233,12 +234,12 @@ def test_what_differs_from_its_marker_is_damaged_and_what_cannot_be_read_is_not(
         patch.setattr(Objects, "before_read", staticmethod(fail))
         with pytest.raises(UserError, match=rf"{RUN}/checkpoints/12/.*: connection reset, after 3 attempts"):
             train_model(CONFIG, RUN, program)
-    assert far_checkpoints.steps(folder) == [6, 12]
+    assert remote_checkpoints.steps(folder) == [6, 12]
     train_model(CONFIG, RUN, program)
-    assert_same_as(near)
+    assert_same_as(local_run)
 
 
-def test_network_that_fails_for_a_while(program, near, store, monkeypatch):
+def test_network_that_fails_for_a_while(program, local_run, store, monkeypatch):
     failed = set()
 
     def fail_first(path):
@@ -249,7 +250,7 @@ def test_network_that_fails_for_a_while(program, near, store, monkeypatch):
     monkeypatch.setattr(Objects, "before_write", staticmethod(fail_first))
     monkeypatch.setattr(Objects, "before_read", staticmethod(fail_first))
     train_model(CONFIG, RUN, program)
-    assert_same_as(near)
+    assert_same_as(local_run)
     assert len(failed) == 12
 
 
@@ -260,10 +261,10 @@ def test_who_comes_later_takes_the_workdir_over(program, store):
 
     with pytest.raises(UserError, match="another process writes to this workdir"):
         train_model(CONFIG, RUN, program, taken_over)
-    assert max(far_checkpoints.steps(storage.RemoteFolder(RUN))) <= 12
+    assert max(remote_checkpoints.steps(storage.RemoteFolder(RUN))) <= 12
 
 
-def test_workdir_of_another_config_at_an_address(program, store):
+def test_workdir_of_another_config_at_a_uri(program, store):
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(1))
     other = small_config(schedule__learning_rate=0.5)
@@ -271,7 +272,7 @@ def test_workdir_of_another_config_at_an_address(program, store):
         train_model(other, RUN, build_program(other, program.mesh))
 
 
-def test_address_that_does_not_answer_is_said_in_time(monkeypatch):
+def test_uri_that_does_not_answer_is_reported_in_time(monkeypatch):
     never = threading.Event()
     monkeypatch.setattr(storage, "SECONDS", 0.2)
     monkeypatch.setattr(Objects, "before_write", staticmethod(lambda path: never.wait(30)))
@@ -283,7 +284,7 @@ def test_address_that_does_not_answer_is_said_in_time(monkeypatch):
     never.set()
 
 
-def test_address_of_an_unknown_kind_or_that_is_not_there():
+def test_uri_of_an_unknown_kind_or_that_is_not_there():
     with pytest.raises(UserError, match=r"Protocol not known: nowhere.* give a URI that fsspec knows"):
         storage.RemoteFolder("nowhere://bucket/run")
     with pytest.raises(UserError, match="data.tokenizer=objects://bucket/none.model"):
@@ -292,48 +293,48 @@ def test_address_of_an_unknown_kind_or_that_is_not_there():
         sources.open_folder("train", "objects://bucket/images")
 
 
-def test_table_at_an_address_is_the_one_in_a_folder(store, tmp_path, monkeypatch, capsys):
+def test_table_at_a_uri_is_the_one_in_a_folder(store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base, steps = str(ROOT / "configs/quickstart.py"), {**FIELDS, "total_steps": 4, "schedule.warmup_steps": 1}
     steps |= {"evaluation.every_steps": 2, "checkpoint.every_steps": 2, "logging.every_steps": 1}
     text = f"title, source, base = 'A table', 'After nobody.', {base!r}\n"
     text += f"scales = {{'tiny': {{'seeds': 1, 'overrides': {steps!r}}}}}\n"
     text += "measures = {'errors': 'attention_jax.tables.measures:errors'}\nrows = [{'label': 'a'}]\n"
-    for name in ("near", "far"):
+    for name in ("local", "remote"):
         (tmp_path / f"{name}.py").write_text(text)
-    assert run_table(tmp_path / "near.py", workdir=tmp_path / "near") == 0
+    assert run_table(tmp_path / "local.py", workdir=tmp_path / "local") == 0
 
-    there, address = storage.RemoteFolder("objects://bucket/table", write=True), "objects://bucket/table"
+    there, uri = storage.RemoteFolder("objects://bucket/table", write=True), "objects://bucket/table"
     with monkeypatch.context() as patch:
         patch.setattr(runner, "build_program", lambda config: (_ for _ in ()).throw(RuntimeError("no room")))
-        assert run_table(tmp_path / "far.py", workdir=address) == 1
+        assert run_table(tmp_path / "remote.py", workdir=uri) == 1
     assert there.read("a/0/failure.txt").startswith(b"RuntimeError: no room")
-    assert run_table(tmp_path / "far.py", workdir=address) == 0
-    assert there.read("a/0/failure.txt") is None and f"in {address}" in capsys.readouterr().out
+    assert run_table(tmp_path / "remote.py", workdir=uri) == 0
+    assert there.read("a/0/failure.txt") is None and f"in {uri}" in capsys.readouterr().out
 
     another_machine(monkeypatch, tmp_path)
     before = len(store.written)
-    assert run_table(tmp_path / "far.py", workdir=address) == 0
+    assert run_table(tmp_path / "remote.py", workdir=uri) == 0
     assert not [name for name in store.written[before:] if "/0/" in name], "nothing is trained or measured again"
-    near, ours = (tmp_path / "near/near.csv").read_text(), there.read("far.csv").decode()
-    (row,), (our_row,) = (list(csv.DictReader(io.StringIO(text))) for text in (near, ours))
+    csv_text, ours = (tmp_path / "local/local.csv").read_text(), there.read("remote.csv").decode()
+    (row,), (our_row,) = (list(csv.DictReader(io.StringIO(text))) for text in (local_run, ours))
     assert {key: row[key] for key in row if "second" not in key} == {key: our_row[key] for key in row if "second" not in key}
-    assert our_row["status"] == "done" and {"far.md", "far.png", "far_curves.png"} <= set(there.names(""))
+    assert our_row["status"] == "done" and {"remote.md", "remote.png", "remote_curves.png"} <= set(there.names(""))
 
     assert float(our_row["seconds"]) > 0
     (tmp_path / "other.py").write_text(text.replace("'total_steps': 4", "'total_steps': 6"))
-    with pytest.raises(UserError, match=f"{address}/a/0 belongs to another config"):
-        run_table(tmp_path / "other.py", workdir=address)
+    with pytest.raises(UserError, match=f"{uri}/a/0 belongs to another config"):
+        run_table(tmp_path / "other.py", workdir=uri)
 
     there.remove("a/0/measure_errors.npz")
-    assert run_table(tmp_path / "far.py", workdir=address) == 0
+    assert run_table(tmp_path / "remote.py", workdir=uri) == 0
     assert there.read("a/0/measure_errors.npz"), "what was taken away there is measured again"
-    assert run_table(tmp_path / "near.py", workdir=tmp_path / "near", output="objects://bucket/results") == 0
-    assert storage.RemoteFolder("objects://bucket/results").read("near.csv").decode() == near
-    assert not (tmp_path / "objects:").exists(), "an address is no path"
+    assert run_table(tmp_path / "local.py", workdir=tmp_path / "local", output="objects://bucket/results") == 0
+    assert storage.RemoteFolder("objects://bucket/results").read("local.csv").decode() == csv_text
+    assert not (tmp_path / "objects:").exists(), "a URI is no path"
 
 
-def test_data_at_an_address_are_those_in_a_folder(tmp_path):
+def test_data_at_a_uri_are_those_in_a_folder(tmp_path):
     lines = {"train.en": "one\ntwo\n", "train.de": "eins\nzwei\n", "train.tsv": "one\teins\ntwo\tzwei\n"}
     words = tokenizer.train_tokenizer("words", ["one two eins zwei"], None, "", {})
     np.savez(tmp_path / "digits.npz", x_train=np.zeros((3, 4, 4), np.uint8), y_train=np.arange(3))
@@ -350,7 +351,7 @@ def test_data_at_an_address_are_those_in_a_folder(tmp_path):
     assert sources.open_npz("train", "objects://bucket/data/digits.npz")[2]["label"] == 2
 
 
-def test_images_at_an_address_are_those_in_a_folder(tmp_path):
+def test_images_at_a_uri_are_those_in_a_folder(tmp_path):
     names = ["train/bee/deep/2.JPG", "train/bee/10.png", "train/ant/1.jpg", "train/bee/.hidden.jpg", "train/bee/notes.txt"]
     names += ["train/beech/7.jpg", ".cache/bee/3.jpg", "train/.old/4.jpg", "val/bee/5.jpg", "README", "train/ant/6.jpg"]
     store = storage.RemoteFolder("objects://bucket/images", write=True)
@@ -377,7 +378,7 @@ def test_images_at_an_address_are_those_in_a_folder(tmp_path):
         source[0]
 
 
-def test_google_cloud_storage_as_an_emulator_speaks_it(program, near, monkeypatch):
+def test_google_cloud_storage_as_an_emulator_speaks_it(program, local_run, monkeypatch):
     for module in ("gcsfs", "gcp_storage_emulator"):
         pytest.importorskip(module, reason=f"{module} is not installed here: ./launch.sh setup dev does it")
     from gcp_storage_emulator import server
@@ -391,6 +392,6 @@ def test_google_cloud_storage_as_an_emulator_speaks_it(program, near, monkeypatc
             train_model(CONFIG, "gs://bucket/run", program, killed_after(21))
         uploads_end()
         train_model(CONFIG, "gs://bucket/run", program)
-        assert_same_as(near, "gs://bucket/run")
+        assert_same_as(local_run, "gs://bucket/run")
     finally:
         emulator.stop()
