@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'attention_jax' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # the module of the same name must not stand in for the function
+    globals()[name] = value  # otherwise the module of the same name would hide the function
     return value
 
 

@@ -34,17 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.run(options, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        _leave(2)
-        return 2
+        return _leave(2)
     except Exception as error:
-        if _is_one_of_several():
-            if any(word in str(error) for word in _LOST):
-                reason = one_sentence(error)
-                print(f"error: this process has lost another one ({reason}): see the messages of that one.", file=sys.stderr)
-            else:
-                traceback.print_exc()
-            _leave(1)
-        raise
+        if not _is_one_of_several():
+            raise
+        if any(word in str(error) for word in _LOST):
+            reason = one_sentence(error)
+            print(f"error: this process has lost another one ({reason}): see the messages of that one.", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        return _leave(1)
 
 
 def _is_one_of_several() -> bool:
@@ -52,8 +51,8 @@ def _is_one_of_several() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
-def _leave(code: int) -> None:
-    """Ends one of several processes at once: JAX would let it wait minutes for the others, which wait for it.
+def _leave(code: int) -> int:
+    """Returns the code; one of several processes ends at once, because JAX would let it wait minutes for the others.
 
     Process 0 goes last, because the runtime ends the others with a stack trace when it has gone.
     """
@@ -63,6 +62,7 @@ def _leave(code: int) -> None:
         if os.environ.get("AJ_PROCESS") == "0":
             time.sleep(1)
         os._exit(code)
+    return code
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
