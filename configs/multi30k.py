@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initialisation, data order and dropout
     config.batch_size = 8192  # tokens a side, padding counted, over all devices: pairs times the length of their bucket
     config.accumulation = 1  # micro-batches that make up a batch
-    config.total_steps = 8000  # or total_epochs, total_examples; so for every duration
+    config.total_steps = 8000  # or total_epochs, total_examples; every duration takes any of these units
     config.precision = "float32"  # "float32" | "bfloat16": of activations and products; weights and statistics are float32
 
     config.model = ConfigDict()  # open: any field of the network may be set
@@ -45,16 +45,16 @@ def get_config() -> ConfigDict:
     config.data.source = "files"  # a built-in name, a dotted path, or path/to/file.py:make
     config.data.args = ConfigDict({"source": "multi30k/{split}.en.gz", "target": "multi30k/{split}.de.gz"})
     config.data.train_split = "train"
-    config.data.eval_split = "valid"  # every pair of it is evaluated
+    config.data.eval_split = "valid"  # every pair is evaluated
     config.data.tokenizer = "words"  # "sentencepiece" | "words" | a file: sentencepiece's .model, a checkpoint's words.json
     config.data.tokenizer_options = ConfigDict()  # of sentencepiece's trainer
     config.data.vocab_size = None  # tokens of source and target together; None for every word
     config.data.joiner = "@@"  # of "words": the end of a word that goes on in the next one; "" for none
     config.data.max_length = 256  # tokens of a side, end symbol included
-    config.data.too_long = "drop"  # "drop" | "truncate": what becomes of training pairs that are longer
+    config.data.too_long = "drop"  # "drop" | "truncate" training pairs that are longer
     config.data.bucket_lengths = 8  # lengths of the batches in tokens, or how many to choose; each is compiled once
     config.data.rows_multiple = 8  # pairs of a batch are a multiple of it, for devices and micro-batches to share
-    config.data.on_broken = "stop"  # "skip" | "stop": what a line does that is empty or not UTF-8
+    config.data.on_broken = "stop"  # "skip" | "stop" at a line that is empty or not UTF-8
     config.data.num_examples = None  # training pairs that are not dropped; None takes the data's
     config.data.num_batches = None  # batches in an epoch; None takes the data's
     config.data.threads = 2  # that make batches ahead of the step
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     config.ema.decay = 0.0  # of weights a step; 0 for no average
     config.ema.warmup = True  # decay at step t is at most (1+t)/(10+t)
 
-    config.search = ConfigDict()  # how evaluation and the verb translate search
+    config.search = ConfigDict()  # how evaluation and the command translate search
     config.search.beam = 1  # hypotheses kept open; 1 is greedy search
     config.search.alpha = 0.6  # of the length penalty
     config.search.penalty = "gnmt"  # "gnmt" | "length": ((5 + length) / 6)^alpha, or length^alpha
@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
     config.parallel.data = -1  # devices that only divide the batch, -1 for all that the other two leave
     config.parallel.fsdp = 1  # devices that divide the batch and also parameters, optimizer state and averages
     config.parallel.model = 1  # devices that divide a Transformer's heads, hidden layers and vocabulary
-    config.parallel.rules = ()  # (path regex, placement) before the network's own rules, see attention_jax/parallel.py
+    config.parallel.rules = ()  # (path regex, sharding) before the network's own, see attention_jax/distributed/sharding.py
 
     config.profile = ConfigDict()
     config.profile.first_step = 0  # a trace of num_steps steps goes to profile/ in the workdir

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initialisation, data order and augmentation
     config.batch_size = 32  # examples, over all devices
     config.accumulation = 1  # micro-batches that make up a batch
-    config.total_epochs = 22.0  # or total_steps, total_examples; so for every duration
+    config.total_epochs = 22.0  # or total_steps, total_examples; every duration takes any of these units
     config.precision = "float32"  # "float32" | "bfloat16": of activations and products; weights and statistics are float32
 
     config.model = ConfigDict()  # open: any field of the network may be set
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.source = "digits"  # a built-in name, a dotted path, or path/to/file.py:make
     config.data.args = ConfigDict()  # open: keyword arguments of the source
     config.data.train_split = "train"  # as the source spells its splits
-    config.data.eval_split = "test"  # every example of it is evaluated
+    config.data.eval_split = "test"  # every example is evaluated
     config.data.crop = "pad"  # "pad" | "random_resized" | "none": how training crops
     config.data.crop_padding = 1  # pixels a side before a random crop, 0 for none; of "pad"
     config.data.crop_scale = (0.08, 1.0)  # share of the image's area, of "random_resized"
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.data.randaugment_ops = "paper"  # "paper" | "tf1" | "timm": which operations
     config.data.interpolation = "bilinear"  # "bilinear" | "bicubic", antialiased, of every resize
     config.data.eval_resize = None  # shorter side in pixels before the centre crop; None takes images as they are
-    config.data.on_broken = "skip"  # "skip" | "stop": what an image does that cannot be decoded
+    config.data.on_broken = "skip"  # "skip" | "stop" at an image that cannot be decoded
     config.data.mean = (0.3,)  # a channel, in units of the full range
     config.data.std = (0.38,)  # likewise
     config.data.image_shape = None  # (height, width, channels); None takes the data's
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # "constant" | "step" | "cosine" | "linear" | "noam"
-    config.schedule.learning_rate = 0.05  # peak, for the whole batch; of "noam" the factor before its formula
+    config.schedule.learning_rate = 0.05  # peak, for the global batch; of "noam" the factor before its formula
     config.schedule.warmup_epochs = 1.0  # linear
     config.schedule.warmup_start = 0.0  # rate from which the warm-up rises
     config.schedule.final_share = 0.0  # of "cosine", "linear": what of the peak is left at the end
@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
     config.parallel.data = -1  # devices that only divide the batch, -1 for all that the other two leave
     config.parallel.fsdp = 1  # devices that divide the batch and also parameters, optimizer state and averages
     config.parallel.model = 1  # devices that divide a Transformer's heads, hidden layers and vocabulary
-    config.parallel.rules = ()  # (path regex, placement) before the network's own rules, see attention_jax/parallel.py
+    config.parallel.rules = ()  # (path regex, sharding) before the network's own, see attention_jax/distributed/sharding.py
 
     config.profile = ConfigDict()
     config.profile.first_step = 0  # a trace of num_steps steps goes to profile/ in the workdir

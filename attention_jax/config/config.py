@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from attention_jax.config.fields import COMMON, OF_TASK, OPEN, UNITS, VERSION, Field, get_fields
+from attention_jax.config.fields import COMMON, OF_TASK, OPEN, UNITS, VERSION, get_fields
 from attention_jax.config.plugins import load_file, load_object
 from attention_jax.errors import UserError, suggest_name
 
@@ -76,9 +76,9 @@ def _list_fields(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple
             yield tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,))), field
 
 
-def _open_sections(task: str) -> tuple[str, ...]:
-    """Prefixes of the names that may be anything."""
-    return tuple(f"{names[0]}." for names, field in _list_fields(get_fields(task)) if field is OPEN)
+def _fields_by_name(task: str) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Dotted name -> (the names it is an alternative of, Field or OPEN)."""
+    return {name: (names, field) for names, field in _list_fields(get_fields(task)) for name in names}
 
 
 def _get_task(config: Mapping[str, Any]) -> str:
@@ -88,19 +88,18 @@ def _get_task(config: Mapping[str, Any]) -> str:
     return task
 
 
-def _refuse_unknown(name: str, known: Mapping[str, Any], task: str) -> None:
-    if name not in known and not name.startswith(_open_sections(task)):
+def _refuse_unknown(name: str, known: Mapping[str, tuple[tuple[str, ...], Any]]) -> None:
+    if name not in known and not any(name.startswith(f"{key}.") for key, (_, field) in known.items() if field is OPEN):
         raise UserError(f"unknown config field {name!r}{suggest_name(name, known)}.")
 
 
 def check_config(config: ConfigDict) -> None:
     """Raises UserError that names the first field that is unknown, missing or of a wrong value."""
     task, flat = _get_task(config), flatten_config(config)
-    fields = list(_list_fields(get_fields(task)))
-    known = {name: field for names, field in fields for name in names}
+    known = _fields_by_name(task)
     for name in flat:
-        _refuse_unknown(name, known, task)
-    for names, field in fields:
+        _refuse_unknown(name, known)
+    for names, field in dict.fromkeys(known.values()):
         if field is OPEN:
             *parents, last = names[0].split(".")
             section = functools.reduce(lambda part, name: part[name], parents, config)
@@ -125,17 +124,16 @@ def check_config(config: ConfigDict) -> None:
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """Returns a checked copy with dotted fields replaced; a duration in another unit takes the place of the old one."""
     plain = config.copy_and_resolve_references().to_dict()
-    task = _get_task(plain)
-    siblings = {name: names for names, _ in _list_fields(get_fields(task)) for name in names}
+    known = _fields_by_name(_get_task(plain))
     for dotted, value in changes.items():
-        _refuse_unknown(dotted, siblings, task)
+        _refuse_unknown(dotted, known)
         *parents, last = dotted.split(".")
         section = plain
         for parent in parents:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise UserError(f"unknown config field {dotted!r}: {parent!r} has no fields of its own.")
-        for sibling in siblings.get(dotted, ()):
+        for sibling in known.get(dotted, ((), None))[0]:
             section.pop(sibling.rpartition(".")[2], None)
         section[last] = value
     changed = ConfigDict(plain)
@@ -145,13 +143,9 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 
 def parse_value(name: str, text: str) -> Any:
     """Returns the Python value that a command-line text stands for; a bare word is a string."""
-    is_text = any(
-        name in names and isinstance(field, Field) and field.types is str
-        for task in OF_TASK
-        for names, field in _list_fields(get_fields(task))
-    )
+    fields = [_fields_by_name(task).get(name, ((), None))[1] for task in OF_TASK]
     try:
-        return text if is_text else ast.literal_eval(text)
+        return text if any(getattr(field, "types", None) is str for field in fields) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 

@@ -43,12 +43,7 @@ def draw_box(height: int, width: int, rng: np.random.Generator, scale: Range = (
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-    if width / height < ratio[0]:
-        h, w = round(width / ratio[0]), width
-    elif width / height > ratio[1]:
-        h, w = height, round(height * ratio[1])
-    else:
-        h, w = height, width
+    h, w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
