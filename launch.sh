@@ -39,6 +39,7 @@ Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/att
 Decoding on one CPU uses two kernels that c++ (or CXX) builds on first use, in ~/.cache/attention_jax/kernels, and without a
 compiler XLA's programs. AJ_KERNELS=xla leaves every program to XLA, in training too (attention_jax/kernels/README.md).
 On one CPU, translation keeps a step's memory for the next; AJ_KEEP_MEMORY=0 gives it back.
+docs/environment.md lists all variables.
 TEXT
 }
 
