@@ -4,27 +4,27 @@ Letters in names: B sentences, T target and S source tokens, D features. Token 0
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from attention_jax.models.registry import register
-from attention_jax.models.seq2seq import PAD, Cache, Memory, check_tokens
+from attention_jax.models.seq2seq import PAD, Cache, EncoderDecoder, Memory, check_tokens
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import GRU, Affine, Stack
 from attention_jax.nn.rnn_attention import RNNAttention
 
-# Section B.1: standard deviations of the alignment's two matrices and of every matrix that is not recurrent.
+# Section B.1: standard deviations of the attention's two matrices and of every matrix that is not recurrent.
 SCORE_STD, STD = 0.001, 0.01
 
 
-class RNNSearch(nn.Module):
-    """One layer of GRU each side; the encoder reads in both directions, and every decoder step asks its annotations.
+class RNNSearch(EncoderDecoder):
+    """One layer of GRU on each side; the encoder reads in both directions, and the decoder attends to its annotations.
 
-    The state s before a step asks: context c. The next word's scores are W_o of a maxout layer over U_o s + V_o y + C_o c, y
-    being the embedding of the word before, and the GRU goes on with y and c.
+    The state s before a token is the query that gives the context c. The token's scores are W_o of a maxout layer over
+    U_o s + V_o y + C_o c, with y the embedding of the previous token, and the GRU goes on with y and c.
 
     Attributes:
         vocab_size: tokens of the target; 0 is padding.
@@ -34,7 +34,7 @@ class RNNSearch(nn.Module):
         alignment_size: n', rows of W_a and U_a.
         readout_size: l, outputs of the maxout layer, each the larger of two.
         use_bias: in the gates, the first state, the readout and the softmax.
-        dropout: on embeddings and on what the softmax sees; none in the paper.
+        dropout: on embeddings and on the input of the softmax; none in the paper.
         dtype: of activations and products, "float32" or "bfloat16"; parameters, gates and logits are float32.
     """
 
@@ -71,29 +71,15 @@ class RNNSearch(nn.Module):
         self.readout = affine(n + self.embedding_size + 2 * n, 2 * self.readout_size)
         self.output = affine(self.readout_size, self.vocab_size)
 
-    def _embedded(self, table: nn.Embed, tokens: jax.Array, train: bool) -> jax.Array:
-        return drop(table(tokens), self.dropout, self._key(train)).astype(self.dtype)
-
-    def _key(self, train: bool) -> jax.Array | None:
-        """Of one dropout mask."""
-        return self.make_rng("dropout") if train and self.dropout else None
-
-    def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
-        """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
-
-        The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
-        """
-        return self.decode(self.encode(source, train), source, target, train)
-
     def encode(self, source: jax.Array, train: bool = False) -> Memory:
         """[B, S] -> `annotations` [B, S, 2D], [forward, backward], and the decoder's first `state` [B, D]."""
-        x_SBD = self._embedded(self.source_embedding, source.T, train)
+        x_SBD = self._embed(self.source_embedding, source.T, train)
         y_SBD, (_, (backward_BD,)) = self.encoder(x_SBD, source.T != PAD)
         return {"annotations": y_SBD.swapaxes(0, 1), "state": jnp.tanh(self.first_state(backward_BD))}
 
     def decode(self, memory: Memory, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
-        """What `encode` gave, [B, S], [B, T] -> logits [B, T, vocab_size]."""
-        x_TBD = self._embedded(self.target_embedding, target.T, train)
+        """Output of `encode`, [B, S], [B, T] -> logits [B, T, vocab_size]."""
+        x_TBD = self._embed(self.target_embedding, target.T, train)
         advance = self._advance(self.init_cache(memory, source, target.shape[1]))
         recording = self.cross_attention.is_recording()
 
@@ -106,37 +92,34 @@ class RNNSearch(nn.Module):
             self.cross_attention.sow_weights(weights_TBS.swapaxes(0, 1))
         return self._logits(s_TBD, x_TBD, context_TBD, train).swapaxes(0, 1)
 
-    def _advance(self, cache: Cache) -> Any:
+    def _advance(self, cache: Cache) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
         """A pure function of the gates [B, G] and the state [B, D]: the next state, the context and the weights [B, S]."""
         recurrence = self.decoder.recurrence("/".join(self.decoder.hidden.path))
         shared, feed = cache["shared"], self.feed.pure()
-        ask = self.cross_attention.pure_step(shared["keys"], shared["annotations"], shared["source"] != PAD)
+        attend = self.cross_attention.pure_step(shared["keys"], shared["annotations"], shared["source"] != PAD)
 
         def advance(gates_BG: jax.Array, s_BD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            context_BD, weights_BS = ask(s_BD)
+            context_BD, weights_BS = attend(s_BD)
             (new_BD,) = recurrence(gates_BG + feed(context_BD), (s_BD,))
             return new_BD, context_BD, weights_BS
 
         return advance
 
     def _logits(self, s: jax.Array, y: jax.Array, context: jax.Array, train: bool = False) -> jax.Array:
-        """[..., D], the word before [..., m], [..., 2D] -> [..., vocab_size] float32."""
+        """[..., D], the embedding of the previous token [..., m], [..., 2D] -> [..., vocab_size] float32."""
         t = self.readout(jnp.concatenate([s, y, context], axis=-1))
         t = t.reshape(*t.shape[:-1], self.readout_size, 2).max(axis=-1)
-        return self.output(drop(t, self.dropout, self._key(train)), jnp.float32)
+        return self.output(drop(t, self.dropout, self._dropout_key(train)), jnp.float32)
 
     def init_cache(self, memory: Memory, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
-        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis.
-
-        It does not depend on `max_length` and `beam`, which the Transformer's does.
-        """
+        """Returns the cache before the first token, as `Seq2Seq.init_cache` does."""
         annotations = memory["annotations"]
         shared = {"annotations": annotations, "keys": self.cross_attention.keys(annotations), "source": source}
         return {"state": memory["state"], "shared": shared}
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache that has seen them."""
-        y_BD = self._embedded(self.target_embedding, token, False)
+        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache with them added."""
+        y_BD = self._embed(self.target_embedding, token, False)
         new_BD, context_BD, weights_BS = self._advance(cache)(self.decoder.project(y_BD), cache["state"])
         self.cross_attention.sow_weights(weights_BS[:, None])
         return self._logits(cache["state"], y_BD, context_BD), {**cache, "state": new_BD}

@@ -5,6 +5,7 @@ Letters in names: B sentences, T target and S source tokens, D features. Token 0
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -37,27 +38,44 @@ def check_tokens(vocab_size: int, source_vocab_size: int | None) -> None:
             raise UserError(f"model.{field}={size} leaves no word beside padding: give 2 or more.")
 
 
-class Seq2Seq(nn.Module):
-    """The decoder starts from the last state of every encoder layer; the two have weights of their own.
+class EncoderDecoder(nn.Module):
+    """A network with `encode` and `decode`, the fields `dropout` and `dtype`, and dropout of its embeddings."""
+
+    def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
+        """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
+
+        The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
+        """
+        return self.decode(self.encode(source, train), source, target, train)
+
+    def _embed(self, table: nn.Embed, tokens: jax.Array, train: bool) -> jax.Array:
+        return drop(table(tokens), self.dropout, self._dropout_key(train)).astype(self.dtype)
+
+    def _dropout_key(self, train: bool) -> jax.Array | None:
+        """The key of one dropout mask."""
+        return self.make_rng("dropout") if train and self.dropout else None
+
+
+class Seq2Seq(EncoderDecoder):
+    """The decoder starts from the last state of every encoder layer; the two share no weights.
 
     Attributes:
         vocab_size: tokens of the target; 0 is padding.
         source_vocab_size: tokens of the source; None is vocab_size. Sutskever et al. have 160,000 for 80,000.
         layers, features: of encoder and decoder each, and cells of a layer.
         embedding_size: None is `features`.
-        attention: "none"; Luong et al.'s "dot", "general" and "concat", where the new top state h asks the encoder's top
-            outputs and the softmax sees tanh(W_c [c; h]) (their Section 3); or "bahdanau", where the top state before the
-            step asks by "concat"'s score and the context c goes into the first layer too.
+        attention: "none"; Luong et al.'s "dot", "general" and "concat", where the new top state h is the query over the
+            encoder's top outputs and the softmax sees tanh(W_c [c; h]) (their Section 3); or "bahdanau", where the top state
+            before the token is the query, scored as in "concat", and the context c goes into the first layer too.
         alignment_size: rows of W in the score of "concat" and "bahdanau"; None is `features`.
-        input_feeding: tanh(W_c [c; h]) goes into the first layer of the next step (Luong et al., Section 3.3). The scores of
-            all steps are one product without it, unless attention is "bahdanau".
+        input_feeding: tanh(W_c [c; h]) goes into the first layer for the next token (Luong et al., Section 3.3). Without it
+            the scores of all tokens are one product, unless attention is "bahdanau".
         reverse_source: the encoder reads from the last word to the first. Attention sees the words in their order.
         use_bias: one set of biases in every LSTM layer, and one in the softmax.
         forget_bias: added to the forget gate; 1 in tensorflow/nmt, not stated by the papers.
-        init_scale: parameters start uniform in ±init_scale. None is the papers' 0.08, or 0.1 with attention, for their 1000
-            features, and in inverse proportion to the root of the number for others, so that gates start as far from their
-            middle. (32 features hardly learn from 0.08.)
-        dropout: on embeddings, between layers, and on what the softmax sees, never from step to step (Zaremba et al. 2014).
+        init_scale: parameters start uniform in ±init_scale. None is the papers' 0.08, or 0.1 with attention, times
+            sqrt(1000 / features): they have 1000 features, and 32 hardly learn from 0.08.
+        dropout: on embeddings, between layers, and on the input of the softmax, never along time (Zaremba et al. 2014).
         dtype: of activations and products, "float32" or "bfloat16"; parameters, cells, gates and logits are float32.
     """
 
@@ -77,7 +95,7 @@ class Seq2Seq(nn.Module):
     dtype: str = "float32"
 
     def check(self) -> None:
-        """Raises UserError for fields that do not go together or have another value than the class docstring lists."""
+        """Raises UserError for fields that do not go together or a value that the class docstring does not list."""
         check_tokens(self.vocab_size, self.source_vocab_size)
         if self.attention not in ATTENTIONS:
             raise UserError(f"model.attention: {self.attention!r} is not one of {', '.join(map(repr, ATTENTIONS))}.")
@@ -85,7 +103,7 @@ class Seq2Seq(nn.Module):
             raise UserError("model.input_feeding feeds what attention gives: set model.attention, or leave it False.")
 
     def init_range(self) -> float:
-        """The largest size of a parameter at the start."""
+        """Returns the bound of the initial parameters."""
         if self.init_scale is not None:
             return self.init_scale
         return (0.08 if self.attention == "none" else 0.1) * (1000 / self.features) ** 0.5
@@ -125,33 +143,19 @@ class Seq2Seq(nn.Module):
                 self.feed = matrix(fed, 4 * self.features)
         self.output = Affine(self.features, self.vocab_size, self.use_bias, init, init, dtype)
 
-    def _embedded(self, table: nn.Embed, tokens: jax.Array, train: bool) -> jax.Array:
-        return drop(table(tokens), self.dropout, self._key(train)).astype(self.dtype)
-
-    def _key(self, train: bool) -> jax.Array | None:
-        """Of one dropout mask."""
-        return self.make_rng("dropout") if train and self.dropout else None
-
-    def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
-        """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
-
-        The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
-        """
-        return self.decode(self.encode(source, train), source, target, train)
-
     def encode(self, source: jax.Array, train: bool = False) -> Memory:
         """[B, S] -> the last state of every layer, and with attention `annotations` [B, S, D], the top outputs."""
-        x_SBD = self._embedded(self.source_embedding, source.T, train)
+        x_SBD = self._embed(self.source_embedding, source.T, train)
         y_SBD, states = self.encoder(x_SBD, source.T != PAD, reverse=self.reverse_source, train=train)
         if self.attention == "none":
             return {"states": states}
         return {"states": states, "annotations": y_SBD.swapaxes(0, 1)}
 
     def decode(self, memory: Memory, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
-        """What `encode` gave, [B, S], [B, T] -> logits [B, T, vocab_size]."""
-        x_TBD = self._embedded(self.target_embedding, target.T, train)
+        """Output of `encode`, [B, S], [B, T] -> logits [B, T, vocab_size]."""
+        x_TBD = self._embed(self.target_embedding, target.T, train)
         if self.input_feeding or self.attention == "bahdanau":
-            return self._logits(self._step_by_step(x_TBD, memory, source, train).swapaxes(0, 1))
+            return self._logits(self._decode_with_feeding(x_TBD, memory, source, train).swapaxes(0, 1))
         y_TBD, _ = self.decoder(x_TBD, states=memory["states"], train=train)
         y_BTD = y_TBD.swapaxes(0, 1)
         if self.attention != "none":
@@ -159,10 +163,10 @@ class Seq2Seq(nn.Module):
             context_BTD, weights_BTS = self.cross_attention.pure()(y_BTD, keys, annotations, source != PAD)
             self.cross_attention.sow_weights(weights_BTS)
             y_BTD = jnp.tanh(self.combine(jnp.concatenate([context_BTD, y_BTD], axis=-1)))
-        return self._logits(drop(y_BTD, self.dropout, self._key(train)))
+        return self._logits(drop(y_BTD, self.dropout, self._dropout_key(train)))
 
-    def _step_by_step(self, x_TBD: jax.Array, memory: Memory, source: jax.Array, train: bool) -> jax.Array:
-        """[T, B, D] -> what the softmax sees, [T, B, D], where a step's attention goes into the next LSTM step."""
+    def _decode_with_feeding(self, x_TBD: jax.Array, memory: Memory, source: jax.Array, train: bool) -> jax.Array:
+        """[T, B, D] -> input of the softmax [T, B, D], where the attention of one token goes into the LSTM for the next."""
         cache = self.init_cache(memory, source, x_TBD.shape[0])
         advance, recording = self._advance(cache), self.cross_attention.is_recording()
 
@@ -173,7 +177,7 @@ class Seq2Seq(nn.Module):
             return (states, fed), (y_BD, weights_BS if recording else None)
 
         t, b, _ = x_TBD.shape
-        key = self._key(train)
+        key = self._dropout_key(train)
         scale_TBD = None if key is None else drop(jnp.ones((t, b, self.features), x_TBD.dtype), self.dropout, key)
         inputs = (self.decoder.project(x_TBD), self.decoder.dropout_scales(t, b, train), scale_TBD)
         _, (y_TBD, weights_TBS) = jax.lax.scan(step, (cache["states"], cache.get("fed")), inputs)
@@ -181,15 +185,17 @@ class Seq2Seq(nn.Module):
             self.cross_attention.sow_weights(weights_TBS.swapaxes(0, 1))
         return y_TBD
 
-    def _advance(self, cache: Cache) -> Any:
-        """A pure function of one step's first gates [B, G], states, fed vector [B, D] and dropouts: the states after it,
-        what the softmax sees [B, D], and the weights [B, S]."""
-        recurrence = self.decoder.recurrence()
-        if self.attention != "none":
+    def _advance(self, cache: Cache) -> Callable[..., tuple[list[State], jax.Array, jax.Array | None]]:
+        """A pure function of a token's first gates [B, G], states, fed vector [B, D] and dropout masks.
+
+        It returns the states after the token, the input of the softmax [B, D] and the attention weights [B, S].
+        """
+        recurrence, attention = self.decoder.recurrence(), self.attention
+        if attention != "none":
             annotations, mask_BS = cache["shared"]["annotations"], cache["shared"]["source"] != PAD
             keys, combine = cache["shared"].get("keys", annotations), self.combine.pure()
-            ask = self.cross_attention.pure_step(keys, annotations, mask_BS)
-            feed = self.feed.pure() if self.input_feeding or self.attention == "bahdanau" else None
+            attend = self.cross_attention.pure_step(keys, annotations, mask_BS)
+            feed: Any = self.feed.pure() if self.input_feeding or attention == "bahdanau" else None
 
         def advance(
             gates_BG: jax.Array,
@@ -198,19 +204,17 @@ class Seq2Seq(nn.Module):
             scales: list[jax.Array],
             scale_BD: jax.Array | None,
         ) -> tuple[list[State], jax.Array, jax.Array | None]:
-            joined, weights_BS = [], None
-            if self.input_feeding:
-                joined.append(fed_BD)
-            if self.attention == "bahdanau":
-                context_BD, weights_BS = ask(states[-1][0])
-                joined.append(context_BD)
-            if joined:
-                gates_BG = gates_BG + feed(jnp.concatenate(joined, axis=-1))
+            inputs, weights_BS = [] if fed_BD is None else [fed_BD], None
+            if attention == "bahdanau":
+                context_BD, weights_BS = attend(states[-1][0])
+                inputs.append(context_BD)
+            if inputs:
+                gates_BG = gates_BG + feed(jnp.concatenate(inputs, axis=-1))
             states = recurrence(gates_BG, states, scales)
             y_BD = states[-1][0]
-            if self.attention != "none":
-                if self.attention != "bahdanau":
-                    context_BD, weights_BS = ask(y_BD)
+            if attention in ("dot", "general", "concat"):
+                context_BD, weights_BS = attend(y_BD)
+            if attention != "none":
                 y_BD = jnp.tanh(combine(jnp.concatenate([context_BD, y_BD], axis=-1)))
             return states, y_BD if scale_BD is None else y_BD * scale_BD, weights_BS
 
@@ -220,9 +224,9 @@ class Seq2Seq(nn.Module):
         return self.output(x, jnp.float32)
 
     def init_cache(self, memory: Memory, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
-        """What `decode_step` needs before the first word; every leaf has the sentences along its first axis.
+        """Returns the cache before the first token, with the sentences along the first axis of every leaf.
 
-        It does not depend on `max_length` and `beam`, which the Transformer's does.
+        It does not depend on `max_length` and `beam`, unlike the Transformer's.
         """
         if self.attention == "none":
             return {"states": memory["states"]}
@@ -235,13 +239,13 @@ class Seq2Seq(nn.Module):
         return cache
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache that has seen them."""
-        gates_BG = self.decoder.project(self._embedded(self.target_embedding, token, False))
+        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache with them added."""
+        gates_BG = self.decoder.project(self._embed(self.target_embedding, token, False))
         states, y_BD, weights_BS = self._advance(cache)(gates_BG, cache["states"], cache.get("fed"), [], None)
         new = {**cache, "states": states}
         if self.input_feeding:
             new["fed"] = y_BD
-        if self.attention != "none":
+        if weights_BS is not None:
             self.cross_attention.sow_weights(weights_BS[:, None])
         return self._logits(y_BD), new
 

@@ -1,4 +1,4 @@
-"""Multi-head attention over sequences, whole or word by word from a cache.
+"""Multi-head attention over complete sequences, or token by token from a cache.
 
 Letters in names: B examples, T queries, S keys, H heads, K and V sizes of a head's keys and values, D features.
 """
@@ -69,7 +69,7 @@ class MultiHeadAttention(nn.Module):
         scaled: divide the products by sqrt(d_k).
         use_bias: of the four projections; the paper's count and tensor2tensor have none.
         dropout: of the attention weights; none in the paper.
-        fused: may use XLA's or the accelerator's fused kernel where no weights are asked for.
+        fused: may use XLA's or the accelerator's fused kernel where no weights are recorded.
         dtype: of the computation.
     """
 
@@ -100,49 +100,38 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, memory_BSD: jax.Array, mask: jax.Array | None = None, rng: jax.Array | None = None
     ) -> jax.Array:
-        """[B, T, D] asks [B, S, D] -> [B, T, D]; `mask` as in `attend_heads`. Sows `weights` [B, H, T, S].
+        """Queries of [B, T, D], keys and values of [B, S, D] -> [B, T, D]. Sows `weights` [B, H, T, S].
 
-        `rng` is the key of the dropout; without it nothing is dropped.
+        Args:
+            mask: as in `attend_heads`.
+            rng: the key of the dropout; None in evaluation.
         """
-        return self.ask(x_BTD, *self.keys_and_values(memory_BSD, len(memory_BSD)), mask, rng)
-
-    def ask(
-        self,
-        x_BTD: jax.Array,
-        k_BSHK: jax.Array,
-        v_BSHV: jax.Array,
-        mask: jax.Array | None = None,
-        rng: jax.Array | None = None,
-    ) -> jax.Array:
-        """The same with keys and values at hand."""
+        k_BSHK, v_BSHV = self.keys_and_values(memory_BSD, len(memory_BSD))
         b, t, _ = x_BTD.shape
         q_BTHK = self.query(x_BTD).reshape(b, t, self.heads, self.key_size)
         scale = self.key_size**-0.5 if self.scaled else 1.0
         dropout = 0.0 if rng is None else self.dropout
-        asked = self.is_mutable_collection("attention")
-        if self.fused and not asked and not dropout and self.key_size == self.value_size:
+        recording = self.is_mutable_collection("attention")
+        if self.fused and not recording and not dropout and self.key_size == self.value_size:
             y_BTHV = fused_attention(q_BTHK, k_BSHK, v_BSHV, mask, scale)
         else:
             y_BTHV, weights = attend_heads(q_BTHK, k_BSHK, v_BSHV, mask, scale, dropout, rng)
-            if asked:
+            if recording:
                 self.sow("attention", "weights", weights)
         return self.output(y_BTHV.reshape(b, t, self.heads * self.value_size))
 
-    def cached(self, memory: jax.Array, examples: int) -> tuple[jax.Array, jax.Array]:
-        """Keys [B, H, K, S] and values [B, H, S, V] of `memory`, which is as in `keys_and_values`, as a cache holds them.
-
-        In these layouts no step turns them.
-        """
+    def to_cache(self, memory: jax.Array, examples: int) -> tuple[jax.Array, jax.Array]:
+        """`memory` as in `keys_and_values` -> keys [B, H, K, S] and values [B, H, S, V], laid out for `attend_to_cache`."""
         k_BSHK, v_BSHV = self.keys_and_values(memory, examples)
         return k_BSHK.transpose(0, 2, 3, 1), v_BSHV.swapaxes(1, 2)
 
-    def ask_cached(self, x_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B · T, D] -> [B · T, D]: what `ask` gives without dropout, from keys and values as `cached` has them; T is small."""
+    def attend_to_cache(self, x_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B · T, D] -> [B · T, D] as `__call__` does it, without dropout, from keys and values of `to_cache`; T is small."""
         scale = self.key_size**-0.5 if self.scaled else 1.0
-        asked = (self.query(x_ND), k_BHKS, v_BHSV, mask)
+        q_ND = self.query(x_ND)
         if self.is_mutable_collection("attention"):
-            y_ND, weights = attend_rows(*asked, scale)
+            y_ND, weights = attend_rows(q_ND, k_BHKS, v_BHSV, mask, scale)
             self.sow("attention", "weights", weights)
         else:
-            y_ND = attend_cached(*asked, scale, lambda *asked: attend_rows(*asked, scale)[0])
+            y_ND = attend_cached(q_ND, k_BHKS, v_BHSV, mask, scale, lambda q, k, v, m: attend_rows(q, k, v, m, scale)[0])
         return self.output(y_ND)

@@ -1,7 +1,7 @@
 """Recurrent layers over padded sequences: LSTM (without peepholes) and the GRU of Bahdanau et al. (2014).
 
-Letters in names: T steps, B sentences, D features of the input, H of the state, G gates of all units together. Time comes
-first, as the scan wants it. What inputs add to the gates is one product for all steps; the scan holds the rest.
+Letters in names: T tokens, B sentences, D features of the input, H of the state, G gates of all units together. Time comes
+first, as a scan takes it. The inputs' part of the gates is one product for all tokens; the scan holds the rest.
 
 A layer has `input/kernel` [D, G], `input/bias` [G] and `hidden/kernel` [H, G]. torch.nn.LSTM has the same gates in the same
 order (input, forget, candidate, output): weight_ih_l0 = input/kernelᵀ, weight_hh_l0 = hidden/kernelᵀ, and bias_ih_l0 +
@@ -10,7 +10,7 @@ gate after the product, and its update gate is 1 minus the one here.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ Advance = Callable[[jax.Array, State], State]
 
 
 class Affine(nn.Module):
-    """x W + b. Its sizes are given, so that the kernel is at hand before a scan, inside of which no module may be called."""
+    """`x W + b` with given sizes, so that the kernel exists before a scan, where no module may be called."""
 
     inputs: int
     outputs: int
@@ -40,13 +40,13 @@ class Affine(nn.Module):
         self.bias = self.param("bias", self.bias_init, (self.outputs,)) if self.use_bias else None
 
     def __call__(self, x: jax.Array, precision: Any = None) -> jax.Array:
-        """[..., D] -> [..., outputs] in `dtype`, or in `precision` where that is given."""
+        """[..., D] -> [..., outputs] in `dtype`, or in `precision` if given."""
         kernel, bias = self.kernel.astype(self.dtype), self.bias
         y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=precision or self.dtype)
         return y if bias is None else y + bias.astype(y.dtype)
 
     def pure(self) -> Callable[[jax.Array], jax.Array]:
-        """The same as a pure function, for a scan."""
+        """Returns the same as a pure function, for a scan."""
         kernel, bias, scope = self.kernel.astype(self.dtype), self.bias, "/".join(self.path)
 
         def affine(x: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ class Affine(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """What LSTM and GRU share.
+    """The common part of LSTM and GRU.
 
     Attributes:
         inputs: D.
@@ -83,7 +83,7 @@ class RecurrentLayer(nn.Module):
         self.hidden = affine(self.features, use_bias=False, kernel_init=self._by_gates)
 
     def _by_gates(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """Each gate's square matrix drawn by itself, which matters to an orthogonal one."""
+        """Draws each gate's square matrix separately, since an orthogonal one must be square."""
         keys = jax.random.split(key, self.gates)
         return jnp.concatenate([self.recurrent_init(k, (shape[0], self.features)) for k in keys], axis=1)
 
@@ -94,36 +94,38 @@ class RecurrentLayer(nn.Module):
 
         Args:
             mask_TB: False at padding, which leaves the state as it is; the output there is the state's.
-            state: before the first step; zeros unless given.
-            reverse: from the last step to the first; the outputs stay at their steps.
+            state: before the first token; zeros unless given.
+            reverse: from the last token to the first; the outputs stay with their tokens.
         """
         state = self.zeros(x_TBD.shape[1]) if state is None else state
         return self.scan(self.project(x_TBD), mask_TB, state, reverse)
 
     def scan(self, gates_TBG: jax.Array, mask_TB: jax.Array | None, state: State, reverse: bool) -> tuple[jax.Array, State]:
-        """The same, given what the inputs add to the gates."""
+        """The same as `__call__`, given the output of `project`."""
         advance = self.recurrence("hidden")
 
         def step(state: State, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[State, jax.Array]:
             gates_BG, mask_B = inputs
-            new = _where(mask_B, advance(gates_BG, state), state)
+            new = advance(gates_BG, state)
+            if mask_B is not None:
+                new = tuple(jnp.where(mask_B[:, None], a, b) for a, b in zip(new, state, strict=True))
             return new, new[0]
 
         last, y_TBH = jax.lax.scan(step, state, (gates_TBG, mask_TB), reverse=reverse)
         return y_TBH, last
 
     def project(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., G]: what the input adds to the gates."""
+        """[..., D] -> [..., G], the input's part of the gates."""
         return self.input(x)
 
     def zeros(self, batch: int) -> State:
-        """The state before the first step."""
+        """Returns the state before the first token."""
         raise NotImplementedError
 
     def recurrence(self, scope: str) -> Advance:
-        """A pure function of what the input adds to the gates, [B, G], and the state: the next state.
+        """Returns a pure function of `project`'s output [B, G] and the state: the next state.
 
-        Its products are counted under `scope`.
+        Its products have the name `scope` in a summary.
         """
         raise NotImplementedError
 
@@ -171,12 +173,6 @@ def _units(gates_BG: jax.Array, c_BH: jax.Array, forget_bias: float) -> tuple[ja
     return nn.sigmoid(o) * jnp.tanh(c_BH), c_BH
 
 
-def _where(mask_B: jax.Array | None, new: Sequence[jax.Array], old: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    if mask_B is None:
-        return tuple(new)
-    return tuple(jnp.where(mask_B[:, None], a, b) for a, b in zip(new, old, strict=True))
-
-
 class GRU(RecurrentLayer):
     """State (h,): h' = (1 - z)·h + z·tanh(input + U(r·h)), gates in the order r, z, candidate (Appendix A.1.1)."""
 
@@ -203,14 +199,14 @@ class GRU(RecurrentLayer):
 
 
 class Stack(nn.Module):
-    """Layers above each other, dropout between them.
+    """Layers on top of each other, with dropout between them.
 
     Attributes:
         layer: makes one, given `inputs`.
         inputs: D of the first.
         layers: how many.
         bidirectional: every layer reads from both ends and gives both outputs, [forward, backward], to the next.
-        dropout: share dropped of what a layer gives to the next; not of what goes from step to step (Zaremba et al. 2014).
+        dropout: share dropped between layers, not along time (Zaremba et al. 2014).
     """
 
     layer: Callable[..., RecurrentLayer]
@@ -256,22 +252,21 @@ class Stack(nn.Module):
         return x_TBD, last
 
     def project(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., G]: what the input adds to the first layer's gates."""
+        """[..., D] -> [..., G], the input's part of the first layer's gates."""
         return self.forward[0].project(x)
 
-    def dropout_scales(self, steps: int, batch: int, train: bool) -> list[jax.Array]:
-        """What the outputs of every layer but the last are multiplied with, [T, B, H] each; empty without dropout."""
+    def dropout_scales(self, length: int, batch: int, train: bool) -> list[jax.Array]:
+        """Returns the factors [T, B, H] of the outputs of every layer but the last; an empty list without dropout."""
         if not (self.dropout and train):
             return []
-        shape = (steps, batch, self.forward[0].features * (2 if self.bidirectional else 1))
+        shape = (length, batch, self.forward[0].features * (2 if self.bidirectional else 1))
         dtype = self.forward[0].dtype
         return [drop(jnp.ones(shape, dtype), self.dropout, self.make_rng("dropout")) for _ in range(self.layers - 1)]
 
     def recurrence(self) -> Callable[[jax.Array, list[State], list[jax.Array]], list[State]]:
-        """One step through all layers, for a scan whose inputs depend on its outputs; in one direction.
+        """Returns a pure function of one token through all layers, for a scan whose inputs depend on its outputs.
 
-        The result is a pure function of what the input adds to the first layer's gates, [B, G], the states, and one step of
-        `dropout_scales`.
+        Its arguments are `project`'s output [B, G], the states and the token's part of `dropout_scales`. One direction only.
         """
         advances = [layer.recurrence("/".join(layer.hidden.path)) for layer in self.forward]
         projections = [layer.input.pure() for layer in self.forward]

@@ -1,6 +1,6 @@
 """Attention with one query for every decoder state, for recurrent networks (Bahdanau et al. 2014, Luong et al. 2015).
 
-Letters in names: B sentences, T queries, S places of the source, Q, M and K sizes of queries, memory and keys.
+Letters in names: B sentences, T queries, S positions of the source, Q, M and K sizes of queries, memory and keys.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention_jax.nn.multihead import MASKED
+from attention_jax.kernels.attention import MASKED
 from attention_jax.nn.recurrent import Affine
 
-Ask = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class RNNAttention(nn.Module):
-    """Weights over the source and the mean under them.
+    """Attention of one head: weights over the source, and the mean of the source under them.
 
     Attributes:
         score: "dot" qᵀm, "general" qᵀ W m, or "concat" vᵀ tanh(W [q; m]) (Luong et al., Section 3.1); the last is
@@ -45,19 +45,19 @@ class RNNAttention(nn.Module):
             self.vector = Affine(self.features, 1, False, self.score_init, dtype=self.dtype)
 
     def keys(self, memory_BSM: jax.Array) -> jax.Array:
-        """[B, S, M] -> [B, S, K], which no step changes."""
+        """[B, S, M] -> [B, S, K], the same for all queries."""
         return memory_BSM if self.score == "dot" else self.key(memory_BSM)
 
-    def pure(self) -> Ask:
-        """A pure function `(q [B, T, Q], keys, memory, mask [B, S]) -> (context [B, T, M], weights [B, T, S] float32)`.
+    def pure(self) -> Attend:
+        """Returns a pure function `(q [B, T, Q], keys, memory, mask [B, S]) -> (context [B, T, M], weights [B, T, S])`.
 
-        The mask is False at padding, which gets no weight.
+        The mask is False at padding, which gets no weight; weights are float32.
         """
         if self.score == "concat":
             query, vector = (matrix.kernel.astype(self.dtype) for matrix in (self.query, self.vector))
         scope = "/".join(self.path)
 
-        def ask(q_BTQ: jax.Array, k_BSK: jax.Array, m_BSM: jax.Array, mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def attend(q_BTQ: jax.Array, k_BSK: jax.Array, m_BSM: jax.Array, mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
             with jax.named_scope(scope):
                 if self.score == "concat":
                     hidden_BTSK = jnp.tanh((q_BTQ @ query)[:, :, None] + k_BSK[:, None])
@@ -67,20 +67,20 @@ class RNNAttention(nn.Module):
                 weights = nn.softmax(jnp.where(mask_BS[:, None], scores, MASKED))
                 return jnp.einsum("bts,bsm->btm", weights.astype(m_BSM.dtype), m_BSM), weights
 
-        return ask
+        return attend
 
     def pure_step(self, keys: jax.Array, memory: jax.Array, mask: jax.Array) -> Callable[[jax.Array], tuple]:
-        """A pure function `q [B · n, Q] -> (context [B · n, M], weights [B · n, S])` of n queries for each sentence."""
-        ask, (b, _, size) = self.pure(), memory.shape
+        """Returns a pure function `q [B · n, Q] -> (context [B · n, M], weights [B · n, S])` of n queries per sentence."""
+        attend, (b, _, size) = self.pure(), memory.shape
 
-        def ask_once(q: jax.Array) -> tuple[jax.Array, jax.Array]:
-            context, weights = ask(q.reshape(b, -1, q.shape[-1]), keys, memory, mask)
+        def attend_once(q: jax.Array) -> tuple[jax.Array, jax.Array]:
+            context, weights = attend(q.reshape(b, -1, q.shape[-1]), keys, memory, mask)
             return context.reshape(-1, size), weights.reshape(-1, mask.shape[1])
 
-        return ask_once
+        return attend_once
 
     def is_recording(self) -> bool:
-        """Whether someone wants to see the weights."""
+        """True if the collection "attention" is mutable."""
         return self.is_mutable_collection("attention")
 
     def sow_weights(self, weights_BTS: jax.Array) -> None:
