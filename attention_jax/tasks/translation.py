@@ -267,7 +267,7 @@ def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[l
     """Translations and references of an evaluation that translated, pair by pair."""
     pairs, words = _pairs(config, config.data.eval_split), get_tokenizer(config)
     hypotheses = [words.decode(row) for row in outputs["hypothesis"].tolist()]
-    return hypotheses, [words.joined(pairs[i][1]) for i in range(len(pairs))]
+    return hypotheses, [words.join(pairs[i][1]) for i in range(len(pairs))]
 
 
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

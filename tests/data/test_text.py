@@ -9,7 +9,7 @@ import pytest
 import sentencepiece as sentencepiece_library
 
 from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs, choose_buckets, pad_rows
-from attention_jax.data.text.pairs import open_pairs, read_aligned_files, read_tsv
+from attention_jax.data.text.pairs import open_pairs, read_files, read_tsv
 from attention_jax.data.text.tokenizer import BOS, EOS, PAD, UNKNOWN, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.errors import UserError
 
@@ -31,7 +31,7 @@ def test_aligned_files_and_tsv_give_the_same_pairs(tmp_path, end):
     (tmp_path / "train.ko.gz").write_bytes(gzip.compress("\n".join(KOREAN).encode()))  # no newline at the end
     write(tmp_path / "train.tsv", [f"x\t{ko}\t{en}" for en, ko in zip(ENGLISH, KOREAN)], end=end)
     expected = list(zip(ENGLISH, KOREAN))
-    assert read_aligned_files("train", f"{tmp_path}/{{split}}.en", f"{tmp_path}/{{split}}.ko.gz") == expected
+    assert read_files("train", f"{tmp_path}/{{split}}.en", f"{tmp_path}/{{split}}.ko.gz") == expected
     assert read_tsv("train", f"{tmp_path}/{{split}}.tsv", columns=(2, 1)) == expected
     twice = (f"{tmp_path}/train.tsv",) * 2
     assert open_pairs("tsv", "train", {"path": twice, "columns": (2, 1)}, "stop") == expected * 2
@@ -50,10 +50,10 @@ def test_a_line_that_cannot_be_used(tmp_path, content, said, caplog):
     write(tmp_path / "target.txt", ["eins", "zwei", "drei"])
     paths = f"{tmp_path}/source.txt", f"{tmp_path}/target.txt"
     with pytest.raises(UserError) as raised:
-        read_aligned_files("train", *paths)
+        read_files("train", *paths)
     assert said in str(raised.value) and "skip" in str(raised.value)
     with caplog.at_level(logging.WARNING):
-        assert len(read_aligned_files("train", *paths, on_broken="skip")) == 2
+        assert len(read_files("train", *paths, on_broken="skip")) == 2
     assert "1 of 3 pairs" in caplog.text and said in caplog.text
 
 
@@ -61,11 +61,11 @@ def test_files_of_unequal_length_and_files_that_are_missing(tmp_path):
     write(tmp_path / "a", ["one", "two"])
     write(tmp_path / "b", ["eins"])
     with pytest.raises(UserError, match=r"a has 2 lines and .*b has 1"):
-        read_aligned_files("train", f"{tmp_path}/a", f"{tmp_path}/b", on_broken="skip")
+        read_files("train", f"{tmp_path}/a", f"{tmp_path}/b", on_broken="skip")
     with pytest.raises(UserError, match=r"c: there is no such file; its folder has a, b\."):
-        read_aligned_files("train", f"{tmp_path}/a", f"{tmp_path}/c")
+        read_files("train", f"{tmp_path}/a", f"{tmp_path}/c")
     with pytest.raises(UserError, match="2 source files and 1 target files"):
-        read_aligned_files("train", (f"{tmp_path}/a", f"{tmp_path}/a"), f"{tmp_path}/a")
+        read_files("train", (f"{tmp_path}/a", f"{tmp_path}/a"), f"{tmp_path}/a")
     write(tmp_path / "t.tsv", ["one\teins", "two"])
     with pytest.raises(UserError, match=r"t.tsv:2 has 1 columns, not 2"):
         read_tsv("train", f"{tmp_path}/t.tsv")
@@ -193,10 +193,6 @@ def test_evaluation_has_every_pair_once(pairs):
 def test_a_last_batch_of_one_pair_is_evaluated():
     plan = BucketPlan(np.full(17, 4), (4,), 64, 2, 0)
     assert [len(indices) for _, indices in plan.every()] == [16, 1]
-
-
-def test_what_is_padding():
-    assert BucketPlan(np.array([2, 4, 8]), (4, 8), 64, 1, 0).padding() == 1 - 14 / 16
 
 
 def test_the_index_is_that_of_the_source_though_pairs_were_left_out():

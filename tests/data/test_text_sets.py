@@ -13,7 +13,7 @@ import pytest
 from attention_jax.cli import main as cli
 from attention_jax.data.download import text_sets
 from attention_jax.data.download.text_sets import align_pages
-from attention_jax.data.text.pairs import read_aligned_files, read_tsv
+from attention_jax.data.text.pairs import read_files, read_tsv
 
 CAPTIONS = {"train.en": "a dog .\na man .\n", "train.de": "ein Hund .\nein Mann .\n"}
 
@@ -50,7 +50,7 @@ def captions(monkeypatch, tmp_path):
 def test_fetched_checked_and_read(capsys, captions, tmp_path):
     code, said = prepare(capsys, "multi30k", f"--data_dir={tmp_path}/data")
     assert code == 0 and f"{tmp_path}/data is ready: train with --config.data.source=files" in said and "{split}.de'" in said
-    pairs = read_aligned_files("train", f"{tmp_path}/data/{{split}}.en", f"{tmp_path}/data/{{split}}.de")
+    pairs = read_files("train", f"{tmp_path}/data/{{split}}.en", f"{tmp_path}/data/{{split}}.de")
     assert pairs == [("a dog .", "ein Hund ."), ("a man .", "ein Mann .")]
     about = (tmp_path / "data" / "ABOUT.txt").read_text()
     assert "not commercial" in about and about.count("(verified)") == 2 and (captions / "train.en.gz").as_uri() in about

@@ -1,8 +1,8 @@
-"""Which sentence pairs make up which batch: so many tokens at most, of like length, in few shapes.
+"""Batches of sentence pairs: a fixed number of tokens, pairs of similar length, few shapes.
 
 A pair belongs to the first bucket that is as long as its longer side, end symbol included; a batch takes its pairs from one
-bucket and has the bucket's shape, so that a program is compiled once a bucket. The order is a pure function of
-(seed, epoch), as it is for images.
+bucket and has the bucket's shape, so that a program is compiled once per bucket. The order is a pure function of
+(seed, epoch), as for images.
 """
 
 import array
@@ -21,12 +21,12 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenPairs:
-    """Pairs as tokens, in one flat array, for millions of lists would not fit.
+    """Pairs as tokens in one flat array, since millions of lists would not fit into memory.
 
     Attributes:
         tokens: of all sides, source and target in turn, each with its end symbol.
-        starts: [2 · pairs + 1] where each side begins; the last is the end of all.
-        kept: [pairs] index of each pair in the source that it comes from.
+        starts: [2 · pairs + 1] where each side begins, and the end of the last.
+        kept: [pairs] index of each pair in its data source.
     """
 
     tokens: np.ndarray
@@ -37,7 +37,7 @@ class TokenPairs:
         return len(self.kept)
 
     def side(self, pair: int, side: int) -> np.ndarray:
-        """Tokens of the source (0) or target (1) of a pair."""
+        """Returns the tokens of the source (0) or target (1) of a pair."""
         return self.tokens[self.starts[2 * pair + side] : self.starts[2 * pair + side + 1]]
 
     @functools.cached_property
@@ -47,12 +47,12 @@ class TokenPairs:
 
     @classmethod
     def of(cls, pairs: Iterator[tuple[list[int], list[int]]], max_length: int, too_long: str) -> tuple["TokenPairs", int]:
-        """The pairs and how many were too long.
+        """Returns the pairs and how many were too long.
 
         Args:
             pairs: tokens of source and target, without end symbols.
             max_length: of a side, end symbol included.
-            too_long: "drop" leaves a pair out of which one side is longer, "truncate" cuts the side.
+            too_long: "drop" leaves out a pair with a longer side, "truncate" cuts the side.
         """
         flat = array.array("i")
         starts, kept, long = [0], [], 0
@@ -69,7 +69,7 @@ class TokenPairs:
 
 
 def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple[int, ...]:
-    """At most so many bucket lengths, multiples of `multiple`, of which the padding is least (by dynamic programming)."""
+    """Returns at most `number` bucket lengths, multiples of `multiple`, with the least padding (by dynamic programming)."""
     rounded = -(-lengths // multiple) * multiple
     sizes, counts = np.unique(rounded, return_counts=True)
     total = np.concatenate([[0], np.cumsum(counts)])
@@ -90,7 +90,7 @@ def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple
 
 
 def count_rows(length: int, batch_tokens: int, multiple: int) -> int:
-    """Pairs of such a length in a batch of so many tokens a side, see `BucketPlan`."""
+    """Returns how many pairs of this length fit into `batch_tokens` tokens per side, see `BucketPlan`."""
     return max(1, batch_tokens // length // multiple) * multiple
 
 
@@ -101,8 +101,8 @@ class BucketPlan:
     Attributes:
         lengths: [pairs] tokens of the longer side.
         buckets: lengths of the shapes, ascending; the last is at least the longest pair.
-        batch_tokens: rows · bucket length of a batch, at most; one `multiple` of rows where that is more.
-        multiple: what the number of rows is a multiple of, so that devices and micro-batches can share them.
+        batch_tokens: maximum of rows · bucket length in a batch; one `multiple` of rows if that is more.
+        multiple: of the number of rows, so that devices and micro-batches can share them.
         seed: of the order.
     """
 
@@ -121,7 +121,7 @@ class BucketPlan:
             )
 
     def rows(self, bucket: int) -> int:
-        """Rows of a batch of bucket number `bucket`."""
+        """Returns the rows of a batch of bucket number `bucket`."""
         return count_rows(self.buckets[bucket], self.batch_tokens, self.multiple)
 
     @functools.cached_property
@@ -131,13 +131,14 @@ class BucketPlan:
 
     @functools.cached_property
     def _batches(self) -> list[tuple[int, int]]:
-        """(bucket, number in it) of an epoch's batches. What fills no batch sits the epoch out, another one each epoch; a
-        bucket without a full batch has one that is padded."""
+        """(bucket, number in it) of an epoch's batches: full ones, leaving out other pairs each epoch; a bucket with too few
+        pairs for one has a padded batch."""
         counts = [len(members) // self.rows(i) or min(1, len(members)) for i, members in enumerate(self._members)]
         return [(bucket, number) for bucket, count in enumerate(counts) for number in range(count)]
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of batches in an epoch."""
         return len(self._batches)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  (a plan lives as long as its run)
@@ -147,7 +148,7 @@ class BucketPlan:
         return rng.permutation(self.steps_per_epoch), [rng.permutation(members) for members in self._members]
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
-        """(bucket, indices of its pairs) of the batch that follows `step` steps; fewer than its rows where it is padded."""
+        """Returns (bucket, indices of its pairs) for the batch after `step` steps; a padded one has fewer than its rows."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, members = self._order(epoch)
         bucket, number = self._batches[order[place]]
@@ -155,26 +156,20 @@ class BucketPlan:
         return bucket, members[bucket][number * rows : (number + 1) * rows]
 
     def every(self) -> list[tuple[int, np.ndarray]]:
-        """(bucket, indices) of batches that hold every pair once, in order."""
+        """Returns (bucket, indices) of batches that hold every pair once, in order."""
         return [
             (bucket, members[first : first + self.rows(bucket)])
             for bucket, members in enumerate(self._members)
             for first in range(0, len(members), self.rows(bucket))
         ]
 
-    def padding(self) -> float:
-        """Share of the positions of all pairs' longer sides that is padding."""
-        shape = np.asarray(self.buckets)[np.searchsorted(self.buckets, self.lengths)]
-        return float(1 - self.lengths.sum() / shape.sum())
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenLoader:
     """Makes this process's rows of each batch.
 
-    A batch has "source" and "target" [rows, length] with end symbols and padding 0, "weight" [rows], 0 where a row is
-    filled up, and "index" [rows] of the pair in its source. Process i of P has rows [i·rows/P, (i+1)·rows/P); of a process
-    with several parts of a batch i is a tuple.
+    A batch has "source" and "target" [rows, length] with end symbols and padding 0, "weight" [rows], 0 for filling rows, and
+    "index" [rows] of the pair in its data source. `process` is (this process's parts of a batch, number of parts).
     """
 
     pairs: TokenPairs
@@ -183,15 +178,15 @@ class TokenLoader:
     process: tuple[int | tuple[int, ...], int] = (0, 1)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Batches of the steps after `first_step`, up to and with `num_steps`, made ahead in threads."""
+        """Yields the batches of steps `first_step` + 1 to `num_steps`, made ahead in threads."""
         return load_ahead(first_step, num_steps, self.training_batch, self.threads)
 
     def training_batch(self, step: int) -> Batch:
-        """This process's rows of the batch that follows `step` steps."""
+        """Returns this process's rows of the batch after `step` steps."""
         return self._batch(*self.plan.batch(step))
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every pair once."""
+        """Yields every pair once."""
         batches = self.plan.every()
         return load_ahead(0, len(batches), lambda number: self._batch(*batches[number]), self.threads)
 
@@ -199,24 +194,18 @@ class TokenLoader:
         rows, length = self.plan.rows(bucket), self.plan.buckets[bucket]
         parts, count = self.process
         mine = np.arange(rows).reshape(count, -1)[np.atleast_1d(parts)].ravel()
-        source = np.full((len(mine), length), PAD, np.int32)
-        target = np.full((len(mine), length), PAD, np.int32)
-        source[:, 0] = EOS  # an encoder wants something to look at in a row that is filled up
-        origin, weight = np.full(len(mine), -1, np.int32), np.zeros(len(mine), np.float32)
-        for row, place in enumerate(mine):
-            if place < len(indices):
-                pair = int(indices[place])
-                for array, side in ((source, 0), (target, 1)):
-                    tokens = self.pairs.side(pair, side)
-                    array[row, : len(tokens)] = tokens
-                origin[row], weight[row] = self.pairs.kept[pair], 1.0
-        return {"source": source, "target": target, "weight": weight, "index": origin}
+        pairs = indices[mine[mine < len(indices)]]
+        source, target = (pad_rows([self.pairs.side(i, side) for i in pairs], len(mine), length) for side in (0, 1))
+        target[len(pairs) :] = PAD
+        weight, index = np.zeros(len(mine), np.float32), np.full(len(mine), -1, np.int32)
+        weight[: len(pairs)], index[: len(pairs)] = 1.0, self.pairs.kept[pairs]
+        return {"source": source, "target": target, "weight": weight, "index": index}
 
 
-def pad_rows(sentences: Sequence[Sequence[int]], rows: int, length: int) -> np.ndarray:
-    """[rows, length] of token lists with their end symbols, padded; missing rows hold an end symbol alone."""
-    array = np.full((rows, length), PAD, np.int32)
-    array[:, 0] = EOS
+def pad_rows(sentences: Sequence[Sequence[int] | np.ndarray], rows: int, length: int) -> np.ndarray:
+    """[rows, length] int32 of token lists with their end symbols, padded; missing rows hold an end symbol alone."""
+    padded = np.full((rows, length), PAD, np.int32)
+    padded[:, 0] = EOS  # an encoder needs something to attend to
     for row, tokens in enumerate(sentences):
-        array[row, : len(tokens)] = tokens
-    return array
+        padded[row, : len(tokens)] = tokens
+    return padded

@@ -1,15 +1,15 @@
-"""Where sentence pairs come from: two files aligned by line, tab-separated files, data sets of TensorFlow Datasets.
+"""Sources of sentence pairs: two files aligned by line, tab-separated files, data sets of TensorFlow Datasets, CLDR.
 
-A source of pairs has `len(source)` and `source[i] -> (source sentence, target sentence)`. One of your own is a function
-`make(split, **args)` that returns one, named `path/to/file.py:make`; a list of pairs of strings will do.
+A source of pairs has `len(source)` and `source[i] -> (source sentence, target sentence)`, as a list of pairs has. Your own is
+returned by a function `make(split, **args)`, named `path/to/file.py:make`.
 """
 
 import contextlib
 import gzip
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from attention_jax.errors import UserError, one_sentence
 logger = logging.getLogger(__name__)
 
 
+_Row = TypeVar("_Row")
+
+
 class Pairs(Protocol):
     """Random access to sentence pairs."""
 
@@ -29,66 +32,62 @@ class Pairs(Protocol):
     def __getitem__(self, index: int) -> tuple[str, str]: ...
 
 
-class _Unusable(Exception):
-    """A line that cannot be used: where, and why."""
-
-
-def _lines(path: Path | str) -> list[bytes]:
-    """The lines of a file, of which "\\r" may be left; `.gz` is unpacked. A byte order mark at the beginning is left out.
-
-    Args:
-        path: of a file, or the address of one.
-    """
+def _read_lines(path: Path | str) -> list[bytes]:
+    """The lines of a local or remote file without "\\n" and byte order mark; `.gz` is unpacked."""
     try:
         content = storage.read_remote_file(path) if isinstance(path, str) else path.read_bytes()
         content = gzip.decompress(content) if str(path).endswith(".gz") else content
     except FileNotFoundError as error:
-        near = sorted(p.name for p in Path(path).parent.iterdir())[:8] if Path(path).parent.is_dir() else []
-        raise UserError(f"{path}: there is no such file; its folder has {', '.join(near) or 'nothing'}.") from error
+        names = sorted(p.name for p in Path(path).parent.iterdir())[:8] if Path(path).parent.is_dir() else []
+        raise UserError(f"{path}: there is no such file; its folder has {', '.join(names) or 'nothing'}.") from error
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({one_sentence(error)}).") from error
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
 
-def _text(line: bytes, where: str) -> str:
+def _decode(line: bytes, where: str) -> str:
+    """The text of a line. Raises ValueError with the reason if it is not UTF-8, or empty."""
     try:
         text = line.decode().strip()
     except UnicodeDecodeError as error:
-        raise _Unusable(f"{where} is not UTF-8 (byte {error.start} is 0x{line[error.start]:02x})") from error
+        raise ValueError(f"{where} is not UTF-8 (byte {error.start} is 0x{line[error.start]:02x})") from error
     if not text:
-        raise _Unusable(f"{where} is empty")
+        raise ValueError(f"{where} is empty")
     return text
 
 
-@contextlib.contextmanager
-def _judged(on_broken: str, left_out: list[str]) -> Iterator[None]:
-    """Notes a line that cannot be used, or with "stop" raises UserError about it."""
-    try:
-        yield
-    except _Unusable as reason:
-        if on_broken == "stop":
-            raise UserError(f"{reason}: mend it, or set data.on_broken='skip' to leave such pairs out.") from reason
-        left_out.append(str(reason))
-
-
-def _report(left_out: list[str], total: int, what: str) -> None:
+def _parse(rows: Iterable[_Row], parse: Callable[[_Row], tuple[str, str]], split: str, on_broken: str) -> list[tuple[str, str]]:
+    """The pairs of rows; one for which `parse` raises ValueError is left out, or with "stop" a UserError."""
+    pairs, left_out = [], []
+    for row in rows:
+        try:
+            pairs.append(parse(row))
+        except ValueError as reason:
+            if on_broken == "stop":
+                raise UserError(f"{reason}: fix it, or set data.on_broken='skip' to leave such pairs out.") from reason
+            left_out.append(reason)
     if left_out:
-        logger.warning("data: %d of %d pairs of %s are left out; the first: %s.", len(left_out), total, what, left_out[0])
+        total = len(pairs) + len(left_out)
+        logger.warning(
+            "data: %d of %d pairs of split %r are left out; the first: %s.", len(left_out), total, split, left_out[0]
+        )
+    return pairs
 
 
 def _paths(paths: str | Sequence[str], split: str) -> list[Path | str]:
-    paths = [paths] if isinstance(paths, str) else list(paths)
-    paths = [path.replace("{split}", split) for path in paths]
+    paths = [path.replace("{split}", split) for path in ([paths] if isinstance(paths, str) else paths)]
     return [path if storage.is_remote(path) else Path(path).expanduser() for path in paths]
 
 
-def read_aligned_files(split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop") -> Pairs:
-    """Two files, line i of one being the translation of line i of the other.
+def read_files(
+    split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop"
+) -> list[tuple[str, str]]:
+    """Reads two files with the translation of line i of one in line i of the other.
 
     Args:
-        split: stands for "{split}" in the paths: "data/{split}.en" is data/train.en for the split "train".
-        source, target: paths or addresses (gs://…), `.gz` too, or tuples of them that are read one after another.
+        split: replaces "{split}" in the paths: "data/{split}.en" is data/train.en for the split "train".
+        source, target: paths or URIs (gs://…), `.gz` too, or tuples of them that are read one after another.
         on_broken: "stop" raises UserError at an empty line or one that is not UTF-8, "skip" leaves its pair out.
 
     Raises:
@@ -99,58 +98,52 @@ def read_aligned_files(split: str, source: str | Sequence[str], target: str | Se
         raise UserError(
             f"data.args: {len(sources)} source files and {len(targets)} target files: give as many of one as of the other."
         )
-    pairs: list[tuple[str, str]] = []
-    left_out: list[str] = []
+    rows: list[tuple[bytes, str, bytes, str]] = []
     for one, other in zip(sources, targets, strict=True):
-        left, right = _lines(one), _lines(other)
+        left, right = _read_lines(one), _read_lines(other)
         if len(left) != len(right):
             raise UserError(f"{one} has {len(left)} lines and {other} has {len(right)}: aligned files have equally many.")
-        for number, (a, b) in enumerate(zip(left, right, strict=True), 1):
-            with _judged(on_broken, left_out):
-                pairs.append((_text(a, f"{one}:{number}"), _text(b, f"{other}:{number}")))
-    _report(left_out, len(pairs) + len(left_out), f"split {split!r}")
-    return pairs
+        rows += ((a, f"{one}:{i}", b, f"{other}:{i}") for i, (a, b) in enumerate(zip(left, right, strict=True), 1))
+    return _parse(rows, lambda row: (_decode(*row[:2]), _decode(*row[2:])), split, on_broken)
 
 
-def read_tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop") -> Pairs:
-    """Tab-separated files with a pair a line.
+def read_tsv(
+    split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop"
+) -> list[tuple[str, str]]:
+    """Reads tab-separated files with a pair per line.
 
     Args:
-        split: stands for "{split}" in the path.
-        path: of a file or its address (gs://…), `.gz` too, or a tuple of them that are read one after another.
+        split, path, on_broken: as in `read_files`; a line with too few columns is broken, too.
         columns: those of source and target, from 0; others are ignored.
-        on_broken: as in `read_aligned_files`; a line with too few columns is one that cannot be used, too.
     """
     first, second = columns
-    pairs: list[tuple[str, str]] = []
-    left_out: list[str] = []
-    for file in _paths(path, split):
-        for number, line in enumerate(_lines(file), 1):
-            with _judged(on_broken, left_out):
-                cells = line.split(b"\t")
-                if len(cells) <= max(first, second):
-                    raise _Unusable(f"{file}:{number} has {len(cells)} columns, not {max(first, second) + 1}")
-                pairs.append((_text(cells[first], f"{file}:{number}"), _text(cells[second], f"{file}:{number}")))
-    _report(left_out, len(pairs) + len(left_out), f"split {split!r}")
-    return pairs
+
+    def parse(row: tuple[bytes, str]) -> tuple[str, str]:
+        cells, where = row[0].split(b"\t"), row[1]
+        if len(cells) <= max(columns):
+            raise ValueError(f"{where} has {len(cells)} columns, not {max(columns) + 1}")
+        return _decode(cells[first], where), _decode(cells[second], where)
+
+    rows = ((line, f"{file}:{i}") for file in _paths(path, split) for i, line in enumerate(_read_lines(file), 1))
+    return _parse(rows, parse, split, on_broken)
 
 
-def read_tfds_pairs(
+def open_tfds_pairs(
     split: str, name: str, source: str, target: str, data_dir: str | None = None, on_broken: str = "stop"
 ) -> Pairs:
-    """A translation set of TensorFlow Datasets that was prepared as ArrayRecord; read without TensorFlow.
+    """Opens a translation set of TensorFlow Datasets that was prepared as ArrayRecord; needs no TensorFlow.
 
     Args:
         split: as TFDS spells it, e.g. "train[:1%]".
         name: e.g. "wmt14_translate/de-en".
         source, target: languages, e.g. "en" and "de".
-        data_dir: the folder that holds it; `gs://` addresses need the extra `gcs`.
+        data_dir: the folder that holds it; `gs://` URIs need the extra `gcs`.
     """
     import tensorflow_datasets
 
     if storage.is_remote(data_dir):
-        storage.RemoteFolder(str(data_dir))  # says so when it does not answer, where the readers beneath would wait in silence
-    with contextlib.suppress(ImportError):  # its builders register themselves when they are imported, and only then
+        storage.RemoteFolder(str(data_dir))  # raises if it does not answer; TFDS would wait in silence
+    with contextlib.suppress(ImportError):  # builders register themselves when they are imported
         __import__(f"tensorflow_datasets.translate.{name.split('_')[0]}")
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
@@ -179,50 +172,61 @@ def _translations(info: Any) -> list[Any]:
 
 class _TfdsPairs:
     def __init__(self, records: Sequence[Mapping[str, Any]], source: str, target: str):
-        self._records, self._languages = records, (source, target)
+        self._records, self._source, self._target = records, source, target
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
         record = self._records[index]
-        source, target = (record[language] for language in self._languages)
-        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in (source, target))
+        return _as_text(record[self._source]), _as_text(record[self._target])
 
 
-def read_cldr_pairs(
+def _as_text(text: Any) -> str:
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def read_cldr(
     split: str,
     kind: str | Sequence[str] | None = None,
     join: int | tuple[int, int] = 1,
     everyday: int = 5,
     on_broken: str = "stop",
-) -> Pairs:
-    """The embedded English-Korean pairs, or longer ones made of them; see `embedded.cldr`.
+) -> list[tuple[str, str]]:
+    """Returns the embedded English-Korean pairs, or longer ones made of them; see `embedded.cldr`.
 
     Args:
         split: "train", "dev" or "test".
         kind: of the pairs, or several; None for all.
-        join: pair i and so many others less one, drawn once and for all, make up pair i, a semicolon between them; of two
-            numbers any from the first to the second, drawn likewise.
-        everyday: how often each everyday sentence is there, which only repetition teaches; dates have thousands of relatives.
+        join: joins this many pairs, separated by "; ", into one example; of two numbers any from the first to the second.
+            The draw is fixed by the split.
+        everyday: repetitions of each everyday sentence; they have no relatives to learn from, as dates have.
     """
     kinds = [kind] if kind is None or isinstance(kind, str) else kind
     rows = [row for each in kinds for row in zip(*embedded.cldr(split, each), strict=True)]
-    pairs = [row[:2] for row in rows for _ in range(everyday if row[2] == "everyday" else 1)]
+    pairs = [(english, korean) for english, korean, kind in rows for _ in range(everyday if kind == "everyday" else 1)]
     least, most = (join, join) if isinstance(join, int) else join
     if not 1 <= least <= most:
         raise UserError(f"data.args.join={join} is not right: give a number from 1, or two, the smaller one first.")
     rng = np.random.default_rng([*split.encode(), least, most])
     numbers = rng.integers(least, most + 1, len(pairs)) if most > 1 else np.ones(len(pairs), int)
-    rows = [[pairs[i], *(pairs[other] for other in rng.integers(len(pairs), size=n - 1))] for i, n in enumerate(numbers)]
-    return [tuple("; ".join(texts) for texts in zip(*row, strict=True)) for row in rows]
+    joined = (
+        zip(pairs[i], *(pairs[other] for other in rng.integers(len(pairs), size=n - 1)), strict=True)
+        for i, n in enumerate(numbers)
+    )
+    return [("; ".join(sources), "; ".join(targets)) for sources, targets in joined]
 
 
-SOURCES = {"files": read_aligned_files, "tsv": read_tsv, "tfds": read_tfds_pairs, "cldr": read_cldr_pairs}
+SOURCES: dict[str, Callable[..., Pairs]] = {
+    "files": read_files,
+    "tsv": read_tsv,
+    "tfds": open_tfds_pairs,
+    "cldr": read_cldr,
+}
 
 
 def open_pairs(source: str, split: str, args: Mapping[str, Any], on_broken: str) -> Pairs:
-    """The pairs that `data.source` names, of one split. Raises UserError when they cannot be read or are none."""
+    """Returns the pairs of one split that `data.source` names. Raises UserError if there are none or they are not readable."""
     make = load_object(source, SOURCES, "data source")
     if make in SOURCES.values():
         args = {**args, "on_broken": on_broken}

@@ -1,6 +1,6 @@
-"""Text -> tokens and back: sentencepiece, or words that are there already, with a vocabulary of their own.
+"""Text to tokens and back: sentencepiece, or words between blanks with their own vocabulary.
 
-Every tokenizer has 0 for padding, 1 and 2 for start and end, 3 for what it does not know; its files travel in checkpoints.
+Every tokenizer has 0 for padding, 1 and 2 for start and end, 3 for unknown words; checkpoints carry its files.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from attention_jax import storage
 from attention_jax.errors import UserError, one_sentence
@@ -21,40 +21,13 @@ _SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>")
 _SENTENCEPIECE, _WORDS = "sentencepiece.model", "words.json"
 
 
-class Tokenizer(Protocol):
-    """What the translation task needs of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a line, without start and end."""
-        ...
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; padding, start and end are left out."""
-        ...
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Each token as a person reads it, symbols included."""
-        ...
-
-    def joined(self, text: str) -> str:
-        """A text of the data as a translation would have it: words that are in pieces there, whole."""
-        ...
-
-    def assets(self) -> dict[str, bytes]:
-        """{file name: content} from which `load_tokenizer` makes it again."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Words between blanks, as a tokenizer before us has left them, each a token.
+    """Words between blanks, each a token, for texts that are tokenised already.
 
     Attributes:
         words: of the vocabulary, the four symbols first.
-        joiner: what a word that goes on in the next one ends with ("@@" of byte-pair files); "" where words are whole.
+        joiner: the end of a word that goes on in the next one ("@@" of byte-pair files); "" if there are none.
     """
 
     words: tuple[str, ...]
@@ -66,26 +39,32 @@ class Words:
 
     @property
     def vocab_size(self) -> int:
+        """The number of tokens, symbols included."""
         return len(self.words)
 
     def encode(self, text: str) -> list[int]:
+        """Returns the tokens of a line, without start and end."""
         return [self._index.get(word, UNKNOWN) for word in text.split()]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.joined(" ".join(self.words[i] for i in tokens if i not in (PAD, BOS, EOS)))
+        """Returns the text of tokens; padding, start and end are left out."""
+        return self.join(" ".join(self.words[i] for i in tokens if i not in (PAD, BOS, EOS)))
 
-    def joined(self, text: str) -> str:
+    def join(self, text: str) -> str:
+        """Joins the parts of words in a text of the data, as `decode` does in a translation."""
         return text.replace(f"{self.joiner} ", "").removesuffix(self.joiner) if self.joiner else text
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Returns each token as a person reads it, symbols included."""
         return [self.words[i] for i in tokens]
 
     def assets(self) -> dict[str, bytes]:
+        """Returns {file name: content} for `load_tokenizer`."""
         return {_WORDS: json.dumps({"joiner": self.joiner, "words": self.words}, ensure_ascii=False).encode()}
 
     @classmethod
     def trained(cls, lines: Iterable[str], vocab_size: int | None, joiner: str) -> "Words":
-        """The most frequent words, of equally frequent ones the first in the alphabet; all of them for None."""
+        """Takes the most frequent words, equally frequent ones in alphabetical order; all of them for None."""
         counts = Counter(word for line in lines for word in line.split())
         for symbol in _SYMBOLS:  # a file that spells out a symbol means its unknown, not ours
             counts.pop(symbol, None)
@@ -94,7 +73,7 @@ class Words:
 
 
 class SentencePiece:
-    """A sentencepiece model (Kudo & Richardson 2018), which takes raw text."""
+    """A sentencepiece model (Kudo & Richardson 2018) for raw text, with the methods of `Words`."""
 
     def __init__(self, model: bytes):
         import sentencepiece
@@ -113,50 +92,49 @@ class SentencePiece:
 
     @property
     def vocab_size(self) -> int:
+        """See `Words`."""
         return self._processor.vocab_size()
 
     def encode(self, text: str) -> list[int]:
+        """See `Words`."""
         return self._processor.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in tokens])  # nothing comes of padding, start and end
+        """See `Words`."""
+        return self._processor.decode([int(i) for i in tokens])  # padding, start and end give no text
 
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        return [self._processor.id_to_piece(int(i)) for i in tokens]
-
-    def joined(self, text: str) -> str:
+    def join(self, text: str) -> str:
+        """See `Words`."""
         return text
 
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """See `Words`."""
+        return [self._processor.id_to_piece(int(i)) for i in tokens]
+
     def assets(self) -> dict[str, bytes]:
+        """See `Words`."""
         return {_SENTENCEPIECE: self._model}
 
     @classmethod
-    def trained(cls, lines: Iterable[str], vocab_size: int, options: Mapping[str, Any]) -> "SentencePiece":
-        """A model with one vocabulary for all lines. One thread, so that the same lines give the same model.
+    def trained(cls, lines: Iterable[str], vocab_size: int | None, options: Mapping[str, Any]) -> "SentencePiece":
+        """Trains a model with one vocabulary for all lines, in one thread, so that the same lines give the same model.
 
         Args:
             options: further arguments of sentencepiece's trainer, e.g. `model_type="bpe"`, `split_digits=True`.
 
         Raises:
-            UserError: the trainer refuses, e.g. a vocabulary that is larger than the text allows.
+            UserError: there is no vocabulary size, or the trainer refuses, e.g. one that is too large for the text.
         """
         import sentencepiece
 
+        if vocab_size is None:
+            raise UserError("data.vocab_size=None: sentencepiece needs a number of tokens, e.g. 8000.")
         model = io.BytesIO()
-        settings = {"character_coverage": 1.0, "normalization_rule_name": "nmt_nfkc", **options}
+        symbols: dict[str, Any] = {"pad_id": PAD, "bos_id": BOS, "eos_id": EOS, "unk_id": UNKNOWN}
+        settings = {"character_coverage": 1.0, "normalization_rule_name": "nmt_nfkc", "minloglevel": 2, **options}
+        settings.update(sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, num_threads=1)
         try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
-                model_writer=model,
-                vocab_size=vocab_size,
-                num_threads=1,
-                pad_id=PAD,
-                bos_id=BOS,
-                eos_id=EOS,
-                unk_id=UNKNOWN,
-                minloglevel=2,
-                **settings,
-            )
+            sentencepiece.SentencePieceTrainer.train(**symbols, **settings)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"data.tokenizer=sentencepiece with data.vocab_size={vocab_size} cannot be trained ({one_sentence(error)})."
@@ -164,19 +142,20 @@ class SentencePiece:
         return cls(model.getvalue())
 
 
+Tokenizer = Words | SentencePiece
+
+
 def train_tokenizer(
     kind: str, lines: Iterable[str], vocab_size: int | None, joiner: str, options: Mapping[str, Any]
 ) -> Tokenizer:
-    """A tokenizer of one of the `TOKENIZERS` for these lines, source and target alike; see the classes."""
+    """Trains one of the `TOKENIZERS` on these lines, source and target alike; see the `trained` methods."""
     if kind == "words":
         return Words.trained(lines, vocab_size, joiner)
-    if vocab_size is None:
-        raise UserError("data.vocab_size=None: sentencepiece needs a number of tokens, e.g. 8000.")
     return SentencePiece.trained(lines, vocab_size, options)
 
 
 def load_tokenizer(assets: Mapping[str, bytes]) -> Tokenizer:
-    """The tokenizer that a checkpoint carries. Raises UserError when it carries none."""
+    """Returns the tokenizer that a checkpoint carries. Raises UserError if it carries none."""
     if _SENTENCEPIECE in assets:
         return SentencePiece(assets[_SENTENCEPIECE])
     if _WORDS in assets:
@@ -186,7 +165,7 @@ def load_tokenizer(assets: Mapping[str, bytes]) -> Tokenizer:
 
 
 def read_tokenizer(path: str) -> Tokenizer:
-    """A tokenizer of a file or its address: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
+    """Reads a local or remote file: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
     try:
         content = (
             storage.read_remote_file(path, f"data.tokenizer={path}") if storage.is_remote(path) else Path(path).read_bytes()
