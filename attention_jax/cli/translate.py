@@ -1,6 +1,6 @@
-"""Lines of text to lines of translations, as the verb `translate` does it: in order, and a few hundred at a time.
+"""The command `translate`: lines of text to lines of translations, in order, a few hundred at a time.
 
-A line of input gives a line of output, an empty one an empty one; with n best translations as many as were found.
+A line of input gives a line of output, empty for an empty one; with the n best translations as many lines as were found.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 from attention_jax.analysis.plots import SUFFIXES, save_figure
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.load import load_run
-from attention_jax.tasks import get_task
 from attention_jax.tasks.translator import Translation, Translator
 from attention_jax.train.report import show_progress
 
@@ -24,18 +23,18 @@ CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that out
 
 @dataclasses.dataclass(frozen=True)
 class OutputFormat:
-    """How a translation is written.
+    """The columns of a translation's lines.
 
     Attributes:
-        nbest: of a sentence; None for the best alone.
-        scores: with the log probability after the length penalty in front.
+        nbest: translations per sentence; None for only the best.
+        scores: puts the log probability after the length penalty in front.
     """
 
     nbest: int | None = None
     scores: bool = False
 
     def rows(self, number: int, translation: Translation) -> Iterator[str]:
-        """Lines for line `number` of the input: text, `score<TAB>text`, or `number<TAB>score<TAB>text` for the n best."""
+        """Yields the lines for line `number` of the input: text, with `score<TAB>` or `number<TAB>score<TAB>` in front."""
         for text, score in zip(translation.texts, translation.scores, strict=True):
             cells = [str(number)] if self.nbest else []
             cells += [f"{score:.4f}"] if self.nbest or self.scores else []
@@ -43,7 +42,7 @@ class OutputFormat:
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a UTF-8 file without their ends, as they come. Raises UserError with the number of a line that is none."""
+    """Yields the lines of a UTF-8 file without their ends, one by one. Raises UserError with the number of a broken line."""
     for number, line in enumerate(file, 1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         try:
@@ -58,7 +57,7 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
 def translate_lines(
     translator: Translator, lines: Iterable[str], sizes: Iterable[int] = CHUNKS, **search: Any
 ) -> Iterator[Translation]:
-    """The translations of lines that are read as they are needed, `sizes` of them at a time, the last size for the rest."""
+    """Yields translations, reading `sizes` lines at a time, the last size repeatedly."""
     lines, sizes = iter(lines), list(sizes)
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
         part = list(itertools.islice(lines, size))
@@ -85,53 +84,50 @@ def translate_file(
         workdir, weights, average: see `load_run`.
         source, output: paths; None for the standard streams.
         form: of the lines written.
-        attention: path of a picture of the attention in the first sentence.
-        attention_of: which: "cross", "encoder" or "decoder".
+        attention: path of a figure of the attention in the first sentence.
+        attention_of: "cross", "encoder" or "decoder".
         **search: fields of the config's `search`, None for the config's own.
 
     Raises:
-        UserError: no translation run, a file that cannot be read or is there already, a line that is not UTF-8.
+        UserError: no translation run, a file that is not readable or exists already, a line that is not UTF-8.
     """
     form = form or OutputFormat()
-    targets = [_target("--output", output), _target("--attention", attention)]
-    if targets[1] and targets[1].suffix not in SUFFIXES:
+    target, figure = _target("--output", output), _target("--attention", attention)
+    if figure and figure.suffix not in SUFFIXES:
         raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
-    with _input(source) as (file, name, count):
+    with _open_input(source) as (file, name):
         loaded = load_run(workdir, weights, average)
         if loaded.config.task != "translation":
             raise UserError(f"{workdir} is a run of the task {loaded.config.task!r}: translate takes one of 'translation'.")
-        translator = get_task("translation").predictor(loaded.config, loaded.assets, loaded.model, loaded.variables)
         if form.nbest:
             search["n_best"] = form.nbest
             search["beam"] = search.get("beam") or max(loaded.config.search.beam, form.nbest)
         terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
         sizes = (1,) if file.isatty() else CHUNKS
+        total = _count_lines(source) if terminal and source else None
         first = None
-        total = count() if terminal else None
-        with _sink(targets[0]) as write, show_progress(total, terminal, "translating", "line") as progress:
-            found = translate_lines(translator, read_lines(file, name), sizes, **search)
+        with _open_output(target) as write, show_progress(total, terminal, "translating", "line") as progress:
+            found = translate_lines(loaded.predictor, read_lines(file, name), sizes, **search)
             for number, translation in enumerate(found, 1):
                 write("".join(f"{row}\n" for row in form.rows(number, translation)))
                 first = first or (translation if translation.target_ids else None)
                 progress(number)
-    if targets[1]:
-        _picture(translator, first, attention_of, targets[1])
+    if figure:
+        _plot_attention(loaded.predictor, first, attention_of, figure)
 
 
-def _picture(translator: Translator, translation: Translation | None, kind: str, path: Path) -> None:
+def _plot_attention(translator: Translator, translation: Translation | None, kind: str, path: Path) -> None:
     from attention_jax.analysis.attention_plots import plot_attention_grid
     from attention_jax.analysis.translation_maps import compute_translation_maps
 
     if translation is None:
-        raise UserError("--attention: there is no sentence whose attention could be shown.")
-    try:
+        raise UserError("--attention: there is no sentence whose attention could be plotted.")
+    with _naming("--attention", path):
         save_figure(plot_attention_grid(compute_translation_maps(translator, translation.source, translation), kind), path)
-    except OSError as error:
-        raise UserError(f"--attention={path} cannot be written ({one_sentence(error)}).") from error
 
 
 def _target(option: str, given: str | None) -> Path | None:
-    """The path of a file to be made. Raises UserError when it is there or has no folder."""
+    """The path of a new file. Raises UserError if it exists or has no folder."""
     if given is None:
         return None
     path = Path(given).expanduser()
@@ -143,44 +139,47 @@ def _target(option: str, given: str | None) -> Path | None:
 
 
 @contextlib.contextmanager
-def _input(source: str | None) -> Iterator[tuple[BinaryIO, str, Callable[[], int | None]]]:
-    """(file, its name in messages, what counts its lines)"""
+def _open_input(source: str | None) -> Iterator[tuple[BinaryIO, str]]:
+    """Yields a file and its name in messages."""
     if source is None:
-        yield sys.stdin.buffer, "standard input", lambda: None
+        yield sys.stdin.buffer, "standard input"
         return
-    path = Path(source).expanduser()
     try:
-        file = path.open("rb")
+        file = Path(source).expanduser().open("rb")
     except OSError as error:
         raise UserError(f"--input={source} cannot be read ({error.strerror}).") from error
     with file:
-        yield file, source, lambda: _count(path)
+        yield file, source
 
 
-def _count(path: Path) -> int:
-    with path.open("rb") as file:
-        blocks = iter(lambda: file.read(1 << 20), b"")
-        return sum(block.count(b"\n") for block in blocks)
+def _count_lines(source: str) -> int:
+    with Path(source).expanduser().open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 @contextlib.contextmanager
-def _sink(output: Path | None) -> Iterator[Callable[[str], None]]:
-    """What takes text: standard output, at once, or a file that has its name when it is complete."""
+def _open_output(output: Path | None) -> Iterator[Callable[[str], None]]:
+    """Yields a function that writes text: to standard output at once, or to a file that gets its name when it is complete."""
     if output is None:
-        yield lambda text: (sys.stdout.buffer.write(text.encode()), sys.stdout.buffer.flush())
+
+        def print_text(text: str) -> None:
+            sys.stdout.buffer.write(text.encode())
+            sys.stdout.buffer.flush()
+
+        yield print_text
         return
     partial = output.with_name(f"{output.name}.partial")
 
     def write(text: str) -> None:
-        with _said(output):
+        with _naming("--output", output):
             file.write(text.encode())
 
     try:
-        with _said(output):
+        with _naming("--output", output):
             file = partial.open("wb")
         with file:
             yield write
-            with _said(output):
+            with _naming("--output", output):
                 file.flush()
         partial.rename(output)
     finally:
@@ -188,8 +187,9 @@ def _sink(output: Path | None) -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
-def _said(output: Path) -> Iterator[None]:
+def _naming(option: str, path: Path) -> Iterator[None]:
+    """Turns an OSError into a UserError about an option's file."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"--output={output} cannot be written ({error.strerror}).") from error
+        raise UserError(f"{option}={path} cannot be written ({error.strerror or one_sentence(error)}).") from error

@@ -51,14 +51,14 @@ _SOURCE_TABLE = r"model\.encoder\.embed_tokens\.weight"
 
 
 def convert_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[Transformer, dict[str, Any]]:
-    """(model, variables) of a `MarianMTModel`, ready for `model.apply(variables, source, target)`.
+    """Returns (model, variables) of a `MarianMTModel`, ready for `model.apply(variables, source, target)`.
 
     Args:
-        config: what `config.json` holds.
+        config: contents of `config.json`.
         weights: its state dict, {name: array}; tied weights once or under each of their names.
 
     Raises:
-        UserError: a field of the config that we cannot follow, or weights that do not fit, all of them named.
+        UserError: an unsupported field of the config, or weights that do not fit, all of them named.
     """
     model = Transformer(**_fields(config))
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -70,36 +70,32 @@ def convert_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tup
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `Transformer`."""
+    """The fields of `Transformer`."""
 
     def read(name: str) -> Any:
         if name not in config:
-            raise UserError(f"Marian's config has no {name!r}: give the whole of config.json.")
+            raise UserError(f"Marian's config has no {name!r}: give all of config.json.")
         return config[name]
 
-    def same_on_both_sides(name: str) -> int:
-        encoder, decoder = read(f"encoder_{name}"), read(f"decoder_{name}")
-        if encoder != decoder:
-            raise UserError(f"Marian's config has encoder_{name}={encoder} and decoder_{name}={decoder}: they must be equal.")
-        return encoder
+    def read_equal(name: str, other: str) -> int:
+        first, second = read(name), config.get(other, read(name)) if name == "vocab_size" else read(other)
+        if second not in (None, first):
+            raise UserError(f"Marian's config has {name}={first} and {other}={second}: they must be equal.")
+        return first
 
-    vocab_size, target = read("vocab_size"), config.get("decoder_vocab_size")
-    if target not in (None, vocab_size):
-        raise UserError(f"Marian's config has vocab_size={vocab_size} and decoder_vocab_size={target}: they must be equal.")
-    if read("activation_function") not in ACTIVATIONS:
-        raise UserError(
-            f"Marian's config has activation_function={config['activation_function']!r}, which is not one of "
-            f"{', '.join(map(repr, ACTIVATIONS))}."
-        )
+    activation = read("activation_function")
+    if activation not in ACTIVATIONS:
+        known = ", ".join(map(repr, ACTIVATIONS))
+        raise UserError(f"Marian's config has activation_function={activation!r}, which is not one of {known}.")
     return dict(
-        vocab_size=vocab_size,
+        vocab_size=read_equal("vocab_size", "decoder_vocab_size"),
         pad=read("pad_token_id"),
-        layers=same_on_both_sides("layers"),
+        layers=read_equal("encoder_layers", "decoder_layers"),
         features=read("d_model"),
-        hidden=same_on_both_sides("ffn_dim"),
-        heads=same_on_both_sides("attention_heads"),
+        hidden=read_equal("encoder_ffn_dim", "decoder_ffn_dim"),
+        heads=read_equal("encoder_attention_heads", "decoder_attention_heads"),
         norm_eps=1e-5,
-        activation=ACTIVATIONS[config["activation_function"]],
+        activation=ACTIVATIONS[activation],
         positions="sinusoidal_marian",
         embeddings="shared" if config.get("share_encoder_decoder_embeddings", True) else "target",
         scaled_embeddings=read("scale_embedding"),
@@ -112,13 +108,13 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert_generation_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> SearchOptions:
-    """The search that gives what `MarianMTModel.generate` does with these options; padding is never written.
+    """Returns the search that gives the results of `MarianMTModel.generate` with these options; padding is never written.
 
     Args:
-        config: what `config.json` holds.
-        options: as `generate` and `generation_config.json` name them: num_beams, num_return_sequences, length_penalty,
-            early_stopping, min_length, renormalize_logits, forced_eos_token_id, with the defaults of `generate`. The
-            greatest length is an argument of `search`; `max_length` counts the start symbol, which `search` does not.
+        config: contents of `config.json`.
+        options: with the names and defaults of `generate` and `generation_config.json`: num_beams, num_return_sequences,
+            length_penalty, early_stopping, min_length, renormalize_logits, forced_eos_token_id. Their max_length counts the
+            start symbol, unlike that of `beam_search`.
     """
     return SearchOptions(
         beam=options.get("num_beams", 1),

@@ -11,11 +11,11 @@ from attention_jax.errors import UserError
 
 
 class Rule(NamedTuple):
-    """What becomes of the weights whose whole name `pattern` matches.
+    """A rule for the weights whose complete name matches `pattern`.
 
     Attributes:
         pattern: regular expression.
-        path: replacement that gives our path; None for what has no place in our tree because it follows from the rest.
+        path: replacement that gives our path; None for weights that follow from others.
         transform: of the array.
     """
 
@@ -25,29 +25,29 @@ class Rule(NamedTuple):
 
 
 def dense_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """Of a `torch.nn.Linear`, whose weight is [outputs, inputs]."""
+    """Converts a `torch.nn.Linear` weight [out, in] to a Flax kernel [in, out]."""
     return Rule(rf"{pattern}\.weight", f"{path}/kernel", np.transpose), Rule(rf"{pattern}\.bias", f"{path}/bias")
 
 
 def layer_norm_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """Of a `torch.nn.LayerNorm`."""
+    """Converts the parameters of a `torch.nn.LayerNorm`."""
     return Rule(rf"{pattern}\.weight", f"{path}/scale"), Rule(rf"{pattern}\.bias", f"{path}/bias")
 
 
 def convert_weights(
     weights: Mapping[str, Any], rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> dict:
-    """{their name: array} -> our parameters as a tree of float32 arrays; the first rule that matches counts.
+    """Converts {their name: array} to our parameters, a tree of float32 arrays; the first rule that matches counts.
 
-    Several names may lead to one path, as tied weights do, when they hold the same numbers.
+    Several names may lead to one path, as tied weights do, if they hold the same numbers.
 
     Args:
         shapes: of our parameters by path; every one must be found.
         where: the source, for the error.
 
     Raises:
-        UserError: once, with all names that no rule knows, that lead to no parameter, disagree or have another shape, and
-            all parameters that were not found.
+        UserError: names all weights without a rule or a parameter, with another shape or that disagree, and all parameters
+            that were not found.
     """
     found: dict[str, np.ndarray] = {}
     wrong: dict[str, list[str]] = {}

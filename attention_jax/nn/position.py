@@ -1,4 +1,4 @@
-"""Positions of words, for layers that do not see order."""
+"""Encodings of positions, for layers that do not see order."""
 
 import flax.linen as nn
 import jax
@@ -7,9 +7,12 @@ import numpy as np
 
 from attention_jax.errors import UserError
 
+_LAYOUT = {"sinusoidal": "interleaved", "sinusoidal_concatenated": "concatenated", "sinusoidal_marian": "marian"}
+KINDS = (*_LAYOUT, "learned", "none")
+
 
 def sinusoids(positions: jax.Array, features: int, layout: str = "interleaved") -> jax.Array:
-    """[...] positions -> [..., d] float32: sine and cosine waves (Vaswani et al. 2017, Section 3.5).
+    """[...] positions -> [..., d] float32, sine and cosine waves (Vaswani et al. 2017, Section 3.5).
 
     Args:
         positions: from 0, integers or not.
@@ -30,12 +33,12 @@ def sinusoids(positions: jax.Array, features: int, layout: str = "interleaved") 
 
 
 class Positions(nn.Module):
-    """What is added to the embeddings.
+    """A term for each position, added to the embeddings.
 
     Attributes:
-        kind: "sinusoidal", "sinusoidal_concatenated", "sinusoidal_marian" (see `sinusoids`), "learned", or "none".
+        kind: one of `KINDS`; see `sinusoids` for their layouts.
         features: d.
-        max_length: rows of the learned table; sinusoids go on for ever.
+        max_length: rows of the learned table; sinusoids have no end.
     """
 
     kind: str
@@ -56,13 +59,9 @@ class Positions(nn.Module):
         return sinusoids(positions, self.features, _LAYOUT[self.kind])
 
     def check_length(self, length: int) -> None:
-        """Raises UserError for more positions than a learned table has."""
+        """Raises UserError if a learned table has fewer positions."""
         if self.kind == "learned" and length > self.max_length:
             raise UserError(
                 f"a sequence of {length} tokens is longer than the {self.max_length} positions that are learned: "
                 "give model.max_length, or model.positions='sinusoidal', which has no end."
             )
-
-
-_LAYOUT = {"sinusoidal": "interleaved", "sinusoidal_concatenated": "concatenated", "sinusoidal_marian": "marian"}
-KINDS = (*_LAYOUT, "learned", "none")

@@ -1,8 +1,5 @@
-"""Translation of sentences."""
+"""The translation task: data, network, loss and scores of sentence pairs."""
 
-import dataclasses
-import functools
-import hashlib
 import json
 import logging
 import math
@@ -27,26 +24,27 @@ from attention_jax.tasks import translator
 from attention_jax.tasks.translator import Translator
 
 logger = logging.getLogger(__name__)
-_tokenizers: dict[str, Tokenizer] = {}  # by what they are made from; a loaded checkpoint brings its own
+_tokenizers: dict[str, Tokenizer] = {}  # by `_key`; a loaded checkpoint brings its own
+_encoded: dict[tuple, TokenPairs] = {}  # the four splits that were used last
 
 
 def _key(config: ConfigDict) -> str:
-    """Names what a tokenizer is made from."""
+    """The fields that a tokenizer is made from."""
     fields = ("source", "args", "train_split", "tokenizer", "tokenizer_options", "vocab_size", "joiner", "on_broken")
     data = config.data.to_dict()
-    return hashlib.sha256(json.dumps({name: data[name] for name in fields}, sort_keys=True).encode()).hexdigest()
+    return json.dumps({name: data[name] for name in fields}, sort_keys=True)
 
 
-def _pairs(config: ConfigDict, split: str) -> Pairs:
+def _open_split(config: ConfigDict, split: str) -> Pairs:
     return open_pairs(config.data.source, split, config.data.args.to_dict(), config.data.on_broken)
 
 
 def get_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer of a config: of its file, or trained on both sides of the training split, once a process."""
+    """Returns a config's tokenizer: read from its file, or trained once per process on both sides of the training split."""
     key, data = _key(config), config.data
     if key not in _tokenizers:
         if data.tokenizer in TOKENIZERS:
-            pairs = _pairs(config, data.train_split)
+            pairs = _open_split(config, data.train_split)
             lines = (sentence for i in range(len(pairs)) for sentence in pairs[i])
             options = data.tokenizer_options.to_dict()
             _tokenizers[key] = train_tokenizer(data.tokenizer, lines, data.vocab_size, data.joiner, options)
@@ -56,59 +54,48 @@ def get_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def adopt(config: ConfigDict, assets: Mapping[str, bytes]) -> None:
-    """The tokenizer that a checkpoint carries serves its config from now on; the training data need not be there."""
+    """Uses the tokenizer of a checkpoint for its config from now on, so that no training data are needed."""
     _tokenizers[_key(config)] = load_tokenizer(assets)
 
 
 def assets(config: ConfigDict) -> dict[str, bytes]:
-    """The tokenizer's files."""
+    """Returns the tokenizer's files."""
     return get_tokenizer(config).assets()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Wanted:
-    """The tokens of a split, by all that decides them; the config beside it says where to read."""
-
-    key: str
-    split: str
-    too_long: str
-    max_length: int
-    tokenizer: Tokenizer
-    config: ConfigDict = dataclasses.field(compare=False)
-
-
-@functools.lru_cache(maxsize=4)
-def _tokens_of(wanted: _Wanted) -> TokenPairs:
-    pairs, encode = _pairs(wanted.config, wanted.split), wanted.tokenizer.encode
-    sides = (tuple(map(encode, pairs[i])) for i in range(len(pairs)))
-    tokens, long = TokenPairs.of(sides, wanted.max_length, wanted.too_long)
-    if long:
-        done = "left out" if wanted.too_long == "drop" else "cut"
-        text = "data: %d of %d pairs of split %r have more than %d tokens a side and are %s."
-        logger.warning(text, long, len(pairs), wanted.split, wanted.max_length, done)
-    return tokens
-
-
 def _tokens(config: ConfigDict, split: str, too_long: str) -> TokenPairs:
-    return _tokens_of(_Wanted(_key(config), split, too_long, config.data.max_length, get_tokenizer(config), config))
+    tokenizer, max_length = get_tokenizer(config), config.data.max_length
+    key = _key(config), split, too_long, max_length, tokenizer
+    if key in _encoded:
+        return _encoded.setdefault(key, _encoded.pop(key))  # now the newest
+    pairs = _open_split(config, split)
+    sides = (pairs[i] for i in range(len(pairs)))
+    encoded = ((tokenizer.encode(source), tokenizer.encode(target)) for source, target in sides)
+    tokens, long = TokenPairs.of(encoded, max_length, too_long)
+    if long:
+        text = "data: %d of %d pairs of split %r have more than %d tokens a side and are %s."
+        logger.warning(text, long, len(pairs), split, max_length, "left out" if too_long == "drop" else "cut")
+    for oldest in list(_encoded)[:-3]:
+        del _encoded[oldest]
+    return _encoded.setdefault(key, tokens)
 
 
 def unresolved(config: ConfigDict) -> list[str]:
-    """What `resolve` has to read off the data; a number of buckets is no list of their lengths."""
-    buckets = None if isinstance(config.data.bucket_lengths, int) else config.data.bucket_lengths
-    stated = {
-        "model.vocab_size": config.model.get("vocab_size"),
-        "data.bucket_lengths": buckets,
-        "data.num_examples": config.data.num_examples,
-        "data.num_batches": config.data.num_batches,
+    """Returns the fields that `resolve` reads off the data, `bucket_lengths` among them if it is a number of buckets."""
+    data = config.data
+    missing = {
+        "model.vocab_size": config.model.get("vocab_size") is None,
+        "data.bucket_lengths": data.bucket_lengths is None or isinstance(data.bucket_lengths, int),
+        "data.num_examples": data.num_examples is None,
+        "data.num_batches": data.num_batches is None,
     }
-    return [name for name, value in stated.items() if value is None]
+    return [name for name, is_missing in missing.items() if is_missing]
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """`model.vocab_size`, and the buckets and numbers of `data`, read off the training data where they are not given.
+    """Returns the config with `model.vocab_size`, buckets and numbers of `data` read off the training data if not given.
 
-    A config that states all of them is resolved without its data, so that its step can be compiled where they are not.
+    A config that states all of them is resolved without its data, so that its step can be compiled elsewhere.
     """
     config = config.copy_and_resolve_references()
     data = config.data
@@ -134,17 +121,17 @@ def check_batches(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def steps_per_epoch(config: ConfigDict) -> int:
-    """Batches in an epoch of a resolved config."""
+    """Returns the batches in an epoch of a resolved config."""
     return config.data.num_batches
 
 
 def examples_per_step(config: ConfigDict) -> float:
-    """Sentence pairs in a batch, on average."""
+    """Returns the mean number of sentence pairs in a batch."""
     return config.data.num_examples / config.data.num_batches
 
 
 def describe(config: ConfigDict) -> dict[str, str]:
-    """Vocabulary, and the shapes for which the step is compiled."""
+    """Returns the vocabulary, and the shapes for which the step is compiled."""
     buckets = config.data.bucket_lengths
     shapes = ", ".join("{} x {}".format(*batch["source"].shape) for batch in batch_shapes(config))
     return {
@@ -154,7 +141,7 @@ def describe(config: ConfigDict) -> dict[str, str]:
 
 
 def headline(config: ConfigDict) -> str:
-    """The metric by which the best checkpoint is chosen. Raises UserError when evaluation does not make it."""
+    """Returns the metric that chooses the best checkpoint. Raises UserError if evaluation does not compute it."""
     name = config.evaluation.headline
     if name != "token_accuracy" and not config.evaluation.translate:
         raise UserError(
@@ -165,12 +152,12 @@ def headline(config: ConfigDict) -> str:
 
 
 def correct_means(config: ConfigDict) -> str:
-    """What the mean of "correct" is called: texts are compared where they are translated, tokens where they are not."""
+    """Returns the name of the mean of "correct": of texts if they are translated, else of tokens."""
     return "exact match" if config.evaluation.translate else "token accuracy"
 
 
 def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
-    """The network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
+    """Returns the network of a resolved config, with its field `dtype` set for precision="bfloat16"."""
     fields = config.model.to_dict()
     if config.precision == "bfloat16":
         fields["dtype"] = "bfloat16"
@@ -183,18 +170,18 @@ def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
-    """A training batch of each bucket, the shortest first."""
+    """Returns the shapes of a training batch of each bucket, the shortest first."""
     shapes = []
     for length in config.data.bucket_lengths:
         b = count_rows(length, config.batch_size, config.data.rows_multiple)
-        sides = dict.fromkeys(("source", "target"), jax.ShapeDtypeStruct((b, length), jnp.int32))
-        one_each = {"weight": jax.ShapeDtypeStruct((b,), jnp.float32), "index": jax.ShapeDtypeStruct((b,), jnp.int32)}
-        shapes.append({**sides, **one_each})
+        side = jax.ShapeDtypeStruct((b, length), jnp.int32)
+        weight, index = jax.ShapeDtypeStruct((b,), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.int32)
+        shapes.append({"source": side, "target": side, "weight": weight, "index": index})
     return shapes
 
 
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> TokenLoader:
-    """The loader of one split. In evaluation too long pairs are cut, never left out, and longer buckets join."""
+    """Returns the loader of one split; evaluation cuts too long pairs, leaves out none, and may have a longer bucket."""
     data = config.data
     if training:
         tokens = _tokens(config, split, data.too_long)
@@ -217,35 +204,39 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
 
 
 def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
-    """The batch itself."""
+    """Returns the batch itself."""
     return batch
 
 
 def shift_right(target: jax.Array) -> jax.Array:
-    """[B, T] -> [B, T]: the start symbol and all tokens but the last, which the decoder sees."""
+    """[B, T] -> [B, T], the decoder's input: the start symbol and all tokens but the last."""
     return jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
+
+
+def _apply(model: nn.Module, variables: dict, batch: Mapping[str, jax.Array], **options: Any) -> tuple[jax.Array, jax.Array]:
+    """Logits [B, T, vocab_size], and weights [B, T] that are 0 at padding."""
+    logits: Any = model.apply(variables, batch["source"], shift_right(batch["target"]), **options)
+    return logits, (batch["target"] != PAD).astype(jnp.float32)
 
 
 def loss(
     config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array], rng: jax.Array, train: bool
 ) -> tuple[dict[str, jax.Array], dict]:
-    """Sums over all target tokens, end symbols included, of loss (nats) and right answers; their number is the weight."""
-    source, target = batch["source"], batch["target"]
-    logits = model.apply(variables, source, shift_right(target), train=train, rngs={"dropout": rng})
-    weight = (target != PAD).astype(jnp.float32)
+    """Returns sums over all target tokens, EOS included, of loss (nats) and right answers; the weight is their number."""
+    target = batch["target"]
+    logits, weight = _apply(model, variables, batch, train=train, rngs={"dropout": rng})
     per_token = token_cross_entropy(logits, target, config.loss.label_smoothing, config.loss.smoothing_over)
     right = right_tokens(logits, target)
     return {"loss": (per_token * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}, {}
 
 
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Per pair: unsmoothed loss (nats), right answers and number of its target tokens, its index and weight.
+    """Returns, per pair, unsmoothed loss (nats), right answers and number of its target tokens, its index and weight.
 
-    With `evaluation.translate` also "hypothesis", the translation that `search` finds, [B, longest that is possible].
+    With `evaluation.translate` also "hypothesis" [B, maximum length], the translation.
     """
-    source, target = batch["source"], batch["target"]
-    logits = model.apply(variables, source, shift_right(target), train=False)
-    weight = (target != PAD).astype(jnp.float32)
+    target = batch["target"]
+    logits, weight = _apply(model, variables, batch, train=False)
     found = {
         "loss": (token_cross_entropy(logits, target) * weight).sum(1),
         "right": (right_tokens(logits, target) * weight).sum(1),
@@ -255,8 +246,8 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     }
     if config.evaluation.translate:
         options = translator.TranslationOptions.from_config(config)
-        tokens, _ = translator.translate_tokens(model, variables, source, options)
-        # One width for all buckets. One that is longer than the longest sentence has nothing beyond it.
+        tokens, _ = translator.translate_tokens(model, variables, batch["source"], options)
+        # One width for all buckets; a bucket may be longer than the longest sentence.
         width = options.max_length(config.data.max_length)
         best = tokens[:, 0, :width]
         found["hypothesis"] = jnp.pad(best, ((0, 0), (0, width - best.shape[1])))
@@ -264,19 +255,18 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
 
 
 def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
-    """Translations and references of an evaluation that translated, pair by pair."""
-    pairs, words = _pairs(config, config.data.eval_split), get_tokenizer(config)
+    """Returns the translations of an evaluation's outputs and their references."""
+    pairs, words = _open_split(config, config.data.eval_split), get_tokenizer(config)
     hypotheses = [words.decode(row) for row in outputs["hypothesis"].tolist()]
     return hypotheses, [words.join(pairs[i][1]) for i in range(len(pairs))]
 
 
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Loss (nats a target token), perplexity, accuracy of the next token, and with `evaluation.translate` those of texts.
+    """Returns loss (nats per target token), perplexity, accuracy of the next token, and scores of texts if translated.
 
-    Translations are compared with the references of the data, both joined where words are in pieces: BLEU ("bleu_tokenised"
-    where `evaluation.bleu` says that they are tokens already) and chrF of sacrebleu (0 to 100) with their signatures, and
-    the share that is exactly equal. Of the outputs "correct" says which are, or without translation which share of a pair's
-    tokens was right.
+    Those are BLEU and chrF (0 to 100, see `translator.score_texts`) with their signatures, and the share of exact matches,
+    with the parts of words joined on both sides. The output "correct" says which texts match; if there are none it is the
+    share of right tokens.
     """
     tokens = outputs["tokens"].astype(np.float64).sum()
     loss = float(outputs["loss"].astype(np.float64).sum() / tokens)
@@ -293,5 +283,5 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
 
 
 def predictor(config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Translator:
-    """The translator of a loaded run."""
+    """Returns the translator of a loaded run."""
     return Translator(config, load_tokenizer(assets), model, variables)

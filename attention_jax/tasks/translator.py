@@ -19,13 +19,13 @@ from attention_jax.search import NEVER, SearchOptions, beam_search, cache_length
 
 @dataclasses.dataclass(frozen=True)
 class TranslationOptions:
-    """How to translate: how to search, and how long a translation may get.
+    """The rules of the search, and the maximum length of a translation.
 
     Attributes:
         search: see `SearchOptions`.
-        max_extra: tokens that a translation may have more than its source.
-        fixed: the most tokens whatever the source; None for `max_extra` more than it.
-        positions: the most that the network has positions for; None for any.
+        max_extra: maximum length minus that of the source.
+        fixed: maximum length of every translation; None for `max_extra`.
+        positions: maximum length that the network has positions for; None for any.
     """
 
     search: SearchOptions
@@ -54,38 +54,34 @@ def translate_tokens(
     model: nn.Module, variables: dict[str, Any], source: jax.Array, options: TranslationOptions
 ) -> tuple[jax.Array, jax.Array]:
     """[B, S] -> tokens [B, n_best, longest], best first, padded after the end symbol, and scores [B, n_best]."""
-    memory = model.apply(variables, source, method="encode")
-    most = options.max_length(source.shape[1])
-    grow = None
-    if hasattr(model, "grow_cache"):
-        grow = functools.partial(model.apply, variables, method="grow_cache")
-    room = cache_lengths(most)[0] if grow else most
-    cache = model.apply(variables, memory, source, room, options.search.beam, method="init_cache")
-    own = jnp.full(source.shape[:1], options.fixed) if options.fixed else (source != PAD).sum(1) + options.max_extra
-
-    def step(token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        return model.apply(variables, token, cache, method="decode_step")
-
-    return beam_search(step, cache, jnp.minimum(own, most), most, options.search, grow)
+    apply: Callable[..., Any] = functools.partial(model.apply, variables)
+    memory = apply(source, method="encode")
+    longest = options.max_length(source.shape[1])
+    grow = functools.partial(apply, method="grow_cache") if hasattr(model, "grow_cache") else None
+    room = cache_lengths(longest)[0] if grow else longest
+    cache = apply(memory, source, room, options.search.beam, method="init_cache")
+    limits = jnp.full(source.shape[:1], options.fixed) if options.fixed else (source != PAD).sum(1) + options.max_extra
+    step = functools.partial(apply, method="decode_step")
+    return beam_search(step, cache, jnp.minimum(limits, longest), longest, options.search, grow)
 
 
 def extend_buckets(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
-    """Bucket lengths, and a further one where the longest sentence is longer than all of them."""
+    """Returns `buckets`, plus one more if `longest` does not fit."""
     buckets = tuple(buckets)
     return buckets if longest <= buckets[-1] else (*buckets, -(-longest // 16) * 16)
 
 
 def name_bleu(tokenize: str) -> str:
-    """What BLEU is called in logs: that of texts which are tokens already is another score under the same formula."""
+    """Returns the name of BLEU in logs; that of tokenised texts ("none") is another score under the same formula."""
     return "bleu_tokenised" if tokenize == "none" else "bleu"
 
 
 def score_texts(hypotheses: list[str], references: list[str], tokenize: str) -> tuple[dict[str, Any], np.ndarray]:
-    """({"bleu", "chrf", "exact_match", and signatures}, which are equal [N] float32) by sacrebleu (Post 2018).
+    """Returns scores of sacrebleu (Post 2018) with their signatures, and which texts match exactly, [N] float32.
 
     Args:
-        tokenize: sacrebleu's name of a tokenization for BLEU. "none" says that the texts are tokenised: the score is then
-            the papers' tokenised BLEU, not comparable with others, and is called "bleu_tokenised".
+        tokenize: sacrebleu's name of a tokenization for BLEU; "none" for texts that are tokenised, whose score is the papers'
+            tokenised BLEU, not comparable with others, and has the name "bleu_tokenised" instead of "bleu".
     """
     from sacrebleu.metrics import BLEU, CHRF
 
@@ -108,8 +104,8 @@ class Translation:
         source_tokens: its tokens as a person reads them, end symbol included.
         texts: translations, best first.
         scores: log probabilities after the length penalty.
-        tokens: of each translation, as a person reads them, end symbol included where there is one.
-        target_ids: of the best one, as the network writes them.
+        tokens: of each translation, as a person reads them, end symbol included if there is one.
+        target_ids: tokens of the best one as numbers.
     """
 
     source: str
@@ -127,7 +123,7 @@ class Translation:
 
 @dataclasses.dataclass(frozen=True)
 class Translator:
-    """What a notebook and the command line do with a trained translation network."""
+    """Translates sentences with a trained network, for notebooks and the command line."""
 
     config: ConfigDict
     tokenizer: Tokenizer
@@ -141,53 +137,50 @@ class Translator:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
-        found = functools.partial(translate_tokens, self.model)
-        return jax.jit(found, static_argnums=2)
+        return jax.jit(functools.partial(translate_tokens, self.model), static_argnums=2)
 
     @functools.cached_property
-    def _placed(self) -> dict[str, Any]:
-        """The variables where the program runs, brought there once and not with each batch."""
+    def _on_device(self) -> dict[str, Any]:
         return jax.device_put(self.variables)
 
     def preprocess(self, sentences: str | Sequence[str]) -> np.ndarray:
-        """Sentences -> [N, longest] int32 with end symbols and padding, what `model.apply` takes as source."""
-        rows = self._encoded([sentences] if isinstance(sentences, str) else sentences)
+        """Returns the source of `model.apply`, [N, longest] int32 with end symbols and padding."""
+        rows = self._encode([sentences] if isinstance(sentences, str) else sentences)
         return pad_rows(rows, len(rows), max(map(len, rows), default=1))
 
-    def _encoded(self, sentences: Sequence[str]) -> list[list[int]]:
+    def _encode(self, sentences: Sequence[str]) -> list[list[int]]:
         return [[*self.tokenizer.encode(sentence), EOS] for sentence in sentences]
 
     def predict(self, sentences: str | Sequence[str], **changes: Any) -> list[Translation]:
-        """The translations of sentences, in their order; see `translate`."""
+        """Returns the translations of sentences, in their order; see `translate`."""
         return list(self.translate([sentences] if isinstance(sentences, str) else sentences, **changes))
 
     def translate(self, sentences: Sequence[str], rows: int | None = None, **changes: Any) -> Iterator[Translation]:
-        """The translations of sentences, in their order.
+        """Yields the translations of sentences, in their order.
 
-        Sentences of like length are translated together, which changes none of them; nothing is cut. An empty one has an
-        empty translation.
+        Sentences of similar length are translated together, which changes none of them; none is cut. The translation of an
+        empty one is empty.
 
         Args:
             rows: sentences at a time; by default as many as `evaluation.batch_size` allows.
             **changes: to the config's `search`, e.g. `beam=5`, and `n_best`.
         """
         chosen = TranslationOptions.from_config(self.config, **changes)
-        encoded = self._encoded(sentences)
-        longest = max(map(len, encoded), default=1)
-        buckets = extend_buckets(self.config.data.bucket_lengths, longest)
-        places = np.searchsorted(buckets, [len(tokens) for tokens in encoded])
+        encoded = self._encode(sentences)
+        buckets = extend_buckets(self.config.data.bucket_lengths, max(map(len, encoded), default=1))
+        bucket_of = np.searchsorted(buckets, [len(tokens) for tokens in encoded]).tolist()
         found: dict[int, Translation] = {}
         for bucket, length in enumerate(buckets):
-            members = [i for i in np.flatnonzero(places == bucket) if len(encoded[i]) > 1]
+            members = [i for i, tokens in enumerate(encoded) if bucket_of[i] == bucket and len(tokens) > 1]
             size = rows or max(1, self.config.evaluation.batch_size // length)
             for first in range(0, len(members), size):
                 part = members[first : first + size]
-                # As many rows as fill a power of two: few programs, whatever the number of sentences.
+                # As many rows as fill a power of two, so that few programs are compiled.
                 room = min(size, 1 << (len(part) - 1).bit_length())
                 source = pad_rows([encoded[i] for i in part], room, length)
-                tokens, scores = map(np.asarray, self._compiled(self._placed, source, chosen))
+                tokens, scores = map(np.asarray, self._compiled(self._on_device, source, chosen))
                 for row, i in enumerate(part):
-                    found[int(i)] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
+                    found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
         for i, sentence in enumerate(sentences):
             yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [])
 

@@ -122,7 +122,7 @@ def test_who_reads_may_stop_reading(workdir, monkeypatch, tmp_path):
         (["--output=nowhere/out.txt"], "--output=nowhere/out.txt: there is no folder nowhere."),
         (["--attention=there.png"], "--attention=there.png is there already"),
         (["--attention=new.jpg"], "--attention=new.jpg: give a name that ends in .png, .pdf, .svg."),
-        (["--attention=new.png"], "--attention: there is no sentence whose attention could be shown."),
+        (["--attention=new.png"], "--attention: there is no sentence whose attention could be plotted."),
         (["--nbest=3", "--beam=2"], "search: n_best=3 is not from 1 to beam=2."),
         (["--average=7"], "average=7 but there are 1 checkpoints"),
         (["--attention-of=all"], "argument --attention-of: invalid choice: 'all'"),

@@ -217,12 +217,7 @@ def read_cldr(
     return [("; ".join(sources), "; ".join(targets)) for sources, targets in joined]
 
 
-SOURCES: dict[str, Callable[..., Pairs]] = {
-    "files": read_files,
-    "tsv": read_tsv,
-    "tfds": open_tfds_pairs,
-    "cldr": read_cldr,
-}
+SOURCES: dict[str, Callable[..., Pairs]] = {"files": read_files, "tsv": read_tsv, "tfds": open_tfds_pairs, "cldr": read_cldr}
 
 
 def open_pairs(source: str, split: str, args: Mapping[str, Any], on_broken: str) -> Pairs:
