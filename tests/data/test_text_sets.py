@@ -1,10 +1,11 @@
-"""python -m attention_jax prepare for sentence pairs: small files behind file:// addresses stand for the public ones."""
+"""python -m attention_jax prepare for sentence pairs: small files behind file:// URLs replace the public ones."""
 
 import dataclasses
 import gzip
 import hashlib
 import http.server
 import io
+import json
 import tarfile
 import threading
 
@@ -30,10 +31,10 @@ def serve(monkeypatch, folder, name: str, contents: dict[str, bytes], sums: dict
     folder.mkdir()
     for file, content in contents.items():
         (folder / file).write_bytes(content)
-    addresses = {file: (folder / file).as_uri() for file in contents}
+    urls = {file: (folder / file).as_uri() for file in contents}
     own = text_sets.SETS[name]
     written = own.written if name != "multi30k" else list(CAPTIONS)
-    monkeypatch.setitem(text_sets.SETS, name, dataclasses.replace(own, addresses=addresses, written=written))
+    monkeypatch.setitem(text_sets.SETS, name, dataclasses.replace(own, urls=urls, written=written))
     known = folder.with_name("sums")
     known.write_text("".join(f"{found}  {name}/{file}\n" for file, found in (sums or {}).items()))
     monkeypatch.setattr(text_sets, "SUMS", known)
@@ -60,7 +61,7 @@ def test_fetched_checked_and_read(capsys, captions, tmp_path):
 
 
 def test_files_at_hand_in_place_of_the_network(capsys, captions, tmp_path):
-    mine = captions.rename(tmp_path / "mine")  # nothing answers at the addresses any more
+    mine = captions.rename(tmp_path / "mine")  # nothing is at the URLs any more
     code, said = prepare(capsys, "multi30k", f"--data_dir={tmp_path}/data")
     name = f"put it as train.en.gz into {tmp_path}/data/downloads/manual, or give its folder as --manual_dir=DIR."
     assert code == 2 and "site/train.en.gz cannot be fetched (" in said and name in said and said.count("error: ") == 1
@@ -74,7 +75,7 @@ def test_files_at_hand_in_place_of_the_network(capsys, captions, tmp_path):
 def test_another_file_of_the_same_name(capsys, captions, tmp_path):
     (captions / "train.de.gz").write_bytes(gzip.compress(b"something else\n"))
     code, said = prepare(capsys, "multi30k", f"--data_dir={tmp_path}/data")
-    assert code == 2 and "data/downloads/train.de.gz has sha256 " in said and "it is not the file of file://" in said
+    assert code == 2 and "data/downloads/train.de.gz has sha256 " in said and "replace it by the file of file://" in said
     assert not (tmp_path / "data" / "train.en").exists()
 
 
@@ -94,12 +95,12 @@ class Half(http.server.BaseHTTPRequestHandler):
 def test_half_a_download(capsys, tmp_path, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Half) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/kor.txt"
-        made = dataclasses.replace(text_sets.SETS["tatoeba_ko_en"], addresses={"kor.txt": address})
+        url = f"http://127.0.0.1:{server.server_port}/kor.txt"
+        made = dataclasses.replace(text_sets.SETS["tatoeba_ko_en"], urls={"kor.txt": url})
         monkeypatch.setitem(text_sets.SETS, "tatoeba_ko_en", made)
         code, said = prepare(capsys, "tatoeba_ko_en", f"--data_dir={tmp_path}/data")
         server.shutdown()
-    assert code == 2 and f"{address} cannot be fetched (40 of 100 bytes came): fetch it by hand" in said
+    assert code == 2 and f"{url} cannot be fetched (40 of 100 bytes came): fetch it by hand" in said
     assert not list((tmp_path / "data" / "downloads").iterdir())
 
 
@@ -112,7 +113,7 @@ def test_half_an_archive(capsys, captions, tmp_path):
 
 def test_tatoeba_splits_by_line_and_says_what_it_cannot_know(capsys, caplog, tmp_path, monkeypatch):
     lines = [f"e{i}\tk{i}\tby {i}\u2028\n".encode() for i in range(1, 60)]
-    splits = text_sets._split("tatoeba_ko_en")
+    splits = json.loads(text_sets.SPLITS.read_text())["tatoeba_ko_en"]
     dev = {i for i in splits["dev"] if i < 60}
     assert dev and not dev & set(splits["test"])
     sums = {"dev.tsv": hashlib.sha256(b"".join(lines[i - 1] for i in sorted(dev))).hexdigest(), "test.tsv": "0"}
@@ -189,7 +190,7 @@ def test_pages_are_aligned_by_their_examples():
 
 
 def test_tldr_keeps_a_pair_once_and_splits_by_command(capsys, tmp_path, monkeypatch):
-    name = text_sets._split("tldr_ko_en")["dev"][0]
+    name = json.loads(text_sets.SPLITS.read_text())["tldr_ko_en"]["dev"][0]
     pages = {"common/tool": "Make", "linux/tool-add": "Add", f"osx/{name}": "Quit", f"windows/{name}-x": "Make"}
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -199,7 +200,7 @@ def test_tldr_keeps_a_pair_once_and_splits_by_command(capsys, tmp_path, monkeypa
                 member = tarfile.TarInfo(f"tldr-1/{folder}/{page}.md")
                 member.size = len(text.encode())
                 archive.addfile(member, io.BytesIO(text.encode()))
-    (archive_name,) = text_sets.SETS["tldr_ko_en"].addresses
+    (archive_name,) = text_sets.SETS["tldr_ko_en"].urls
     serve(monkeypatch, tmp_path / "site", "tldr_ko_en", {archive_name: packed.getvalue()})
     code, said = prepare(capsys, "tldr_ko_en", f"--data_dir={tmp_path}/data")
     assert code == 0 and "is ready: train with --config.data.source=tsv" in said

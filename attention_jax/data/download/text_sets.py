@@ -1,6 +1,6 @@
-"""Sets of sentence pairs by public address: fetched once, or taken from files at hand, checked, and written as plain text.
+"""Downloads public sets of sentence pairs, or takes files fetched by hand, checks them, and writes plain text.
 
-What is written is read by `data.source=files` ({split}.en beside {split}.de) or `tsv` ({split}.tsv).
+`data.source=files` ({split}.en beside {split}.de) or `tsv` ({split}.tsv) read the result.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SPLITS = Path(__file__).parent / "text_splits.json"
 SUMS = Path(__file__).parent / "text_sums.txt"
 ABOUT = "ABOUT.txt"
-Pair = tuple[str, str, str]  # English, Korean, where from
+Pair = tuple[str, str, str]  # English, Korean, origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,68 +33,66 @@ class TextSet:
     """A set of sentence pairs.
 
     Attributes:
-        addresses: {name: address} of the public files that it is made from.
-        make: from {name: path} of those to {name: content} of what is written.
-        written: names of what is written.
+        urls: {name: URL} of the public files that it is made from.
+        make: from {name: path} of those to {name: content} of the files to write.
+        written: names of the files to write.
         about: source, licence and attribution.
-        source: options of a config that reads it; DIR stands for the folder.
+        source: options of a config that reads it; DIR is replaced by the folder.
     """
 
-    addresses: Mapping[str, str]
+    urls: Mapping[str, str]
     make: Callable[[Mapping[str, Path]], dict[str, bytes]]
     written: Sequence[str]
     about: str
     source: str
 
 
-def find_checksum(name: str, file: str) -> str | None:
-    """The sha256 of a file of a set that is known, of a public one or one that is written; None for others."""
-    lines = (line.split() for line in SUMS.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
-    return {path: found for found, path in lines}.get(f"{name}/{file}")
-
-
-def prepare_text_set(name: str, data_dir: str, manual_dir: str | None = None) -> Path:
-    """Writes a set of `SETS` into `data_dir` and returns that folder.
+def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:
+    """Writes a set of `SETS` into `folder`, with an account of its origin, and returns `folder`.
 
     Args:
-        name: of the set.
-        data_dir: made when missing; what is fetched stays in its folder "downloads".
-        manual_dir: a folder with files fetched by hand, by default downloads/manual in `data_dir`; a file that is there is
-            not fetched. Checksums hold for both.
+        folder: made if missing; downloads stay in its folder "downloads".
+        manual: a folder with files fetched by hand, which are not downloaded.
 
     Raises:
-        UserError: the set is there already, a file cannot be fetched, a checksum is another.
+        UserError: the set exists already, a file is not available, or its checksum is wrong.
     """
-    made, folder = SETS[name], Path(data_dir).expanduser().absolute()
-    manual = Path(manual_dir).expanduser().absolute() if manual_dir else folder / "downloads" / "manual"
-    if manual_dir and not manual.is_dir():
-        raise UserError(f"--manual_dir={manual_dir}: there is no such folder.")
-    for there in (*made.written, ABOUT):
-        if (folder / there).exists():
-            raise UserError(f"{folder / there} is there already: remove it to prepare {name} again, or give another folder.")
+    text_set = SETS[name]
+    for file in (*text_set.written, ABOUT):
+        if (folder / file).exists():
+            raise UserError(f"{folder / file} is there already: remove it to prepare {name} again, or give another folder.")
+    lines = (line.split() for line in SUMS.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    known = {path.removeprefix(f"{name}/"): checksum for checksum, path in lines if path.startswith(f"{name}/")}
+    about = [f"{name}, written by python -m attention_jax prepare {name}", "", text_set.about, ""]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = {file: _path(file, address, folder / "downloads", manual) for file, address in made.addresses.items()}
-        sums = {file: _checked(path, find_checksum(name, file), made.addresses[file]) for file, path in paths.items()}
-        contents = made.make(paths)
-        for other, content in contents.items():
-            _write(folder / other, content)
-        _write(folder / ABOUT, _about(name, made, sums, contents).encode())
+        paths = {file: _fetch(file, url, folder / "downloads", manual) for file, url in text_set.urls.items()}
+        for file, url in text_set.urls.items():
+            verified = "verified" if file in known else "unknown, not verified"
+            about += [f"from {url}", f"  sha256 {_check_sum(paths[file], known.get(file), url)} ({verified})"]
+        for file, content in text_set.make(paths).items():
+            if file in known and file not in text_set.urls:
+                differs = hashlib.sha256(content).hexdigest() != known[file]
+                about.append(f"{file} is {'not ' if differs else ''}the one that this repository's results were made with.")
+                if differs:
+                    logger.warning("%s", about[-1])
+            _write(folder / file, content)
+        _write(folder / ABOUT, "".join(f"{line}\n" for line in about).encode())
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(f"{name} could not be prepared in {folder} ({one_sentence(error)}).") from error
     return folder
 
 
-def _path(name: str, address: str, downloads: Path, manual: Path) -> Path:
-    """The path of a file at hand, fetched before or fetched now."""
+def _fetch(name: str, url: str, downloads: Path, manual: Path) -> Path:
+    """The path of a file fetched by hand, downloaded before or downloaded now."""
     for folder in (manual, downloads):
         if (folder / name).is_file():
             return folder / name
     downloads.mkdir(exist_ok=True)
     partial = downloads / f"{name}.partial"
-    logger.info("fetching %s", address)
+    logger.info("fetching %s", url)
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer, partial.open("wb") as target:
+        with urllib.request.urlopen(url, timeout=60) as answer, partial.open("wb") as target:
             shutil.copyfileobj(answer, target)
             promised = answer.headers.get("Content-Length")
         if promised and partial.stat().st_size != int(promised):
@@ -102,39 +100,21 @@ def _path(name: str, address: str, downloads: Path, manual: Path) -> Path:
     except (OSError, http.client.HTTPException, ValueError) as error:
         partial.unlink(missing_ok=True)
         raise UserError(
-            f"{address} cannot be fetched ({one_sentence(error)}): fetch it by hand, and put it as {name} into {manual}, or "
-            "give its folder as --manual_dir=DIR."
+            f"{url} cannot be fetched ({one_sentence(error)}): fetch it by hand, and put it as {name} into {manual}, or give "
+            "its folder as --manual_dir=DIR."
         ) from error
     return partial.rename(downloads / name)
 
 
-def _checked(path: Path, known: str | None, address: str) -> str:
-    """The sha256 of a file. Raises UserError when it is known and another."""
+def _check_sum(path: Path, known: str | None, url: str) -> str:
+    """The sha256 of a file. Raises UserError if it is not the known one."""
     with path.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if known is None:
         logger.warning("%s has sha256 %s; the right one is unknown, so it is not verified.", path, found)
     elif found != known:
-        raise UserError(
-            f"{path} has sha256 {found}, not {known}: it is not the file of {address}; remove it, or put that one in its place."
-        )
+        raise UserError(f"{path} has sha256 {found}, not {known}: replace it by the file of {url}.")
     return found
-
-
-def _about(name: str, made: TextSet, sums: Mapping[str, str], contents: Mapping[str, bytes]) -> str:
-    """What lies beside the files: where they come from, who made them, whether they are the known ones."""
-    lines = [f"{name}, written by python -m attention_jax prepare {name}", "", made.about, ""]
-    for file, address in made.addresses.items():
-        verified = "verified" if find_checksum(name, file) else "unknown, not verified"
-        lines += [f"from {address}", f"  sha256 {sums[file]} ({verified})"]
-    for file, content in contents.items():
-        known = None if file in made.addresses else find_checksum(name, file)
-        same = hashlib.sha256(content).hexdigest() == known
-        if known and not same:
-            logger.warning("%s is not the one that this repository's results were made with.", file)
-        if known:
-            lines.append(f"{file} is {'' if same else 'not '}the one that this repository's results were made with.")
-    return "\n".join(lines) + "\n"
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -143,44 +123,35 @@ def _write(path: Path, content: bytes) -> None:
     partial.rename(path)
 
 
-# Multi30k
-
-
-def _unpacked(paths: Mapping[str, Path]) -> dict[str, bytes]:
+def _unpack(paths: Mapping[str, Path]) -> dict[str, bytes]:
     """Each file as it is, `.gz` unpacked."""
-    contents = {name: path.read_bytes() for name, path in paths.items()}
-    return {
-        name.removesuffix(".gz"): gzip.decompress(content) if name.endswith(".gz") else content
-        for name, content in contents.items()
-    }
+    contents = ((name, path.read_bytes()) for name, path in paths.items())
+    return {name.removesuffix(".gz"): gzip.decompress(file) if name.endswith(".gz") else file for name, file in contents}
 
 
-def _aligned(address: str, ending: str, splits: str, about: str) -> TextSet:
+def _multi30k(url: str, ending: str, splits: str, about: str) -> TextSet:
     """English and German files, line by line."""
     names = [f"{split}.{side}" for split in splits.split() for side in ("en", "de")]
     source = "--config.data.source=files --config.data.args.source='DIR/{split}.en' --config.data.args.target='DIR/{split}.de'"
-    return TextSet({f"{name}{ending}": f"{address}/{name}{ending}" for name in names}, _unpacked, names, about, source)
-
-
-# Tatoeba
+    return TextSet({f"{name}{ending}": f"{url}/{name}{ending}" for name in names}, _unpack, names, about, source)
 
 
 def _tatoeba(paths: Mapping[str, Path]) -> dict[str, bytes]:
     """Lines of English, Korean and attribution, by line number; an English sentence is in one split alone."""
-    split_of = {number: split for split, numbers in _split("tatoeba_ko_en").items() for number in numbers}
+    split_of = _split_of("tatoeba_ko_en")
     parts: dict[str, list[bytes]] = {f"{split}.tsv": [] for split in ("train", "dev", "test")}
     for number, line in enumerate(paths["kor.txt"].read_bytes().split(b"\n")[:-1], 1):
         parts[f"{split_of.get(number, 'train')}.tsv"].append(line + b"\n")
     return {name: b"".join(lines) for name, lines in parts.items()}
 
 
-def _split(name: str) -> dict[str, list]:
-    return json.loads(SPLITS.read_text(encoding="utf-8"))[name]
+def _split_of(name: str) -> dict:
+    """{line number or page name: "dev" or "test"}"""
+    splits = json.loads(SPLITS.read_text(encoding="utf-8"))[name]
+    return {item: split for split, items in splits.items() for item in items}
 
 
-# tldr-pages
-
-# The order in which platforms are read: of pairs that occur more than once the first is kept.
+# Platforms in the order in which they are read, since the first of equal pairs is kept.
 PLATFORMS = (
     *("cisco-ios", "sunos", "dos", "osx", "linux", "common"),
     *("netbsd", "freebsd", "android", "windows", "openbsd"),
@@ -188,12 +159,15 @@ PLATFORMS = (
 
 
 def read_page(text: str) -> tuple[list[str], dict[tuple[str, int], str]]:
-    """(sentences that describe a command, {(example, how many like it came before): what it does}).
+    """Returns a page of tldr-pages: sentences that describe a command, and {(example, earlier equal ones): its description}.
 
-    Placeholders {{...}} of examples are emptied, since they are translated too. The line with the address of more
-    information is left out, and the colon after what an example does.
+    Placeholders {{...}} of examples are emptied, since they are translated too. The line with the URL of more information
+    and the colon after a description are left out.
     """
-    sentences, examples, does, counts = [], {}, None, Counter()
+    sentences: list[str] = []
+    examples: dict[tuple[str, int], str] = {}
+    counts: Counter[str] = Counter()
+    does = None
     for line in text.splitlines():
         line = line.strip()
         if line.startswith("> ") and not re.match(r"> (More information|더 많은 정보)", line):
@@ -209,7 +183,7 @@ def read_page(text: str) -> tuple[list[str], dict[tuple[str, int], str]]:
 
 
 def align_pages(english: str, korean: str) -> Iterator[tuple[str, str]]:
-    """Pairs of two pages about a command: sentences where both have as many, and what the same example does."""
+    """Yields the pairs of two pages about a command: sentences if both have equally many, descriptions of equal examples."""
     (one, examples), (other, examples_there) = read_page(english), read_page(korean)
     if len(one) == len(other):
         yield from zip(one, other)
@@ -225,14 +199,15 @@ def _tldr(paths: Mapping[str, Path]) -> dict[str, bytes]:
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
             parts = member.name.split("/")  # tldr-COMMIT/pages/linux/apt.md
-            if member.isfile() and len(parts) == 4 and parts[1] in pages and parts[3].endswith(".md"):
-                pages[parts[1]]["/".join(parts[2:])] = archive.extractfile(member).read().decode()
+            is_page = len(parts) == 4 and parts[1] in pages and parts[3].endswith(".md")
+            if is_page and (file := archive.extractfile(member)):
+                pages[parts[1]]["/".join(parts[2:])] = file.read().decode()
     pairs: dict[tuple[str, str], str] = {}
     for platform in PLATFORMS:
         for page in sorted(page for page in pages["pages.ko"] if page.startswith(f"{platform}/") and page in pages["pages"]):
             for pair in align_pages(pages["pages"][page], pages["pages.ko"][page]):
                 pairs.setdefault(pair, page)
-    split_of = {name: split for split, names in _split("tldr_ko_en").items() for name in names}
+    split_of = _split_of("tldr_ko_en")
     splits: dict[str, list[Pair]] = {"train": [], "dev": [], "test": []}
     for (one, other), page in pairs.items():
         name = page.split("/")[1].removesuffix(".md").split("-")[0]  # git-add goes where git goes
@@ -253,20 +228,20 @@ _TSV = "--config.data.source=tsv --config.data.args.path='DIR/{split}.tsv'"
 _TLDR = "08e345f42639f67d99282813247ac670dc6e87cb"
 
 SETS = {
-    "multi30k": _aligned(
+    "multi30k": _multi30k(
         f"{_GITHUB}/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw",
         ".gz",
         "train val test_2016_flickr test_2017_flickr test_2017_mscoco test_2018_flickr",
         _MULTI30K,
     ),
-    "multi30k_bpe": _aligned(
+    "multi30k_bpe": _multi30k(
         f"{_GITHUB}/LividWo/Revisit-MMT/dc368d0af8d60270b8f4aaa2f3ac58771c551da3/data/multi30k-en-de",
         "",
         "train valid test.2016 test.2017 test.coco",
         f"{_MULTI30K}\nLower-cased and in byte pairs by Wu et al. 2021 (arXiv 2105.14462), whose repository states no licence.",
     ),
     "tatoeba_ko_en": TextSet(
-        addresses={
+        urls={
             "kor.txt": f"{_GITHUB}/r0cd7b/nlp_with_rnns_and_attention/875d03899a2c217633fa28e8917a8b26382c5269/kor-eng/kor.txt"
         },
         make=_tatoeba,
@@ -276,7 +251,7 @@ SETS = {
         source=_TSV,
     ),
     "tldr_ko_en": TextSet(
-        addresses={f"tldr-{_TLDR}.tar.gz": f"https://codeload.github.com/tldr-pages/tldr/tar.gz/{_TLDR}"},
+        urls={f"tldr-{_TLDR}.tar.gz": f"https://codeload.github.com/tldr-pages/tldr/tar.gz/{_TLDR}"},
         make=_tldr,
         written=("train.tsv", "dev.tsv", "test.tsv"),
         about="Descriptions of commands and of examples from https://github.com/tldr-pages/tldr, English to Korean.\n"

@@ -24,12 +24,12 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None = None) -> 
 
     Raises UserError when TensorFlow or a file is missing, the set exists, the disk is too small or a checksum is wrong.
     """
-    if name in text_sets.SETS:
-        return text_sets.prepare_text_set(name, data_dir, manual_dir)
     root = Path(data_dir).expanduser().absolute()
     manual = Path(manual_dir).expanduser().absolute() if manual_dir else root / "downloads" / "manual"
     if manual_dir and not manual.is_dir():
         raise UserError(f"--manual_dir={manual_dir}: there is no such folder.")
+    if name in text_sets.SETS:
+        return text_sets.prepare_text_set(name, root, manual)
     files, site = BY_HAND.get(name.split(":")[0], ((), ""))
     missing = [file for file in files if not (manual / file).is_file()]
     if missing:
