@@ -23,7 +23,7 @@ from tests.helpers.small import as_options
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    return embedded.digits("test")[0][:8]
+    return embedded.read_digits("test")[0][:8]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_config_labels_assets_and_metrics(run):
 
 
 def test_predict(run, images):
-    labels = embedded.digits("test")[1][:8]
+    labels = embedded.read_digits("test")[1][:8]
     many = run.predict(images)
     assert many.probabilities.shape == (8, 10) and np.allclose(many.probabilities.sum(1), 1, atol=1e-5)
     assert (many.classes == many.probabilities.argmax(1)).all() and many.labels == [run.labels[i] for i in many.classes]
@@ -253,7 +253,7 @@ def test_attention_of_a_network_without_any(small_run, images):
 
 def test_predict_agrees_with_the_stored_outputs(small_run):
     run = aj.load_run(small_run)
-    images, labels = embedded.digits("test")
+    images, labels = embedded.read_digits("test")
     right = run.predict(images).classes == labels
     with np.load(small_run / "evaluation.npz") as stored:
         assert stored["step"] == 36 and stored["correct"].shape == (599,)

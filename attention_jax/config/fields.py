@@ -31,12 +31,8 @@ def _choice(*names: str) -> Field:
     return Field(str, "one of " + ", ".join(map(repr, names)), lambda value: value in names)
 
 
-def _positive(unit: str, low: int = 1) -> Field:
+def _integer(unit: str, low: int = 1) -> Field:
     return Field(int, f"a whole number of {unit} from {low}", lambda value: value >= low)
-
-
-def _count(unit: str) -> Field:
-    return Field(int, f"a number of {unit}, 0 or more", lambda value: value >= 0)
 
 
 def _number_or_none(what: str, none: str, low: int = 1) -> Field:
@@ -105,8 +101,8 @@ COMMON: dict[Any, Any] = {
     "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
     "task": _choice("classification", "translation"),
     "seed": Field(int, "a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31),
-    "batch_size": _positive("examples, or of a translation's tokens,"),
-    "accumulation": _positive("micro-batches"),
+    "batch_size": _integer("examples, or of a translation's tokens,"),
+    "accumulation": _integer("micro-batches"),
     **_duration("total"),
     "precision": _choice("float32", "bfloat16"),
     "model": OPEN,
@@ -117,7 +113,7 @@ COMMON: dict[Any, Any] = {
         "eval_split": _NAME,
         "on_broken": _choice("skip", "stop"),
         "num_examples": _number_or_none("a whole number", "for the data's own"),
-        "threads": _positive("threads"),
+        "threads": _integer("threads"),
     },
     "optimizer": {
         "name": _choice("sgd", "rmsprop", "adamw"),
@@ -143,21 +139,21 @@ COMMON: dict[Any, Any] = {
         "final_share": _PROBABILITY,
         "boundaries": Field(_SEQUENCE, "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
         "factor": _not_negative("a factor"),
-        "d_model": _positive("channels"),
+        "d_model": _integer("channels"),
     },
     "loss": {"label_smoothing": _SHARE, "smoothing_over": _choice("uniform", "others")},
     "ema": {"decay": _SHARE, "warmup": _FLAG},
-    "evaluation": {**_duration("every"), "batch_size": _positive("examples")},
-    "checkpoint": {**_duration("every"), "keep_last": _positive("checkpoints"), "keep_best": _positive("checkpoints")},
+    "evaluation": {**_duration("every"), "batch_size": _integer("examples")},
+    "checkpoint": {**_duration("every"), "keep_last": _integer("checkpoints"), "keep_best": _integer("checkpoints")},
     "logging": {**_duration("every"), "tensorboard": _FLAG},
     "parallel": {
         "mode": _choice("jit", "pmap"),
         "data": Field(int, "a number of devices, or -1 for all of them that fsdp and model leave", lambda n: n == -1 or n >= 1),
-        "fsdp": _positive("devices"),
-        "model": _positive("devices"),
+        "fsdp": _integer("devices"),
+        "model": _integer("devices"),
         "rules": Field(_SEQUENCE, f"a tuple of (path regex, {_SHARDINGS})", lambda rules: _is_rules(rules, _is_sharding)),
     },
-    "profile": {"first_step": _count("steps"), "num_steps": _count("steps")},
+    "profile": {"first_step": _integer("steps", low=0), "num_steps": _integer("steps", low=0)},
 }
 
 _IMAGES: dict[Any, Any] = {
@@ -170,11 +166,11 @@ _IMAGES: dict[Any, Any] = {
     },
     "data": {
         "crop": _choice("pad", "random_resized", "none"),
-        "crop_padding": _count("pixels"),
+        "crop_padding": _integer("pixels", low=0),
         "crop_scale": Field(_SEQUENCE, "(smallest, largest) share of the area, above 0 and up to 1", _range(1)),
         "crop_ratio": Field(_SEQUENCE, "(smallest, largest) width / height, above 0", _range(math.inf)),
         "flip": _FLAG,
-        "randaugment_layers": _count("layers"),
+        "randaugment_layers": _integer("layers", low=0),
         "randaugment_magnitude": _not_negative("a magnitude"),
         "randaugment_std": _not_negative("a deviation of the magnitude"),
         "randaugment_ops": _choice("paper", "tf1", "timm"),
@@ -198,20 +194,20 @@ _TEXT: dict[Any, Any] = {
         "tokenizer_options": OPEN,
         "vocab_size": _number_or_none("a whole number of tokens from 5", "for every word", low=5),
         "joiner": Field(str, "the end of a word that goes on in the next one, or '' for none"),
-        "max_length": _positive("tokens", low=2),
+        "max_length": _integer("tokens", low=2),
         "too_long": _choice("drop", "truncate"),
         "bucket_lengths": Field(
             (int, tuple, list), "a whole number of buckets, or a tuple of ascending lengths in tokens", _is_buckets
         ),
-        "rows_multiple": _positive("rows"),
+        "rows_multiple": _integer("rows"),
         "num_batches": _number_or_none("a whole number", "for the data's own"),
     },
     "search": {
-        "beam": _positive("hypotheses"),
+        "beam": _integer("hypotheses"),
         "alpha": _not_negative("an exponent"),
         "penalty": _choice("gnmt", "length"),
-        "min_length": _count("tokens"),
-        "max_extra": _count("tokens"),
+        "min_length": _integer("tokens", low=0),
+        "max_extra": _integer("tokens", low=0),
         "max_length": _number_or_none("a whole number of tokens", "for max_extra beyond the source"),
     },
     "evaluation": {

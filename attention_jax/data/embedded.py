@@ -1,4 +1,4 @@
-"""Data that every installation has."""
+"""Data sets that come with the package."""
 
 import functools
 import lzma
@@ -20,17 +20,17 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def digits_split() -> dict[str, np.ndarray]:
-    """Indices of the fixed stratified split of UCI digits, {"train": [1198], "test": [599]}, as committed."""
+def read_digits_split() -> dict[str, np.ndarray]:
+    """Returns the indices of the fixed stratified split of UCI digits, {"train": [1198], "test": [599]}, as committed."""
     text = resources.files("attention_jax.data").joinpath("digits_test_indices.txt").read_text()
     test = np.array([int(line) for line in text.split() if line.isdigit()])
     train = np.setdiff1d(np.arange(len(_all_digits()[1])), test)
     return {"train": train, "test": test}
 
 
-def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """UCI digits: images uint8 [N, 8, 8, 1] and labels int32 [N] of split "train" or "test"."""
-    splits = digits_split()
+def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images uint8 [N, 8, 8, 1] and labels int32 [N] of split "train" or "test" of the UCI digits."""
+    splits = read_digits_split()
     if split not in splits:
         raise UserError(f"data.source=digits: there is no split {split!r}; it has 'train' and 'test'.")
     images, labels = _all_digits()
@@ -38,7 +38,7 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _all_pairs() -> list[tuple[str, str, str, str]]:
+def _all_pairs() -> list[tuple[str, ...]]:
     """(split, kind, English, Korean) of every pair."""
     folder = resources.files("attention_jax.data")
     cldr_lines = lzma.decompress(folder.joinpath("cldr_en_ko.tsv.xz").read_bytes()).decode().splitlines()[1:]
@@ -46,13 +46,13 @@ def _all_pairs() -> list[tuple[str, str, str, str]]:
     return [tuple(line.split("\t")) for line in [*cldr_lines, *(f"train\teveryday\t{line}" for line in everyday)]]
 
 
-def cldr(split: str, kind: str | None = None) -> tuple[list[str], list[str], list[str]]:
-    """English texts, their Korean answers and their kinds, three lists of one length, of split "train", "dev" or "test".
+def read_cldr(split: str, kind: str | None = None) -> tuple[list[str], list[str], list[str]]:
+    """Returns English texts, their Korean answers and their kinds of split "train", "dev" or "test", lists of equal length.
 
     Dates, times, relative times, units and currencies as Unicode CLDR writes them in both languages, and number words
-    (experiments/data/make_cldr.py); what they say is in one split only, in whatever style. In "train" there are also the
-    sentences of kind "everyday", written for this project; they are to be learnt by heart and are nowhere held out.
-    An English text has one answer everywhere.
+    (experiments/data/make_cldr.py); a date, time, … is in one split only, in any style. "train" also has the sentences of
+    kind "everyday", written for this project; they are to be memorised, and none is held out. An English text has the same
+    answer everywhere.
 
     Args:
         split: "train", "dev" or "test".

@@ -1,4 +1,4 @@
-"""Alignment of cross-attention with the year, month and day of the dates in `data.embedded.cldr`.
+"""Alignment of cross-attention with the year, month and day of the dates in `data.embedded.read_cldr`.
 
 The alignments of Bahdanau et al. 2014 (arXiv 1409.0473, Figure 3), on data where the right one is known. Letters in names:
 N dates, H heads, T target and S source tokens, end symbols included.
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.analysis.attention_maps import attention_maps
-from attention_jax.data.embedded import cldr
+from attention_jax.data.embedded import read_cldr
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, Tokenizer, load_tokenizer
 from attention_jax.errors import UserError
@@ -77,7 +77,7 @@ def find_date_parts(english: str, korean: str) -> dict[str, tuple[Span, Span]]:
     """
     here, there = _match_parts(english, _ENGLISH), _match_parts(korean, _KOREAN)
     if not here or here.keys() != there.keys():
-        raise UserError(f"{english!r} and {korean!r} are not a date and its translation, as data.embedded.cldr has them.")
+        raise UserError(f"{english!r} and {korean!r} are not a date and its translation, as data.embedded.read_cldr has them.")
     for part, span in here.items():
         one, other = english[slice(*span)], korean[slice(*there[part])]
         if _value(part, one) != _value(part, other):
@@ -151,7 +151,7 @@ def _aligned_shares(run: Run, split: str) -> dict[str, float]:
     The target's tokens are those of the right translation. Empty for a network without cross-attention.
     """
     tokenizer = load_tokenizer(run.assets)
-    rows = [(english, korean) for english, korean, kind in zip(*cldr(split), strict=True) if kind.startswith(_KINDS)]
+    rows = [(english, korean) for english, korean, kind in zip(*read_cldr(split), strict=True) if kind.startswith(_KINDS)]
     sources, targets = ([[*tokenizer.encode(text), EOS] for text in side] for side in zip(*rows, strict=True))
     source, target = (pad_rows(side, len(side), max(map(len, side))) for side in (sources, targets))
     maps = attention_maps(run.model, run.variables, source, shift_right(jnp.asarray(target)))

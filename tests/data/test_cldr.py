@@ -8,7 +8,7 @@ from importlib import resources
 import pytest
 
 from attention_jax.config.plugins import load_file
-from attention_jax.data.embedded import cldr
+from attention_jax.data.embedded import read_cldr
 from attention_jax.errors import UserError
 from experiments.studies.date_alignment import find_date_parts
 
@@ -19,7 +19,7 @@ WHOLE_DATES = ("date_full", "date_long", "date_medium", "date_short", "date_nume
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, list[tuple[str, str, str]]]:
     """Split -> (English, Korean, kind)."""
-    return {split: list(zip(*cldr(split))) for split in SPLITS}
+    return {split: list(zip(*read_cldr(split))) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_digits_are_the_same_in_both_languages(pairs):
 def test_known_answers():
     answers = {}
     for split in SPLITS:
-        answers |= dict(zip(*cldr(split)[:2]))
+        answers |= dict(zip(*read_cldr(split)[:2]))
     assert answers["I am a student"] == "나는 학생입니다"
     assert answers["I love you"] == "나는 당신을 사랑합니다"
     assert answers["twentieth"] == "스무 번째" and answers["first"] == "첫 번째"
@@ -146,15 +146,15 @@ def test_known_answers():
 
 
 def test_one_kind():
-    english, korean, kinds = cldr("test", "unit")
+    english, korean, kinds = read_cldr("test", "unit")
     assert len(english) == len(korean) == len(kinds) == 110 and set(kinds) == {"unit"}
 
 
 def test_what_is_not_there():
     with pytest.raises(UserError, match="no split 'validation'; it has 'train', 'dev' and 'test'"):
-        cldr("validation")
+        read_cldr("validation")
     with pytest.raises(UserError, match=r"split 'test' has no kind 'everyday'; it has date_full, .*, ordinal_words"):
-        cldr("test", "everyday")
+        read_cldr("test", "everyday")
 
 
 def test_the_licence_lies_beside_the_data():

@@ -12,7 +12,7 @@ from PIL import Image
 from attention_jax.cli import main as cli
 from attention_jax.config import load_config, override
 from attention_jax.data import ArraySource
-from attention_jax.data.embedded import digits_split
+from attention_jax.data.embedded import read_digits_split
 from attention_jax.data.images.decoding import decode_image
 from attention_jax.data.images.sources import open_source
 from attention_jax.errors import UserError
@@ -27,7 +27,7 @@ def folder(tmp_path) -> Path:
 
 
 def test_digits_split_is_stratified_disjoint_and_complete():
-    split = digits_split()
+    split = read_digits_split()
     train, test = split["train"], split["test"]
     assert len(test) == 599 and len(train) == 1198
     assert sorted([*train, *test]) == list(range(1797))
@@ -39,7 +39,7 @@ def test_digits_split_is_stratified_disjoint_and_complete():
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    source, split = open_source("digits", "test", {}), digits_split()["test"]
+    source, split = open_source("digits", "test", {}), read_digits_split()["test"]
     bunch = load_digits()
     assert source.images.shape == (599, 8, 8, 1) and source.images.dtype == np.uint8
     np.testing.assert_allclose(source.images[..., 0] / 255, bunch.images[split] / 16, atol=0.5 / 255)

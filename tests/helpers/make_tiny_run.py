@@ -43,7 +43,7 @@ def make() -> None:
             source = Path(folder) / name
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, RUN / name)
 
-    images = embedded.digits("test")[0][:8]
+    images = embedded.read_digits("test")[0][:8]
     logits = {}
     for weights in ("params", "ema"):
         run = aj.load_run(RUN, weights)

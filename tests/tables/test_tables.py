@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from attention_jax.config.config import save_config
-from attention_jax.data.embedded import digits
+from attention_jax.data.embedded import read_digits
 from attention_jax.errors import UserError
 from attention_jax.tables import publish, runner
 from attention_jax.tables.runner import run_table
@@ -205,7 +205,7 @@ def test_measures_become_columns(story):
             kept = measures.read(story.work / slug / str(seed), 4, "own")
             np.testing.assert_array_equal(kept["bias"], run.variables["params"]["head"]["bias"])
     assert measures.read(story.work / "plain/0", 3, "own") is None  # of another step
-    images, labels = digits("train")
+    images, labels = read_digits("train")
     run = load_run(story.work / "plain/0")
     wrong = 100 * np.mean(run.predict(images).classes != labels)
     assert float(measures.read(story.work / "plain/0", 4, "errors")["training error %"]) == pytest.approx(wrong)

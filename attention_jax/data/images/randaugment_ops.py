@@ -43,16 +43,15 @@ def _fill_channels(pixels: np.ndarray, fill: Fill) -> tuple[int, ...]:
     return colour
 
 
-def _affine(pixels: np.ndarray, matrix: tuple[float, ...], fill: Fill, resample: int) -> np.ndarray:
+def _affine(pixels: np.ndarray, matrix: tuple[float, ...], fill: Fill, resample: Image.Resampling) -> np.ndarray:
     """Output (x, y) comes from input (ax + by + c, dx + ey + f)."""
     image, colour = _to_image(pixels), _fill_channels(pixels, fill)
     return _to_pixels(image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=colour))
 
 
-def _rotate(pixels: np.ndarray, degrees: float, fill: Fill, resample: int) -> np.ndarray:
+def _rotate(pixels: np.ndarray, degrees: float, fill: Fill, resample: Image.Resampling) -> np.ndarray:
     """Counter-clockwise about the centre."""
-    kind = Image.Resampling(resample)
-    return _to_pixels(_to_image(pixels).rotate(degrees, resample=kind, fillcolor=_fill_channels(pixels, fill)))
+    return _to_pixels(_to_image(pixels).rotate(degrees, resample=resample, fillcolor=_fill_channels(pixels, fill)))
 
 
 @functools.lru_cache(1024)
@@ -168,7 +167,7 @@ def _shift(pixels: np.ndarray, distance: float, fill: Sequence[int]) -> np.ndarr
     return shifted
 
 
-def _translate(pixels: np.ndarray, distance: float, axis: int, fill: Fill, resample: int) -> np.ndarray:
+def _translate(pixels: np.ndarray, distance: float, axis: int, fill: Fill, resample: Image.Resampling) -> np.ndarray:
     """Output (x, y) comes from input (x + distance, y) along axis 1, and (x, y + distance) along axis 0, in pixels."""
     if resample == Image.Resampling.BILINEAR:
         rows, colour = pixels, _fill_channels(pixels, fill)
@@ -180,7 +179,7 @@ def _translate(pixels: np.ndarray, distance: float, axis: int, fill: Fill, resam
     return _affine(pixels, (1, 0, distance * (axis == 1), 0, 1, distance * (axis == 0)), fill, resample)
 
 
-def _cutout(pixels: np.ndarray, value: tuple[int, float, float], fill: Fill, resample: int) -> np.ndarray:
+def _cutout(pixels: np.ndarray, value: tuple[int, float, float], fill: Fill, resample: Image.Resampling) -> np.ndarray:
     """Fills a square of side 2 · half about a pixel, cut off at the border; value: (half, down, right), the place in [0, 1)."""
     height, width, _ = pixels.shape
     half, y, x = value[0], int(value[1] * height), int(value[2] * width)
@@ -194,7 +193,7 @@ def _enhance(operate: Callable[[np.ndarray, float], np.ndarray]) -> Callable[...
     return lambda pixels, factor, *_: pixels if factor == 1 else operate(pixels, factor)
 
 
-def _warp(operate: Callable[[np.ndarray, float, Fill, int], np.ndarray]) -> Callable[..., np.ndarray]:
+def _warp(operate: Callable[[np.ndarray, float, Fill, Image.Resampling], np.ndarray]) -> Callable[..., np.ndarray]:
     """An operation that changes nothing with value 0."""
     return lambda pixels, value, fill, resample: operate(pixels, value, fill, resample) if value else pixels
 

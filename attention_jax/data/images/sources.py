@@ -58,7 +58,7 @@ def open_digits(split: str, channels: int = 1) -> ArraySource:
 
     Three equal `channels` are for what needs colour images, such as RandAugment's operation on colour.
     """
-    images, labels = embedded.digits(split)
+    images, labels = embedded.read_digits(split)
     return ArraySource(images.repeat(channels, -1), labels, num_classes=10, label_names=[str(i) for i in range(10)])
 
 

@@ -193,7 +193,7 @@ def read_cldr(
     everyday: int = 5,
     on_broken: str = "stop",
 ) -> list[tuple[str, str]]:
-    """Returns the embedded English-Korean pairs, or longer ones made of them; see `embedded.cldr`.
+    """Returns the embedded English-Korean pairs, or longer ones made of them; see `embedded.read_cldr`.
 
     Args:
         split: "train", "dev" or "test".
@@ -203,7 +203,7 @@ def read_cldr(
         everyday: repetitions of each everyday sentence; they have no relatives to learn from, as dates have.
     """
     kinds = [kind] if kind is None or isinstance(kind, str) else kind
-    rows = [row for each in kinds for row in zip(*embedded.cldr(split, each), strict=True)]
+    rows = [row for each in kinds for row in zip(*embedded.read_cldr(split, each), strict=True)]
     pairs = [(english, korean) for english, korean, kind in rows for _ in range(everyday if kind == "everyday" else 1)]
     least, most = (join, join) if isinstance(join, int) else join
     if not 1 <= least <= most:
