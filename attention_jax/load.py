@@ -81,7 +81,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
     Raises:
         UserError: no checkpoint, no such weights, or too few checkpoints for the average.
     """
-    path = remote_checkpoints.local_copy(str(path), average) if storage.is_remote(path) else path
+    path = remote_checkpoints.download_run(str(path), average) if storage.is_remote(path) else path
     state, about, folder = checkpoint.read_newest(path)
     config = config_from_json(about["config"])
     has_ema = state.get("ema") is not None
@@ -101,7 +101,7 @@ def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
 
 def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]:
     """Mean of the weights of the newest checkpoints up to step `last`."""
-    steps = [step for step in checkpoint.steps(workdir) if step <= last][-number:]
+    steps = [step for step in checkpoint.list_steps(workdir) if step <= last][-number:]
     if len(steps) < number:
         raise UserError(
             f"{workdir}: average={number} but there are {len(steps)} checkpoints up to step {last}: give a smaller number, or "

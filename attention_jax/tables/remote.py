@@ -8,8 +8,7 @@ from pathlib import Path
 
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.storage import RemoteFolder
-from attention_jax.train import checkpoint
-from attention_jax.train import remote_checkpoints as far_checkpoints
+from attention_jax.train import checkpoint, remote_checkpoints
 from attention_jax.train.checkpoint import FOLDER
 from attention_jax.train.metrics import TIMING
 from attention_jax.train.workdir import CONFIG, EVALUATION, get_staging_folder
@@ -39,9 +38,9 @@ class Remote:
         """Brings the newest checkpoint of a run here, its log and whatever small files lie beside it."""
         inside = str(run.relative_to(self.folder))
         there = RemoteFolder(self.address(run))
-        if far_checkpoints.steps(there)[-1:] != checkpoint.steps(run)[-1:]:
+        if remote_checkpoints.list_remote_steps(there)[-1:] != checkpoint.list_steps(run)[-1:]:
             shutil.rmtree(run / FOLDER, ignore_errors=True)
-            far_checkpoints.bring(there, run)
+            remote_checkpoints.download_checkpoints(there, run)
         names = {name for name in self._far.names(inside) if name in (CONFIG, TIMING) or name.endswith((".txt", ".npz"))}
         for path in run.glob("*.*"):
             if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:

@@ -90,7 +90,7 @@ class SeedRun:
     @property
     def step(self) -> int:
         """Of the newest checkpoint; 0 without one."""
-        return max(checkpoint.steps(self.path), default=0)
+        return max(checkpoint.list_steps(self.path), default=0)
 
     @property
     def correct(self) -> np.ndarray | None:

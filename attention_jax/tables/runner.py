@@ -24,7 +24,7 @@ from attention_jax.tables.computed import Computed, compute
 from attention_jax.tables.remote import Remote
 from attention_jax.tables.results import FAILURE, Order, RowPlan, SeedRun
 from attention_jax.tables.table import ComputedRow, Table, load_table
-from attention_jax.train.checkpoint import packages
+from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import StopSignal, replace_seed, train_model
 from attention_jax.train.program import Program, build_program
 
@@ -234,7 +234,7 @@ class _Progress(contextlib.AbstractContextManager):
 
 def machine() -> str:
     """Versions, devices and threads."""
-    versions = packages()
+    versions = get_package_versions()
     named = ", ".join(f"{name} {versions[name]}" for name in ("attention_jax", "jax", "jaxlib", "flax", "optax"))
     devices = f"{jax.process_count()} process(es) x {jax.local_device_count()} {jax.devices()[0].device_kind}"
     return f"Python {platform.python_version()}, {named}; {devices}, {count_threads()} CPU threads a process."

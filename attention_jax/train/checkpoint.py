@@ -39,9 +39,9 @@ class Damaged(Exception):
     """A checkpoint does not hold what was saved."""
 
 
-@jax.jit  # an array at a time: programs of a few shapes serve every state, where one for a whole state takes seconds to compile
-def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(uint32 checksum, whether every element is finite).
+@jax.jit  # per array: few shapes serve every state, and one program for a complete state takes seconds to compile
+def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(uint32 checksum, True if every element is finite).
 
     The checksum is the sum of (2i+1)·bits of element i modulo 2^32: integer sums do not depend on how an array is
     divided over devices, and an odd factor keeps any single flipped bit visible.
@@ -57,10 +57,10 @@ def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32), finite
 
 
-def fingerprint(state: Any) -> tuple[dict[str, int], bool]:
-    """({path: checksum} of every array of a tree, whether all of them are finite), computed where the arrays are."""
-    # One at a time: of arrays in parts, many of these sums over devices at once wait for each other on forced CPU devices.
-    found = {path: jax.device_get(_fingerprint(leaf)) for path, leaf in tree.flatten_by_path(state).items()}
+def compute_checksums(state: Any) -> tuple[dict[str, int], bool]:
+    """Returns ({path: checksum} of every array of a tree, True if all are finite), computed where the arrays are."""
+    # One at a time: for sharded arrays, many of these sums over devices at once deadlock on forced CPU devices.
+    found = {path: jax.device_get(_checksum(leaf)) for path, leaf in tree.flatten_by_path(state).items()}
     return {path: int(checksum) for path, (checksum, _) in found.items()}, all(finite for _, finite in found.values())
 
 
@@ -77,13 +77,13 @@ def unpack(packed: Mapping[str, str]) -> dict[str, Any]:
     return {**about, "assets": {name: base64.b64decode(text) for name, text in about["assets"].items()}}
 
 
-def described(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> dict[str, str]:
-    """`about` of a state as it is saved, with checksums, versions and assets.
+def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns the `about` that is saved with a state: checksums, versions and assets added.
 
     Raises UserError for a state that is not finite.
     """
     step = int(state.step)
-    checksums, finite = fingerprint(state)
+    checksums, finite = compute_checksums(state)
     if not finite:
         raise UserError(
             f"the state after step {step} is not finite: nothing was saved; lower the learning rate or clip gradients."
@@ -93,14 +93,14 @@ def described(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes
             **about,
             "step": step,
             "checksums": checksums,
-            "packages": packages(),
+            "packages": get_package_versions(),
             "assets": {name: base64.b64encode(data).decode() for name, data in assets.items()},
         }
     )
 
 
-def packages() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
+def get_package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that a result depends on."""
     found = {"attention_jax": __version__}
     for name in PACKAGES:
         try:
@@ -112,21 +112,21 @@ def packages() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class KeepBest:
-    """Orbax preservation policy: the n checkpoints of the highest score in the log."""
+    """Orbax preservation policy that keeps the n checkpoints of the highest score in the log."""
 
     n: int
     score: Callable[[int], float | None]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Which of `checkpoints` to keep; of equal scores the earliest."""
+        """Returns True for each checkpoint to keep; of equal scores, the earliest."""
         scored = [(-score, info.step) for info in checkpoints if (score := self.score(info.step)) is not None]
         best = {step for _, step in sorted(scored)[: self.n]}
         return [info.step in best for info in checkpoints]
 
 
 @functools.cache
-def orbax() -> Any:
-    """Orbax, imported when first needed (it takes seconds) and quiet about what this file reports in one sentence."""
+def import_orbax() -> Any:
+    """Imports Orbax when first needed (it takes seconds), silent about what this file reports in one sentence."""
     import orbax.checkpoint
 
     for name in ("absl", "asyncio"):
@@ -146,27 +146,27 @@ class Checkpoints:
     """The checkpoints of a workdir.
 
     Args:
-        workdir: of the run; the folder `checkpoints` is made in it.
-        keep_last, keep_best: how many newest and how many best to keep.
-        score: step -> headline metric that was logged there, higher is better; None where it was not evaluated.
+        workdir: of the run; gets the folder `checkpoints`.
+        keep_last, keep_best: number of newest and of best checkpoints to keep.
+        score: step -> logged headline metric, higher is better; None without an evaluation.
     """
 
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        ocp = orbax()
+        ocp = import_orbax()
         self._ocp, self._folder = ocp, workdir / FOLDER
         keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), KeepBest(keep_best, score)])
-        # Folders are made within `save`: when that fails in the background, Orbax waits 300 seconds for them before it says so.
+        # Folders are made within `save`: when that fails in the background, Orbax waits 300 seconds before it raises.
         in_save = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True, async_options=in_save)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
-        # Orbax asks JAX whether a signal has come, with its own numbers, before a save and behind it; but the processes stop
-        # together only where all of them ask in the same order, which `agree_to_stop` alone does.
+        # Before and after a save Orbax asks JAX for a signal, with its own numbers; but processes stop together only if all ask
+        # in the same order, which `agree_to_stop` alone does.
         self._manager.reached_preemption = lambda step: False
 
     def save(self, state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
-        """Saves the state as its own step, in the background; a step that is already there is left as it is.
+        """Saves the state under its step, in the background; an existing step stays as it is.
 
         Raises:
             UserError: the save before this one failed (disk full), or the state is not finite.
@@ -175,7 +175,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        packed = described(state, about, assets)
+        packed = pack_description(state, about, assets)
         save = self._ocp.args
         try:
             self._manager.save(step, args=save.Composite(state=save.PyTreeSave(state), about=save.JsonSave(packed)), force=True)
@@ -242,19 +242,19 @@ class Checkpoints:
         what = "no space is left on the device" if full else read_only if read_only in text else one_sentence(error)
         return UserError(
             f"{self._folder}: a checkpoint could not be written ({what}): the last good one is kept; "
-            f"{'free some space' if full else 'mend this'} and start the same command again."
+            f"{'free some space' if full else 'fix this'} and start the same command again."
         )
 
 
 def verify(state: Any, about: Mapping[str, Any]) -> None:
     """Raises Damaged unless every array is what was saved."""
-    saved, (found, _) = about["checksums"], fingerprint(state)
+    saved, (found, _) = about["checksums"], compute_checksums(state)
     wrong = [path for path in saved if found.get(path) != saved[path]]
     if wrong or found.keys() != saved.keys():
         raise Damaged(f"{', '.join(wrong[:3]) or 'its list of arrays'} differs from what was saved")
 
 
-def steps(workdir: Path) -> list[int]:
+def list_steps(workdir: Path) -> list[int]:
     """Steps of the complete checkpoints of a workdir, ascending."""
     folder = workdir / FOLDER
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
@@ -277,7 +277,7 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
         candidates = [path]
     else:
         workdir = path.parent if path.name == FOLDER else path
-        candidates = [workdir / FOLDER / str(step) for step in reversed(steps(workdir))]
+        candidates = [workdir / FOLDER / str(step) for step in reversed(list_steps(workdir))]
     if not candidates:
         found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) if path.is_dir() else "nothing"
         raise UserError(
@@ -294,7 +294,7 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    ocp = orbax()
+    ocp = import_orbax()
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         about = unpack(reader.restore(folder / "about"))
     handler = ocp.PyTreeCheckpointHandler()

@@ -23,7 +23,7 @@ from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate_model
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program
-from attention_jax.train.remote_checkpoints import FarCheckpoints
+from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.workdir import EVALUATION, Workdir, lock_workdir
 
@@ -124,7 +124,7 @@ class _Run:
         self.log = Log(self.folder, config.logging.tensorboard, active=is_main_process())
         keep = config.checkpoint.keep_last, config.checkpoint.keep_best, self.log.score
         self.checkpoints = (
-            FarCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
+            RemoteCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
         )
         restored = self.checkpoints.restore(program.abstract_state)
         self.state, about = restored or (program.init(np.uint32(config.seed)), {"sums": {}})

@@ -1,17 +1,16 @@
-"""Checkpoints and log of a workdir at an address, where nothing can be appended to and nothing is renamed.
+"""Checkpoints and log of a remote workdir, where nothing can be appended to and nothing is renamed.
 
     config.json  writer.json  timing.jsonl
-    checkpoints/<step>/…       the files that a near workdir has there, and the outputs of the newest evaluation
+    checkpoints/<step>/…       the files of a local checkpoint, and the outputs of the newest evaluation
     checkpoints/<step>.json    written last: its files with sizes and checksums, and the segments of the log up to it
-    log/<step>-<checksum>.jsonl   the lines that came since the checkpoint before; never changed
+    log/<step>-<checksum>.jsonl   the lines since the checkpoint before; never changed
     tensorboard/…  profile/…   as of the newest checkpoint
 
-A checkpoint is there when its marker is, whole, and the log is what the newest marker lists: lines of a call that was killed
-after its last checkpoint belong to no marker. Process 0 brings the state together, writes it to a local folder with Orbax
-and uploads that in the background; each process downloads for itself, so that the processes need no folder in common.
-Orbax can write to gs:// and s3:// itself, through TensorStore; this way every address of fsspec is one case, the
-marker is our own, and a network that fails for a minute costs a minute. The price is that the state must fit into the memory
-of each host once more.
+A checkpoint exists once its marker is complete, and the log is what the newest marker lists: lines of a call that was killed
+after its last checkpoint belong to no marker. Process 0 gathers the state, writes it to a local folder with Orbax and uploads
+that in the background; each process downloads for itself, so that the processes need no common folder. Orbax can write to
+gs:// and s3:// itself, through TensorStore; here every URI of fsspec is one case, the marker is ours, and a network that
+fails for a minute costs a minute. The price is that the state must fit once more into the memory of each host.
 """
 
 import hashlib
@@ -44,25 +43,25 @@ log = logging.getLogger(__name__)
 _MARKER = re.compile(r"(\d+)\.json")
 
 
-class FarCheckpoints:
-    """What `Checkpoints` is, for a workdir at an address.
+class RemoteCheckpoints:
+    """The checkpoints of a remote workdir, with the methods of `Checkpoints`.
 
     Args:
-        far: the workdir.
-        near: a local folder that stands for it while training runs.
+        remote: the workdir.
+        local: its staging folder.
         keep_last, keep_best, score: see `Checkpoints`.
     """
 
-    def __init__(self, far: RemoteFolder, near: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
-        self._far, self._near, self._keep = far, near, (keep_last, keep_best, score)
-        self._segments: list[list[str]] = []  # [name, checksum] of those that hold the log so far
-        self._logged = 0  # bytes of the log that they hold
-        self._copied: dict[str, int] = {}  # sizes of the files for people that are there
+    def __init__(self, remote: RemoteFolder, local: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
+        self._remote, self._local, self._keep = remote, local, (keep_last, keep_best, score)
+        self._segments: list[list[Any]] = []  # [name, checksum, bytes] of each part of the log so far
+        self._logged = 0  # bytes of the log in them
+        self._copied: dict[str, int] = {}  # sizes of the uploaded events and traces
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._token = f"{socket.gethostname()}-{uuid.uuid4().hex}"
         if is_main_process():
-            far.write("writer.json", json.dumps({"token": self._token}).encode())
+            remote.write("writer.json", json.dumps({"token": self._token}).encode())
 
     def restore(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
         """The newest checkpoint that is whole and its `about`; None when there is none. Brings the log and the outputs too.
@@ -70,10 +69,10 @@ class FarCheckpoints:
         The marker of a damaged one is renamed to `<step>.damaged` with a warning.
         """
         restored, newest = None, -1
-        for step in sorted(steps(self._far), reverse=True):
+        for step in sorted(list_remote_steps(self._remote), reverse=True):
             try:
-                marker = fetch(self._far, step, self._near)
-                restored = _restore(self._near / FOLDER / str(step), abstract_state)
+                marker = download_checkpoint(self._remote, step, self._local)
+                restored = _restore(self._local / FOLDER / str(step), abstract_state)
             except (OSError, UserError):  # of the network, or of the disk here: not of the checkpoint
                 raise
             except Exception as error:  # whatever a damaged file makes the readers raise
@@ -86,39 +85,39 @@ class FarCheckpoints:
         if jax.process_count() > 1:
             found = multihost_utils.process_allgather(np.int32(newest))
             if len(set(found.tolist())) > 1:
-                raise UserError(f"{self._far.uri}: the processes found different newest checkpoints ({found.tolist()}).")
-        shutil.rmtree(self._near / FOLDER, ignore_errors=True)
+                raise UserError(f"{self._remote.uri}: the processes found different newest checkpoints ({found.tolist()}).")
+        shutil.rmtree(self._local / FOLDER, ignore_errors=True)
         return restored
 
     def save(self, state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
-        """Saves the state as its own step, in the background.
+        """Saves the state under its step, in the background.
 
         Raises:
             UserError: the save before this one failed, or the state is not finite.
         """
         self.wait()
         step = int(state.step)
-        packed = checkpoint.described(state, about, assets)
-        arrays = jax.tree.map(_whole, state)
+        packed = checkpoint.pack_description(state, about, assets)
+        arrays = jax.tree.map(_gather, state)
         if is_main_process():
-            lines = (self._near / METRICS).read_bytes()[self._logged :]
+            lines = (self._local / METRICS).read_bytes()[self._logged :]
             self._logged += len(lines)
-            outputs, timing = (self._near / name for name in (EVALUATION, TIMING))
+            outputs, timing = (self._local / name for name in (EVALUATION, TIMING))
             extra = {EVALUATION: outputs.read_bytes()} if outputs.exists() else {}
             arguments = step, arrays, packed, lines, extra, timing.read_bytes()
             self._thread = threading.Thread(target=self._upload, args=arguments, name="upload")
             self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError when a save in the background has failed so far."""
+        """Raises UserError when a save in the background has failed so remote."""
         if self._error is not None:
             raise UserError(
-                f"{self._far.uri}: a checkpoint could not be written ({one_sentence(self._error)}): the last good one is "
-                "kept; mend this and start the same command again."
+                f"{self._remote.uri}: a checkpoint could not be written ({one_sentence(self._error)}): the last good one is "
+                "kept; fix this and start the same command again."
             ) from self._error
 
     def wait(self) -> None:
-        """Returns when the last save counts. Raises UserError when it failed."""
+        """Returns when the last save is complete. Raises UserError when it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -131,143 +130,145 @@ class FarCheckpoints:
     def _upload(
         self, step: int, arrays: State, packed: dict[str, str], lines: bytes, extra: Mapping[str, bytes], timing: bytes
     ) -> None:
-        far, here = self._far, self._near / FOLDER / str(step)
+        remote, here = self._remote, self._local / FOLDER / str(step)
         try:
-            with _orbax_here() as saver:
+            with _local_checkpointer() as saver:
                 saver.save(here, args=_args().Composite(state=_args().PyTreeSave(arrays), about=_args().JsonSave(packed)))
             files = {str(path.relative_to(here)): path.read_bytes() for path in sorted(here.rglob("*")) if path.is_file()}
             files |= extra
             for name, content in files.items():
-                far.write(f"{FOLDER}/{step}/{name}", content)
+                remote.write(f"{FOLDER}/{step}/{name}", content)
             if lines:
                 digest = _digest(lines)
                 segment = f"log/{step:08d}-{digest[:16]}.jsonl"
-                far.write(segment, lines)
+                remote.write(segment, lines)
                 self._segments = [*self._segments, [segment, digest, len(lines)]]
-            far.write(TIMING, timing)
-            if (far.read_json("writer.json") or {}).get("token") != self._token:
-                raise UserError("another process writes to this workdir since then, and this one gives way")
+            remote.write(TIMING, timing)
+            if (remote.read_json("writer.json") or {}).get("token") != self._token:
+                raise UserError("another process has taken over this workdir; this one stops")
             marker = {
                 "files": {name: [len(content), _digest(content)] for name, content in files.items()},
                 "log": self._segments,
             }
-            far.write(f"{FOLDER}/{step}.json", json.dumps(marker).encode())
+            remote.write(f"{FOLDER}/{step}.json", json.dumps(marker).encode())
             for old in self._not_kept():
-                far.remove(f"{FOLDER}/{old}.json")
-                far.remove(f"{FOLDER}/{old}")
+                remote.remove(f"{FOLDER}/{old}.json")
+                remote.remove(f"{FOLDER}/{old}")
             shutil.rmtree(here)
         except BaseException as error:
             self._error = error
         else:
             try:
-                self._copy_pictures()
-            except Exception as error:  # the checkpoint counts without them
+                self._upload_for_people()
+            except Exception as error:  # the checkpoint is complete without them
                 log.warning(
-                    "%s: TensorBoard's events and traces could not be brought there (%s); they come with the next checkpoint",
-                    far.uri,
+                    "%s: TensorBoard's events and traces could not be uploaded (%s); the next checkpoint tries again",
+                    remote.uri,
                     one_sentence(error),
                 )
 
-    def _copy_pictures(self) -> None:
-        """What is made to be looked at, as it is now: events for TensorBoard, made anew at each start, and traces."""
+    def _upload_for_people(self) -> None:
+        """Uploads TensorBoard's events, which are written anew at each start, and traces."""
         for kind in ("tensorboard", "profile"):
-            files = {str(path.relative_to(self._near)): path for path in (self._near / kind).rglob("*") if path.is_file()}
+            files = {str(path.relative_to(self._local)): path for path in (self._local / kind).rglob("*") if path.is_file()}
             for name, path in files.items():
                 size = path.stat().st_size
                 if self._copied.get(name) != size:
-                    self._far.write(name, path.read_bytes())
+                    self._remote.write(name, path.read_bytes())
                     self._copied[name] = size
             if kind == "tensorboard" and files:
-                for name in self._far.names(kind):
+                for name in self._remote.names(kind):
                     if f"{kind}/{name}" not in files:
-                        self._far.remove(f"{kind}/{name}")
+                        self._remote.remove(f"{kind}/{name}")
 
     def _not_kept(self) -> list[int]:
         last, best, score = self._keep
-        found = steps(self._far)
+        found = list_remote_steps(self._remote)
         scored = sorted((-value, step) for step in found if (value := score(step)) is not None)
         return sorted(set(found) - set(found[-last:]) - {step for _, step in scored[:best]})
 
     def _move_aside(self, step: int) -> None:
         if is_main_process():
-            marker = self._far.read(f"{FOLDER}/{step}.json")
-            self._far.write(f"{FOLDER}/{step}.damaged", marker or b"")
-            self._far.remove(f"{FOLDER}/{step}.json")
+            marker = self._remote.read(f"{FOLDER}/{step}.json")
+            self._remote.write(f"{FOLDER}/{step}.damaged", marker or b"")
+            self._remote.remove(f"{FOLDER}/{step}.json")
 
 
-def steps(far: RemoteFolder) -> list[int]:
-    """Steps of the complete checkpoints at an address, ascending."""
-    return sorted(int(match[1]) for name in far.names(FOLDER) if (match := _MARKER.fullmatch(name)))
+def list_remote_steps(remote: RemoteFolder) -> list[int]:
+    """Returns the steps of the complete checkpoints of a remote workdir, ascending."""
+    return sorted(int(match[1]) for name in remote.names(FOLDER) if (match := _MARKER.fullmatch(name)))
 
 
-def fetch(far: RemoteFolder, step: int, near: Path) -> dict[str, Any]:
+def download_checkpoint(remote: RemoteFolder, step: int, local: Path) -> dict[str, Any]:
     """Downloads a checkpoint, the log up to it and its outputs into a local workdir; returns the marker.
 
     Raises Damaged when something is missing or differs from what was written.
     """
-    marker = far.read_json(f"{FOLDER}/{step}.json")
+    marker = remote.read_json(f"{FOLDER}/{step}.json")
     if not isinstance(marker, dict) or not {"files", "log"} <= marker.keys():
-        raise Damaged("its marker is not whole")
+        raise Damaged("its marker is incomplete")
 
     def get(name: str, size: int, digest: str) -> bytes:
-        content = far.read(name)
+        content = remote.read(name)
         if content is None or len(content) != size or _digest(content) != digest:
             raise Damaged(f"{name} {'is missing' if content is None else 'differs from what was written'}")
         return content
 
-    here = near / FOLDER / str(step)
+    here = local / FOLDER / str(step)
     shutil.rmtree(here, ignore_errors=True)
     for name, (size, digest) in marker["files"].items():
-        path = near / EVALUATION if name == EVALUATION else here / name
+        path = local / EVALUATION if name == EVALUATION else here / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(get(f"{FOLDER}/{step}/{name}", size, digest))
-    (near / METRICS).write_bytes(b"".join(get(name, size, digest) for name, digest, size in marker["log"]))
+    (local / METRICS).write_bytes(b"".join(get(name, size, digest) for name, digest, size in marker["log"]))
     return marker
 
 
-def local_copy(address: str, number: int = 1) -> Path:
-    """A local workdir with the newest whole checkpoints of one at an address and its log, or the folder of one step.
+def download_run(uri: str, number: int = 1) -> Path:
+    """Downloads the newest `number` good checkpoints of a remote workdir and its log, or one step; returns the local folder.
 
-    Raises UserError when there is none that is whole.
+    Raises UserError when there is none.
     """
-    workdir, _, step = address.rstrip("/").partition(f"/{FOLDER}")
-    far, step = RemoteFolder(workdir), step.strip("/")
-    near = get_staging_folder(workdir) / "copy"
-    shutil.rmtree(near, ignore_errors=True)
-    found = [int(step)] if step else sorted(steps(far), reverse=True)
-    got, problems = bring(far, near, found, number)
+    workdir, _, step = uri.rstrip("/").partition(f"/{FOLDER}")
+    remote, step = RemoteFolder(workdir), step.strip("/")
+    local = get_staging_folder(workdir) / "copy"
+    shutil.rmtree(local, ignore_errors=True)
+    found = [int(step)] if step else sorted(list_remote_steps(remote), reverse=True)
+    got, problems = download_checkpoints(remote, local, found, number)
     if not got:
-        what = f"none is whole (damaged: {', '.join(map(str, problems))})" if problems else "there is none"
-        raise UserError(f"{address}: no checkpoint here: {what}; give a run's workdir or a step's folder.")
-    return near / FOLDER / step if step else near
+        problem = f"all are damaged ({', '.join(map(str, problems))})" if problems else "there is none"
+        raise UserError(f"{uri}: no checkpoint here: {problem}; give a run's workdir or a step's folder.")
+    return local / FOLDER / step if step else local
 
 
-def bring(far: RemoteFolder, near: Path, found: Sequence[int] | None = None, number: int = 1) -> tuple[list[int], list[int]]:
-    """Downloads the first `number` whole checkpoints of `found`, by default the newest ones, and the log up to the first.
+def download_checkpoints(
+    remote: RemoteFolder, local: Path, found: Sequence[int] | None = None, number: int = 1
+) -> tuple[list[int], list[int]]:
+    """Downloads the first `number` good checkpoints of `found`, by default the newest ones, and the log up to the first.
 
-    Returns their steps, and those of the damaged ones that were met.
+    Returns their steps, and those of the damaged ones before them.
     """
     got, problems, lines = [], [], b""
-    for step in sorted(steps(far), reverse=True) if found is None else found:
+    for step in sorted(list_remote_steps(remote), reverse=True) if found is None else found:
         try:
-            fetch(far, step, near)
+            download_checkpoint(remote, step, local)
         except Damaged as error:
-            log.warning("%s/%s/%d is damaged (%s)", far.uri, FOLDER, step, error)
+            log.warning("%s/%s/%d is damaged (%s)", remote.uri, FOLDER, step, error)
             problems.append(step)
             continue
         got.append(step)
-        lines = lines or (near / METRICS).read_bytes()
+        lines = lines or (local / METRICS).read_bytes()
         if len(got) == number:
             break
     if got:
-        (near / METRICS).write_bytes(lines)
+        (local / METRICS).write_bytes(lines)
     return got, problems
 
 
 def _restore(folder: Path, abstract_state: State) -> tuple[State, dict[str, Any]]:
     """A local copy of a checkpoint as the state of this run, whatever lies on which device."""
-    args = jax.tree.map(lambda _: checkpoint.orbax().RestoreArgs(restore_type=np.ndarray), abstract_state)
-    with _orbax_here() as reader:
+    args = jax.tree.map(lambda _: checkpoint.import_orbax().RestoreArgs(restore_type=np.ndarray), abstract_state)
+    with _local_checkpointer() as reader:
         restored = reader.restore(
             folder, args=_args().Composite(state=_args().PyTreeRestore(abstract_state, args), about=_args().JsonRestore())
         )
@@ -284,24 +285,24 @@ def _restore(folder: Path, abstract_state: State) -> tuple[State, dict[str, Any]
     return state, about
 
 
-def _whole(x: jax.Array) -> np.ndarray:
-    """All of an array in this host's memory, a copy: its buffer is given away in the next step."""
+def _gather(x: jax.Array) -> np.ndarray:
+    """Copies a complete array to this host's memory: the next step donates its buffer."""
     if not (x.is_fully_addressable or x.is_fully_replicated):
-        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
-        x = jax.jit(lambda a: a, out_shardings=everywhere)(x)
+        assert isinstance(x.sharding, NamedSharding)  # as the arrays of a state have
+        x = jax.jit(lambda a: a, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
     return np.array(x.addressable_data(0) if x.is_fully_replicated else x)
 
 
-def _orbax_here() -> Any:
+def _local_checkpointer() -> Any:
     """An Orbax checkpointer that reads and writes in this process alone."""
-    ocp, me = checkpoint.orbax(), jax.process_index()
+    ocp, me = checkpoint.import_orbax(), jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"process {me}")
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _args() -> Any:
-    return checkpoint.orbax().args
+    return checkpoint.import_orbax().args
 
 
 def _digest(content: bytes) -> str:

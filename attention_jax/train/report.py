@@ -12,7 +12,7 @@ from attention_jax.distributed.mesh import count_threads
 from attention_jax.distributed.sharding import count_bytes_per_device
 from attention_jax.models.summary import summary
 from attention_jax.train import metrics
-from attention_jax.train.checkpoint import packages
+from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import TrainingResult
 from attention_jax.train.program import Program
 
@@ -21,7 +21,7 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
     """Returns a table of what decides a run's numbers: versions, devices, mesh, batch norm, counts, durations, overrides."""
     config, durations, devices = program.config, program.durations, program.mesh.devices
     counts = summary(program.model, program.task.example_inputs(config))
-    versions = ", ".join(f"{name} {version}" for name, version in packages().items())
+    versions = ", ".join(f"{name} {version}" for name, version in get_package_versions().items())
     mesh = " x ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     rows = {
         "versions": f"python {platform.python_version()}, {versions}",

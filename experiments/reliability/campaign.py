@@ -144,7 +144,7 @@ def read_end(workdir: Path, remote: bool = False) -> dict[str, Any]:
     file = workdir.with_suffix(".pickle")
 
     def read() -> int:
-        here = remote_checkpoints.local_copy(f"file://{workdir}") if remote else workdir
+        here = remote_checkpoints.download_run(f"file://{workdir}") if remote else workdir
         state, about, _ = checkpoint.read_newest(here)
         arrays = {path: np.asarray(array).tobytes() for path, array in tree.flatten_by_path(state).items()}
         file.write_bytes(pickle.dumps((about["step"], arrays, (here / metrics.METRICS).read_bytes())))

@@ -82,7 +82,7 @@ def measure_gradient_flow(program: Program, run: Run) -> dict[str, Any]:
         return [found[path] for path in paths]
 
     rows = {0: norms(program.init(np.uint32(run.config.seed)).variables())}
-    for step in checkpoint.steps(run.path.parent.parent):
+    for step in checkpoint.list_steps(run.path.parent.parent):
         rows[step] = norms(load_run(run.path.with_name(str(step)), "params").variables)
     gradients = np.array(list(rows.values()))
     return {

@@ -145,7 +145,7 @@ def test_loss_that_is_not_finite(capsys, tmp_path):
     # Training stopped before it could save what is not finite.
     from attention_jax.train import checkpoint
 
-    for step in checkpoint.steps(tmp_path):
+    for step in checkpoint.list_steps(tmp_path):
         assert checkpoint.read_newest(tmp_path / "checkpoints" / str(step))
 
 

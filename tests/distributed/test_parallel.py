@@ -65,7 +65,7 @@ def test_two_processes_are_one(four_devices_of_one_process, tmp_path, monkeypatc
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es) x 2" in done.stdout
-    same_numbers(four_devices_of_one_process, remote_checkpoints.local_copy(f"file://{tmp_path}/run"))
+    same_numbers(four_devices_of_one_process, remote_checkpoints.download_run(f"file://{tmp_path}/run"))
 
 
 def test_two_processes_are_one_for_translation(run_cli, tmp_path):
@@ -95,13 +95,13 @@ def test_sigterm_brings_two_processes_to_one_step_and_one_process_goes_on(four_d
         command, env=child_environment(ENVIRONMENT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         deadline = time.monotonic() + 120
-        while len(checkpoint.steps(workdir)) < 1 and time.monotonic() < deadline and process.poll() is None:
+        while len(checkpoint.list_steps(workdir)) < 1 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "stopped after step" in said
-    assert checkpoint.read_newest(workdir)[1]["step"] == checkpoint.steps(workdir)[-1]
+    assert checkpoint.read_newest(workdir)[1]["step"] == checkpoint.list_steps(workdir)[-1]
 
 
 def same_numbers(one, other) -> None:

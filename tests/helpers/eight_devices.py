@@ -186,7 +186,7 @@ def stop_at_step_9(step):
 def test_resumed_is_uninterrupted_bitwise_on_eight_devices(uninterrupted, tmp_path):
     config, program, alone = uninterrupted
     assert train_model(config, tmp_path, program, stop_at_step_9).stopped
-    assert checkpoint.steps(tmp_path)[-1] in (9, 10)
+    assert checkpoint.list_steps(tmp_path)[-1] in (9, 10)
     assert not train_model(config, tmp_path, program).stopped
     state, resumed = (tree.flatten_by_path(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
     for path, array in state.items():

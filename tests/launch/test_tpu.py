@@ -256,7 +256,7 @@ def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_pa
     try:
         words = [*CREATE, "--every=0.5", "--commit=HEAD", "--", "train", *options, f"--workdir={run}"]
         watching = fleet.start("watch", *words, **here)
-        wait_for(lambda: checkpoint.steps(run) or watching.poll() is not None, "there was a checkpoint", every=0.02)
+        wait_for(lambda: checkpoint.list_steps(run) or watching.poll() is not None, "there was a checkpoint", every=0.02)
         fleet.preempt()
         stdout, stderr = watching.communicate(timeout=300)
     finally:

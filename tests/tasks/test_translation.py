@@ -195,11 +195,12 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, folder, tmp_pat
     for saves in (1, 4):
         process = start_cli(*command, f"--workdir={killed}")
         assert wait_for(
-            lambda saves=saves: len(checkpoint.steps(killed)[-1:]) and checkpoint.steps(killed)[-1] >= 10 * saves, process
+            lambda saves=saves: len(checkpoint.list_steps(killed)[-1:]) and checkpoint.list_steps(killed)[-1] >= 10 * saves,
+            process,
         )
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert checkpoint.steps(killed)[-1] < 60
+    assert checkpoint.list_steps(killed)[-1] < 60
     done = run_cli(*command, f"--workdir={killed}")
     assert done.returncode == 0, done.stderr
     one, other = checkpoint.read_newest(alone), checkpoint.read_newest(killed)
@@ -238,7 +239,7 @@ def test_mistakes_are_said(folder, changes, said):
 
 
 def test_the_mean_of_checkpoints(workdir):
-    steps = checkpoint.steps(workdir)[-2:]
+    steps = checkpoint.list_steps(workdir)[-2:]
     each = [aj.load_run(workdir / "checkpoints" / str(step), "params").variables["params"] for step in steps]
     mean = aj.load_run(workdir, "params", average=2).variables["params"]
     for path, array in tree.flatten_by_path(mean).items():

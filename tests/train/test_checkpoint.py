@@ -103,20 +103,20 @@ def test_any_truncated_file_of_the_newest_is_noticed_or_harmless(two_saves, tmp_
 
 def test_fingerprint_sees_every_single_bit():
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    base = checkpoint.fingerprint({"x": jnp.asarray(x)})[0]
+    base = checkpoint.compute_checksums({"x": jnp.asarray(x)})[0]
     seen = set()
     for byte in range(x.nbytes):
         for bit in range(8):
             data = bytearray(x.tobytes())
             data[byte] ^= 1 << bit
             flipped = np.frombuffer(bytes(data), np.float32).reshape(3, 4)
-            seen.add(checkpoint.fingerprint({"x": flipped})[0]["x"])
+            seen.add(checkpoint.compute_checksums({"x": flipped})[0]["x"])
     assert base["x"] not in seen
 
 
 def test_fingerprint_sees_exchanged_elements():
     x = jnp.asarray([1.0, 2.0, 3.0])
-    assert checkpoint.fingerprint({"x": x})[0] != checkpoint.fingerprint({"x": x[::-1]})[0]
+    assert checkpoint.compute_checksums({"x": x})[0] != checkpoint.compute_checksums({"x": x[::-1]})[0]
 
 
 def test_state_that_is_not_finite_is_not_saved(workdir):
@@ -126,7 +126,7 @@ def test_state_that_is_not_finite_is_not_saved(workdir):
     with pytest.raises(UserError, match="after step 3 is not finite"):
         checkpoints.save(bad, ABOUT, {})
     checkpoints.close()
-    assert checkpoint.steps(workdir) == [1, 2]
+    assert checkpoint.list_steps(workdir) == [1, 2]
 
 
 def test_folder_that_cannot_be_made_fails_the_save_itself(workdir):
@@ -144,7 +144,7 @@ def test_best_and_last_are_kept(tmp_path):
     for step in scores:
         checkpoints.save(state_of(step), ABOUT, {})
     checkpoints.close()
-    assert checkpoint.steps(tmp_path) == [2, 5, 6]
+    assert checkpoint.list_steps(tmp_path) == [2, 5, 6]
 
 
 def test_only_the_loop_asks_whether_to_stop(tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_only_the_loop_asks_whether_to_stop(tmp_path, monkeypatch):
     for step in (1, 2):
         checkpoints.save(state_of(step), ABOUT, {})
     checkpoints.close()
-    assert checkpoint.steps(tmp_path) == [1, 2] and not asked
+    assert checkpoint.list_steps(tmp_path) == [1, 2] and not asked
 
 
 def test_nothing_there_says_what_was_found(tmp_path):

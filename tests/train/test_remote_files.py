@@ -82,7 +82,7 @@ def local_run(program, tmp_path_factory):
     """The run in a folder: arrays of its last checkpoint and of its evaluation, its log, the steps of its checkpoints."""
     workdir = tmp_path_factory.mktemp("local")
     train_model(CONFIG, workdir, program)
-    return *contents(workdir), checkpoint.steps(workdir)
+    return *contents(workdir), checkpoint.list_steps(workdir)
 
 
 def contents(workdir):
@@ -92,11 +92,11 @@ def contents(workdir):
 
 
 def assert_same_as(local_run, uri: str = RUN) -> None:
-    arrays, log = contents(remote_checkpoints.local_copy(uri))
+    arrays, log = contents(remote_checkpoints.download_run(uri))
     assert arrays.keys() == local_run[0].keys()
     assert all(arrays[path].tobytes() == local_run[0][path].tobytes() for path in arrays)
     assert log == local_run[1]
-    assert remote_checkpoints.steps(storage.RemoteFolder(uri)) == local_run[2]
+    assert remote_checkpoints.list_remote_steps(storage.RemoteFolder(uri)) == local_run[2]
 
 
 class Killed(BaseException):
@@ -163,7 +163,7 @@ def test_checkpoint_counts_only_with_its_marker(step, program, local_run, store,
             train_model(CONFIG, RUN, program)
     assert len(refused) == 1  # who may not write need not try again
     assert f"checkpoints/{step}/about/metadata" in store.written and f"checkpoints/{step}.json" not in store.written
-    assert remote_checkpoints.local_copy(RUN).joinpath("checkpoints", f"{step - 6}").is_dir()
+    assert remote_checkpoints.download_run(RUN).joinpath("checkpoints", f"{step - 6}").is_dir()
     assert train_model(CONFIG, RUN, program).step == 36
     assert_same_as(local_run)
 
@@ -181,7 +181,7 @@ def test_events_that_cannot_be_brought_cost_a_warning(program, local_run, store,
         patch.setattr(Objects, "before_write", staticmethod(refuse))
         assert train_model(CONFIG, RUN, program).step == 36
     uploads_end()
-    assert caplog.text.count("could not be brought there") == 2 == len(refused)
+    assert caplog.text.count("could not be uploaded") == 2 == len(refused)
     assert_same_as(local_run)
     assert len(storage.RemoteFolder(RUN).names("tensorboard")) == 1  # with a later checkpoint
 
@@ -190,7 +190,7 @@ def test_damaged_newest_at_a_uri_costs_steps_and_nothing_else(program, local_run
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(30))
     uploads_end()
-    newest = max(remote_checkpoints.steps(storage.RemoteFolder(RUN)))
+    newest = max(remote_checkpoints.list_remote_steps(storage.RemoteFolder(RUN)))
     largest = max((path for path in store.store if f"checkpoints/{newest}/" in path), key=lambda path: store.store[path].size)
     content = bytearray(store.store[largest].getvalue())
     content[len(content) // 2] ^= 1
@@ -198,7 +198,7 @@ def test_damaged_newest_at_a_uri_costs_steps_and_nothing_else(program, local_run
     with caplog.at_level(logging.WARNING, "attention_jax"), pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(newest - 5))
     assert f"checkpoint {newest} is damaged" in caplog.text and f"checkpoints/{newest}.damaged" in store.written
-    assert max(remote_checkpoints.steps(storage.RemoteFolder(RUN))) == newest - 6
+    assert max(remote_checkpoints.list_remote_steps(storage.RemoteFolder(RUN))) == newest - 6
     train_model(CONFIG, RUN, program)
     assert_same_as(local_run)
 
@@ -208,7 +208,7 @@ def test_the_newest_and_the_best_are_kept(store, tmp_path):
     for step in range(1, 7):
         folder.write(f"checkpoints/{step}.json", b"{}")
     scores = {2: 0.5, 3: 0.5, 4: 0.1}  # of equal ones the earliest
-    assert remote_checkpoints.FarCheckpoints(folder, tmp_path, 2, 1, scores.get)._not_kept() == [1, 3, 4]
+    assert remote_checkpoints.RemoteCheckpoints(folder, tmp_path, 2, 1, scores.get)._not_kept() == [1, 3, 4]
 
 
 def test_only_what_differs_from_its_marker_is_damaged(program, local_run, store, tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_only_what_differs_from_its_marker_is_damaged(program, local_run, store,
         for other in (content[:-1], content[:-1] + b"?", None):
             folder.remove(name) if other is None else folder.write(name, other)
             with pytest.raises(checkpoint.Damaged):
-                remote_checkpoints.fetch(folder, 12, tmp_path / "fetched")
+                remote_checkpoints.download_checkpoint(folder, 12, tmp_path / "fetched")
         folder.write(name, content)
 
     def fail(path):
@@ -232,7 +232,7 @@ def test_only_what_differs_from_its_marker_is_damaged(program, local_run, store,
         patch.setattr(Objects, "before_read", staticmethod(fail))
         with pytest.raises(UserError, match=rf"{RUN}/checkpoints/12/.*: connection reset, after 3 attempts"):
             train_model(CONFIG, RUN, program)
-    assert remote_checkpoints.steps(folder) == [6, 12]
+    assert remote_checkpoints.list_remote_steps(folder) == [6, 12]
     train_model(CONFIG, RUN, program)
     assert_same_as(local_run)
 
@@ -257,9 +257,9 @@ def test_who_comes_later_takes_the_workdir_over(program, store):
         if step == 13:
             storage.RemoteFolder(RUN).write("writer.json", b'{"token": "another machine"}')
 
-    with pytest.raises(UserError, match="another process writes to this workdir"):
+    with pytest.raises(UserError, match="another process has taken over this workdir"):
         train_model(CONFIG, RUN, program, taken_over)
-    assert max(remote_checkpoints.steps(storage.RemoteFolder(RUN))) <= 12
+    assert max(remote_checkpoints.list_remote_steps(storage.RemoteFolder(RUN))) <= 12
 
 
 def test_workdir_of_another_config_at_a_uri(program, store):

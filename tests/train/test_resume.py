@@ -68,17 +68,17 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, alone, tmp_path
     kills = []
     for moment in ("before a save", "after a save", "during a save", "after a save", "during a save"):
         process = start_cli("train", *OPTIONS, f"--workdir={workdir}")
-        saved = checkpoint.steps(workdir)
+        saved = checkpoint.list_steps(workdir)
         if moment == "before a save":
             happened = wait_for(lambda: last_logged() >= 10, process)
         elif moment == "after a save":
-            happened = wait_for(lambda saved=saved: checkpoint.steps(workdir) > saved, process)
+            happened = wait_for(lambda saved=saved: checkpoint.list_steps(workdir) > saved, process)
         else:
             happened = wait_for(lambda: saving(workdir), process)
         assert happened, (moment, process.stdout.read())
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        kills.append((moment, checkpoint.steps(workdir), bool(saving(workdir))))
+        kills.append((moment, checkpoint.list_steps(workdir), bool(saving(workdir))))
 
     # The kills hit what they were meant to hit: two after a save had ended, one that left a half-written checkpoint.
     assert sum(bool(steps) for moment, steps, _ in kills if moment == "after a save") == 2, kills
@@ -100,7 +100,7 @@ def test_sigterm_saves_at_once_and_the_rest_follows(start_cli, run_cli, alone, t
     assert process.wait(30) == 75
     assert time.monotonic() - asked < 10
     assert "stopped after step" in process.stdout.read()
-    stopped_at = checkpoint.steps(workdir)[-1]
+    stopped_at = checkpoint.list_steps(workdir)[-1]
     assert 30 <= stopped_at < 400
 
     done = run_cli("train", *OPTIONS, f"--workdir={workdir}")
