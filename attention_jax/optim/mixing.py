@@ -11,7 +11,7 @@ import jax.numpy as jnp
 Batch = dict[str, jax.Array]
 
 
-def mix(
+def mix_images(
     rng: jax.Array, batch: Batch, mixup_alpha: float, cutmix_alpha: float, probability: float, switch_probability: float
 ) -> Batch:
     """{"image": [B, H, W, C], "label": [B], ...} -> the same, mixed, with "partner" [B] and "share" [B].

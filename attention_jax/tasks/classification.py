@@ -219,7 +219,7 @@ def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> M
     options = config.mix
     if not (options.mixup_alpha or options.cutmix_alpha) or not options.probability:
         return batch
-    return mixing.mix(
+    return mixing.mix_images(
         rng, dict(batch), options.mixup_alpha, options.cutmix_alpha, options.probability, options.switch_probability
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from attention_jax import tree
 from attention_jax.optim.losses import cross_entropy
-from attention_jax.optim.mixing import mix, outside_box
+from attention_jax.optim.mixing import mix_images, outside_box
 from attention_jax.tasks import classification
 from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
@@ -28,7 +28,7 @@ def many(count: int = KEYS, **options: float) -> dict[str, np.ndarray]:
     """The batch mixed with `count` keys: arrays with one more axis in front."""
     options = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5, **options}
     keys = jax.random.split(jax.random.key(0), count)
-    mixed = jax.jit(jax.vmap(lambda key: mix(key, batch(), **options)), compiler_options=QUICK)
+    mixed = jax.jit(jax.vmap(lambda key: mix_images(key, batch(), **options)), compiler_options=QUICK)
     return jax.device_get(mixed(keys))
 
 
