@@ -184,14 +184,14 @@ def test_jpegs_decode_at_the_smallest_scale_that_serves(way, monkeypatch, side, 
 @pytest.mark.parametrize("number", range(4))
 def test_a_crop_of_a_smaller_scale_shows_the_same_place(way, number, channels):
     rng = np.random.default_rng(number)
-    picture = photo(number % 2, 1001, 667).convert({1: "L", 3: "RGB"}[channels])
-    data = encoded(picture, quality=95)
+    original = photo(number % 2, 1001, 667).convert({1: "L", 3: "RGB"}[channels])
+    data = encoded(original, quality=95)
     height, width = rng.integers(260, 667), rng.integers(260, 1000)
     box = Box(int(rng.integers(667 - height)), int(rng.integers(1001 - width)), int(height), int(width))
 
     def reference(moved: int = 0) -> np.ndarray:
         left, top = box.left + moved, box.top + moved
-        part = picture.crop((left, top, left + box.width, top + box.height))
+        part = original.crop((left, top, left + box.width, top + box.height))
         return np.asarray(part.resize((64, 64), PILLOW["bilinear"])).reshape(64, 64, channels)
 
     got = crop_and_resize(data, lambda h, w: box, (64, 64), channels)
@@ -222,12 +222,12 @@ SHORT = {  # how it is encoded, whether lines below a crop are left out
 
 
 @pytest.mark.parametrize("kind", SHORT)
-@pytest.mark.parametrize("size", [(20, 20), (41, 41), (120, 120)])  # at a quarter, half and the whole of the resolution
+@pytest.mark.parametrize("size", [(20, 20), (41, 41), (120, 120)])  # at a quarter, half and all of the resolution
 def test_lines_below_a_crop_are_left_out_and_change_nothing(monkeypatch, kind, size):
     jpeg = pytest.importorskip("simplejpeg")
     options, shorter = SHORT[kind]
-    picture = photo(0, 400, 300).convert("L") if kind == "grey" else photo(0, 400, 300)
-    data = encoded(picture, quality=93, **options)
+    original = photo(0, 400, 300).convert("L") if kind == "grey" else photo(0, 400, 300)
+    data = encoded(original, quality=93, **options)
     lines = []
     decoder = jpeg.decode_jpeg
     monkeypatch.setattr(jpeg, "decode_jpeg", lambda given, *rest, **kw: lines.append(given) or decoder(given, *rest, **kw))
@@ -339,9 +339,9 @@ def test_boxes_are_torchvisions():
 
 def test_random_resized_crop_takes_scale_and_ratio():
     data = encoded(photo())
-    whole = crop_random_box(data, np.random.default_rng(0), (64, 96), scale=(1.0, 1.0), ratio=(1.49, 1.5))
+    resized = crop_random_box(data, np.random.default_rng(0), (64, 96), scale=(1.0, 1.0), ratio=(1.49, 1.5))
     expected = as_read(data).resize((96, 64), PILLOW["bilinear"])
-    assert distance(whole, expected).mean() < 3
+    assert distance(resized, expected).mean() < 3
     crops = {crop_random_box(data, np.random.default_rng(i), (16, 16)).tobytes() for i in range(20)}
     assert len(crops) == 20
     again = crop_random_box(data, np.random.default_rng(5), (16, 16)).tobytes()
@@ -354,18 +354,18 @@ def test_random_resized_crop_takes_scale_and_ratio():
 @pytest.mark.parametrize("interpolation", PILLOW)
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (256, 256), (100, 131)])
 def test_evaluation_is_resize_and_centre_crop(width, height, interpolation):
-    picture = photo(1, width, height)
+    original = photo(1, width, height)
     if width < height:
-        whole = picture.resize((256, int(256 * height / width)), PILLOW[interpolation])
+        resized = original.resize((256, int(256 * height / width)), PILLOW[interpolation])
     else:
-        whole = picture.resize((int(256 * width / height), 256), PILLOW[interpolation])
-    left, top = round((whole.width - 192) / 2), round((whole.height - 224) / 2)
-    expected = np.asarray(whole.crop((left, top, left + 192, top + 224)))
-    got = resize_and_centre_crop(encoded(picture, "PNG"), 256, (224, 192), 3, interpolation)
+        resized = original.resize((int(256 * width / height), 256), PILLOW[interpolation])
+    left, top = round((resized.width - 192) / 2), round((resized.height - 224) / 2)
+    expected = np.asarray(resized.crop((left, top, left + 192, top + 224)))
+    got = resize_and_centre_crop(encoded(original, "PNG"), 256, (224, 192), 3, interpolation)
     assert got.shape == (224, 192, 3) and distance(got, expected).max() <= 1 and distance(got, expected).mean() < 0.01
-    assert (resize_and_centre_crop(np.asarray(picture), 256, (224, 192), 3, interpolation) == got).all()
+    assert (resize_and_centre_crop(np.asarray(original), 256, (224, 192), 3, interpolation) == got).all()
 
 
-def test_evaluation_of_the_whole_image_is_the_image():
-    picture = np.asarray(photo(0, 50, 50))
-    assert (resize_and_centre_crop(picture, 50, (50, 50)) == picture).all()
+def test_evaluation_of_the_complete_image_is_the_image():
+    original = np.asarray(photo(0, 50, 50))
+    assert (resize_and_centre_crop(original, 50, (50, 50)) == original).all()

@@ -75,13 +75,13 @@ def loader_of(length: int, batch: int, **fields) -> Loader:
 
 
 def test_batches_do_not_depend_on_threads_or_on_where_one_starts():
-    whole = list(loader_of(20, 3, threads=1).training(0, 15))
-    assert len(whole) == 15
+    complete = list(loader_of(20, 3, threads=1).training(0, 15))
+    assert len(complete) == 15
     for threads in (1, 2, 5):
         loader = loader_of(20, 3, threads=threads)
-        assert same_batches(list(loader.training(0, 15)), whole)
+        assert same_batches(list(loader.training(0, 15)), complete)
         for start in (1, 6, 14):  # inside an epoch, at its beginning, at the end
-            assert same_batches(list(loader.training(start, 15)), whole[start:])
+            assert same_batches(list(loader.training(start, 15)), complete[start:])
     assert list(loader_of(20, 3).training(15, 15)) == []
 
 
@@ -98,13 +98,13 @@ def test_training_sees_an_epochs_examples_once():
 
 
 def test_processes_share_each_batch_in_order():
-    whole = loader_of(20, 4)
-    parts = [dataclasses.replace(whole, process=(i, 2)) for i in range(2)]
+    complete = loader_of(20, 4)
+    parts = [dataclasses.replace(complete, process=(i, 2)) for i in range(2)]
     for step in (0, 3, 7):
         rows = [part.training_batch(step) for part in parts]
-        for name, values in whole.training_batch(step).items():
+        for name, values in complete.training_batch(step).items():
             assert (np.concatenate([row[name] for row in rows]) == values).all()
-    for batch, *rows in zip(whole.evaluation(), *(part.evaluation() for part in parts), strict=True):
+    for batch, *rows in zip(complete.evaluation(), *(part.evaluation() for part in parts), strict=True):
         assert all((np.concatenate([row[name] for row in rows]) == values).all() for name, values in batch.items())
 
 
@@ -135,7 +135,7 @@ def test_generator_of_an_example_depends_on_nothing_but_its_name():
 
 
 class Partly(Numbers):
-    """Numbers, some of which cannot be decoded."""
+    """Numbers; those in `broken` cannot be decoded."""
 
     def __init__(self, length: int, broken: set[int]):
         super().__init__(length)
@@ -159,11 +159,11 @@ def test_a_broken_image_gives_way_to_the_next(caplog):
     replacement = {3: 5, 4: 5, 19: 0}
     with caplog.at_level(logging.WARNING):
         batches = list(loader.training(0, 8))
-    for batch, whole in zip(batches, sound.training(0, 8), strict=True):
-        expected = [replacement.get(i, i) for i in whole["image"][:, 0, 0, 0].tolist()]
+    for batch, complete in zip(batches, sound.training(0, 8), strict=True):
+        expected = [replacement.get(i, i) for i in complete["image"][:, 0, 0, 0].tolist()]
         assert batch["image"][:, 0, 0, 0].tolist() == expected
         assert (batch["label"] == np.array(expected) % 3).all() and (batch["weight"] == 1).all()
-        assert (batch["draw"] == whole["draw"]).all(), "what is random stays where it was"
+        assert (batch["draw"] == complete["draw"]).all(), "what is random stays where it was"
     assert loader.broken == {3: "cut short", 4: "cut short", 19: "cut short"}
     assert sorted(caplog.messages)[-3:] == [
         f"data: photos/{i}.jpg cannot be decoded (cut short) and is left out." for i in (19, 3, 4)

@@ -13,7 +13,7 @@ from attention_jax.errors import UserError
 
 AFFINE = Image.Transform.AFFINE
 FILL = (10, 200, 60)
-# Crops of the two photographs; not square, and no channel uses its whole range in both.
+# Crops of the two photographs; not square, and no channel uses its full range in both.
 PHOTOS = {
     "china": load_sample_image("china.jpg")[120:240, 400:560],
     "flower": load_sample_image("flower.jpg")[60:180, 80:240],
@@ -144,17 +144,17 @@ def test_identity_values(name, photo):
 
 def test_geometry_by_hand():
     image = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    picture = Image.fromarray(image)
+    pillow = Image.fromarray(image)
     left = np.full_like(image, 9)
     left[:, :-2] = image[:, 2:]
-    np.testing.assert_array_equal(run("translate_x", picture, 2.0, fill=9), left)
+    np.testing.assert_array_equal(run("translate_x", pillow, 2.0, fill=9), left)
     down = np.full_like(image, 9)
     down[2:] = image[:-2]
-    np.testing.assert_array_equal(run("translate_y_rel", picture, -0.5, fill=9), down)
+    np.testing.assert_array_equal(run("translate_y_rel", pillow, -0.5, fill=9), down)
     sheared = np.full_like(image, 9)
     for row in range(4):
         sheared[row, : 6 - row] = image[row, row:]
-    np.testing.assert_array_equal(run("shear_x", picture, 0.9, fill=9), sheared)
+    np.testing.assert_array_equal(run("shear_x", pillow, 0.9, fill=9), sheared)
     square = Image.fromarray(image[:, :4])
     np.testing.assert_array_equal(run("rotate", square, 90.0), np.rot90(image[:, :4]))
 
@@ -419,20 +419,20 @@ def test_shape_and_dtype_are_kept_and_the_generator_decides(ops, channels):
 
 
 def test_operations_follow_one_another():
-    """The whole chain for one image, from the numbers drawn."""
+    """The complete chain for one image, from the numbers drawn."""
     image, names = PHOTOS["flower"], ("solarize", "rotate", "sharpness")
     transform = make_randaugment(3, 7, names=names, fill=FILL)
     for seed in range(5):
-        picture = Image.fromarray(image)
+        pillow = Image.fromarray(image)
         for which, _, sign, *_ in np.random.default_rng(seed).random((3, 6)):
             name = names[int(which * 3)]
             if name == "solarize":
-                picture = ImageOps.solarize(picture, 179)
+                pillow = ImageOps.solarize(pillow, 179)
             elif name == "rotate":
-                picture = picture.rotate(21 if sign < 0.5 else -21, fillcolor=FILL)
+                pillow = pillow.rotate(21 if sign < 0.5 else -21, fillcolor=FILL)
             else:
-                picture = Image.blend(picture.filter(ImageFilter.SMOOTH), picture, 1.36)
-        np.testing.assert_array_equal(transform(image, np.random.default_rng(seed)), np.asarray(picture))
+                pillow = Image.blend(pillow.filter(ImageFilter.SMOOTH), pillow, 1.36)
+        np.testing.assert_array_equal(transform(image, np.random.default_rng(seed)), np.asarray(pillow))
 
 
 def test_a_flipped_view_and_a_writable_result():

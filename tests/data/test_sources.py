@@ -196,7 +196,7 @@ def test_a_strangers_data_set(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])["eval_ema/accuracy"] > 0.15
     assert cli.main(["evaluate", "--workdir=run"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
-    # 400 examples in batches of 200: a count of whole examples.
+    # 400 examples in batches of 200: a count of examples, no fraction.
     assert scores["accuracy"] > 0.15 and abs(scores["accuracy"] * 400 - round(scores["accuracy"] * 400)) < 1e-6
     # What its author wrote reaches `predict`.
     import attention_jax as aj

@@ -20,7 +20,7 @@ def tensorflow(monkeypatch):
 
 
 class Builder:
-    """A set of one file to download; what it is asked to do is in `asked`."""
+    """A set of one file to download; what it was called with is in `recorded`."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = None
     size = 1000
@@ -34,7 +34,7 @@ class Builder:
     def download_and_prepare(self, download_config):
         if self.error:
             raise self.error
-        Builder.asked = self, download_config
+        Builder.recorded = self, download_config
         Path(self.data_dir).mkdir(parents=True)
         (Path(self.data_dir) / "dataset_info.json").write_text("{}")
 
@@ -55,7 +55,7 @@ def prepare(capsys, *arguments: object) -> tuple[int, str]:
 def test_prepares_as_array_record_with_checksums(capsys, builder, tmp_path):
     code, said = prepare(capsys, "flowers", f"--data_dir={tmp_path}")
     assert code == 0 and f"{tmp_path}/flowers/1.0.0 is ready" in said and f"--config.data.args.data_dir={tmp_path}" in said
-    made, options = builder.asked
+    made, options = builder.recorded
     assert made.file_format == "array_record" and options.force_checksums_validation
     assert options.manual_dir is None and not options.try_download_gcs and not options.register_checksums
 
@@ -72,8 +72,8 @@ def test_a_file_at_hand_in_place_of_a_download(capsys, builder, tmp_path, monkey
     (tmp_path / "mine" / "file.tar").write_bytes(b"x")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=600))  # 500 for the records
     code, _ = prepare(capsys, "flowers", f"--data_dir={tmp_path / 'data'}", f"--manual_dir={tmp_path / 'mine'}")
-    assert code == 0 and str(builder.asked[1].manual_dir) == str(tmp_path / "mine")
-    assert builder.asked[1].force_checksums_validation, "what is at hand is checked as well"
+    assert code == 0 and str(builder.recorded[1].manual_dir) == str(tmp_path / "mine")
+    assert builder.recorded[1].force_checksums_validation, "what is at hand is checked as well"
     code, said = prepare(capsys, "trees", f"--data_dir={tmp_path / 'data'}")
     assert code == 2 and "trees takes at least 0.0 GB" in said, "without the file, 1,000 more to download"
 
@@ -99,7 +99,7 @@ def test_instructions_of_sets_that_are_fetched_by_hand(capsys, builder, tmp_path
     (tmp_path / "downloads" / "manual").mkdir(parents=True)
     (tmp_path / "downloads" / "manual" / "files.zip").write_bytes(b"x")
     assert prepare(capsys, "flowers", f"--data_dir={tmp_path}")[0] == 0
-    assert not builder.asked[1].force_checksums_validation, "TFDS has none for them"
+    assert not builder.recorded[1].force_checksums_validation, "TFDS has none for them"
 
 
 def test_imagenet_says_which_files_before_anything_slow_is_imported(run_python, tmp_path):

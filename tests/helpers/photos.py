@@ -10,7 +10,7 @@ _SHAPES = [(60, 45, "RGB"), (40, 70, "L"), (150, 120, "CMYK"), (31, 32, "RGB")]
 
 
 def jpeg(seed: int, width: int, height: int, mode: str = "RGB") -> bytes:
-    """A picture whose colour tells its seed apart."""
+    """An encoded image whose colour depends on its seed."""
     pixels = np.random.default_rng(seed).integers(0, 60, (height, width, 3)) + np.array([seed * 37 % 190, seed * 91 % 190, 90])
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(buffer, "JPEG", quality=90)
@@ -27,6 +27,6 @@ def write_photos(root: Path) -> Path:
                 width, height, mode = _SHAPES[number]
                 file.write_bytes(jpeg(label * 10 + number, width, height, mode))
     (root / "train" / "ant" / ".hidden.jpg").write_bytes(b"")
-    (root / "train" / "ant" / "notes.txt").write_text("no picture")
+    (root / "train" / "ant" / "notes.txt").write_text("no image")
     (root / "train" / ".cache").mkdir()
     return root
