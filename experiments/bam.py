@@ -57,7 +57,7 @@ rows = [
 ]
 network_shape = (1, 32, 32, 3)
 
-_STAND_IN = {
+_SMALL = {
     "model.name": "resnet18",
     "model.stem": "cifar",
     "model.stage_sizes": (1, 1, 1, 1),
@@ -67,7 +67,7 @@ scales = {
     "quick": {
         "seeds": 3,
         "overrides": {
-            **_STAND_IN,
+            **_SMALL,
             "total_epochs": 16.0,
             "evaluation.every_epochs": 8.0,
             "checkpoint.every_epochs": 16.0,
@@ -77,7 +77,7 @@ scales = {
     "smoke": {
         "seeds": 1,
         "overrides": {
-            **_STAND_IN,
+            **_SMALL,
             "model.widths": (32, 32, 32, 32),
             "total_steps": 4,
             "schedule.warmup_steps": 1,
@@ -90,7 +90,7 @@ scales = {
     "small": {
         "base": "../configs/cifar10.py",
         "seeds": 1,
-        "overrides": {**_STAND_IN, "total_epochs": 10.0},
+        "overrides": {**_SMALL, "total_epochs": 10.0},
     },
     # ImageNet, where the released code has its numbers; the paper's ablations are on CIFAR-100.
     "paper": {"base": "../configs/imagenet_resnet50.py", "seeds": 1},

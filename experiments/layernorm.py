@@ -15,7 +15,7 @@ source = (
 )
 notes = (
     "Four layers each in encoder and decoder; constant rate after the warm-up, so that a row is its rate and its warm-up. Few "
-    "updates: what a row reaches early, not what it would reach. A row that fails has met a loss or gradient that is not "
+    "updates: early scores, not final ones. A row that fails has met a loss or gradient that is not "
     "finite. MACs: of a pair as long as the longest bucket."
 )
 base = "../configs/translate_quickstart.py"
@@ -46,7 +46,7 @@ rows = [
     for rate in _RATES
     for warmup, share in _WARMUPS.items()
 ]
-measures = {"perplexity": "attention_jax.tables.measures:perplexity"}
+measures = {"perplexity": "attention_jax.tables.measures:measure_perplexity"}
 
 _DEEP = {"model.layers": 4, "model.features": 64, "model.hidden": 128}
 _UNTRANSLATED = {"evaluation.translate": False, "evaluation.headline": "token_accuracy"}

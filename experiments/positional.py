@@ -17,7 +17,7 @@ source = (
 notes = (
     "Trained and evaluated on one or two dates in a row, then also on three and on four, of the same test split, with the same "
     "tokens and greedy search. Exact match: all of a text's dates are right. Next tokens: after the right ones.\n"
-    "Learned positions have a table of 512, of which training reaches those of two dates; the rest stays as it was drawn. "
+    "Learned positions have a table of 512; training reaches those of two dates, and the others keep their random values. "
     "Without positions the decoder still knows the order of its own words, because it sees only those before, and the encoder "
     "sees a bag of tokens. MACs: of a pair as long as the longest bucket."
 )

@@ -23,7 +23,7 @@ notes = (
     "All rows: the same tokens, batches, number of updates and shape of the schedule, greedy search. Exact match: the "
     "translation is the reference, character by character. BLEU on characters, chrF: sacrebleu. MACs: of a pair as long as the "
     "longest bucket.\n"
-    "Dates aligned: of the test split's dates, the share of which every token of the Korean year, month and day gives its "
+    "Dates aligned: the share of the test split's dates in which every token of the Korean year, month and day gives its "
     "largest attention to a token of the same part of the English text; end symbols and punctuation would be misses. Layer "
     'and head (or the mean of a layer\'s heads) are chosen on the split "dev".'
 )
@@ -46,8 +46,8 @@ rows = [
     {"label": "Transformer", "against": "LSTM"},
 ]
 measures = {
-    "bleu": "attention_jax.tables.measures:bleu",
-    "chrf": "attention_jax.tables.measures:chrf",
+    "bleu": "attention_jax.tables.measures:measure_bleu",
+    "chrf": "attention_jax.tables.measures:measure_chrf",
     "dates": date_alignment.measure_date_alignment,
 }
 

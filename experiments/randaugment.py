@@ -39,7 +39,7 @@ rows = [
         for magnitude in (4, 9, 14)
     ),
 ]
-measures = {"errors": "attention_jax.tables.measures:errors"}
+measures = {"errors": "attention_jax.tables.measures:measure_errors"}
 
 # RandAugment's operation on colour wants three channels.
 _COLOUR = {"data.args.channels": 3, "data.mean": (0.3,) * 3, "data.std": (0.38,) * 3}

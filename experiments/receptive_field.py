@@ -16,16 +16,16 @@ notes = (
     "largest. Beyond the convolutions: share of the gradient's sum from outside of what the same network sees without "
     "its gate. Means over 64 test images; features in evaluation mode.\n"
     "Self-attention starts as the identity (gamma = 0), so that before training it sees what the convolutions see. "
-    "BAM's channel branch pools the whole map: it sees every pixel, but only as one sum.\n"
+    "BAM's channel branch pools the complete map: it sees every pixel, but only as one sum.\n"
     "The paper's: a ResNet-50 with the module after stage 1 at 224x224 pixels. Trained at quick: a ResNet-8, one "
-    "basic block in each of three stages of 8, 16 and 32 filters, on digits enlarged to 24x24 pixels, of which its "
-    "first stage sees 7x7; reduction 4 in BAM, for its 8 channels."
+    "basic block in each of three stages of 8, 16 and 32 filters, on digits enlarged to 24x24 pixels; its first "
+    "stage sees 7x7; reduction 4 in BAM, for its 8 channels."
 )
 base = "../configs/quickstart.py"
 
 
 def _row(label: str, gate: str | None, **args: object) -> dict:
-    """`args` are the gate's in both networks; BAM's reduction is the paper's 16 there and 4 in the stand-in."""
+    """`args` are the gate's in both networks; BAM's reduction is the paper's 16 there and 4 in the small network."""
     where = {"gate": gate, "gate_at": "stage", "gate_stages": (1,)} if gate else {}
     small = {"reduction": 4, **args} if gate == "bam" else args
     return {

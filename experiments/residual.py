@@ -47,7 +47,7 @@ def _row(depth: int, residual: bool, norm: bool) -> dict:
 rows = [_row(depth, residual, norm) for norm in (True, False) for residual in (False, True) for depth in _DEPTHS]
 network_shape = (1, 32, 32, 3)
 measures = {
-    "errors": "attention_jax.tables.measures:errors",
+    "errors": "attention_jax.tables.measures:measure_errors",
     "gradient_flow": gradient_flow.measure_gradient_flow,
 }
 pictures = {"gradients": functools.partial(gradient_flow.plot_gradient_flow, columns=len(_DEPTHS))}

@@ -18,7 +18,7 @@ notes = (
     "Trained at the scales quick and small: a ResNet-20 of bottlenecks, two in each of three stages of 8, 16 and 32 "
     "filters (small: 16, 32 and 64), with the stem for small images in all rows, so that of ResNet-D only the "
     "shortcuts are left; more epochs are 350/90 times as many, as there. What regularises helps a ResNet-200 that "
-    "overfits ImageNet in 350 epochs; the stand-in, on the digits, can show that every piece works and what it costs, "
+    "overfits ImageNet in 350 epochs; the small network, on the digits, can show that every piece works and what it costs, "
     "not that the paper's gains come back."
 )
 base = "../configs/quickstart.py"

@@ -25,7 +25,7 @@ notes = (
 base = "../configs/quickstart.py"
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 200: (3, 24, 36, 3)}
-_STAND_IN = {50: (1, 1), 101: (2, 2), 200: (4, 4)}
+_SMALL = {50: (1, 1), 101: (2, 2), 200: (4, 4)}
 
 
 def _row(
@@ -36,7 +36,7 @@ def _row(
 
     def network(config: ConfigDict) -> ConfigDict:
         small = len(config.model.get("widths", ())) == 2
-        sizes = {"model.stage_sizes": (_STAND_IN if small else _BLOCKS)[depth]}
+        sizes = {"model.stage_sizes": (_SMALL if small else _BLOCKS)[depth]}
         return override(config, {**sizes, **{f"model.{name}": value for name, value in fields.items()}})
 
     return {

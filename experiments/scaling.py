@@ -42,7 +42,10 @@ rows = [
     for size in (8, 64, 512)
     for divided in (True, False)
 ]
-measures = {"perplexity": "attention_jax.tables.measures:perplexity", "entropy": softmax_scaling.measure_trained_softmax}
+measures = {
+    "perplexity": "attention_jax.tables.measures:measure_perplexity",
+    "entropy": softmax_scaling.measure_trained_softmax,
+}
 pictures = {"softmax": softmax_scaling.plot_softmax_scaling}
 
 _UNTRANSLATED = {"evaluation.translate": False, "evaluation.headline": "token_accuracy"}

@@ -21,7 +21,7 @@ source = (
 notes = (
     "All rows: the same tokens, batches, number of updates and shape of the schedule. The recurrent rows have a forget gate "
     "that starts open (forget_bias 1), gradients clipped to norm 1, and a peak rate of 0.005. Exact match: the translation by "
-    "greedy search is the reference, character by character; a text of four dates is right when all four are. The picture also "
+    "greedy search is the reference, character by character; a text of four dates is right when all four are. The plot also "
     "has the share of next tokens that are right after the right ones, and BLEU (at quick on characters), for each range of "
     "lengths.\n"
     "Ranges hold about equally many of the evaluated pairs each. Updates are few: the table compares what the networks learn "
@@ -47,7 +47,7 @@ rows = [
     {"label": "LSTM + attention", "pieces": (functools.partial(_lstm, name="lstm_seq2seq_attention"),)},
     {"label": "Transformer", "against": "LSTM"},
 ]
-measures = {"bleu": "attention_jax.tables.measures:bleu", "lengths": lengths.measure_by_length}
+measures = {"bleu": "attention_jax.tables.measures:measure_bleu", "lengths": lengths.measure_by_length}
 pictures = {"lengths": lengths.plot_by_length}
 
 _DATES = {

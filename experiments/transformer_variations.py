@@ -18,7 +18,7 @@ notes = (
     "Published: perplexity a word piece, BLEU, and millions of parameters; base and all rows but big after 100,000 steps, big "
     "after 300,000. A row has base's fields but for those in its name. The paper's networks are counted for 37,000 tokens and "
     "a pair of 32 and 32.\n"
-    "Trained at quick and small: stand-ins with an eighth of the paper's d_model, d_ff, d_k and d_v, half its layers, and its "
+    "Trained at quick and small: networks with an eighth of the paper's d_model, d_ff, d_k and d_v, half its layers, and its "
     "heads, dropout and label smoothing; so rows A have 64, 16, 4 and 2 features a head. At quick on the embedded "
     "English-Korean pairs, with one learning rate for all and few updates: that table can show that every variant trains, what "
     "it costs, and what is large; it does not rank what differs by tenths. Perplexities of rows with and without label "
@@ -77,22 +77,22 @@ rows = [
 ]
 network_shape = ((1, 32), (1, 32))
 measures = {
-    "perplexity": "attention_jax.tables.measures:perplexity",
+    "perplexity": "attention_jax.tables.measures:measure_perplexity",
     "heads": head_diversity.measure_head_diversity,
 }
 
 _SMALL = {**_BASE, "layers": 3, "features": 64, "hidden": 256}
-_STAND_IN = {f"model.{name}": value for name, value in _SMALL.items()}
+_SMALL_FIELDS = {f"model.{name}": value for name, value in _SMALL.items()}
 _MULTI30K = os.environ.get("MULTI30K", "multi30k")
 scales = {
     "quick": {
         "seeds": 1,
-        "overrides": {**_STAND_IN, "total_steps": 600, "schedule.warmup_steps": 100, "evaluation.every_steps": 600},
+        "overrides": {**_SMALL_FIELDS, "total_steps": 600, "schedule.warmup_steps": 100, "evaluation.every_steps": 600},
     },
     "smoke": {
         "seeds": 1,
         "overrides": {
-            **_STAND_IN,
+            **_SMALL_FIELDS,
             "data.bucket_lengths": 1,
             "total_steps": 4,
             "schedule.warmup_steps": 1,
@@ -107,7 +107,7 @@ scales = {
         "base": "../configs/multi30k.py",
         "seeds": 1,
         "overrides": {
-            **_STAND_IN,
+            **_SMALL_FIELDS,
             "data.args.source": f"{_MULTI30K}/{{split}}.en.gz",
             "data.args.target": f"{_MULTI30K}/{{split}}.de.gz",
             "total_steps": 3000,

@@ -12,7 +12,7 @@ notes = (
     "Published by SAGAN, for a generative network and so no column here: Fréchet inception distance 22.98 with "
     "attention on maps of 8x8, 18.28 of 32x32, 18.65 of 64x64 (Table 1, lower is better).\n"
     "gamma: the learnt factor before what attention adds, from 0. Entropy: of softmax(QKᵀ) over the keys as a share "
-    "of its largest value, 1 where every key counts alike. The picture shows rows of softmax(QKᵀ) for marked query "
+    "of its largest value, 1 where every key counts alike. The plot shows rows of softmax(QKᵀ) for marked query "
     "points.\n"
     "The paper's: a ResNet-50 with the block at 224x224 pixels. Trained at quick: a ResNet-14, two basic blocks in "
     "each of three stages of 16, 32 and 64 filters, whose maps have 64, 16 and 4 positions on the digits; small: a "

@@ -203,7 +203,7 @@ def plot_runs(workdirs: Sequence[str], output: str) -> None:
 
 
 def choose_images(loader: Any, number: int) -> dict[int, np.ndarray]:
-    """{label: [H, W, C]} of the first images of `number` different classes, decoded as for evaluation."""
+    """Returns {label: [H, W, C]} of the first images of `number` different classes, decoded as for evaluation."""
     chosen: dict[int, np.ndarray] = {}
     for i in range(len(loader.source)):
         example = loader.source[i]
@@ -236,124 +236,44 @@ def plot_bam(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None
     if not places:
         raise UserError(f"{run.path}: this network has no BAM module with a channel and a spatial branch; nothing to plot.")
 
-    sheet = _Sheet(len(images), groups=(1, *(5 for _ in places)))
+    # A row of panels for each image and one of scales; columns: the image, and a gap and five maps for each module. In inches.
+    rows, widths = len(images), [0.9, *[0.2, *[0.9] * 5] * len(places)]
+    width, height = sum(widths) + 0.1 * len(widths) + 1.4, rows + 1.65
+    figure = make_figure(width, height)
+    figure.set_layout_engine("none")
+    edges = {"left": 1.25 / width, "right": 1 - 0.15 / width, "top": 1 - 0.7 / height, "bottom": 0.8 / height}
+    ratios = {"width_ratios": widths, "height_ratios": [*[0.9] * rows, 0.08]}
+    panels = figure.subplots(
+        rows + 1, len(widths), squeeze=False, gridspec_kw={**edges, **ratios, "wspace": 0.1, "hspace": 0.13}
+    )
+    for axes in figure.axes:
+        axes.set(xticks=[], yticks=[])
+    for axes in (*panels[:, 1::6].flat, panels[-1, 0]):
+        axes.axis("off")
     predicted = run.predict(images).labels
-    for row, image in enumerate(images):
-        axes = sheet.axes(row, 0)
-        axes.imshow(image.squeeze(), cmap="gray")
+    for row, axes in enumerate(panels[:-1, 0]):
+        axes.imshow(images[row].squeeze(), cmap="gray")
         truth = f"true: {labels[row]}\n" if labels is not None else ""
         wrong = labels is not None and labels[row] != predicted[row]
-        axes.set_ylabel(
-            f"{truth}predicted: {predicted[row]}", rotation=0, ha="right", va="center", color=COLOURS[1] if wrong else "black"
-        )
-    sheet.head(0, "image")
-    columns = [column for place in places for column in _bam_columns(place, maps)]
-    for i, column in enumerate(columns, 1):
-        sheet.head(i, column.title)
-        for row in range(len(images)):
-            drawn = column.draw(sheet.axes(row, i), row)
-            if row == len(images) - 1:
-                sheet.scale(i, drawn, column)
-    for group, place in enumerate(places, 1):
-        c = maps[f"{place}/channel"].shape[1]
-        _, h, w = maps[f"{place}/spatial"].shape
-        sheet.group(group, f"{place.replace('_', ' ')}: {c} channels of {h}x{w}")
-    sheet.caption(
+        text, colour = f"{truth}predicted: {predicted[row]}", COLOURS[1] if wrong else "black"
+        axes.set_ylabel(text, rotation=0, ha="right", va="center", color=colour)
+    panels[0, 0].set_title("image", fontsize=10)
+    for i, place in enumerate(places):
+        grid = panels[:, 2 + 6 * i : 7 + 6 * i]
+        _plot_bam_module(grid, place, maps)
+        c, (_, h, w) = maps[f"{place}/channel"].shape[1], maps[f"{place}/spatial"].shape
+        middle, heading = grid[0, 2].get_position(), f"{place.replace('_', ' ')}: {c} channels of {h}x{w}"
+        figure.text((middle.x0 + middle.x1) / 2, 1 - 0.3 / height, heading, ha="center", fontweight="bold")
+    caption = (
         "F, M(F) and F' are means over channels. The channel and the spatial map are each branch's own after a sigmoid: "
         "0.5 is neutral."
     )
-    return sheet.figure
+    figure.text(0.5, 0.08 / height, textwrap.fill(caption, int(11 * width)), ha="center", va="bottom", color=_GREY)
+    return figure
 
 
-class _Sheet:
-    """Square panels on a grid in groups of columns, with heads, scales below, and room for labels on the left; in inches."""
-
-    def __init__(self, rows: int, groups: Sequence[int]):
-        cell, gap, apart, left, top, bottom = 0.9, 0.09, 0.3, 1.25, 0.7, 0.75
-        self._cell, self._gap = cell, gap
-        x = left
-        self._x: list[float] = []
-        self._groups: list[tuple[int, int]] = []
-        for size in groups:
-            first = len(self._x)
-            self._x += [x + i * (cell + gap) for i in range(size)]
-            self._groups.append((first, first + size - 1))
-            x = self._x[-1] + cell + apart
-        self._width, self._height = self._x[-1] + cell + 0.15, top + rows * (cell + gap) + bottom
-        self._top = self._height - top
-        self._bottom = self._top - rows * (cell + gap) + gap
-        self.figure = make_figure(self._width, self._height)
-        self.figure.set_layout_engine("none")
-
-    def _add(self, x: float, y: float, width: float, height: float) -> "Axes":
-        return self.figure.add_axes((x / self._width, y / self._height, width / self._width, height / self._height))
-
-    def _text(self, x: float, y: float, text: str, **style: Any) -> None:
-        self.figure.text(x / self._width, y / self._height, text, ha="center", **style)
-
-    def axes(self, row: int, column: int) -> "Axes":
-        """An empty square panel."""
-        y = self._top - row * (self._cell + self._gap) - self._cell
-        axes = self._add(self._x[column], y, self._cell, self._cell)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return axes
-
-    def head(self, column: int, text: str) -> None:
-        """The title of a column."""
-        self._text(self._x[column] + self._cell / 2, self._top + 0.08, text, va="bottom")
-
-    def group(self, group: int, text: str) -> None:
-        """The title of a group of columns, with a rule below it."""
-        first, last = (self._x[i] for i in self._groups[group])
-        self._text((first + last + self._cell) / 2, self._top + 0.4, text, va="bottom", fontweight="bold")
-        rule = self._add(first, self._top + 0.34, last + self._cell - first, 0.01)
-        rule.axis("off")
-        rule.axhline(0.5, color=_GREY, linewidth=1)
-
-    def caption(self, text: str) -> None:
-        """A sentence below everything."""
-        lines = textwrap.fill(text, int(11 * self._width))
-        self._text(self._width / 2, 0.08, lines, va="bottom", color=_GREY)
-
-    def scale(self, column: int, drawn: Any, about: "_Column") -> None:
-        """What the colours of a column mean, or the heights of its bars."""
-        middle = self._x[column] + self._cell / 2
-        if drawn is None:
-            self._text(middle, self._bottom - 0.27, f"bars {about.low:g} to {about.high:g}", va="center", fontsize=9)
-            return
-        bar = self._add(self._x[column], self._bottom - 0.17, self._cell, 0.08)
-        self.figure.colorbar(drawn, cax=bar, orientation="horizontal").outline.set_visible(False)
-        bar.set_xticks([])
-        for x, value, side in ((0.03, about.low, "left"), (0.97, about.high, "right")):
-            bar.text(x, -0.6, f"{round(value, 2):g}", transform=bar.transAxes, ha=side, va="top", fontsize=9)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    """One column of `plot_bam`: maps [N, H, W], or a channel map [N, C] drawn as bars around 0.5."""
-
-    title: str
-    values: np.ndarray
-    low: float
-    high: float
-    colours: str
-
-    def draw(self, axes: "Axes", row: int) -> Any:
-        """Draws the map of one image; returns what a colour bar describes, or None."""
-        values = self.values[row]
-        if values.ndim == 2:
-            return axes.imshow(values, cmap=self.colours, vmin=self.low, vmax=self.high)
-        colours = np.where(values > 0.5, COLOURS[1], COLOURS[0])
-        axes.bar(np.arange(len(values)), values - 0.5, bottom=0.5, width=1.0, color=colours)
-        axes.axhline(0.5, color=_GREY, linewidth=0.8)
-        axes.set_ylim(self.low, self.high)
-        axes.set_xlim(-0.5, len(values) - 0.5)
-        return None
-
-
-def _bam_columns(place: str, maps: Mapping[str, np.ndarray]) -> list[_Column]:
-    """The five columns of one BAM module."""
+def _plot_bam_module(panels: np.ndarray, place: str, maps: Mapping[str, np.ndarray]) -> None:
+    """Five columns: maps [N, H, W], and the channel map [N, C] as bars around 0.5; in the last row their scales."""
     before, after, both = (np.abs(maps[f"{place}/{name}"]).mean(-1) for name in ("input", "output", "map"))
     channel, spatial = maps[f"{place}/channel"], maps[f"{place}/spatial"]
     top = max(before.max(), after.max())
@@ -362,10 +282,25 @@ def _bam_columns(place: str, maps: Mapping[str, np.ndarray]) -> list[_Column]:
         reach = max(np.abs(values - 0.5).max(), 0.01)
         return 0.5 - reach, 0.5 + reach
 
-    return [
-        _Column("F", before, 0, top, "viridis"),
-        _Column("channel", channel, 0, 1, ""),
-        _Column("spatial", spatial, *around_half(spatial), "PuOr_r"),
-        _Column("M(F)", both, *around_half(both), "PuOr_r"),
-        _Column("F'", after, 0, top, "viridis"),
-    ]
+    columns = {
+        "F": (before, (0, top), "viridis"),
+        "channel": (channel, (0, 1), ""),
+        "spatial": (spatial, around_half(spatial), "PuOr_r"),
+        "M(F)": (both, around_half(both), "PuOr_r"),
+        "F'": (after, (0, top), "viridis"),
+    }
+    for (*column, scale), (title, (values, (low, high), colours)) in zip(panels.T, columns.items(), strict=True):
+        column[0].set_title(title, fontsize=10)
+        for axes, array in zip(column, values, strict=True):
+            if values.ndim == 3:
+                drawn = axes.imshow(array, cmap=colours, vmin=low, vmax=high)
+                continue
+            axes.bar(range(len(array)), array - 0.5, 1.0, 0.5, color=np.where(array > 0.5, COLOURS[1], COLOURS[0]))
+            axes.axhline(0.5, color=_GREY, linewidth=0.8)
+            axes.set(ylim=(low, high), xlim=(-0.5, len(array) - 0.5))
+        if values.ndim == 3:
+            scale.figure.colorbar(drawn, cax=scale, orientation="horizontal", ticks=[]).outline.set_visible(False)
+        else:
+            scale.axis("off")
+        for x, value, side in ((0.03, low, "left"), (0.97, high, "right")):
+            scale.text(x, -0.6, f"{round(value, 2):g}", transform=scale.transAxes, ha=side, va="top", fontsize=9)

@@ -117,8 +117,7 @@ def translate_file(
 
 
 def _plot_attention(translator: Translator, translation: Translation | None, kind: str, path: Path) -> None:
-    from attention_jax.analysis.attention_plots import plot_attention_grid
-    from attention_jax.analysis.translation_maps import compute_translation_maps
+    from attention_jax.analysis.translation_maps import compute_translation_maps, plot_attention_grid
 
     if translation is None:
         raise UserError("--attention: there is no sentence whose attention could be plotted.")

@@ -108,8 +108,8 @@ def find_slice(text: str) -> ChipSlice:
     match = re.fullmatch(r"(?:tpu[ -])?([a-z0-9]+)(?:-(\d+)|:(\d+(?:x\d+)*))", text.strip().lower())
     family = _ALIASES.get(match[1], match[1]) if match else ""
     if not match or family not in CHIPS:
-        near = suggest_name(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
-        raise UserError(f"--topology={text}: not a slice{near}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
+        hint = suggest_name(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
+        raise UserError(f"--topology={text}: not a slice{hint}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
     chip = CHIPS[family]
     slices = [ChipSlice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]
     if match[2]:

@@ -140,7 +140,7 @@ class HloProgram:
         return len(re.findall(r"(?:may|must)-alias", found[1])) if found else 0
 
     def runs(self) -> dict[str, int]:
-        """{computation: runs in a step}, without those inside fusions and reductions."""
+        """Returns {computation: runs in a step}, without those inside fusions and reductions."""
         counts: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:

@@ -9,37 +9,12 @@ from ml_collections import ConfigDict
 
 from attention_jax.errors import UserError
 from attention_jax.preflight.chips import ChipSlice, find_slice
-from attention_jax.preflight.input_rate import measure_input_rate
-from attention_jax.preflight.measure import KINDS, StepCost, describe_devices, measure_step
+from attention_jax.preflight.measure import KINDS, StepCost, describe_devices, measure_input_rate, measure_step
 from attention_jax.tasks import get_task
 
 # Published runs on TPU v3 took this many times compute + memory + interconnect: ResNet-RS-50 least, a Transformer most, whose
 # time has evaluation in it (experiments/results/preflight.md).
 _PUBLISHED = (0.9, 1.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Roofline:
-    """Seconds that a step takes at least, by what bounds it; the three can overlap."""
-
-    compute: float
-    memory: float
-    interconnect: float
-
-    @property
-    def step(self) -> float:
-        """The largest."""
-        return max(dataclasses.astuple(self))
-
-    @property
-    def apart(self) -> float:
-        """All three one after another."""
-        return sum(dataclasses.astuple(self))
-
-    @property
-    def bound(self) -> str:
-        """Name of the largest."""
-        return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,21 +26,30 @@ class Report:
     input_rate: float | None  # images a second that a core of this machine prepares
 
     @property
-    def roofline(self) -> Roofline:
-        """The step at the chip's published peaks."""
+    def bounds(self) -> dict[str, float]:
+        """Seconds that a step takes at least at the chip's published peaks, by what bounds it; the three can overlap."""
         chip = self.slice.chip
         sent = sum(sent for _, _, sent in self.cost.collectives.values())
-        return Roofline(
-            compute=self.cost.operations / self.cost.devices / (chip.flops / chip.devices),
-            memory=self.cost.traffic / (chip.bandwidth / chip.devices),
-            interconnect=sent * chip.devices / self.slice.egress if self.slice.egress else 0.0,
-        )
+        return {
+            "compute": self.cost.operations / self.cost.devices / (chip.flops / chip.devices),
+            "memory": self.cost.traffic / (chip.bandwidth / chip.devices),
+            "interconnect": sent * chip.devices / self.slice.egress if self.slice.egress else 0.0,
+        }
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step at the roofline: the largest bound."""
+        return max(self.bounds.values())
+
+    @property
+    def bound(self) -> str:
+        """Name of the largest bound."""
+        return max(self.bounds, key=self.bounds.__getitem__)
 
     @property
     def expected(self) -> tuple[float, float]:
         """Seconds of a step whose parts overlap as little as in published runs, and not less than at best."""
-        line = self.roofline
-        least, most = (max(line.step, factor * line.apart) for factor in _PUBLISHED)
+        least, most = (max(self.step, factor * sum(self.bounds.values())) for factor in _PUBLISHED)
         return least, most
 
     @property
@@ -86,17 +70,17 @@ class Report:
     @property
     def rate(self) -> float:
         """Examples a second at the roofline."""
-        return self.cost.examples / self.roofline.step
+        return self.cost.examples / self.step
 
     @property
     def mfu(self) -> float:
         """Model FLOPs utilisation at the roofline."""
-        return self.cost.model_operations / (self.roofline.step * self.slice.chips * self.slice.chip.flops)
+        return self.cost.model_operations / (self.step * self.slice.chips * self.slice.chip.flops)
 
     @property
     def hours(self) -> float:
         """Hours of all steps at the roofline."""
-        return self.cost.steps * self.roofline.step / 3600
+        return self.cost.steps * self.step / 3600
 
     def advice(self) -> list[str]:
         """Lists what to change so that the step fits, what costs least first; empty when it does."""
@@ -143,9 +127,8 @@ class Report:
             "advice": self.advice(),
         }
         if not cost.too_large:
-            line = self.roofline
             found |= {
-                "roofline": {**dataclasses.asdict(line), "step": line.step, "bound": line.bound},
+                "roofline": {**self.bounds, "step": self.step, "bound": self.bound},
                 "expected_step": self.expected,
                 "examples_per_second": self.rate,
                 "mfu_bound": self.mfu,
@@ -184,7 +167,7 @@ class Report:
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
     def _speed(self) -> dict[str, str]:
-        cost, line = self.cost, self.roofline
+        cost = self.cost
         exchanges = {
             kind: f"{count} a step, {_format_bytes(size)} a device"
             for kind, (count, size, _) in sorted(cost.collectives.items())
@@ -193,7 +176,7 @@ class Report:
             f"  largest {number}": f"{_format_bytes(size)} {kind} of {purpose}"
             for number, (kind, purpose, size) in enumerate(cost.largest[:3], 1)
         }
-        bounds = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in dataclasses.asdict(line).items())
+        bounds = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in self.bounds.items())
         expecting = " to ".join(dict.fromkeys(f"{1e3 * seconds:.3g}" for seconds in self.expected))
         host = f"each host must deliver {self.rate / self.slice.hosts:,.0f} {cost.unit} a second at best"
         if self.input_rate:
@@ -205,7 +188,7 @@ class Report:
             f"multiply-adds of the forward pass), {_format_bytes(cost.traffic)} to and from memory a device",
             **(exchanges or {"collectives": "none"}),
             **largest,
-            "at best": f"{1e3 * line.step:.3g} ms a step, bound by {line.bound} ({bounds}); "
+            "at best": f"{1e3 * self.step:.3g} ms a step, bound by {self.bound} ({bounds}); "
             f"{self.rate:,.0f} {cost.unit} a second, {100 * self.mfu:.0f} % of the peak",
             "to expect": f"{expecting} ms a step if it is as in published runs, which took {_PUBLISHED[0]} to {_PUBLISHED[1]} "
             "times the sum of the three",

@@ -21,8 +21,7 @@ from attention_jax.config.plugins import load_file
 from attention_jax.errors import UserError
 from attention_jax.models.summary import summary
 from attention_jax.preflight.chips import find_slice
-from attention_jax.preflight.input_rate import measure_input_rate
-from attention_jax.preflight.measure import StepCost, describe_devices, measure_step
+from attention_jax.preflight.measure import StepCost, describe_devices, measure_input_rate, measure_step
 from attention_jax.preflight.report import Report, resolve_config
 from attention_jax.tasks import get_task
 
@@ -186,8 +185,8 @@ def _cells(row: PreflightRow, kept: dict[str, Any]) -> list[str]:
     if report.input_rate:
         host += f", {report.rate / slice_.hosts / report.input_rate:.0f} cores"
     return [
-        *(*cells, "yes", f"{cost.operations / 1e12:,.3g}", "; ".join(parts) or "–", f"{1e3 * report.roofline.step:,.1f}"),
-        *(report.roofline.bound, f"{report.rate:,.0f}", f"{100 * report.mfu:.0f} %", host, f"{report.hours:,.3g}"),
+        *(*cells, "yes", f"{cost.operations / 1e12:,.3g}", "; ".join(parts) or "–", f"{1e3 * report.step:,.1f}"),
+        *(report.bound, f"{report.rate:,.0f}", f"{100 * report.mfu:.0f} %", host, f"{report.hours:,.3g}"),
         *(f"{report.hours * slice_.chips:,.3g}", f"{sum(cost.seconds.values()):,.0f} s"),
     ]
 
@@ -202,10 +201,9 @@ def _calibration_cells(row: PreflightRow, kept: dict[str, Any]) -> list[str]:
     report = _report(row, kept) if "measured" in kept else None
     if report is None or report.cost.too_large:
         return [*cells, "does not fit" if report else "not run", *[""] * 4, row.source]
-    line = report.roofline
-    best, apart = 1e3 * line.step, 1e3 * line.apart
+    best, apart = 1e3 * report.step, 1e3 * sum(report.bounds.values())
     ratio = f"{published / best:.2f}"
-    return [*cells, f"{best:,.1f}", line.bound, ratio, f"{apart:,.1f}", f"{100 * (apart / published - 1):+.0f} %", row.source]
+    return [*cells, f"{best:,.1f}", report.bound, ratio, f"{apart:,.1f}", f"{100 * (apart / published - 1):+.0f} %", row.source]
 
 
 def _gib(size: float) -> str:

@@ -1,7 +1,7 @@
-"""What a table measures on its finished runs besides their accuracy; kept in the workdirs, so that nothing is done twice."""
+"""Measures that a table takes from its finished runs besides their accuracy; kept in the workdirs, so that none is repeated."""
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,23 @@ def _path(workdir: Path, name: str) -> Path:
     return workdir / f"measure_{name}.npz"
 
 
-def read(workdir: Path, step: int, name: str) -> dict[str, np.ndarray] | None:
-    """{name: number or array} that one measure found after `step`; None where it is missing. Delete it to measure again."""
+def read_arrays(path: Path, step: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+    """Reads arrays, by default all, that a file has of `step`; None where it has none, is missing or cut short."""
     try:
-        with np.load(_path(workdir, name)) as saved:
-            return {key: saved[key] for key in saved.files if key != "step"} if int(saved["step"]) == step else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or cut short
+        with np.load(path) as saved:
+            found = {name: saved[name] for name in names or saved.files if name != "step"}
+            return found if int(saved["step"]) == step else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def errors(program: Program, run: Run) -> dict[str, float]:
-    """Error on the training split, without augmentation, beside that on the evaluation split, in percent."""
+def read_measure(workdir: Path, step: int, name: str) -> dict[str, np.ndarray] | None:
+    """Reads {name: number or array} of one measure after `step`; None where it is missing. Delete the file to repeat it."""
+    return read_arrays(_path(workdir, name), step)
+
+
+def measure_errors(program: Program, run: Run) -> dict[str, float]:
+    """Measures the error on the training split, without augmentation, and on the evaluation split, in percent."""
     config = override(run.config, {"data.eval_split": run.config.data.train_split})
     scores, _ = evaluate_model(program, run.variables, config)
     last = next(line["headline"] for line in reversed(run.metrics) if "headline" in line)
@@ -43,34 +49,35 @@ def _logged(program: Program, run: Run, name: str) -> float:
     return run.curve(f"{prefix}/{name}")[1][-1]
 
 
-def bleu(program: Program, run: Run) -> dict[str, float]:
-    """BLEU, 0 to 100, by the tokenization that `evaluation.bleu` names. Raises UserError where nothing was translated."""
+def measure_bleu(program: Program, run: Run) -> dict[str, float]:
+    """Reads BLEU, 0 to 100, by the tokenization `evaluation.bleu`. Raises UserError where nothing was translated."""
     tokenize = run.config.evaluation.bleu
     return {"tokenised BLEU" if tokenize == "none" else "BLEU": _logged(program, run, name_bleu(tokenize))}
 
 
-def chrf(program: Program, run: Run) -> dict[str, float]:
-    """chrF, 0 to 100. Raises UserError where nothing was translated."""
+def measure_chrf(program: Program, run: Run) -> dict[str, float]:
+    """Reads chrF, 0 to 100. Raises UserError where nothing was translated."""
     return {"chrF": _logged(program, run, "chrf")}
 
 
-def perplexity(program: Program, run: Run) -> dict[str, float]:
-    """e to the loss in nats a target token, end symbols included; of two tokenizations it cannot be compared."""
+def measure_perplexity(program: Program, run: Run) -> dict[str, float]:
+    """Reads e to the loss in nats a target token, end symbols included; two tokenizations cannot be compared by it."""
     return {"perplexity": _logged(program, run, "perplexity")}
 
 
-def take(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> list[str]:
-    """Calls the measures that a finished run lacks; names of the files it wrote.
+def measure_run(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> list[str]:
+    """Calls the measures that a finished run lacks; returns the names of the files it wrote.
 
     Raises UserError when one gives something that cannot be kept.
     """
-    lacking = {name: measure for name, measure in measures.items() if read(workdir, step, name) is None}
+    lacking = {name: measure for name, measure in measures.items() if read_measure(workdir, step, name) is None}
     if not lacking:
         return []
     run = load_run(workdir)
     for name, measure in lacking.items():
         values = load_object(measure, {}, "measure")(program, run)
-        arrays = {key: np.asarray(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
+        given = values if isinstance(values, Mapping) else {}
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in given.items()}
         if not arrays or any(array.dtype == object for array in arrays.values()) or "step" in arrays:
             raise UserError(f"measure {name!r} gave {values!r}: a measure returns {{name: number or array}}.")
         partial = _path(workdir, name).with_suffix(".partial")

@@ -5,20 +5,19 @@ import dataclasses
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from attention_jax.tables import statistics
-from attention_jax.tables.computed import Computed, computed_cells, computed_failures, computed_records
-from attention_jax.tables.results import RowResult, same_examples
-from attention_jax.tables.statistics import Estimate
+from attention_jax.tables.results import ComputedResult, RowResult, TableRequest, have_same_examples
+from attention_jax.tables.statistics import Estimate, compute_mean_and_std, estimate_accuracy, estimate_difference
 from attention_jax.tasks import get_task
 
 _ABSENT = "–"
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class EstimatedRow:
     """A row with its estimates; None where there is nothing to estimate from."""
 
     result: RowResult
@@ -29,70 +28,91 @@ class Line:
     against: Estimate | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Heading:
-    """What is said above and below the lines of a table."""
-
-    title: str
-    source: str
-    notes: str
-    scale: str
-    seeds: int
-    command: str
-    machine: str
-
-
-def estimate(results: Sequence[RowResult]) -> list[Line]:
-    """Accuracies, differences to the row before and to the row a row names, with their intervals."""
+def estimate_rows(results: Sequence[RowResult]) -> list[EstimatedRow]:
+    """Estimates accuracies, and differences to the row before and to `against`, with their intervals."""
     by_label = {result.label: result for result in results}
 
     def compare(result: RowResult, other: RowResult | None) -> Estimate | None:
         if other is None or result.correct is None or other.correct is None:
             return None
-        if not same_examples(result.plan, other.plan) or result.correct.shape[1] != other.correct.shape[1]:
+        if not have_same_examples(result.plan, other.plan) or result.correct.shape[1] != other.correct.shape[1]:
             return None
-        return statistics.difference(result.correct, other.correct)
+        return estimate_difference(result.correct, other.correct)
 
-    lines = []
-    for result, before in zip(results, [None, *results]):
-        lines.append(
-            Line(
-                result=result,
-                accuracy=None if result.correct is None else statistics.accuracy(result.correct),
-                std=math.nan if result.correct is None else statistics.mean_and_std(result.correct)[1],
-                before=compare(result, before),
-                before_label=before.label if before else None,
-                against=compare(result, by_label.get(result.plan.row.against)),
-            )
+    return [
+        EstimatedRow(
+            result=result,
+            accuracy=None if result.correct is None else estimate_accuracy(result.correct),
+            std=math.nan if result.correct is None else compute_mean_and_std(result.correct)[1],
+            before=compare(result, before),
+            before_label=before.label if before else None,
+            against=compare(result, by_label.get(result.plan.row.against or "")),
         )
-    return lines
+        for result, before in zip(results, [None, *results])
+    ]
 
 
-def metric(lines: Sequence[Line]) -> str:
-    """What the share is called that the lines' first numbers are: "accuracy", "exact match", …"""
+def name_metric(lines: Sequence[EstimatedRow]) -> str:
+    """Returns the name of the rows' score, such as "accuracy" or "exact match"."""
     configs = [line.result.plan.config for line in lines]
     return " or ".join(dict.fromkeys(get_task(config.task).correct_means(config) for config in configs))
 
 
-def _published(lines: Sequence[Line]) -> list[str]:
+def _computed_columns(rows: Sequence[ComputedResult]) -> list[tuple[str, bool]]:
+    """(name, True for the published one): each computed column after the published one of its name."""
+    published = list(dict.fromkeys(column for row in rows for column in row.row.published))
+    values = [item for row in rows for item in (row.values or {}).items()]
+    computed = list(dict.fromkeys(name for name, value in values if isinstance(value, str) or np.ndim(value) == 0))
+    columns = [(name, True) for name in published if name not in computed]
+    return columns + [pair for name in computed for pair in ((name, True), (name, False)) if name in published or not pair[1]]
+
+
+def _computed_cells(rows: Sequence[ComputedResult]) -> list[list[str]]:
+    """Head and rows as texts."""
+    columns = _computed_columns(rows)
+
+    def cell(row: ComputedResult, name: str, is_published: bool) -> str:
+        value = row.row.published.get(name) if is_published else (row.values or {}).get(name)
+        if value is None:
+            return _ABSENT
+        return str(value) if is_published or isinstance(value, str) else f"{float(value):.4g}"
+
+    head = ["row", *(f"{name} (published)" if is_published else name for name, is_published in columns)]
+    return [head, *([row.row.label, *(cell(row, *column) for column in columns)] for row in rows)]
+
+
+def _computed_failures(rows: Sequence[ComputedResult]) -> str:
+    """A line for each row that has no numbers."""
+    reasons = {row.row.label: f"failed: {row.failure}" if row.failure else "not run." for row in rows if not row.values}
+    return "\n".join(f"{label}: {reason}" for label, reason in reasons.items())
+
+
+def _computed_record(row: ComputedResult, columns: Sequence[tuple[str, bool]]) -> dict[str, Any]:
+    """The row of the CSV file, with numbers in full precision."""
+    record: dict[str, Any] = {"row": row.row.label, "status": row.status, "failures": row.failure}
+    for name, is_published in columns:
+        values = row.row.published if is_published else row.values or {}
+        record[f"published {name}" if is_published else name] = values.get(name)
+    return record
+
+
+def _published(lines: Sequence[EstimatedRow]) -> list[str]:
     return list(dict.fromkeys(column for line in lines for column in line.result.plan.row.published))
 
 
-def _measured(lines: Sequence[Line]) -> list[str]:
-    """Columns that the table's measures make: everything they gave that is a number."""
+def _measured(lines: Sequence[EstimatedRow]) -> list[str]:
+    """Columns of the table's measures: all their numbers."""
     runs = [run for line in lines for run in line.result.measured]
     return list(dict.fromkeys(name for run in runs for name, value in run.items() if value.ndim == 0))
 
 
-def _mean_and_std(line: Line, column: str) -> tuple[float, float] | None:
-    """Of one measure over the seeds that have it; the standard deviation is nan for one seed."""
-    values = [float(run[column]) for run in line.result.measured if column in run]
-    if not values:
-        return None
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+def _mean_and_std(line: EstimatedRow, column: str) -> tuple[float, float] | None:
+    """One measure over the seeds that have it; the standard deviation is nan for one seed."""
+    values = [[float(run[column])] for run in line.result.measured if column in run]
+    return compute_mean_and_std(np.array(values)) if values else None
 
 
-def _measure(line: Line, column: str) -> str:
+def _measure(line: EstimatedRow, column: str) -> str:
     values = _mean_and_std(line, column)
     if values is None:
         return _ABSENT
@@ -104,12 +124,12 @@ def _number(value: int | None) -> str:
     return f"{value:,}" if value is not None else _ABSENT
 
 
-def _accuracy(line: Line) -> str:
+def _accuracy(line: EstimatedRow) -> str:
     result = line.result
     if line.accuracy is None:
         return f"failed: {result.failures[0].partition(': ')[2]}" if result.failures else "not run"
     std = "" if math.isnan(line.std) else f" ± {100 * line.std:.2f}"
-    partial = f" ({len(result.correct)} of {len(result.plan.runs)} seeds)" if result.status == "partial" else ""
+    partial = f" ({result.done} of {len(result.plan.runs)} seeds)" if result.status == "partial" else ""
     return f"{100 * line.accuracy.value:.2f}{std}{partial}"
 
 
@@ -123,22 +143,22 @@ def _difference(estimate: Estimate | None, mark: str) -> str:
     return mark.format(text) if estimate.excludes_zero else text
 
 
-def _detectable(line: Line) -> str:
-    shown = [line.before]
+def _detectable(line: EstimatedRow) -> str:
+    compared = [line.before]
     if line.result.plan.row.against not in (None, line.before_label):
-        shown.append(line.against)
-    values = [f"{100 * estimate.detectable:.2f}" for estimate in shown if estimate]
+        compared.append(line.against)
+    values = [f"{100 * estimate.detectable:.2f}" for estimate in compared if estimate]
     return "; ".join(values) or _ABSENT
 
 
-def _cells(lines: Sequence[Line], mark: str) -> list[list[str]]:
+def _cells(lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
     """Head and rows as texts."""
     published = _published(lines)
     measured = _measured(lines)
     networks = any(line.result.plan.row.network for line in lines)
     others = {line.result.plan.row.against for line in lines} - {None}
     head = ["row", *(("params, paper's", "MACs, paper's") if networks else ()), "params", "MACs"]
-    head += [*(f"{column} (published)" for column in published), f"{metric(lines)} %", *measured, "Δ to the row before"]
+    head += [*(f"{column} (published)" for column in published), f"{name_metric(lines)} %", *measured, "Δ to the row before"]
     head += [f"Δ to {next(iter(others))}" if len(others) == 1 else "Δ to another row"] if others else []
     head += ["detectable", "s a run"]
     table = [head]
@@ -146,7 +166,8 @@ def _cells(lines: Sequence[Line], mark: str) -> list[list[str]]:
         row = line.result.plan.row
         network = line.result.plan.network
         cells = [row.label]
-        cells += [_number(network and network.params), _number(network and network.macs)] if networks else []
+        if networks:
+            cells += [_number(network.params if network else None), _number(network.macs if network else None)]
         cells += [_number(line.result.plan.params), _number(line.result.plan.macs)]
         cells += [str(row.published.get(column, _ABSENT)) for column in published]
         cells += [_accuracy(line), *(_measure(line, column) for column in measured), _difference(line.before, mark)]
@@ -158,22 +179,22 @@ def _cells(lines: Sequence[Line], mark: str) -> list[list[str]]:
     return table
 
 
-def explain(lines: Sequence[Line], marked: str) -> str:
-    """What the columns mean, and what happened to seeds that failed."""
+def _explain(lines: Sequence[EstimatedRow], marked: str) -> str:
+    """The meaning of the columns, and the reasons of seeds that failed."""
     examples = sorted({line.result.correct.shape[1] for line in lines if line.result.correct is not None})
     count = f" on {' or '.join(f'{n:,}' for n in examples)} test examples" if examples else ""
-    counts = [len(line.result.correct) for line in lines if line.result.correct is not None]
+    counts = [line.result.done for line in lines if line.result.done]
     sentences = [
-        f"{metric(lines).capitalize()}: mean ± standard deviation over seeds{count}.",
-        f"Δ: difference in percentage points with its 95 % interval, {marked} where that excludes 0; from a bootstrap over "
-        "seeds and test examples, paired by example, each comparison by itself (no correction for their number).",
+        f"{name_metric(lines).capitalize()}: mean ± standard deviation over seeds{count}.",
+        "Δ: difference in percentage points with its 95 % interval, from a bootstrap over seeds and over test examples, which "
+        f"are paired. {marked}: the interval excludes 0. Nothing is corrected for the number of comparisons.",
         "Detectable: the smallest true difference, in points, that the comparison would have found with 80 % power.",
-        "MACs: multiply-adds of one example. Seconds: wall clock of a run, mean over seeds, of which the first compiles.",
+        "MACs: multiply-adds of one example. Seconds: wall-clock time of a run, mean over seeds; the first one compiles.",
     ]
     if any(line.result.plan.row.network for line in lines):
         sentences.append(
             "The paper's: parameters and multiply-adds of the network in the paper; the columns after them and all results "
-            "are of the network that was trained."
+            "belong to the network that was trained."
         )
     if counts and min(counts) == 1:
         sentences.append("Rows of a single seed: their intervals cover the choice of test examples, not that of the seed.")
@@ -182,13 +203,13 @@ def explain(lines: Sequence[Line], marked: str) -> str:
     return "\n".join(sentences)
 
 
-def text(lines: Sequence[Line], heading: Heading, computed: Sequence[Computed] = ()) -> str:
-    """Aligned plain text."""
-    parts = [heading.title]
+def render_text(title: str, lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
+    """Formats the table as aligned plain text."""
+    parts = [title]
     if computed:
-        parts += [_aligned_table(computed_cells(computed)), "\n".join(computed_failures(computed))]
+        parts += [_aligned_table(_computed_cells(computed)), _computed_failures(computed)]
     if lines:
-        parts += [_aligned_table(_cells(lines, "{}*")), explain(lines, "a star")]
+        parts += [_aligned_table(_cells(lines, "{}*")), _explain(lines, "Star")]
     return "\n\n".join(filter(None, parts))
 
 
@@ -209,16 +230,18 @@ def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 or cell.startswith(("failed", "not run")) else cell.rjust(width)
 
 
-def markdown(lines: Sequence[Line], heading: Heading, computed: Sequence[Computed] = ()) -> str:
-    """The whole page: title, source, tables, what they mean, and how they were made."""
-    parts = [f"# {heading.title}", heading.source]
-    scale = f"scale {heading.scale}"
+def render_markdown(
+    request: TableRequest, lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult], machine: str
+) -> str:
+    """Formats the page: title, source, tables, their meaning, and the command that made them."""
+    parts = [f"# {request.table.title}", request.table.source]
+    scale = f"scale {request.scale}"
     if computed:
-        parts += [_markdown_table(computed_cells(computed)), "\n".join(computed_failures(computed))]
+        parts += [_markdown_table(_computed_cells(computed)), _computed_failures(computed)]
     if lines:
-        parts += [_markdown_table(_cells(lines, "**{}**")), explain(lines, "bold")]
-        scale += f", seeds 0 to {heading.seeds - 1}"
-    parts += [heading.notes, f"Made by `{heading.command}` ({scale}).\n{heading.machine}"]
+        parts += [_markdown_table(_cells(lines, "**{}**")), _explain(lines, "Bold")]
+        scale += f", seeds 0 to {request.seeds - 1}"
+    parts += [request.table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -227,10 +250,10 @@ def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows])
 
 
-def comma_separated(lines: Sequence[Line], computed: Sequence[Computed] = ()) -> str:
-    """One record a row, computed ones first, in full precision; accuracies and differences as shares from 0 to 1."""
+def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
+    """Formats one record for each row, computed ones first, in full precision; accuracies and differences as shares 0 to 1."""
     published = _published(lines)
-    records = computed_records(computed)
+    records = [_computed_record(row, _computed_columns(computed)) for row in computed]
     for line in lines:
         result, plan = line.result, line.result.plan
         record = {
@@ -239,10 +262,10 @@ def comma_separated(lines: Sequence[Line], computed: Sequence[Computed] = ()) ->
             "failures": "; ".join(result.failures),
             "params": plan.params,
             "macs": plan.macs,
-            "paper_params": plan.network and plan.network.params,
-            "paper_macs": plan.network and plan.network.macs,
+            "paper_params": plan.network.params if plan.network else None,
+            "paper_macs": plan.network.macs if plan.network else None,
             **{f"published {column}": plan.row.published.get(column) for column in published},
-            "seeds": 0 if result.correct is None else len(result.correct),
+            "seeds": result.done,
             "examples": None if result.correct is None else result.correct.shape[1],
             "accuracy": line.accuracy and line.accuracy.value,
             "accuracy_std": None if math.isnan(line.std) else line.std,

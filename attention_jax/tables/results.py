@@ -1,10 +1,12 @@
-"""What the workdirs of a table hold: a plan of its runs, which of them are done, and the numbers they left."""
+"""A table's workdirs: the plan of its runs, which of them are done, and their numbers."""
 
 import contextlib
 import dataclasses
 import functools
-import zipfile
-from collections.abc import Sequence
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
 from attention_jax.config.config import flatten_config, list_differences
+from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
-from attention_jax.tables import measures
-from attention_jax.tables.remote import Remote
-from attention_jax.tables.table import Row, Table
+from attention_jax.tables.measures import read_arrays, read_measure
+from attention_jax.tables.remote import RemoteWorkdir
+from attention_jax.tables.table import ComputedRow, Row, Table
 from attention_jax.tasks import get_task
 from attention_jax.train import checkpoint, metrics, workdir
 from attention_jax.train.loop import replace_seed
@@ -32,18 +35,18 @@ FAILURE = "failure.txt"
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-    """What a call of `run_table` asks for.
+class TableRequest:
+    """One call of `run_table`, checked.
 
     Attributes:
         scale: the name of one of the table's scales.
-        seeds: how many a row.
+        seeds: number of them in a row.
         folder: holds `row/seed` for each run.
-        output: folder of the table, charts and pictures.
+        output: folder of the table and its plots.
         selected: labels of the rows to run.
         command: makes the same table again.
-        remote: what `folder` stands for, when that is at an address.
-        published: where `output` is brought, when that is at an address.
+        remote: what `folder` stands for, when the workdir is remote.
+        published: where the output goes instead of `output`, when that is remote.
     """
 
     table: Table
@@ -53,92 +56,87 @@ class Order:
     output: Path
     selected: frozenset[str]
     command: str
-    remote: Remote | None = None
+    remote: RemoteWorkdir | None = None
     published: RemoteFolder | None = None
 
     @property
     def workdir(self) -> str | Path:
-        """The folder or address that holds the runs."""
+        """The folder or URI that holds the runs."""
         return self.remote.workdir if self.remote else self.folder
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedRun:
-    """One ordinary run: its workdir is all there is to know about it."""
+    """One ordinary run; all that is known about it is in its workdir."""
 
     seed: int
     path: Path
     total_steps: int
     measures: tuple[str, ...] = ()
-    remote: Remote | None = None
+    remote: RemoteWorkdir | None = None
 
     @property
     def place(self) -> str | Path:
-        """Where it is trained."""
-        return self.remote.address(self.path) if self.remote else self.path
+        """The folder or URI where it is trained."""
+        return self.remote.uri(self.path) if self.remote else self.path
 
     def pull(self) -> None:
-        """Brings what is at an address here."""
+        """Fetches a remote run."""
         if self.remote:
             self.remote.pull(self.path)
 
     def push(self, name: str) -> None:
-        """Brings a file that was written or removed here to the address."""
+        """Uploads a file that was written here, or removes one that was removed, when the run is remote."""
         if self.remote:
             self.remote.push(self.path / name)
 
     @property
     def step(self) -> int:
-        """Of the newest checkpoint; 0 without one."""
+        """Step of the newest checkpoint; 0 without one."""
         return max(checkpoint.list_steps(self.path), default=0)
 
     @property
     def correct(self) -> np.ndarray | None:
-        """[N] whether each test example was right after the last step; None when the run is not finished."""
-        if self.step != self.total_steps:
-            return None
-        try:
-            with np.load(self.path / EVALUATION) as outputs:
-                return outputs["correct"].astype(float) if int(outputs["step"]) == self.total_steps else None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or cut short
-            return None
+        """[N], 1 where the test example was right after the last step; None when the run is not finished."""
+        finished = self.step == self.total_steps
+        outputs = read_arrays(self.path / EVALUATION, self.total_steps, ["correct"]) if finished else None
+        return outputs["correct"].astype(float) if outputs else None
 
     @property
     def measured(self) -> dict[str, np.ndarray]:
-        """{name: number or array} of all measures that were taken after the last step."""
-        taken = [measures.read(self.path, self.total_steps, name) for name in self.measures]
-        return {key: value for values in taken if values for key, value in values.items()}
+        """Values of all measures after the last step, {name: number or array}."""
+        found = [read_measure(self.path, self.total_steps, name) for name in self.measures]
+        return {key: value for values in found if values for key, value in values.items()}
 
     @property
     def done(self) -> bool:
-        """Whether it is trained, evaluated and measured."""
-        taken = (measures.read(self.path, self.total_steps, name) is not None for name in self.measures)
-        return self.correct is not None and all(taken)
+        """True if it is trained, evaluated and measured."""
+        return self.correct is not None and all(read_measure(self.path, self.total_steps, name) for name in self.measures)
 
     @property
     def failure(self) -> str | None:
-        """Why the last attempt ended, in one line."""
+        """The reason why the last attempt failed, in one line."""
         path = self.path / FAILURE
         return path.read_text().partition("\n")[0] if path.exists() else None
 
     def difference(self, config: ConfigDict) -> list[str]:
-        """How the config that the workdir was made with differs from this one."""
+        """Lists how the config that the workdir was made with differs from this one."""
         saved = workdir.read_config(self.path)
         return list_differences(saved, replace_seed(config, self.seed)) if saved is not None else []
 
     def seconds(self) -> float | None:
-        """Wall-clock time of all calls that the run took; None when it was never measured."""
+        """Returns the wall-clock time of all calls for this run; None when it was never measured."""
         calls = [line["seconds"] for line in metrics.read_log(self.path / metrics.TIMING) if line.get("event") == "call"]
         return sum(calls) if calls else None
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log."""
+        """Reads the log."""
         return list(metrics.read_log(self.path / metrics.METRICS))
 
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """A row with its config resolved against the data and its runs; `broken` says why that failed, if it did.
+    """A row with its config resolved against the data, and its runs; `broken` is the reason if that failed.
 
     `network` counts the paper's network, `params` and `macs` the one that is trained.
     """
@@ -156,11 +154,11 @@ class RowPlan:
 
 @dataclasses.dataclass(frozen=True)
 class RowResult:
-    """What a row's finished runs came to.
+    """The results of a row's finished runs.
 
     Attributes:
-        correct: [seeds that are finished, N]; None when none is.
-        measured: {name: number or array} of each seed that is finished, as far as it has been measured.
+        correct: [finished seeds, N]; None when there are none.
+        measured: {name: number or array} of each finished seed, as far as it has been measured.
         seconds: wall-clock time of a run, mean over seeds.
         failure: one line for each seed that failed.
     """
@@ -173,57 +171,65 @@ class RowResult:
 
     @property
     def label(self) -> str:
+        """The row's label."""
         return self.plan.row.label
+
+    @property
+    def done(self) -> int:
+        """Number of finished seeds."""
+        return 0 if self.correct is None else len(self.correct)
 
     @property
     def status(self) -> str:
         """ "done", "failed", "not run", or "partial" when some seeds are missing."""
-        done = 0 if self.correct is None else len(self.correct)
-        if done == len(self.plan.runs):
+        if self.done == len(self.plan.runs):
             return "done"
-        return "partial" if done else ("failed" if self.failures else "not run")
+        return "partial" if self.done else ("failed" if self.failures else "not run")
 
 
-def plan(order: Order, count_networks: bool = True) -> list[RowPlan]:
-    """Every row's steps, counts and workdirs, found without compiling anything.
+def plan_rows(request: TableRequest, count_networks: bool = True) -> list[RowPlan]:
+    """Finds every row's steps, counts and workdirs without compiling anything.
 
-    The papers' networks are large and take seconds to count, which a call that shows no counts leaves out.
+    The papers' networks are large and take seconds to count; a dry run does not print their counts.
     """
-    return [_plan_row(order, row, count_networks) for row in order.table.rows]
+    return [_plan_row(request, row, count_networks) for row in request.table.rows]
 
 
-def _plan_row(order: Order, row: Row, count_network: bool) -> RowPlan:
-    config, base = order.table.config(row, order.scale), order.table.base_config(order.scale)
+def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
+    table = request.table
+    config, base = table.config(row, request.scale), table.base_config(request.scale)
     before, after = flatten_config(base), flatten_config(config)
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
     durations = params = macs = network = broken = None
     try:
         task = get_task(config.task)
         config = task.resolve(config)
-        task.loader(config, config.data.train_split, (0, 1), training=True)  # whether the data are there
+        task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
         durations = resolve_durations(config)
         counts = summary(task.model(config), task.example_inputs(config))
         params, macs = counts.params, counts.macs
         if row.network and count_network:
-            network = _count(FrozenDict(row.network), tuple(order.table.network_shape))
+            network = _count(FrozenDict(row.network), tuple(table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
         broken = error
     total = durations.total if durations else 0
-    names = tuple(order.table.measures)
-    runs = tuple(SeedRun(seed, order.folder / row.slug / str(seed), total, names, order.remote) for seed in range(order.seeds))
+    runs = tuple(
+        SeedRun(seed, request.folder / row.slug / str(seed), total, tuple(table.measures), request.remote)
+        for seed in range(request.seeds)
+    )
     return RowPlan(row, config, changes, durations, params, macs, network, runs, broken)
 
 
 @functools.cache
 def _count(network: FrozenDict, shape: tuple[int, ...] | tuple[tuple[int, ...], ...]) -> Summary:
     """Rows that differ in their recipe alone share a network: counting a ResNet-200 takes seconds."""
-    if isinstance(shape[0], tuple):  # several inputs are token sequences
-        shape = tuple(jax.ShapeDtypeStruct(each, jnp.int32) for each in shape)
-    return summary(create_model(**network), shape)
+    tokens = isinstance(shape[0], tuple)  # several inputs are token sequences
+    inputs = tuple(jax.ShapeDtypeStruct(each, jnp.int32) for each in shape) if tokens else shape
+    return summary(create_model(**network), inputs)
 
 
 def read_row(plan: RowPlan) -> RowResult:
-    """The numbers that the finished runs of a row left; runs of another config do not count."""
+    """Reads the numbers of a row's finished runs; runs of another config do not count."""
     correct, measured, seconds, failures = [], [], [], []
     for run in plan.runs:
         outputs = None if plan.broken or run.difference(plan.config) else run.correct
@@ -243,8 +249,8 @@ def read_row(plan: RowPlan) -> RowResult:
     )
 
 
-def same_examples(a: RowPlan, b: RowPlan) -> bool:
-    """Whether two rows are evaluated on the same test examples, so that they can be compared example by example."""
+def have_same_examples(a: RowPlan, b: RowPlan) -> bool:
+    """True if two rows are evaluated on the same test examples, so that they can be compared example by example."""
 
     def data(plan: RowPlan) -> tuple[Any, ...]:
         fields = plan.config.data
@@ -254,7 +260,7 @@ def same_examples(a: RowPlan, b: RowPlan) -> bool:
 
 
 def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
-    """Raises UserError with the difference when a workdir of these rows was made by another config."""
+    """Raises UserError with the difference when a workdir of these rows was made with another config."""
     for plan in plans:
         for run in plan.runs:
             lines = [] if plan.broken else run.difference(plan.config)
@@ -265,10 +271,47 @@ def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
                 )
 
 
-def record_failure(run: SeedRun, error: BaseException, traceback: str) -> None:
-    """Writes `failure.txt`: one line that says why, then the traceback."""
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_sentence(error)}"
+@dataclasses.dataclass(frozen=True)
+class ComputedResult:
+    """A row's result; `values` is None when its function failed, for the reason `failure`, or was not called."""
+
+    row: ComputedRow
+    values: Mapping[str, Any] | None = None
+    failure: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> str:
+        """ "computed", "failed" or "not run"."""
+        return "failed" if self.failure else ("computed" if self.values else "not run")
+
+
+def compute_row(row: ComputedRow, arguments: Mapping[str, Any]) -> ComputedResult:
+    """Calls a row's function; an exception becomes the row's failure, and its traceback goes to the standard error."""
+    begin = time.perf_counter()
+    try:
+        values = load_object(row.function, {}, "function")(**arguments)
+        if not (isinstance(values, Mapping) and values and all(map(_is_kept, values.values()))):
+            raise UserError(f"its function gave {values!r}: give {{column: number or text, name: array}}.")
+    except Exception as error:  # recorded, so that the other rows go on
+        if not isinstance(error, UserError):
+            traceback.print_exc(file=sys.stderr)
+        return ComputedResult(row, failure=_explain_failure(error))
+    return ComputedResult(row, values, seconds=time.perf_counter() - begin)
+
+
+def _is_kept(value: Any) -> bool:
+    return isinstance(value, str) or np.asarray(value).dtype.kind in "biuf"
+
+
+def record_failure(run: SeedRun, error: BaseException) -> None:
+    """Writes `failure.txt`: the reason in one line, then the traceback."""
     with contextlib.suppress(OSError):  # what made the run fail may make this fail
         run.path.mkdir(parents=True, exist_ok=True)
-        (run.path / FAILURE).write_text(f"{' '.join(reason.split())}\n\n{traceback}")
+        (run.path / FAILURE).write_text(f"{_explain_failure(error)}\n\n{''.join(traceback.format_exception(error))}")
         run.push(FAILURE)
+
+
+def _explain_failure(error: BaseException) -> str:
+    """Returns one line for a table: a user error's sentence, or the exception's type and the first line of its text."""
+    return " ".join((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_sentence(error)}").split())

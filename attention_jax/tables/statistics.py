@@ -1,4 +1,4 @@
-"""Error bars of a table: how far seeds and test examples could have moved a number.
+"""Error bars of a table: how far the choice of seeds and test examples could move a number.
 
 Everything is made from matrices `correct [S, N]`, one row a seed and one column a test example. Seeds and examples are
 both taken as samples: an interval says what other seeds on other examples of the same kind would have given.
@@ -21,44 +21,43 @@ class Estimate:
         value: pooled over seeds.
         low, high: ends of its 95 % interval.
         detectable: the smallest true difference from 0 that would have been seen with 80 % power at 5 %.
-        examples_only: with a single seed the interval leaves out what another seed would have given.
     """
 
     value: float
     low: float
     high: float
     detectable: float
-    examples_only: bool
 
     @property
     def excludes_zero(self) -> bool:
+        """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
-def mean_and_std(correct: np.ndarray) -> tuple[float, float]:
+def compute_mean_and_std(correct: np.ndarray) -> tuple[float, float]:
     """[S, N] -> accuracy pooled over seeds, and its standard deviation over seeds (ddof 1; nan for one seed)."""
     by_seed = correct.mean(1)
     return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan")
 
 
-def accuracy(correct: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
-    """[S, N] -> accuracy with the interval of this row alone; see `difference` for how it is made."""
+def estimate_accuracy(correct: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
+    """[S, N] -> accuracy with the interval of this row alone; made as in `estimate_difference`."""
     rng = np.random.default_rng(0)
     deviations = _seed_deviations(rng, correct, resamples) + _example_deviations(rng, correct.sum(0) / len(correct), resamples)
     return _estimate(float(correct.mean()), deviations, [correct], correct.mean(0))
 
 
-def difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
+def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
     """Accuracy of `a` [S_a, N] minus that of `b` [S_b, N], rows that were evaluated on the same N examples.
 
     A bootstrap over seeds and test examples. Examples are drawn once for both rows, so that what makes an example hard
-    for both cancels; seeds are drawn for each row by itself. From n seeds n - 1 are drawn with replacement (Rao & Wu 1988): n
+    for both cancels; seeds are drawn for each row separately. From n seeds n - 1 are drawn with replacement (Rao & Wu 1988): n
     draws would understate the variance by (n - 1)/n, a third with three seeds. The deviations that come from seeds and
     from examples are drawn apart and added. That counts the chance of one seed on one example twice and errs to the safe
     side; drawing rows and columns of the matrix at once would count it three times (Owen 2007).
 
-    A few seeds also know their own spread badly, so the interval is stretched by t/1.96, where t is the quantile of Student's
-    law for the degrees of freedom of Welch and Satterthwaite: close to 1 where examples dominate, 1.4 where three
+    The spread of a few seeds is itself uncertain, so the interval is stretched by t/1.96, where t is the quantile of Student's
+    distribution for the degrees of freedom of Welch and Satterthwaite: close to 1 where examples dominate, 1.4 where three
     seeds a row do. Coverage is simulated in `tests/tables/test_statistics.py`.
 
     The result for (b, a) is exactly the negative; the draws have a fixed seed.
@@ -94,8 +93,8 @@ def _example_deviations(rng: np.random.Generator, effects: np.ndarray, resamples
 
 
 def _estimate(value: float, deviations: np.ndarray, rows: list[np.ndarray], effects: np.ndarray) -> Estimate:
-    examples_only = min(map(len, rows)) == 1
-    stretch = 1.0 if examples_only else stdtrit(_degrees_of_freedom(rows, effects), 0.975) / _Z_95
+    one_seed = min(map(len, rows)) == 1
+    stretch = 1.0 if one_seed else stdtrit(_degrees_of_freedom(rows, effects), 0.975) / _Z_95
     low, high = stretch * np.quantile(deviations, [0.025, 0.975])
     return Estimate(
         value=value,
@@ -103,7 +102,6 @@ def _estimate(value: float, deviations: np.ndarray, rows: list[np.ndarray], effe
         high=value + float(high),
         # (1.96 + 0.84) standard errors where deviations are normal: what the interval needs, and the power on top.
         detectable=float((high - low) / 2 + _Z_80 * deviations.std()),
-        examples_only=examples_only,
     )
 
 

@@ -17,7 +17,7 @@ from attention_jax.errors import UserError, suggest_name
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """A trained row of a table.
 
     Attributes:
         label: its name, unique in the table.
@@ -25,8 +25,8 @@ class Row:
         overrides: {dotted config field: value}, put on last.
         against: label of another row that this one is compared with, besides the row before it.
         published: {column: cell} from the paper, shown in columns of their own.
-        network: the paper's network, {"name": ..., field: value} as `create_model` takes it, where a smaller one is trained:
-            its parameters and multiply-adds at the table's `network_shape` are shown beside those of the trained one.
+        network: the paper's network, {"name": ..., field: value} for `create_model`, where a smaller one is trained: its
+            parameters and multiply-adds at the table's `network_shape` get columns of their own.
     """
 
     label: str
@@ -38,18 +38,18 @@ class Row:
 
     @property
     def slug(self) -> str:
-        """The name of its folder: "residual + BAM" is residual-bam."""
+        """Name of its folder: "residual + BAM" is residual-bam."""
         return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputedRow:
-    """One line of a table that a function computes; nothing is trained for it.
+    """A row of a table that a function computes; nothing is trained for it.
 
     Attributes:
         label: its name, unique in the table.
-        function: (**`arguments` of the scale) -> {column: number or text, name of an array for pictures: array}, or where one
-            is: "dotted.path:function". It is called whenever the table is made.
+        function: (**`arguments` of the scale) -> {column: number or text, name of an array for `pictures`: array}, or
+            "dotted.path:function". It is called whenever the table is made.
         published: {column: cell} from the paper, shown before the computed column of that name.
     """
 
@@ -60,13 +60,13 @@ class ComputedRow:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large an edition of the table is.
+    """The size of an edition of the table.
 
     Attributes:
-        seeds: of each row.
+        seeds: number of them in each row.
         overrides: {dotted field: value}, put on the base before a row's pieces.
         base: config file in place of the table's; in the table file its path is relative to that file's folder.
-        arguments: {name: value}, of the functions of computed rows.
+        arguments: {name: value} for the functions of computed rows.
     """
 
     seeds: int = 1
@@ -77,23 +77,23 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a table file says.
+    """The content of a table file.
 
     Attributes:
         path: the file, as it was given.
         title: one line.
-        source: the papers and data it comes from.
+        source: papers and data.
         scales: {name: Scale}; the first is the default.
         base: config file that every row starts from; in the table file its path is relative to that file's folder.
         rows: in the order they are shown; a row is compared with the one before it.
-        computed: rows that are computed instead of trained, shown above the others in a table of their own.
-        notes: shown under the table.
+        computed: rows that are computed instead of trained, written above the others as a table of their own.
+        notes: written under the table.
         network_shape: of the input of the rows' `network`, batch of one first; a pair of shapes for source and target tokens.
-        measures: {name: function (Program, Run) -> {name: number or array}, or where one is: "dotted.path:function"}. Each is
-            called once for every finished run and kept in its workdir; numbers become columns, arrays are for pictures.
-        pictures: {name: function {label: [a run's measures, ...]} -> Figure, or where one is}, written beside the table;
-            a computed row comes as {label: [what its function gave]}.
-        attention_of: label of the row whose attention is pictured.
+        measures: {name: function (Program, Run) -> {name: number or array}, or "dotted.path:function"}. Each is called once
+            for every finished run and kept in its workdir; numbers become columns, arrays are for `pictures`.
+        pictures: {name: function {label: [a run's measures, ...]} -> Figure, or "dotted.path:function"}, written beside the
+            table; a computed row comes as {label: [its function's result]}.
+        attention_of: label of the row whose BAM modules are plotted.
         next_commands: (why, command) pairs printed at the end; `{workdir}` in a command is the table's workdir.
     """
 
@@ -112,18 +112,18 @@ class Table:
     next_commands: tuple[tuple[str, str], ...] = ()
 
     def scale(self, name: str | None) -> str:
-        """The name of a scale, by default the first. Raises UserError for an unknown one."""
+        """Returns the name of a scale, by default the first. Raises UserError for an unknown one."""
         if name is not None and name not in self.scales:
             raise UserError(f"--scale={name}: {self.path} has {', '.join(self.scales)}{suggest_name(name, self.scales)}.")
         return name or next(iter(self.scales))
 
     def edition(self, scale: str) -> str:
-        """What files and the workdir of a scale are called: the file's stem, for scales after the first with their name."""
+        """Returns the stem of a scale's files and workdir: the table file's, with the name of a scale after the first."""
         return self.path.stem if scale == next(iter(self.scales)) else f"{self.path.stem}-{scale}"
 
     def select(self, patterns: Sequence[str] | None) -> set[str]:
-        """Labels of the rows that any of the labels or shell-style patterns names; None names all."""
-        labels = [row.label for row in (*self.computed, *self.rows)]
+        """Returns the labels of the rows that any of the labels or shell-style patterns names; None names all."""
+        labels = [row.label for row in self.computed] + [row.label for row in self.rows]
         if patterns is None:
             return set(labels)
         chosen = set()
@@ -138,11 +138,11 @@ class Table:
         return chosen
 
     def base_config(self, scale: str) -> ConfigDict:
-        """What the rows of a scale start from."""
+        """Loads the config that the rows of a scale start from."""
         return load_config(str(self.scales[scale].base or self.base))
 
     def config(self, row: Row, scale: str) -> ConfigDict:
-        """Base, the scale's overrides, the row's pieces, the row's overrides. Raises UserError that names the row."""
+        """Applies the scale's overrides, the row's pieces and overrides to the base. Raises UserError that names the row."""
         try:
             config = override(self.base_config(scale), self.scales[scale].overrides)
             return override(apply_pieces(config, row.pieces), row.overrides)
@@ -150,123 +150,101 @@ class Table:
             raise UserError(f"{self.path}: row {row.label!r} at scale {scale!r}: {error}") from error
 
 
+_LIST, _TEXT, _FUNCTIONS = ((list, tuple), "a list"), (str, "a text"), (dict, "a dict of name: function")
+_NONE = type(None)
+# Name in a table file, a row or a scale -> its type, and what to give.
+_ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **{"title": _TEXT, "source": _TEXT, "notes": _TEXT, "label": _TEXT},
+    **{"rows": _LIST, "computed": _LIST, "next_commands": _LIST, "measures": _FUNCTIONS, "pictures": _FUNCTIONS},
+    "base": ((str, _NONE), "the path of a config file"),
+    "scales": (dict, "a dict of name: {'seeds': ..., 'overrides': {...}}"),
+    "published": (dict, "a dict of column: cell"),
+    "pieces": ((list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma"),
+    "network": ((dict, _NONE), "a dict with the name of a model and its fields"),
+    "overrides": (dict, "a dict of dotted config fields"),
+    "seeds": (int, "a whole number from 1"),
+    "arguments": (dict, "a dict of what computed rows' functions take"),
+}
+
+
 def load_table(path: str | Path) -> Table:
-    """The checked content of a table file.
+    """Loads and checks a table file.
 
     Raises:
         UserError: the file is missing or does not run, or a name, key, label or value in it is not right.
     """
     path = Path(path)
     given = {name: value for name, value in vars(load_file(path)).items() if _is_data(name, value)}
-    known = {field.name: field for field in dataclasses.fields(Table) if field.name != "path"}
-    for name in given:
-        if name not in known:
-            raise UserError(
-                f"{path}: a table file has no {name!r}{suggest_name(name, known)}: it has {', '.join(known)}; "
-                "start a name of your own with an underscore."
-            )
-    for name, field in known.items():
-        if name not in given and _is_required(field):
-            raise UserError(
-                f"{path}: {name!r} is missing: a table file gives title, source, scales, and base with rows, or computed rows."
-            )
-    for name in ("title", "source", "base", "notes"):
-        _expect(path, name, given.get(name, ""), str, "a text")
-
+    _check_values(path, "", Table, given)
     rows, computed = (
-        tuple(_make(path, f"{name}[{i}]", kind, row) for i, row in enumerate(_listed(path, name, given.get(name, ()))))
+        tuple(_make(path, f"{name}[{i}]", kind, row) for i, row in enumerate(given.get(name, ())))
         for name, kind in (("rows", Row), ("computed", ComputedRow))
     )
-    _expect(path, "scales", given["scales"], dict, "a dict of name: {'seeds': ..., 'overrides': {...}}")
-    scales = {name: _make(path, f"scales[{name!r}]", Scale, scale) for name, scale in given["scales"].items()}
-    for name in ("measures", "pictures"):
-        _expect(path, name, given.get(name, {}), dict, "a dict of name: function")
-    table = Table(
-        **{
-            **given,
-            "path": path,
-            "base": path.parent / given["base"] if "base" in given else None,
-            "rows": rows,
-            "computed": computed,
-            "scales": scales,
-            "next_commands": tuple(_listed(path, "next_commands", given.get("next_commands", ()))),
-        }
-    )
-    _check(table)
+    changed = {
+        "base": path.parent / given["base"] if given.get("base") else None,
+        "rows": rows,
+        "computed": computed,
+        "scales": {name: _make(path, f"scales[{name!r}]", Scale, scale) for name, scale in given["scales"].items()},
+        "next_commands": tuple(given.get("next_commands", ())),
+    }
+    table = Table(path=path, **{**given, **changed})
+    _check_labels(table)
+    _check_functions(table)
     return table
 
 
 def _is_data(name: str, value: Any) -> bool:
-    """Whether a module-level name is one of the table's: helpers, imports and constants in capitals are the file's own."""
+    """True if a module-level name is one of the table's: helpers, imports and constants in capitals are the file's own."""
     return not (name.startswith("_") or name.isupper() or callable(value) or isinstance(value, types.ModuleType))
 
 
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _expect(path: Path, where: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        raise UserError(f"{path}: {where}={value!r} is not right: give {words}.")
-
-
-def _listed(path: Path, where: str, value: Any) -> Sequence[Any]:
-    _expect(path, where, value, (list, tuple), "a list")
-    return value
+def _check_values(path: Path, where: str, kind: type, given: Mapping[str, Any]) -> None:
+    """Checks the names and types of a table's, a row's or a scale's values; `where` is empty for the table."""
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "path"}
+    owner = where or "a table file"
+    for name in given:
+        if name not in fields:
+            own = "" if where else "; start a name of your own with an underscore"
+            raise UserError(f"{path}: {owner} has no {name!r}{suggest_name(name, fields)}: it has {', '.join(fields)}{own}.")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in given and required:
+            raise UserError(f"{path}: {owner} has no {name!r}, which must be given.")
+    for name in (name for name in given if name in _ACCEPTED):
+        value: Any = given[name]
+        accepted, words = _ACCEPTED[name]
+        wrong = not isinstance(value, accepted) or (name == "seeds" and (isinstance(value, bool) or value < 1))
+        if wrong or (name == "network" and value is not None and not isinstance(value.get("name"), str)):
+            raise UserError(f"{path}: {where}{': ' if where else ''}{name}={value!r} is not right: give {words}.")
 
 
 def _make(path: Path, where: str, kind: type, values: Any) -> Any:
     """A Row, ComputedRow or Scale from its dict."""
-    keys = {field.name: field for field in dataclasses.fields(kind)}
-    _expect(path, where, values, dict, f"a dict with {', '.join(keys)}")
-    where = f"row {values['label']!r}" if "label" in values else where
-    for key in values:
-        if key not in keys:
-            raise UserError(f"{path}: {where} has no {key!r}{suggest_name(key, keys)}: it has {', '.join(keys)}.")
-    for key, field in keys.items():
-        if key not in values and _is_required(field):
-            raise UserError(f"{path}: {where} has no {key!r}, which must be given.")
-    if kind is not Scale:
-        _expect(path, f"{where}: label", values["label"], str, "a text")
-        _expect(path, f"{where}: published", values.get("published", {}), dict, "a dict of column: cell")
-    if kind is ComputedRow:
-        return ComputedRow(**values)
+    if not isinstance(values, dict):
+        names = ", ".join(field.name for field in dataclasses.fields(kind))
+        raise UserError(f"{path}: {where}={values!r} is not right: give a dict with {names}.")
+    _check_values(path, f"row {values['label']!r}" if "label" in values else where, kind, values)
     if kind is Row:
-        pieces = values.get("pieces", ())
-        _expect(path, f"{where}: pieces", pieces, (list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma")
-        values = {**values, "pieces": tuple(pieces)}
-        if values.get("network") is not None:
-            network = values["network"]
-            _expect(path, f"{where}: network", network, dict, "a dict with the name of a model and its fields")
-            _expect(path, f"{where}: network", network.get("name"), str, "{'name': as list_models() lists it, field: value}")
-    else:
-        seeds = values.get("seeds", 1)
-        _expect(path, f"{where}: seeds", seeds, int, "a whole number from 1")
-        if seeds < 1:
-            raise UserError(f"{path}: {where}: seeds={seeds} is not right: give a whole number from 1.")
-        _expect(path, f"{where}: arguments", values.get("arguments", {}), dict, "a dict of what computed rows' functions take")
-        _expect(path, f"{where}: base", values.get("base"), (str, type(None)), "the path of a config file")
+        values = {**values, "pieces": tuple(values.get("pieces", ()))}
+    if kind is Scale:
         values = {**values, "base": path.parent / values["base"] if values.get("base") else None}
-    _expect(path, f"{where}: overrides", values.get("overrides", {}), dict, "a dict of dotted config fields")
     return kind(**values)
 
 
-def _check(table: Table) -> None:
-    """What holds between the parts of a table."""
+def _check_labels(table: Table) -> None:
+    """Checks that labels differ and those of other rows exist."""
     labels = [row.label for row in table.rows]
     if not (labels or table.computed) or not table.scales:
         raise UserError(f"{table.path}: give at least one row and one scale.")
     if labels and table.base is None:
         raise UserError(f"{table.path}: 'base' is missing: give the config file that every row starts from.")
     known = set(labels)
-    for row in table.computed:
-        if not row.label or "," in row.label or row.label in known:
+    for label in (row.label for row in table.computed):
+        if not label or "," in label or label in known:
             raise UserError(
-                f"{table.path}: the label {row.label!r} of a computed row is not right: give one that is new, without a comma."
+                f"{table.path}: the label {label!r} of a computed row is not right: give one that is new, without a comma."
             )
-        known.add(row.label)
-        if not callable(load_object(row.function, {}, f"{table.path}: row {row.label!r}: function")):
-            raise UserError(f"{table.path}: row {row.label!r}: function={row.function!r} is not right: give a function.")
+        known.add(label)
     slugs: dict[str, str] = {}
     for row in table.rows:
         if not row.slug or "," in row.label:
@@ -277,23 +255,27 @@ def _check(table: Table) -> None:
                 "a label is given once and differs in letters or digits."
             )
         slugs[row.slug] = row.label
-    for where, label in [
-        *((f"row {row.label!r}: against", row.against) for row in table.rows),
-        ("attention_of", table.attention_of),
-    ]:
-        if label is not None and label not in labels:
-            raise UserError(
-                f"{table.path}: {where}={label!r} is no row{suggest_name(str(label), labels)}: give a label of this table."
-            )
-    for row in table.rows:
         if row.against == row.label:
             raise UserError(f"{table.path}: row {row.label!r} is compared with itself: give another label as against.")
+    others = [(f"row {row.label!r}: against", row.against) for row in table.rows]
+    for where, other in [*others, ("attention_of", table.attention_of)]:
+        if other is not None and other not in labels:
+            raise UserError(
+                f"{table.path}: {where}={other!r} is no row{suggest_name(str(other), labels)}: give a label of this table."
+            )
+
+
+def _check_functions(table: Table) -> None:
+    """Checks that the functions exist, and the pairs of `next_commands`."""
+    functions = [(f"row {row.label!r}: function", row.function) for row in table.computed]
     for kind in ("measures", "pictures"):
         for name, function in getattr(table, kind).items():
             if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9_]+", name)):
                 raise UserError(f"{table.path}: {kind} has {name!r}: give a name of small letters, digits and _.")
-            if not callable(load_object(function, {}, f"{table.path}: {kind}")):
-                raise UserError(f"{table.path}: {kind}[{name!r}]={function!r} is not right: give a function.")
+            functions.append((f"{kind}[{name!r}]", function))
+    for where, function in functions:
+        if not callable(load_object(function, {}, f"{table.path}: {where}")):
+            raise UserError(f"{table.path}: {where}={function!r} is not right: give a function.")
     for pair in table.next_commands:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise UserError(f"{table.path}: next_commands has {pair!r}: give pairs (why, command).")

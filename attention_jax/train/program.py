@@ -58,7 +58,7 @@ class Program:
     abstract_state: State
     durations: Durations
     init: Callable[[Any], State]
-    train_step: Callable[..., tuple[State, dict[str, jax.Array]]]
+    train_step: jax.stages.Wrapped  # (state, batch, seed) -> (state, sums)
     outputs: Callable[..., dict[str, jax.Array]]
 
     @property

@@ -8,7 +8,7 @@ shapes and without the compilation cache; nothing is computed. Processor time be
 waiting on a busy machine. Temporary memory is XLA's plan for the step, without parameters and optimizer state: what
 `scan_layers` stacks, and the gradients of it, appear there.
 
-With --first_step it is the time from the start of training to its first step, as the verb `train` prints it, in a process of
+With --first_step it is the time from the start of training to its first step, as the command `train` prints it, in a process of
 its own and with the compilation cache first empty and then filled.
 """
 

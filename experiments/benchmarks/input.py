@@ -154,12 +154,12 @@ def main() -> None:
         pythons = {"ours": sys.executable, "timm": options.timm_python}
         workers = {which: start(python, which, Path(name), options.images) for which, python in pythons.items()}
         workers = {which: worker for which, worker in workers.items() if worker}
-        taken: dict[tuple[str, str], list[float]] = {}
+        measured: dict[tuple[str, str], list[float]] = {}
         for _ in range(options.rounds):
             for label in ROWS:
                 for which, worker in workers.items():
                     print(label, file=worker.stdin, flush=True)
-                    taken.setdefault((which, label), []).append(json.loads(worker.stdout.readline()))
+                    measured.setdefault((which, label), []).append(json.loads(worker.stdout.readline()))
         for worker in workers.values():
             worker.communicate()
     lines = [
@@ -170,7 +170,7 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     for label in ROWS:
-        rates = {which: 1e3 / statistics.median(taken[which, label]) for which in workers}
+        rates = {which: 1e3 / statistics.median(measured[which, label]) for which in workers}
         cells = [f"{rates[which]:.0f}" if which in rates else "not run" for which in ("ours", "timm")]
         ratio = f"{rates['ours'] / rates['timm']:.2f}" if len(rates) == 2 else "–"
         lines.append(f"| {label} | {' | '.join(cells)} | {ratio} |")

@@ -1,4 +1,4 @@
-"""What a lent accelerator is asked first: does it compute the same, how fast, as fast as predicted, fed fast enough?
+"""Questions to a lent accelerator: does it compute the same, how fast, as fast as predicted, fed fast enough?
 
     experiments/on_device.sh [--quick] [--minutes=10] [--output=FILE.md]
 
@@ -82,12 +82,12 @@ def timed(run: Callable[[], Any], times: int) -> float:
     import jax
 
     jax.block_until_ready(run())
-    taken = []
+    seconds = []
     for _ in range(times):
         begin = time.perf_counter()
         jax.block_until_ready(run())
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def peaks(quick: bool) -> tuple[float, float]:
@@ -148,13 +148,12 @@ def cases(quick: bool, devices: int) -> dict[str, Any]:
 
 
 def steps(quick: bool) -> Iterator[Answer]:
-    """What a step takes, and what its program says that it takes at best; the time to the first; the input that it wants."""
+    """Times a step beside its bound, the first step, and the input it needs."""
     import jax
     import numpy as np
 
     from attention_jax.distributed.mesh import count_threads
-    from attention_jax.preflight.input_rate import measure_input_rate
-    from attention_jax.preflight.measure import list_batches, measure_program
+    from attention_jax.preflight.measure import list_batches, measure_input_rate, measure_program
     from attention_jax.preflight.report import Report
     from attention_jax.train.program import build_program
 
@@ -190,9 +189,9 @@ def steps(quick: bool) -> Iterator[Answer]:
             f"{label}: a step", f"{1e3 * took:.3g} ms; {1e3 * best:.3g} at this device's own peaks", f"{took / best:.2f} x"
         )
         if here:
-            line = Report(here, measured, None).roofline
-            said = f"preflight for {here.topology}: {1e3 * line.step:.3g} ms at best, bound by {line.bound}"
-            yield Answer(f"{label}: predicted", said, f"{took / line.step:.2f} x")
+            bound = Report(here, measured, None)
+            said = f"preflight for {here.topology}: {1e3 * bound.step:.3g} ms at best, bound by {bound.bound}"
+            yield Answer(f"{label}: predicted", said, f"{took / bound.step:.2f} x")
         rate = measure_input_rate(program.config, 0.5 if quick else 3.0)
         if rate:
             wanted, ready = measured.examples / took / jax.process_count(), rate * count_threads()
@@ -257,7 +256,7 @@ def main() -> None:
     """Asks, prints each answer as it comes, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny networks, as a CPU can run them")
-    parser.add_argument("--minutes", type=float, default=10.0, help="after which no further question is asked")
+    parser.add_argument("--minutes", type=float, default=10.0, help="after which no further question starts")
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
     import jax

@@ -1,4 +1,4 @@
-"""The networks that `train_step.py` compares with, in plain Flax and in PyTorch, which are imported when asked for."""
+"""The networks that `train_step.py` compares with, in plain Flax and in PyTorch, which are imported when they are used."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """What `translation.py` compares with: the Transformer in plain Flax and PyTorch, and a Marian model for three libraries.
 
-Everything is imported when it is asked for: PyTorch and the libraries of Marian may live in another environment.
+Everything is imported when it is used: PyTorch and the libraries of Marian may live in another environment.
 """
 
 import json
@@ -122,7 +122,7 @@ def write_marian(folder: Path, vocab_size: int, layers: int, features: int, hidd
     np.savez(folder / "weights.npz", **{name: value.numpy() for name, value in net.state_dict().items()})
 
     class Words:
-        """Stands for the tokenizer, of which a conversion takes the vocabulary."""
+        """Stands for the tokenizer, whose vocabulary a conversion takes."""
 
         eos_token, unk_token = "0", "1"
 

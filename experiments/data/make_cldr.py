@@ -104,7 +104,7 @@ def every_date() -> Iterator[datetime.date]:
     yield from map(datetime.date.fromordinal, range(first.toordinal(), last.toordinal() + 1))
 
 
-def whole_dates() -> Iterator[Fact]:
+def complete_dates() -> Iterator[Fact]:
     def style(name: str, day: datetime.date) -> Callable[[str], str]:
         return lambda locale: dates.format_date(day, name, locale=locale)
 
@@ -219,7 +219,7 @@ def words() -> Iterator[Fact]:
         yield Fact("ordinal_words", f"ordinal {number}", "", write, number > 20 and number % 10 != 0)
 
 
-SOURCES = (whole_dates, parts_of_dates, times, relative_times, quantities, amounts, words)
+SOURCES = (complete_dates, parts_of_dates, times, relative_times, quantities, amounts, words)
 
 
 def tidy(text: str) -> str:

@@ -7,12 +7,13 @@ the training data worse, a difficulty of optimisation (He et al. 2016, Section 4
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from attention_jax import tree
 from attention_jax.analysis import plots
@@ -20,9 +21,6 @@ from attention_jax.load import Run, load_run
 from attention_jax.train import checkpoint
 from attention_jax.train.program import Program
 from experiments.studies.compiling import jit_quickly
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def list_convolutions(program: Program) -> list[str]:
@@ -93,7 +91,7 @@ def measure_gradient_flow(program: Program, run: Run) -> dict[str, Any]:
     }
 
 
-def plot_gradient_flow(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], columns: int = 4) -> "Figure":
+def plot_gradient_flow(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], columns: int = 4) -> Figure:
     """Plots a panel for each row of a table: the norm at every convolution, at initialisation and at the checkpoints.
 
     Lines are geometric means over seeds. All panels share their axes, so that rows of a panel grid can be compared.

@@ -8,12 +8,13 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from attention_jax import tree
 from attention_jax.analysis import plots
@@ -21,9 +22,6 @@ from attention_jax.models.summary import summary
 from experiments.studies.chains import count_longest_chain
 from experiments.studies.paths import count_path_length, find_dependence
 from experiments.studies.sequence_layers import Convolution, FullSelfAttention, Recurrent, RestrictedSelfAttention
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +73,6 @@ LAYER_TYPES = {
 }
 
 
-# --- multiply-adds --------------------------------------------------------------------------------------------------------
-
-
 def count_layer_macs(kind: LayerType, length: int, features: int, width: int = 0) -> tuple[int, int]:
     """Counts one layer's multiply-adds on one sequence: (what joins positions, the projections)."""
     counts = summary(kind.make(features, width, 1), (1, length, features), depth=9)
@@ -86,7 +81,7 @@ def count_layer_macs(kind: LayerType, length: int, features: int, width: int = 0
 
 
 def fit_powers(counts: Mapping[Any, float]) -> tuple[float, list[float]]:
-    """{(a, b, …): count} -> (c, [α, β, …]) with count ≈ c · a^α · b^β · …, by least squares of logarithms."""
+    """Fits {(a, b, …): count} -> (c, [α, β, …]) with count ≈ c · a^α · b^β · …, by least squares of logarithms."""
     points, values = np.log(np.array(list(counts), float)), np.log(np.array(list(counts.values()), float))
     solution, *_ = np.linalg.lstsq(np.column_stack([np.ones(len(points)), points]), values)
     return float(np.exp(solution[0])), [float(exponent) for exponent in solution[1:]]
@@ -100,9 +95,6 @@ def _powers(counts: Mapping[Any, float], letters: str) -> str:
     return "·".join([f"{coefficient:.2f}", *(f"{letter}^{power:.2f}" for letter, power in zip(letters, exponents))])
 
 
-# --- sequential operations ------------------------------------------------------------------------------------------------
-
-
 def count_sequential_operations(kind: LayerType, length: int, features: int, width: int = 0) -> int:
     """Counts arithmetic operations of one layer that each wait for the one before; see `count_longest_chain`."""
     layer = kind.make(features, width, 1)
@@ -114,9 +106,6 @@ def _linear(counts: Mapping[int, int]) -> str:
     """ "10" or "6n + 3" from {n: count}."""
     slope, start = np.polyfit(list(counts), list(counts.values()), 1)
     return f"{start:.4g}" if abs(slope) < 1e-6 else f"{slope:.4g}n {'-' if start < 0 else '+'} {abs(start):.4g}"
-
-
-# --- maximum path length --------------------------------------------------------------------------------------------------
 
 
 def find_maximum_path_length(kind: LayerType, length: int, width: int = 0, features: int = 4) -> int:
@@ -172,9 +161,6 @@ def _paths(kind: LayerType, paths: Mapping[tuple[int, int], int]) -> str:
     return _powers({(n,): layers for (n, _), layers in paths.items()}, "n")
 
 
-# --- time and memory ------------------------------------------------------------------------------------------------------
-
-
 def time_forward(kind: LayerType, length: int, features: int, width: int, repeats: int) -> tuple[float, float]:
     """Runs a layer on one sequence: (milliseconds, median of `repeats` runs; megabytes XLA plans for temporaries)."""
     layer = kind.make(features, width, 1)
@@ -188,9 +174,6 @@ def time_forward(kind: LayerType, length: int, features: int, width: int, repeat
         seconds.append(time.perf_counter() - begin)
     memory = compiled.memory_analysis()
     return 1e3 * float(np.median(seconds[1:])), memory.temp_size_in_bytes / 1e6 if memory else float("nan")
-
-
-# --- the table ------------------------------------------------------------------------------------------------------------
 
 
 def measure_layer_type(
@@ -251,7 +234,7 @@ def find_crossing(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.exp(np.interp(0, above[after - 1 : after + 1], x[after - 1 : after + 1])))
 
 
-def plot_layer_complexity(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+def plot_layer_complexity(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Plots self-attention against recurrence in multiply-adds over n/d; time and longest paths of all layers over n."""
     figure = plots.make_figure(12, 4.4)
     cost, seconds, paths = figure.subplots(1, 3)

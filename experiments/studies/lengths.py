@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from attention_jax.analysis import plots
 from attention_jax.config import override
@@ -15,9 +16,6 @@ from attention_jax.tasks.translator import name_bleu, score_texts
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
 from attention_jax.train.workdir import EVALUATION
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def split_lengths(lengths: np.ndarray, number: int) -> list[tuple[int, int]]:
@@ -75,7 +73,7 @@ def measure_elsewhere(program: Program, run: Run, changes: Mapping[str, Mapping[
     return correct | next_tokens
 
 
-def plot_by_length(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
+def plot_by_length(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Figure:
     """Plots curves over the length of the source, a line for each row of the table, mean over seeds."""
     first = next(iter(measured.values()))[0]
     names = [name for name, value in first.items() if value.ndim == 1 and name not in ("ranges", "pairs")]

@@ -1,10 +1,11 @@
 """Rows of softmax(QK^T) as maps, for chosen points of an image (SAGAN, arXiv 1805.08318, Figures 1 and 5)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from matplotlib.figure import Figure
 
 from attention_jax import tree
 from attention_jax.analysis import plots
@@ -12,9 +13,6 @@ from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.errors import UserError
 from attention_jax.load import Run
 from attention_jax.train.program import Program
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _IMAGES = 3  # of different classes, in the figure
 
@@ -80,7 +78,7 @@ def measure_query_maps(program: Program, run: Run) -> dict[str, Any]:
     return {**({"gamma": np.mean(gammas)} if gammas else {}), "entropy": np.mean(entropies), **kept}
 
 
-def plot_query_maps(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
+def plot_query_maps(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Figure:
     """Plots marked query points of a few images beside their maps in each module of each row's first seed.
 
     Every map has a scale of its own, from 0 to its largest weight, which is written on it.

@@ -1,21 +1,19 @@
 """The effective receptive field: how much of an image one position of a layer sees (Luo et al. 2016, arXiv 1701.04128)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from attention_jax.analysis import plots
 from attention_jax.errors import UserError
 from attention_jax.load import Run
 from attention_jax.train.program import Program
 from experiments.studies.compiling import jit_quickly
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _IMAGES = 64  # in the mean over test images
 # Luo et al., Section 3: a pixel belongs to the field when its gradient exceeds 1 - 95.45 % of the largest.
@@ -94,7 +92,7 @@ def measure_receptive_field(program: Program, run: Run) -> dict[str, Any]:
     return columns | {"field_start": fields[0], "field": fields[1]}
 
 
-def plot_receptive_fields(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
+def plot_receptive_fields(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Figure:
     """Plots the fields of each row before and after training, as logarithms of the gradient, mean over seeds."""
     figure = plots.make_figure(1.9 * len(measured) + 1.4, 4.6)
     panels = figure.subplots(2, len(measured), squeeze=False)

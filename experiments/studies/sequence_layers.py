@@ -64,8 +64,8 @@ class RestrictedSelfAttention(_SelfAttention):
         q_BCHK = q_BCHK.reshape(b * blocks, window, self.heads, self.key_size)
         query_C, key_S = jnp.arange(window), jnp.arange(2 * window - 1) - half
         positions_S = jnp.arange(blocks)[:, None] * window + key_S
-        near = (jnp.abs(query_C[:, None] - key_S) <= half) & ((positions_S >= 0) & (positions_S < n))[:, None]
-        mask = jnp.tile(near[:, None], (b, 1, 1, 1))
+        inside = (jnp.abs(query_C[:, None] - key_S) <= half) & ((positions_S >= 0) & (positions_S < n))[:, None]
+        mask = jnp.tile(inside[:, None], (b, 1, 1, 1))
         y_BCHV, _ = attend_heads(q_BCHK, _seen(k_BNHK, window), _seen(v_BNHV, window), mask, self.key_size**-0.5)
         return self.attention.output(y_BCHV.reshape(b, blocks * window, self.heads * self.value_size)[:, :n])
 

@@ -1,17 +1,15 @@
 """The reason for dividing by √d_k: what large keys do to a softmax (Vaswani et al. 2017, Section 3.2.1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from attention_jax.analysis import plots
 from attention_jax.load import Run
 from attention_jax.train.program import Program
 from experiments.studies.head_diversity import collect_attention
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def compute_softmax_statistics(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +68,7 @@ def measure_trained_softmax(program: Program, run: Run, pairs: int = 128) -> dic
     }
 
 
-def plot_softmax_scaling(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure | None":
+def plot_softmax_scaling(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
     """Plots entropy and gradient against d_k, divided and not, for random queries and keys; None without such rows."""
     rows = [values for label in measured for values in measured[label] if "key sizes" in values]
     if not rows:

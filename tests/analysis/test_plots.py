@@ -143,9 +143,9 @@ def test_attention_picture_draws_the_maps(run_and_images):
     bars = [[bar.get_y() + bar.get_height() for bar in axes.patches] for axes in figure.axes if len(axes.patches) == 4]
     np.testing.assert_allclose(bars, maps[f"{place}/channel"], atol=1e-6)
     assert nothing_is_cut_off(figure)
-    assert overlapping(figure.texts) == []
+    assert overlapping([*figure.texts, *(axes.title for axes in figure.axes)]) == []
     columns = ["F", "channel", "spatial", "M(F)", "F'"]
-    assert [text.get_text() for text in figure.texts if text.get_text() in columns] == columns
+    assert [axes.get_title() for axes in figure.axes if axes.get_title() in columns] == columns
     sides = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
     predicted = run.predict(images).labels
     assert sides == [f"true: {true}\npredicted: {seen}" for true, seen in zip(["zero", "one", "two"], predicted, strict=True)]

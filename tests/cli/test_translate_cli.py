@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax.analysis.attention_plots import choose_fonts, plot_attention_grid, romanize_korean
-from attention_jax.analysis.translation_maps import compute_translation_maps
+from attention_jax.analysis.translation_maps import (
+    choose_fonts,
+    compute_translation_maps,
+    plot_attention_grid,
+    romanize_korean,
+)
 from attention_jax.cli import main as cli
 from attention_jax.cli import translate
 from attention_jax.data.text.tokenizer import train_tokenizer

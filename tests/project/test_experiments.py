@@ -13,7 +13,7 @@ from attention_jax.config import override
 from attention_jax.models import create_model
 from attention_jax.models.summary import summary
 from attention_jax.tables import results
-from attention_jax.tables.results import Order
+from attention_jax.tables.results import TableRequest
 from attention_jax.tables.runner import run_table
 from attention_jax.tables.table import load_table
 from attention_jax.tasks import get_task
@@ -49,8 +49,8 @@ def test_every_row_has_a_network_at_every_scale(name, monkeypatch, tmp_path):
             create_model(**row.network).check()
     # At the smallest scale, down to the data and the shapes of every layer.
     monkeypatch.setattr(results, "_count", lambda network, shape: None)
-    order = Order(loaded, "smoke", 1, tmp_path, tmp_path, frozenset(), "")
-    for plan in results.plan(order):
+    request = TableRequest(loaded, "smoke", 1, tmp_path, tmp_path, frozenset(), "")
+    for plan in results.plan_rows(request):
         assert plan.broken is None, f"{plan.row.label}: {plan.broken}"
         data = plan.config.data
         batch = get_task(plan.config.task).loader(plan.config, data.train_split, (0, 1), training=True).training_batch(0)

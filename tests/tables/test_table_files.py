@@ -70,7 +70,7 @@ def test_mistakes_in_a_table_file(tmp_path, rows, names, message):
 
 def test_what_a_table_file_must_have(tmp_path):
     (tmp_path / "empty.py").write_text("title = 'x'\n")
-    with pytest.raises(UserError, match="'source' is missing"):
+    with pytest.raises(UserError, match="a table file has no 'source', which must be given"):
         load_table(tmp_path / "empty.py")
 
 

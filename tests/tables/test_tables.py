@@ -88,7 +88,7 @@ def story(tmp_path_factory):
             attention_of="+ BAM",
             notes="Only for a test.",
             next_commands=[("look", "ls {workdir}/plain/0")],
-            measures={"errors": "attention_jax.tables.measures:errors", "own": f"{folder / 'own.py'}:measure"},
+            measures={"errors": "attention_jax.tables.measures:measure_errors", "own": f"{folder / 'own.py'}:measure"},
             pictures={"own": f"{folder / 'own.py'}:draw", "bad": f"{folder / 'own.py'}:fail"},
         )
     )
@@ -194,7 +194,7 @@ def test_markdown_says_how_it_was_made(story):
 
 def test_measures_become_columns(story):
     from attention_jax.load import load_run
-    from attention_jax.tables import measures
+    from attention_jax.tables.measures import read_measure
 
     rows = records(story.work / "small.csv")
     for slug, record in zip(("plain", "disk", "bam"), rows.values(), strict=True):
@@ -202,13 +202,13 @@ def test_measures_become_columns(story):
         assert float(record["test error %"]) == pytest.approx(100 - 100 * float(record["accuracy"]))
         for seed in (0, 1):
             run = load_run(story.work / slug / str(seed))
-            kept = measures.read(story.work / slug / str(seed), 4, "own")
+            kept = read_measure(story.work / slug / str(seed), 4, "own")
             np.testing.assert_array_equal(kept["bias"], run.variables["params"]["head"]["bias"])
-    assert measures.read(story.work / "plain/0", 3, "own") is None  # of another step
+    assert read_measure(story.work / "plain/0", 3, "own") is None  # of another step
     images, labels = read_digits("train")
     run = load_run(story.work / "plain/0")
     wrong = 100 * np.mean(run.predict(images).classes != labels)
-    assert float(measures.read(story.work / "plain/0", 4, "errors")["training error %"]) == pytest.approx(wrong)
+    assert float(read_measure(story.work / "plain/0", 4, "errors")["training error %"]) == pytest.approx(wrong)
     assert "| 4.5 ± 0.71 |" in story.pages[-1] and "bias" not in story.pages[-1]
 
 

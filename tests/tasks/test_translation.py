@@ -15,7 +15,7 @@ from attention_jax.cli import main as cli
 from attention_jax.config import override
 from attention_jax.data.text.tokenizer import EOS, PAD
 from attention_jax.errors import UserError
-from attention_jax.tables import measures
+from attention_jax.tables.measures import measure_bleu
 from attention_jax.tasks import translation
 from attention_jax.tasks.translator import TranslationOptions, translate_tokens
 from attention_jax.train import checkpoint
@@ -323,7 +323,7 @@ def test_an_adopted_tokenizer_reads_the_data_anew(folder, config):
 
 
 def test_measures_of_tokenised_text(program, run):
-    assert measures.bleu(program, run)["tokenised BLEU"] == log(run.path.parent.parent)[-1]["eval_ema/bleu_tokenised"]
+    assert measure_bleu(program, run)["tokenised BLEU"] == log(run.path.parent.parent)[-1]["eval_ema/bleu_tokenised"]
     found = lengths.measure_by_length(program, run, number=2)
     assert len(found["BLEU of a range"]) == len(found["ranges"]) == 2 and found["pairs"].sum() == 40
 

@@ -297,7 +297,7 @@ def test_table_at_a_uri_is_the_one_in_a_folder(store, tmp_path, monkeypatch, cap
     steps |= {"evaluation.every_steps": 2, "checkpoint.every_steps": 2, "logging.every_steps": 1}
     text = f"title, source, base = 'A table', 'After nobody.', {base!r}\n"
     text += f"scales = {{'tiny': {{'seeds': 1, 'overrides': {steps!r}}}}}\n"
-    text += "measures = {'errors': 'attention_jax.tables.measures:errors'}\nrows = [{'label': 'a'}]\n"
+    text += "measures = {'errors': 'attention_jax.tables.measures:measure_errors'}\nrows = [{'label': 'a'}]\n"
     for name in ("local", "remote"):
         (tmp_path / f"{name}.py").write_text(text)
     assert run_table(tmp_path / "local.py", workdir=tmp_path / "local") == 0
