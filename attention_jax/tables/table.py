@@ -213,7 +213,7 @@ def _check_values(path: Path, where: str, kind: type, given: Mapping[str, Any]) 
     for name in (name for name in given if name in _ACCEPTED):
         value: Any = given[name]
         accepted, words = _ACCEPTED[name]
-        wrong = not isinstance(value, accepted) or (name == "seeds" and (isinstance(value, bool) or value < 1))
+        wrong = type(value) is not int or value < 1 if name == "seeds" else not isinstance(value, accepted)
         if wrong or (name == "network" and value is not None and not isinstance(value.get("name"), str)):
             raise UserError(f"{path}: {where}{': ' if where else ''}{name}={value!r} is not right: give {words}.")
 
