@@ -58,42 +58,41 @@ def name_metric(lines: Sequence[EstimatedRow]) -> str:
     return " or ".join(dict.fromkeys(get_task(config.task).correct_means(config) for config in configs))
 
 
-def _computed_columns(rows: Sequence[ComputedResult]) -> list[tuple[str, bool]]:
-    """(name, True for the published one): each computed column after the published one of its name."""
+def _computed_records(rows: Sequence[ComputedResult]) -> list[dict[str, Any]]:
+    """Rows of the CSV file, with numbers in full precision: each computed column after the published one of its name."""
     published = list(dict.fromkeys(column for row in rows for column in row.row.published))
     values = [item for row in rows for item in (row.values or {}).items()]
     computed = list(dict.fromkeys(name for name, value in values if isinstance(value, str) or np.ndim(value) == 0))
-    columns = [(name, True) for name in published if name not in computed]
-    return columns + [pair for name in computed for pair in ((name, True), (name, False)) if name in published or not pair[1]]
+    records = []
+    for row in rows:
+        record: dict[str, Any] = {"row": row.row.label, "status": row.status, "failures": row.failure}
+        for name in (*(name for name in published if name not in computed), *computed):
+            record |= {f"published {name}": row.row.published.get(name)} if name in published else {}
+            record |= {name: (row.values or {}).get(name)} if name in computed else {}
+        records.append(record)
+    return records
 
 
 def _computed_cells(rows: Sequence[ComputedResult]) -> list[list[str]]:
     """Head and rows as texts."""
-    columns = _computed_columns(rows)
+    records = _computed_records(rows)
+    columns = {name: name.startswith("published ") for name in list(records[0])[3:]}
 
-    def cell(row: ComputedResult, name: str, is_published: bool) -> str:
-        value = row.row.published.get(name) if is_published else (row.values or {}).get(name)
+    def cell(value: Any, is_published: bool) -> str:
         if value is None:
             return _ABSENT
         return str(value) if is_published or isinstance(value, str) else f"{float(value):.4g}"
 
-    head = ["row", *(f"{name} (published)" if is_published else name for name, is_published in columns)]
-    return [head, *([row.row.label, *(cell(row, *column) for column in columns)] for row in rows)]
+    head = [
+        f"{name.removeprefix('published ')} (published)" if is_published else name for name, is_published in columns.items()
+    ]
+    return [["row", *head], *([record["row"], *(cell(record[name], columns[name]) for name in columns)] for record in records)]
 
 
 def _computed_failures(rows: Sequence[ComputedResult]) -> str:
     """A line for each row that has no numbers."""
     reasons = {row.row.label: f"failed: {row.failure}" if row.failure else "not run." for row in rows if not row.values}
     return "\n".join(f"{label}: {reason}" for label, reason in reasons.items())
-
-
-def _computed_record(row: ComputedResult, columns: Sequence[tuple[str, bool]]) -> dict[str, Any]:
-    """The row of the CSV file, with numbers in full precision."""
-    record: dict[str, Any] = {"row": row.row.label, "status": row.status, "failures": row.failure}
-    for name, is_published in columns:
-        values = row.row.published if is_published else row.values or {}
-        record[f"published {name}" if is_published else name] = values.get(name)
-    return record
 
 
 def _published(lines: Sequence[EstimatedRow]) -> list[str]:
@@ -253,7 +252,7 @@ def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
 def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
     """Formats one record for each row, computed ones first, in full precision; accuracies and differences as shares 0 to 1."""
     published = _published(lines)
-    records = [_computed_record(row, _computed_columns(computed)) for row in computed]
+    records = _computed_records(computed)
     for line in lines:
         result, plan = line.result, line.result.plan
         record = {

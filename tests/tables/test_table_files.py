@@ -54,7 +54,11 @@ def test_the_quickstart_is_the_table_it_promises():
         ('{"label": "a"}', {"scales": {}}, "at least one row and one scale"),
         ('{"label": "a"}', {"next_commands": ["ls"]}, r"give pairs \(why, command\)"),
         ('{"label": "a", "network": "resnet18"}', {}, "row 'a': network='resnet18' is not right: give a dict"),
-        ('{"label": "a", "network": {"nam": "resnet18"}}', {}, "row 'a': network=None is not right"),
+        (
+            '{"label": "a", "network": {"nam": "resnet18"}}',
+            {},
+            r"row 'a': network=\{'nam': 'resnet18'\} is not right: give a dict with the name",
+        ),
         ('{"label": "a"}', {"scales": {"x": {"seeds": 1, "base": 3}}}, "base=3 is not right: give the path"),
         ('{"label": "a"}', {"measures": ["a:b"]}, "measures=.* is not right: give a dict of name: function"),
         ('{"label": "a"}', {"measures": {"x": "numpy:hypott"}}, r"numpy has no 'hypott' \(did you mean 'hypot'\?\)"),
