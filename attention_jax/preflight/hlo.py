@@ -7,7 +7,7 @@ as often as it runs, and only arrays in the chip's main memory count as traffic.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 _BITS = {"pred": 8, "s2": 2, "s4": 4, "u2": 2, "u4": 4, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
@@ -19,7 +19,7 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
     *("while", "conditional", "call", "after-all", "domain"),
 }
-_PLUMBING = re.compile(r"while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|shard_map")
+_PLUMBING = re.compile(r"while|body|cond|branch_\d+_fun|closed_call|eval_jaxpr|checkpoint|rematted_computation|shard_map")
 _READS_A_PART = {"dynamic-slice", "slice", "gather"}
 
 
@@ -185,12 +185,16 @@ class HloProgram:
         operands = [here[name] for name in one.operands if name in here]
         if kind == "all-gather":
             results = one.arrays[len(operands) :] if one.opcode.endswith("-start") else one.arrays
-            return tuple((_purpose(o.scope or one.scope, a), a.bytes) for o, a in zip(operands, results, strict=False))
+            # Behind the barrier of a rematerialised pass a parameter is a copy, whose scope says `remat2` and no layer.
+            scopes = [self._origin(o, here, _layer) or one.scope for o in operands]
+            return tuple((_purpose(scope, a), a.bytes) for scope, a in zip(scopes, results, strict=False))
         return tuple((_purpose(self._origin(o, here) or one.scope, a), a.bytes) for o in operands for a in o.arrays[:1])
 
-    def _origin(self, instruction: Instruction, here: Mapping[str, Instruction]) -> str:
-        """The scope of what made an array, behind tuples and copies."""
-        while not instruction.scope and instruction.operands and instruction.operands[0] in here:
+    def _origin(self, instruction: Instruction, here: Mapping[str, Instruction], known: Callable[[str], object] = bool) -> str:
+        """The nearest scope that is `known` of what made an array, behind tuples and copies, or an empty string."""
+        while not known(instruction.scope):
+            if not instruction.operands or instruction.operands[0] not in here:
+                return ""
             instruction = here[instruction.operands[0]]
         return instruction.scope
 
@@ -274,12 +278,16 @@ def _group(rest: str, devices: int) -> int:
     return devices
 
 
-def _purpose(scope: str, array: Array) -> str:
-    """`stage4_block1/conv2 f32[3,3,512,512]`: the layer whose array is exchanged."""
+def _layer(scope: str) -> str:
+    """`stage4_block1/conv2` out of a scope, or an empty string when it names no layer."""
     found = re.match(r"state\.(\w+)\[(.*)\]$", scope)
     if found:
-        path = "/".join(re.findall(r"'([^']+)'", found[2]))
-    else:
-        parts = [p for p in scope.split("/")[1:-1] if "(" not in p and "." not in p]  # without program and primitive
-        path = "/".join(p for p in parts if not _PLUMBING.fullmatch(p)) or "the loss and what else is summed"
-    return f"{path} {array.dtype}[{','.join(map(str, array.dims))}]"
+        return "/".join(re.findall(r"'([^']+)'", found[2]))
+    parts = [p for p in scope.split("/")[1:-1] if "(" not in p and "." not in p]  # without program and primitive
+    return "/".join(p for p in parts if not _PLUMBING.fullmatch(p))
+
+
+def _purpose(scope: str, array: Array) -> str:
+    """`stage4_block1/conv2 f32[3,3,512,512]`: the layer for which an array is exchanged."""
+    layer = _layer(scope) or "the loss and what else is summed"
+    return f"{layer} {array.dtype}[{','.join(map(str, array.dims))}]"

@@ -172,6 +172,26 @@ def test_exchanges_by_kind_group_and_purpose(text):
     assert gathered.arrays[0][0] == "layer_1/dense f32[512,128]"
 
 
+def test_a_gathered_copy_is_named_after_the_parameter():
+    """As newer compilers write it, which keep the barrier before a rematerialised pass."""
+    entry = """HloModule jit_train_step, num_partitions=8
+
+%copied (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  ROOT %copy = f32[8,128]{0,1} copy(%x)
+}
+
+ENTRY %main (p: f32[8,128]) -> f32[64,128] {
+  %p = f32[8,128]{1,0} parameter(0), metadata={op_name="state.params[\\'head\\'][\\'kernel\\']"}
+  %wrapped_copy = f32[8,128]{0,1} fusion(%p), kind=kLoop, calls=%copied, metadata={op_name="jit(train_step)/eval_jaxpr/remat2"}
+  ROOT %whole = f32[64,128]{0,1} all-gather(%wrapped_copy), replica_groups=[1,8]<=[8], dimensions={0}, \
+metadata={op_name="jit(train_step)/eval_jaxpr/checkpoint/rematted_computation/Net/head/sharding_constraint"}
+}
+"""
+    (gathered,) = Program(entry).collectives()
+    assert gathered.arrays == (("head/kernel f32[64,128]", 64 * 128 * 4),)
+
+
 def test_traffic_is_that_of_the_main_memory(text):
     row = 128 * 4
     expected = {
