@@ -3,7 +3,6 @@
 `tests/peers` holds the PyTorch side and compares with it live.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -20,12 +19,10 @@ from attention_jax.optim.optimizers import make_optimizer, update_average
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.train.program import build_program
 from tests.helpers import parity
+from tests.helpers.blocks import quick
 from tests.helpers.small import small_config
 
 DECAY_RULES = (("(bias|scale)$", False), (".*", True))
-
-# Each network is compiled for one call: compiling is what takes the time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def drawn(model: Any, images: np.ndarray, seed: int) -> dict[str, Any]:
@@ -44,7 +41,7 @@ def ours(case: parity.Case, running_var: str = "unbiased") -> parity.Results:
     images, labels = parity.images(case.seed, *case.image), parity.labels(case.seed)
     variables = drawn(model, images, case.seed)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @quick
     def everything(variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         def loss(params: Any, train: bool) -> tuple:
             logits, changed = model.apply(
@@ -124,7 +121,7 @@ def our_recipe(recipe: parity.Recipe) -> parity.Results:
         "model.norm_running_var": "unbiased",
     }
     program = build_program(small_config(**fields))
-    train_step = jax.jit(program.train_step, compiler_options=QUICK)
+    train_step = quick(program.train_step)
     before = drawn(program.model, recipe.batch(0)[0], case.seed)
     state = program.init(0).replace(**jax.tree.map(jnp.copy, before), ema=jax.tree.map(jnp.copy, before))
     seen = []
@@ -146,7 +143,7 @@ def our_recipe(recipe: parity.Recipe) -> parity.Results:
 def our_imagenet_logits(name: str) -> np.ndarray:
     """[2, 1000] of a published network."""
     model, images = create_model(name), parity.images(0, *parity.IMAGENET_IMAGE, batch=2)
-    return np.asarray(jax.jit(model.apply, compiler_options=QUICK)(drawn(model, images, 0), images))
+    return np.asarray(quick(model.apply)(drawn(model, images, 0), images))
 
 
 @pytest.mark.parametrize("name", parity.CASES)
@@ -162,7 +159,7 @@ def test_biased_running_variance_equals_its_formula() -> None:
     case, theirs = parity.CASES[parity.BIASED], parity.load(parity.BIASED)
     model = ResNet(**case.network, norm_running_var="biased")
     images = parity.images(case.seed, *case.image)
-    _, changed = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]), compiler_options=QUICK)(
+    _, changed = quick(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(
         drawn(model, images, case.seed), images
     )
     statistics = tree.flatten_by_path(changed["batch_stats"])

@@ -10,12 +10,11 @@ from attention_jax.optim.losses import cross_entropy
 from attention_jax.optim.mixing import mix_images, outside_box
 from attention_jax.tasks import classification
 from attention_jax.train.program import build_program
+from tests.helpers.blocks import quick
 from tests.helpers.small import small_config
 
 B, H, W = 6, 12, 10
 KEYS = 400
-# A program that runs once is not worth optimising.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -28,7 +27,7 @@ def many(count: int = KEYS, **options: float) -> dict[str, np.ndarray]:
     """The batch mixed with `count` keys: arrays with one more axis in front."""
     options = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5, **options}
     keys = jax.random.split(jax.random.key(0), count)
-    mixed = jax.jit(jax.vmap(lambda key: mix_images(key, batch(), **options)), compiler_options=QUICK)
+    mixed = quick(jax.vmap(lambda key: mix_images(key, batch(), **options)))
     return jax.device_get(mixed(keys))
 
 
@@ -151,7 +150,7 @@ def test_accumulation_mixes_the_whole_batch():
         mixing = dict(mix__mixup_alpha=0.8, mix__cutmix_alpha=1.0, mix__probability=probability)
         program = build_program(small_config(batch_norm__granularity=1, accumulation=parts, parallel__data=1, **mixing))
         loader = program.task.loader(program.config, "train", (0, 1), training=True)
-        step = jax.jit(program.train_step, compiler_options=QUICK)
+        step = quick(program.train_step)
         state, losses = program.init(0), []
         for _ in range(2):
             state, metrics = step(state, loader.training_batch(0), np.uint32(0))

@@ -14,10 +14,8 @@ from attention_jax.optim.losses import cross_entropy, right_tokens, soft_cross_e
 from attention_jax.optim.optimizers import make_optimizer, update_average
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.train.program import build_program
+from tests.helpers.blocks import quick
 from tests.helpers.small import small_config
-
-# A program that runs once is not worth optimising.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def values(schedule, steps):
@@ -151,9 +149,7 @@ def test_the_clipped_gradient_is_the_whole_batchs_and_is_logged_unclipped():
         fields = dict(optimizer__clip_norm=0.1, batch_norm__granularity=1, accumulation=parts, parallel__data=1)
         program = build_program(small_config(**fields))
         loader = program.task.loader(program.config, "train", (0, 1), training=True)
-        state, metrics = jax.jit(program.train_step, compiler_options=QUICK)(
-            program.init(0), loader.training_batch(0), np.uint32(0)
-        )
+        state, metrics = quick(program.train_step)(program.init(0), loader.training_batch(0), np.uint32(0))
         assert metrics["grad_norm"] > 0.2, "before clipping"
         found.append(tree.flatten_by_path(state.params))
     for path, value in found[0].items():
