@@ -11,12 +11,10 @@ from attention_jax.errors import UserError
 
 @functools.cache
 def _all_digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    with resources.files("attention_jax.data").joinpath("digits.npz").open("rb") as file, np.load(file) as kept:
+        levels, labels = kept["images"], kept["labels"]
     # Grey levels 0..16 become 0..255, so that digits are preprocessed like any other uint8 image.
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    return images, bunch.target.astype(np.int32)
+    return np.round(levels * (255 / 16)).astype(np.uint8)[..., None], labels.astype(np.int32)
 
 
 @functools.cache

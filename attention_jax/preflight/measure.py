@@ -264,13 +264,25 @@ def measure_input_rate(config: ConfigDict, seconds: float = 1.5) -> float | None
     return count / (time.process_time() - begin)
 
 
+def make_photo(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """uint8 [height, width, 3]: noise with the spectrum of photographs, which takes libjpeg as long as one of as many bytes.
+
+    Amplitudes fall as frequency**-1.4: 500 x 375 pixels make 94 to 112 kB at quality 95, as ImageNet's do.
+    """
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf  # no mean
+    spectrum = np.fft.rfft2(rng.standard_normal((4, height, width))) / frequency**1.4
+    light, *colours = np.fft.irfft2(spectrum, (height, width))
+    pixels = light[..., None] + 0.3 * np.stack(colours, -1)  # colours change less than brightness
+    return np.clip(128 + 60 * pixels / pixels.std(), 0, 255).astype(np.uint8)
+
+
 def _example(config: ConfigDict) -> Any:
     if not (config.data.crop == "random_resized" or config.data.eval_resize):
         return np.random.default_rng(0).integers(0, 256, config.data.image_shape, np.uint8)
     from PIL import Image
-    from sklearn.datasets import load_sample_image
 
-    photo = Image.fromarray(load_sample_image("china.jpg")).resize((500, 375), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
+    photo, buffer = Image.fromarray(make_photo(500, 375)), io.BytesIO()
     photo.convert(MODES[config.data.image_shape[-1]]).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

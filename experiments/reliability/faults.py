@@ -96,7 +96,7 @@ def judge_call(call: Call | None, code: int, printed: str) -> str:
 
 def import_packages() -> None:
     """Imports the packages of training, once for all calls."""
-    for name in ("grain", "orbax.checkpoint", "sklearn.datasets", "tensorflow_datasets", "attention_jax.train.report"):
+    for name in ("grain", "orbax.checkpoint", "tensorflow_datasets", "attention_jax.train.report"):
         importlib.import_module(name)
 
 

@@ -7,18 +7,18 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from attention_jax.data.images import crop
 from attention_jax.data.images.crop import Box, crop_and_resize, draw_box, resize_and_centre_crop
 from attention_jax.data.images.decoding import BrokenImage, decode_image
+from attention_jax.preflight.measure import make_photo
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @functools.cache
 def photo(index: int = 0, width: int = 640, height: int = 427) -> Image.Image:
-    return Image.fromarray(load_sample_images().images[index]).resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray(make_photo(width, height, index))
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:

@@ -5,19 +5,16 @@ import math
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from sklearn.datasets import load_sample_image
 
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import OPS
 from attention_jax.errors import UserError
+from attention_jax.preflight.measure import make_photo
 
 AFFINE = Image.Transform.AFFINE
 FILL = (10, 200, 60)
-# Crops of the two photographs; not square, and no channel uses its full range in both.
-PHOTOS = {
-    "china": load_sample_image("china.jpg")[120:240, 400:560],
-    "flower": load_sample_image("flower.jpg")[60:180, 80:240],
-}
+# Not square, and no channel uses its whole range in both.
+PHOTOS = {"strong": make_photo(640, 427)[120:240, 400:560], "pale": make_photo(160, 120, 1) // 2 + 40}
 
 
 @pytest.fixture(params=PHOTOS)
@@ -403,7 +400,7 @@ def test_cutout_lies_anywhere(recorder):
 @pytest.mark.parametrize("ops", SETS)
 @pytest.mark.parametrize("channels", [3, 1])
 def test_shape_and_dtype_are_kept_and_the_generator_decides(ops, channels):
-    image = PHOTOS["china"][:40, :56, :channels]
+    image = PHOTOS["strong"][:40, :56, :channels]
     before = image.copy()
     transform = make_randaugment(2, 9, ops, names=[name for name in SETS[ops].levels if channels == 3 or name != "color"])
     first = [transform(image, np.random.default_rng([5, number])) for number in range(40)]
@@ -420,7 +417,7 @@ def test_shape_and_dtype_are_kept_and_the_generator_decides(ops, channels):
 
 def test_operations_follow_one_another():
     """The complete chain for one image, from the numbers drawn."""
-    image, names = PHOTOS["flower"], ("solarize", "rotate", "sharpness")
+    image, names = PHOTOS["pale"], ("solarize", "rotate", "sharpness")
     transform = make_randaugment(3, 7, names=names, fill=FILL)
     for seed in range(5):
         pillow = Image.fromarray(image)
@@ -436,7 +433,7 @@ def test_operations_follow_one_another():
 
 
 def test_a_flipped_view_and_a_writable_result():
-    image = PHOTOS["china"]
+    image = PHOTOS["strong"]
     transform = make_randaugment(1, 5, names=["invert"], ops="tf1")
     result = transform(image[:, ::-1], np.random.default_rng(0))
     np.testing.assert_array_equal(result, 255 - image[:, ::-1])
@@ -444,7 +441,7 @@ def test_a_flipped_view_and_a_writable_result():
 
 
 def test_without_an_operation_the_image_comes_back():
-    image = PHOTOS["china"]
+    image = PHOTOS["strong"]
     assert make_randaugment(2, 5, names=["identity"])(image, np.random.default_rng(0)) is image
 
 

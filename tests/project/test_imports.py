@@ -101,7 +101,7 @@ def test_launchers_run_on_python_3_9(run_python):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-SLOW = ["grain", "matplotlib", "orbax", "sklearn", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch"]
+SLOW = ["grain", "matplotlib", "orbax", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch"]
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,11 @@ def test_holds_the_package_and_nothing_else(wheel, root):
     assert wheel.name == f"attention_jax-{__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"attention_jax", f"attention_jax-{__version__}.dist-info"}
-    assert {"attention_jax/data/digits_test_indices.txt", "attention_jax/py.typed"} <= set(names)
-    assert {"attention_jax/data/cldr_en_ko.tsv.xz", "attention_jax/data/everyday_en_ko.tsv"} <= set(names)
+    data = ("digits.npz", "digits_test_indices.txt", "cldr_en_ko.tsv.xz", "everyday_en_ko.tsv")
+    assert {f"attention_jax/data/{name}" for name in data} | {"attention_jax/py.typed"} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
-    assert any(name.endswith("/licenses/attention_jax/data/cldr_en_ko.LICENSE.txt") for name in names)
+    for data in ("cldr_en_ko", "digits"):
+        assert any(name.endswith(f"/licenses/attention_jax/data/{data}.LICENSE.txt") for name in names)
     ours = {str(path.relative_to(root)) for path in (root / "attention_jax").rglob("*.py")}
     assert ours <= set(names)
 
