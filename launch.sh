@@ -4,6 +4,8 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)"
 VENV="$ROOT/.venv"
+PYTHONS=(python3.13 python3.12 python3.11 python3 python) # what it is made with: the first that works
+LEAST=3.11 # the oldest that will do, which uv fetches when none is found
 STAMP="$VENV/launch.stamp" # what is installed; "incomplete" while an installation runs; its presence says whose .venv it is
 
 help() {
@@ -27,7 +29,9 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   slurm [OPTIONS OF SBATCH] -- COMMAND        on a Slurm cluster: several nodes, --array for the rows of a table
   notebook                                    JupyterLab in experiments/notebooks
   python [ARGUMENTS]                          the environment's Python
-  test [--peers] [PYTEST ARGUMENTS]           lint and test; --peers also compares with other libraries
+  test [--peers] [--fast] [--newest] [PYTEST ARGUMENTS]
+                                              lint and test; --peers also compares with other libraries, --fast leaves slow
+                                              tests out, --newest is fast and takes the newest Python, in .venv-newest
   setup [EXTRA ...]                           only make the environment; extras such as cuda, tpu, gcs stay from then on
 
 docs/clusters.md goes through a run on a cluster from nothing. tpu --help and slurm --help list all options; --dry-run prints
@@ -57,7 +61,7 @@ environment() {
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
   else
     PYTHON="$VENV/bin/python"
-    local extras="$* ${ATTENTION_JAX_EXTRAS:-}"
+    local extras="text plot fast-images $* ${ATTENTION_JAX_EXTRAS:-}"
     installed "$extras" || locked_install "$extras"
   fi
   local cache="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/attention_jax/xla"
@@ -72,7 +76,7 @@ environment() {
 # One word a line, sorted, once each.
 words() { printf '%s\n' "$*" | tr -s ' ,' '\n\n' | sed '/^$/d' | sort -u; }
 # What an installation is made from, besides the extras. An editable install holds the checkout's path.
-source_state() { echo "$ROOT $(cat "$ROOT/pyproject.toml" "$ROOT/.ci/constraints.txt" | cksum)"; }
+source_state() { echo "$ROOT $(cat "$ROOT/pyproject.toml" "$ROOT"/.ci/constraints-*.txt | cksum)"; }
 installed_extras() { if [[ -f "$STAMP" ]]; then sed -n '2,$p' "$STAMP"; fi; }
 
 installed() {
@@ -96,7 +100,7 @@ install() {
   [[ -f "$STAMP" || ! -e "$VENV" ]] || fail "$VENV was not made by launch.sh: move it away, or use it with ATTENTION_JAX_PYTHON=$VENV/bin/python."
   local before extras known extra
   extras="$(words "$1" "$(installed_extras)")"
-  known="$(sed -n '/^\[project.optional-dependencies\]/,/^$/s/^\([a-z]*\) = \[.*/\1/p' "$ROOT/pyproject.toml")"
+  known="$(sed -n '/^\[project.optional-dependencies\]/,/^$/s/^\([a-z-]*\) = \[.*/\1/p' "$ROOT/pyproject.toml")"
   for extra in $extras; do
     grep -qx "$extra" <<<"$known" || fail "there is no extra '$extra': give some of $(paste -sd ' ' - <<<"$known")."
   done
@@ -109,17 +113,18 @@ install() {
     make_venv
   fi
   say "installing attention_jax${extras:+ with $(paste -sd ' ' - <<<"$extras")} (once; later starts skip this)"
-  local quiet=()
+  local quiet=() constraints=.ci/constraints-py311.txt
   [[ -t 2 ]] || quiet=(--quiet)
+  if runs "$PYTHON" 3.12; then constraints=.ci/constraints-newest.txt; fi
   (
     cd "$ROOT"
     local target=".${extras:+[$(paste -sd , - <<<"$extras")]}"
     if command -v uv >/dev/null; then
-      uv pip install ${quiet[@]+"${quiet[@]}"} --python "$PYTHON" -c .ci/constraints.txt -e "$target"
+      uv pip install ${quiet[@]+"${quiet[@]}"} --python "$PYTHON" -c "$constraints" -e "$target"
     else
-      "$PYTHON" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --no-input -c .ci/constraints.txt -e "$target"
+      "$PYTHON" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --no-input -c "$constraints" -e "$target"
     fi
-  ) >&2 || fail "the installation into $VENV failed, as said above: mend that and start the same command again."
+  ) >&2 || fail "the installation into $VENV failed, as said above: correct that and start the same command again."
   { source_state && words "$extras"; } >"$STAMP.new"
   mv "$STAMP.new" "$STAMP"
 }
@@ -127,10 +132,10 @@ install() {
 make_venv() {
   local python
   if ! python="$(find_python)" && command -v uv >/dev/null; then
-    uv python install --quiet 3.11 >&2 || fail "uv could not fetch a Python, as said above: install Python 3.11 or newer, or name one with ATTENTION_JAX_PYTHON."
-    python="$(uv python find 3.11)"
+    uv python install --quiet "$LEAST" >&2 || fail "uv could not fetch a Python, as said above: install Python $LEAST or newer, or name one with ATTENTION_JAX_PYTHON."
+    python="$(uv python find "$LEAST")"
   fi
-  [[ -n "$python" ]] || fail "Python 3.11 or newer with its venv module was not found in PATH: install it (Debian: python3-venv), or name one with ATTENTION_JAX_PYTHON."
+  [[ -n "$python" ]] || fail "Python $LEAST or newer with its venv module was not found in PATH: install it (Debian: python3-venv), or name one with ATTENTION_JAX_PYTHON."
   say "making $VENV with $("$python" --version)"
   find "$VENV" -mindepth 1 -maxdepth 1 ! -name "$(basename "$STAMP")" -exec rm -rf {} +
   if command -v uv >/dev/null; then
@@ -140,12 +145,14 @@ make_venv() {
   fi || fail "$python could not make $VENV, as said above."
 }
 
-# Runs each candidate: a version manager's stand-in may exist and fail.
+# Whether a program is a Python of this version or newer. It is run: a version manager's stand-in may exist and fail.
+runs() { "$1" -c "import sys${3:-}; sys.exit(sys.version_info < (${2/./, }))" >/dev/null 2>&1; }
+
 find_python() {
-  local name need="ensurepip, venv"
-  if command -v uv >/dev/null; then need="venv"; fi
-  for name in python3.13 python3.12 python3.11 python3 python; do
-    if "$name" -c "import sys, $need; sys.exit(sys.version_info < (3, 11))" >/dev/null 2>&1; then
+  local name need=", ensurepip, venv"
+  if command -v uv >/dev/null; then need=", venv"; fi
+  for name in "${PYTHONS[@]}"; do
+    if runs "$name" "$LEAST" "$need"; then
       command -v "$name"
       return
     fi
@@ -153,11 +160,24 @@ find_python() {
   return 1
 }
 
+# From here on the environment is .venv-newest, of the newest Python in PATH or among pyenv's.
+newest() {
+  local minor
+  VENV="$ROOT/.venv-newest" STAMP="$ROOT/.venv-newest/launch.stamp" LEAST=3.12 PYTHONS=()
+  for minor in 14 13 12; do
+    PYTHONS+=("python3.$minor" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.$minor."*/bin/python)
+  done
+  if [[ -z "${ATTENTION_JAX_PYTHON:-}" && ! -x "$VENV/bin/python" ]] && ! find_python >/dev/null && ! command -v uv >/dev/null; then
+    echo "error: --newest: no Python newer than 3.11 was found in PATH or among pyenv's: install one, or leave --newest out." >&2
+    exit 3
+  fi
+}
+
 # The launchers for other machines need no environment here: any Python from 3.9 on.
 launch_elsewhere() {
   local name
   for name in "${ATTENTION_JAX_PYTHON:-}" "$VENV/bin/python" python3 python; do
-    if [[ -n "$name" ]] && "$name" -c "import sys; sys.exit(sys.version_info < (3, 9))" >/dev/null 2>&1; then
+    if [[ -n "$name" ]] && runs "$name" 3.9; then
       PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$name" -m attention_jax.launch "$@"
     fi
   done
@@ -208,13 +228,22 @@ case "$command" in
     exec "$PYTHON" "$@"
     ;;
   test)
-    if [[ "${1:-}" == --peers ]]; then
+    extras=(dev) marks="not peers" slow=""
+    while :; do
+      case "${1:-}" in
+        --peers) extras+=(peers) marks="" ;;
+        --fast) slow="not slow" ;;
+        --newest)
+          newest
+          slow="not slow"
+          ;;
+        *) break ;;
+      esac
       shift
-      environment dev peers
-    else
-      environment dev
-      set -- -m "not peers" "$@"
-    fi
+    done
+    environment "${extras[@]}"
+    marks+="${marks:+${slow:+ and }}$slow"
+    if [[ -n "$marks" ]]; then set -- -m "$marks" "$@"; fi
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attention_jax.analysis.attention_maps import attention_maps
-from attention_jax.errors import UserError, one_sentence
+from attention_jax.errors import UserError, one_sentence, require_package
 from attention_jax.tasks import get_task
 from attention_jax.train import metrics
 from attention_jax.train.workdir import read_config
@@ -35,6 +35,7 @@ SUFFIXES = (".png", ".pdf", ".svg")  # of the files that figures are saved in
 
 @functools.cache
 def _figure_class() -> "type[Figure]":
+    require_package("matplotlib", "plot", "drawing a figure")
     from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):

@@ -14,7 +14,7 @@ import numpy as np
 from attention_jax.analysis import plots
 from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.data.text.tokenizer import BOS, EOS
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, require_package
 from attention_jax.load import Run
 from attention_jax.tasks.translation import shift_right
 from attention_jax.tasks.translator import Translation, Translator
@@ -143,6 +143,7 @@ def _letters(path: str) -> frozenset[int]:
 @functools.cache
 def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     """Families that together can draw the characters, matplotlib's own first, and the characters that none of them has."""
+    require_package("matplotlib", "plot", "drawing a figure")
     from matplotlib import font_manager
 
     own = font_manager.findfont("DejaVu Sans")

@@ -17,7 +17,7 @@ from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs,
 from attention_jax.data.text.pairs import Pairs, open_pairs
 from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, require_package
 from attention_jax.models import create_model
 from attention_jax.optim.losses import right_tokens, token_cross_entropy
 from attention_jax.tasks import translator
@@ -183,6 +183,8 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> TokenLoader:
     """Returns the loader of one split; evaluation cuts too long pairs, leaves out none, and may have a longer bucket."""
     data = config.data
+    if config.evaluation.translate:  # said before the hours of training and not at their end
+        require_package("sacrebleu", "text", "config.evaluation.translate=True")
     if training:
         tokens = _tokens(config, split, data.too_long)
         plan = _plan(config, tokens, config.batch_size, data.bucket_lengths)

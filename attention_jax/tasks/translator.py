@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, require_package
 from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths
 
 
@@ -83,6 +83,7 @@ def score_texts(hypotheses: list[str], references: list[str], tokenize: str) -> 
         tokenize: sacrebleu's name of a tokenization for BLEU; "none" for texts that are tokenised, whose score is the papers'
             tokenised BLEU, not comparable with others, and has the name "bleu_tokenised" instead of "bleu".
     """
+    require_package("sacrebleu", "text", "scoring translations")
     from sacrebleu.metrics import BLEU, CHRF
 
     bleu, chrf, name = BLEU(tokenize=tokenize, force=True), CHRF(), name_bleu(tokenize)

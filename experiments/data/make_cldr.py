@@ -1,7 +1,7 @@
 """Makes attention_jax/data/cldr_en_ko.tsv.xz, English and Korean out of Unicode CLDR:  python experiments/data/make_cldr.py
 
 Babel writes a date, a time, a quantity or an amount of money in the locales "en" and "ko"; num2words writes numbers as
-words. With the versions in .ci/constraints.txt the committed file comes out again byte for byte, which a test repeats.
+words. With the versions in .ci/constraints-newest.txt the committed file comes out again byte for byte, which a test repeats.
 
 No pair is drawn from a random generator: candidates are ordered by the SHA-256 of their names, so that neither the version
 of Python nor the order of this file matters.
@@ -32,7 +32,7 @@ from babel import Locale, dates, numbers, units
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "attention_jax" / "data" / "cldr_en_ko.tsv.xz"
-VERSIONS = {"babel": "2.18.0", "num2words": "0.5.14"}  # as in .ci/constraints.txt; this Babel has CLDR 47
+VERSIONS = {"babel": "2.18.0", "num2words": "0.5.14"}  # as in .ci/constraints-newest.txt; this Babel has CLDR 47
 SPLITS = ("train", "dev", "test")
 
 # kind: pairs of train, dev and test
@@ -276,6 +276,6 @@ def other_versions() -> str:
 
 if __name__ == "__main__":
     if others := other_versions():
-        sys.exit(f"{others}: these may write other pairs; pip install -c .ci/constraints.txt babel num2words")
+        sys.exit(f"{others}: these may write other pairs; pip install -c .ci/constraints-newest.txt babel num2words")
     FILE.write_bytes(lzma.compress(table().encode(), preset=9 | lzma.PRESET_EXTREME))
     print(f"{FILE.relative_to(ROOT)}: {FILE.stat().st_size:,} bytes")

@@ -20,7 +20,9 @@ bash basename cat chmod cksum dirname env find flock grep head mkdir mv paste re
 # In place of an interpreter: answers the version check, makes an environment that holds a copy of itself, and writes
 # every other call into $CALLS.
 PYTHON = """#!/usr/bin/env bash
-if [[ "$1" == -c || "$1" == --version ]]; then exit 0; fi
+minor=12
+if [[ "$1" == -c && "$2" =~ "(3, "([0-9]+) ]]; then exit $((minor < BASH_REMATCH[1])); fi
+if [[ "$1" == --version ]]; then exit 0; fi
 echo "${0##*/} $*" >> "$CALLS"
 case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cat "$0" > "$3/bin/python" && chmod +x "$3/bin/python" ;;
@@ -44,7 +46,7 @@ class Checkout:
     def __init__(self, root: Path, folder: Path):
         self.path, self.bin, self.calls_file = folder / "a checkout", folder / "bin", folder / "calls"
         (self.path / ".ci").mkdir(parents=True)
-        for name in ("launch.sh", "pyproject.toml", ".ci/constraints.txt"):
+        for name in ("launch.sh", "pyproject.toml", ".ci/constraints-py311.txt", ".ci/constraints-newest.txt"):
             shutil.copy(root / name, self.path / name)
         self.bin.mkdir()
         for tool in TOOLS.split():
@@ -56,8 +58,9 @@ class Checkout:
         self.cwd.mkdir()
         self.env = {"PATH": str(self.bin), "HOME": str(folder), "CALLS": str(self.calls_file)}
 
-    def program(self, name: str, text: str) -> None:
-        path = self.bin / name
+    def program(self, name: str, text: str, folder: Path | None = None) -> None:
+        path = (folder or self.bin) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
 
@@ -93,7 +96,10 @@ def checkout(root, tmp_path) -> Checkout:
     return Checkout(root, tmp_path)
 
 
-INSTALL = "python -m pip install --quiet --disable-pip-version-check --no-input -c .ci/constraints.txt -e ."
+PIP = "python -m pip install --quiet --disable-pip-version-check --no-input -c .ci/constraints-newest.txt -e"
+INSTALL = f"{PIP} .[fast-images,plot,text]"
+TEST = ["python -m ruff check .", "python -m ruff format --check ."]
+PYTEST = "python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder"
 
 
 def test_lists_its_commands(root):
@@ -132,7 +138,7 @@ def test_with_uv(checkout):
     assert code == 0, stderr
     assert checkout.calls() == [
         f"uv venv --quiet --allow-existing --python {checkout.bin}/python3.12 {venv}",
-        f"uv pip install --quiet --python {venv}/bin/python -c .ci/constraints.txt -e .[gcs]",
+        f"uv pip install --quiet --python {venv}/bin/python -c .ci/constraints-newest.txt -e .[fast-images,gcs,plot,text]",
     ]
     assert checkout.launch("setup") == (0, "")
     assert checkout.calls() == []
@@ -142,16 +148,13 @@ def test_extras_accumulate(checkout):
     checkout.launch("setup")
     checkout.calls()
     checkout.launch("setup", ATTENTION_JAX_EXTRAS="gcs, cuda")
-    assert checkout.calls() == [f"{INSTALL}[cuda,gcs]"]
+    assert checkout.calls() == [f"{PIP} .[cuda,fast-images,gcs,plot,text]"]
     checkout.launch("test", "-k", "name")
-    assert checkout.calls() == [
-        f"{INSTALL}[cuda,dev,gcs]",
-        "python -m ruff check .",
-        "python -m ruff format --check .",
-        "python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder -m not peers -k name",
-    ]
+    assert checkout.calls() == [f"{PIP} .[cuda,dev,fast-images,gcs,plot,text]", *TEST, f"{PYTEST} -m not peers -k name"]
     checkout.launch("test", "--peers", "-k", "name")
-    assert checkout.calls()[0] == f"{INSTALL}[cuda,dev,gcs,peers]"
+    assert checkout.calls() == [f"{PIP} .[cuda,dev,fast-images,gcs,peers,plot,text]", *TEST, f"{PYTEST} -k name"]
+    checkout.launch("test", "--fast", "--peers")
+    assert checkout.calls() == [*TEST, f"{PYTEST} -m not slow"]
     assert checkout.launch("setup", "gcs", "dev") == (0, "")
     assert checkout.calls() == []
 
@@ -159,11 +162,11 @@ def test_extras_accumulate(checkout):
 def test_unknown_extra(checkout):
     code, stderr = checkout.launch("setup", "cdua")
     assert code == 2
-    assert stderr.startswith("error: there is no extra 'cdua': give some of tpu cuda gcs prepare peers notebook dev.")
+    assert stderr.startswith("error: there is no extra 'cdua': give some of text plot fast-images tpu cuda gcs prepare ")
     assert checkout.calls() == []
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", ".ci/constraints.txt"])
+@pytest.mark.parametrize("name", ["pyproject.toml", ".ci/constraints-py311.txt", ".ci/constraints-newest.txt"])
 def test_installs_again_when_the_requirements_change(checkout, name):
     checkout.launch("setup")
     checkout.calls()
@@ -171,6 +174,26 @@ def test_installs_again_when_the_requirements_change(checkout, name):
         file.write("# changed\n")
     checkout.launch("setup")
     assert checkout.calls() == [INSTALL]
+
+
+def test_the_newest_python_has_an_environment_of_its_own(checkout):
+    (checkout.bin / "python3.12").unlink()
+    checkout.program("python3.11", PYTHON.replace("minor=12", "minor=11"))
+    checkout.launch("setup")
+    assert checkout.calls() == [f"python3.11 -m venv {checkout.path}/.venv", INSTALL.replace("newest", "py311")]
+    code, stderr = checkout.launch("test", "--newest")
+    assert code == 3 and stderr.startswith("error: --newest: no Python newer than 3.11 was found in PATH or among pyenv's")
+    assert stderr.count("\n") == 1 and checkout.calls() == [] and not (checkout.path / ".venv-newest").exists()
+
+    versions = Path(checkout.env["HOME"]) / ".pyenv/versions"
+    for minor in (12, 14):
+        checkout.program("python", PYTHON.replace("minor=12", f"minor={minor}"), versions / f"3.{minor}.1/bin")
+    code, stderr = checkout.launch("test", "--newest", "-x")
+    made = [f"python -m venv {checkout.path}/.venv-newest", f"{PIP} .[dev,fast-images,plot,text]"]
+    assert (code, checkout.calls()) == (0, [*made, *TEST, f"{PYTEST} -m not peers and not slow -x"]), stderr
+    assert "minor=14" in (checkout.path / ".venv-newest/bin/python").read_text()
+    for again in (["test", "--newest"], ["summary", "resnet20"]):  # neither environment is made again for the other
+        assert checkout.launch(*again)[0] == 0 and not any("venv" in call or "pip" in call for call in checkout.calls())
 
 
 def test_a_moved_checkout_is_made_anew(checkout):

@@ -188,7 +188,7 @@ ENTRY %main (p: f32[8,128]) -> f32[64,128] {
 metadata={op_name="jit(train_step)/eval_jaxpr/checkpoint/rematted_computation/Net/head/sharding_constraint"}
 }
 """
-    (gathered,) = CompiledProgram(entry).collectives()
+    (gathered,) = HloProgram(entry).collectives()
     assert gathered.arrays == (("head/kernel f32[64,128]", 64 * 128 * 4),)
 
 

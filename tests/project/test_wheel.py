@@ -1,12 +1,17 @@
 """The wheel works without the checkout."""
 
+import email
+import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from attention_jax import __version__
 
@@ -47,6 +52,19 @@ def test_holds_the_package_and_nothing_else(wheel, root):
         assert any(name.endswith(f"/licenses/attention_jax/data/{data}.LICENSE.txt") for name in names)
     ours = {str(path.relative_to(root)) for path in (root / "attention_jax").rglob("*.py")}
     assert ours <= set(names)
+
+
+def test_installs_beside_what_is_here_and_changes_no_version(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        about = email.message_from_bytes(archive.read(f"attention_jax-{__version__}.dist-info/METADATA"))
+    assert SpecifierSet(about["Requires-Python"]).contains(platform.python_version())
+    here = 0
+    for requirement in map(Requirement, about.get_all("Requires-Dist")):
+        if not requirement.marker or any(requirement.marker.evaluate({"extra": e}) for e in ("text", "plot", "fast-images")):
+            version = importlib.metadata.version(requirement.name)
+            assert requirement.specifier.contains(version), f"{requirement}, but {version} is here"
+            here += 1
+    assert here >= 16
 
 
 def test_runs_elsewhere(elsewhere, run_cli):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_jax import storage
-from attention_jax.errors import UserError, one_sentence
+from attention_jax.errors import UserError, one_sentence, require_package
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 TOKENIZERS = ("sentencepiece", "words")
@@ -76,6 +76,7 @@ class SentencePiece:
     """A sentencepiece model (Kudo & Richardson 2018) for raw text, with the methods of `Words`."""
 
     def __init__(self, model: bytes):
+        require_package("sentencepiece", "text", "a tokenizer of sentencepiece")
         import sentencepiece
 
         self._model = model
@@ -125,6 +126,7 @@ class SentencePiece:
         Raises:
             UserError: there is no vocabulary size, or the trainer refuses, e.g. one that is too large for the text.
         """
+        require_package("sentencepiece", "text", "data.tokenizer=sentencepiece")
         import sentencepiece
 
         if vocab_size is None:
