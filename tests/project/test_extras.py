@@ -1,14 +1,15 @@
 """Without an extra the rest works, and what needs it says in one sentence how to get it."""
 
 import pytest
-from tests.photos import write_photos
-from tests.small import as_options
+
+from tests.helpers.photos import write_photos
+from tests.helpers.small import as_options
 
 # What is None in sys.modules is not found where it is looked for and cannot be imported.
 BLOCKED = """
 import sys
 sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))
-from attention_jax import cli
+from attention_jax.cli import main as cli
 sys.exit(cli.main())
 """
 
