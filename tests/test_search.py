@@ -1,4 +1,4 @@
-"""Laws of search: equal to brute force where that is possible, to greedy search with a beam of one, alone or in a batch."""
+"""Invariants of search: equal to brute force if that is possible, to greedy search with a beam of one, alone or in a batch."""
 
 import itertools
 

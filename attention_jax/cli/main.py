@@ -217,7 +217,7 @@ def _evaluate(options: argparse.Namespace, overrides: Overrides) -> int:
 
 def _translate(options: argparse.Namespace, overrides: Overrides) -> int:
     _start("translation")
-    from attention_jax.cli.translate import OutputFormat, translate_file
+    from attention_jax.cli.translate import translate_file
 
     try:
         translate_file(
@@ -226,7 +226,8 @@ def _translate(options: argparse.Namespace, overrides: Overrides) -> int:
             average=options.average,
             source=options.input,
             output=options.output,
-            form=OutputFormat(options.nbest, options.scores),
+            nbest=options.nbest,
+            scores=options.scores,
             attention=options.attention,
             attention_of=options.attention_of,
             beam=options.beam,

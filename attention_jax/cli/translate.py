@@ -4,7 +4,6 @@ A line of input gives a line of output, empty for an empty one; with the n best 
 """
 
 import contextlib
-import dataclasses
 import itertools
 import re
 import sys
@@ -19,26 +18,6 @@ from attention_jax.tasks.translator import Translation, Translator
 from attention_jax.train.report import show_progress
 
 CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that output begins early
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputFormat:
-    """The columns of a translation's lines.
-
-    Attributes:
-        nbest: translations per sentence; None for only the best.
-        scores: puts the log probability after the length penalty in front.
-    """
-
-    nbest: int | None = None
-    scores: bool = False
-
-    def rows(self, number: int, translation: Translation) -> Iterator[str]:
-        """Yields the lines for line `number` of the input: text, with `score<TAB>` or `number<TAB>score<TAB>` in front."""
-        for text, score in zip(translation.texts, translation.scores, strict=True):
-            cells = [str(number)] if self.nbest else []
-            cells += [f"{score:.4f}"] if self.nbest or self.scores else []
-            yield "\t".join([*cells, re.sub(r"[\t\r\n]", " ", text)])
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
@@ -73,7 +52,8 @@ def translate_file(
     average: int = 1,
     source: str | None = None,
     output: str | None = None,
-    form: OutputFormat | None = None,
+    nbest: int | None = None,
+    scores: bool = False,
     attention: str | None = None,
     attention_of: str = "cross",
     **search: Any,
@@ -83,7 +63,8 @@ def translate_file(
     Args:
         workdir, weights, average: see `load_run`.
         source, output: paths; None for the standard streams.
-        form: of the lines written.
+        nbest: writes this many translations per sentence; None for only the best.
+        scores: writes the log probability after the length penalty before the text.
         attention: path of a figure of the attention in the first sentence.
         attention_of: "cross", "encoder" or "decoder".
         **search: fields of the config's `search`, None for the config's own.
@@ -91,7 +72,6 @@ def translate_file(
     Raises:
         UserError: no translation run, a file that is not readable or exists already, a line that is not UTF-8.
     """
-    form = form or OutputFormat()
     target, figure = _target("--output", output), _target("--attention", attention)
     if figure and figure.suffix not in SUFFIXES:
         raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
@@ -99,9 +79,8 @@ def translate_file(
         loaded = load_run(workdir, weights, average)
         if loaded.config.task != "translation":
             raise UserError(f"{workdir} is a run of the task {loaded.config.task!r}: translate takes one of 'translation'.")
-        if form.nbest:
-            search["n_best"] = form.nbest
-            search["beam"] = search.get("beam") or max(loaded.config.search.beam, form.nbest)
+        if nbest:
+            search |= {"n_best": nbest, "beam": search.get("beam") or max(loaded.config.search.beam, nbest)}
         terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
         sizes = (1,) if file.isatty() else CHUNKS
         total = _count_lines(source) if terminal and source else None
@@ -109,7 +88,10 @@ def translate_file(
         with _open_output(target) as write, show_progress(total, terminal, "translating", "line") as progress:
             found = translate_lines(loaded.predictor, read_lines(file, name), sizes, **search)
             for number, translation in enumerate(found, 1):
-                write("".join(f"{row}\n" for row in form.rows(number, translation)))
+                for text, score in zip(translation.texts, translation.scores, strict=True):
+                    cells = [str(number)] if nbest else []
+                    cells += [f"{score:.4f}"] if nbest or scores else []
+                    write("\t".join([*cells, re.sub(r"[\t\r\n]", " ", text)]) + "\n")
                 first = first or (translation if translation.target_ids else None)
                 progress(number)
     if figure:

@@ -81,7 +81,7 @@ class RNNSearch(EncoderDecoder):
         """Output of `encode`, [B, S], [B, T] -> logits [B, T, vocab_size]."""
         x_TBD = self._embed(self.target_embedding, target.T, train)
         advance = self._advance(self.init_cache(memory, source, target.shape[1]))
-        recording = self.cross_attention.is_recording()
+        recording = self.cross_attention.is_mutable_collection("attention")
 
         def step(s_BD: jax.Array, gates_BG: jax.Array) -> tuple[jax.Array, tuple]:
             new_BD, context_BD, weights_BS = advance(gates_BG, s_BD)

@@ -1,5 +1,4 @@
-"""LSTM encoder and decoder for translation (Sutskever et al. 2014, arXiv 1409.3215), with attention (Luong et al. 2015,
-arXiv 1508.04025; Bahdanau et al. 2014).
+"""LSTM encoder and decoder (Sutskever et al. 2014, arXiv 1409.3215) with attention (Luong et al. 2015, arXiv 1508.04025).
 
 Letters in names: B sentences, T target and S source tokens, D features. Token 0 is padding. Inside, time comes first.
 """
@@ -42,7 +41,7 @@ class EncoderDecoder(nn.Module):
     """A network with `encode` and `decode`, the fields `dropout` and `dtype`, and dropout of its embeddings."""
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
-        """[B, S] and [B, T] int tokens -> logits [B, T, vocab_size] float32 of the token after each target position.
+        """[B, S], [B, T] tokens -> logits [B, T, vocab_size] float32 of the token that follows each target position.
 
         The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
         """
@@ -155,7 +154,8 @@ class Seq2Seq(EncoderDecoder):
         """Output of `encode`, [B, S], [B, T] -> logits [B, T, vocab_size]."""
         x_TBD = self._embed(self.target_embedding, target.T, train)
         if self.input_feeding or self.attention == "bahdanau":
-            return self._logits(self._decode_with_feeding(x_TBD, memory, source, train).swapaxes(0, 1))
+            y_TBD = self._decode_with_feeding(x_TBD, memory, source, train)
+            return self.output(y_TBD.swapaxes(0, 1), jnp.float32)
         y_TBD, _ = self.decoder(x_TBD, states=memory["states"], train=train)
         y_BTD = y_TBD.swapaxes(0, 1)
         if self.attention != "none":
@@ -163,12 +163,12 @@ class Seq2Seq(EncoderDecoder):
             context_BTD, weights_BTS = self.cross_attention.pure()(y_BTD, keys, annotations, source != PAD)
             self.cross_attention.sow_weights(weights_BTS)
             y_BTD = jnp.tanh(self.combine(jnp.concatenate([context_BTD, y_BTD], axis=-1)))
-        return self._logits(drop(y_BTD, self.dropout, self._dropout_key(train)))
+        return self.output(drop(y_BTD, self.dropout, self._dropout_key(train)), jnp.float32)
 
     def _decode_with_feeding(self, x_TBD: jax.Array, memory: Memory, source: jax.Array, train: bool) -> jax.Array:
         """[T, B, D] -> input of the softmax [T, B, D], where the attention of one token goes into the LSTM for the next."""
         cache = self.init_cache(memory, source, x_TBD.shape[0])
-        advance, recording = self._advance(cache), self.cross_attention.is_recording()
+        advance, recording = self._advance(cache), self.cross_attention.is_mutable_collection("attention")
 
         def step(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
             gates_BG, scales, scale_BD = inputs
@@ -220,9 +220,6 @@ class Seq2Seq(EncoderDecoder):
 
         return advance
 
-    def _logits(self, x: jax.Array) -> jax.Array:
-        return self.output(x, jnp.float32)
-
     def init_cache(self, memory: Memory, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
         """Returns the cache before the first token, with the sentences along the first axis of every leaf.
 
@@ -247,7 +244,7 @@ class Seq2Seq(EncoderDecoder):
             new["fed"] = y_BD
         if weights_BS is not None:
             self.cross_attention.sow_weights(weights_BS[:, None])
-        return self._logits(y_BD), new
+        return self.output(y_BD, jnp.float32), new
 
 
 register("lstm_seq2seq", Seq2Seq)

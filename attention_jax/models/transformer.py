@@ -93,6 +93,7 @@ class TransformerLayer(nn.Module):
         mask: jax.Array,
         memory: jax.Array | None = None,
         memory_mask: jax.Array | None = None,
+        *,
         rng: jax.Array | None = None,
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D]; `rng` is the key of all dropout, None in evaluation."""
@@ -220,7 +221,7 @@ class Transformer(nn.Module):
         self.source_positions.check_length(source.shape[1])
         table = self.target_embedding if self.embeddings == "shared" else self.source_embedding
         x = self._embed(table, self.source_positions, source, jnp.arange(source.shape[1]), train)
-        x = self._apply_layers(self.encoder, x, (source != self.pad)[:, None, None, :], None, None, train)
+        x = self._apply_layers(self.encoder, train, x, (source != self.pad)[:, None, None, :])
         return self.encoder_norm(x) if self.ends_in_norm else x
 
     def decode(self, memory: jax.Array, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
@@ -229,7 +230,7 @@ class Transformer(nn.Module):
         self.target_positions.check_length(length)
         x = self.embed_target(target, jnp.arange(length), train)
         source_mask = (source != self.pad)[:, None, None, :]
-        return self._logits(self._apply_layers(self.decoder, x, causal_mask(length), memory, source_mask, train))
+        return self._logits(self._apply_layers(self.decoder, train, x, causal_mask(length), memory, source_mask))
 
     def embed_target(self, tokens: jax.Array, positions: jax.Array, train: bool = False) -> jax.Array:
         """[...] tokens and their positions -> [..., D]."""
@@ -242,28 +243,20 @@ class Transformer(nn.Module):
         rng = self.make_rng("dropout") if train and self.dropout else None
         return drop(x, self.dropout, rng).astype(self.dtype)
 
-    def _apply_layers(
-        self,
-        layers: list[TransformerLayer],
-        x: jax.Array,
-        mask: jax.Array,
-        memory: jax.Array | None,
-        memory_mask: jax.Array | None,
-        train: bool,
-    ) -> jax.Array:
-        """[B, T, D] -> [B, T, D] through all layers of one side, each with its own dropout key."""
+    def _apply_layers(self, layers: list[TransformerLayer], train: bool, x: jax.Array, *inputs: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D] through all layers of one side, each with its own dropout key; `inputs` as they take them."""
         drops = train and (self.dropout or self.attention_dropout or self.relu_dropout)
         keys = jax.random.split(self.make_rng("dropout"), len(layers)) if drops else None
         recording = any(map(self.is_mutable_collection, ("params", "attention", "intermediates")))
         if not self.scan_layers or recording:
             for i, layer in enumerate(layers):
-                x = layer(x, mask, memory, memory_mask, keys if keys is None else keys[i])
+                x = layer(x, *inputs, rng=keys if keys is None else keys[i])
             return x
         apply: Callable[..., Any] = layers[0].clone(parent=None).apply
 
-        def apply_layer(x: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
-            params, key = inputs
-            return apply({"params": params}, x, mask, memory, memory_mask, key), None
+        def apply_layer(x: jax.Array, of_layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
+            params, key = of_layer
+            return apply({"params": params}, x, *inputs, rng=key), None
 
         # The parameters keep a path for each layer and are stacked here: the short program costs a copy of them.
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer.variables["params"] for layer in layers))

@@ -120,7 +120,7 @@ class RecurrentLayer(nn.Module):
 
     def zeros(self, batch: int) -> State:
         """Returns the state before the first token."""
-        raise NotImplementedError
+        return (jnp.zeros((batch, self.features), self.dtype),)
 
     def recurrence(self, scope: str) -> Advance:
         """Returns a pure function of `project`'s output [B, G] and the state: the next state.
@@ -142,7 +142,7 @@ class LSTM(RecurrentLayer):
 
     def zeros(self, batch: int) -> State:
         """See `RecurrentLayer.zeros`."""
-        return jnp.zeros((batch, self.features), self.dtype), jnp.zeros((batch, self.features))
+        return *super().zeros(batch), jnp.zeros((batch, self.features))
 
     def scan(self, gates_TBG: jax.Array, mask_TB: jax.Array | None, state: State, reverse: bool) -> tuple[jax.Array, State]:
         """See `RecurrentLayer.scan`."""
@@ -177,10 +177,6 @@ class GRU(RecurrentLayer):
     """State (h,): h' = (1 - z)·h + z·tanh(input + U(r·h)), gates in the order r, z, candidate (Appendix A.1.1)."""
 
     gates: ClassVar[int] = 3
-
-    def zeros(self, batch: int) -> State:
-        """See `RecurrentLayer.zeros`."""
-        return (jnp.zeros((batch, self.features), self.dtype),)
 
     def recurrence(self, scope: str) -> Advance:
         """See `RecurrentLayer.recurrence`."""

@@ -79,10 +79,6 @@ class RNNAttention(nn.Module):
 
         return attend_once
 
-    def is_recording(self) -> bool:
-        """True if the collection "attention" is mutable."""
-        return self.is_mutable_collection("attention")
-
     def sow_weights(self, weights_BTS: jax.Array) -> None:
         """Sows `weights` as those of one head, [B, 1, T, S]."""
         self.sow("attention", "weights", weights_BTS[:, None])

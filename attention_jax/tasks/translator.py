@@ -156,14 +156,13 @@ class Translator:
         """Returns the translations of sentences, in their order; see `translate`."""
         return list(self.translate([sentences] if isinstance(sentences, str) else sentences, **changes))
 
-    def translate(self, sentences: Sequence[str], rows: int | None = None, **changes: Any) -> Iterator[Translation]:
+    def translate(self, sentences: Sequence[str], **changes: Any) -> Iterator[Translation]:
         """Yields the translations of sentences, in their order.
 
         Sentences of similar length are translated together, which changes none of them; none is cut. The translation of an
         empty one is empty.
 
         Args:
-            rows: sentences at a time; by default as many as `evaluation.batch_size` allows.
             **changes: to the config's `search`, e.g. `beam=5`, and `n_best`.
         """
         chosen = TranslationOptions.from_config(self.config, **changes)
@@ -173,7 +172,7 @@ class Translator:
         found: dict[int, Translation] = {}
         for bucket, length in enumerate(buckets):
             members = [i for i, tokens in enumerate(encoded) if bucket_of[i] == bucket and len(tokens) > 1]
-            size = rows or max(1, self.config.evaluation.batch_size // length)
+            size = max(1, self.config.evaluation.batch_size // length)
             for first in range(0, len(members), size):
                 part = members[first : first + size]
                 # As many rows as fill a power of two, so that few programs are compiled.

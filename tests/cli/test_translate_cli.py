@@ -1,4 +1,4 @@
-"""python -m attention_jax translate: a line out for a line in, files that are whole or not there, pictures of attention."""
+"""python -m attention_jax translate: a line out for a line in, files that are complete or absent, figures of attention."""
 
 import io
 import os

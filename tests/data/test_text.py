@@ -1,4 +1,4 @@
-"""Laws of text: files with everything that files have, tokenizers that lose nothing, batches that lose no pair."""
+"""Invariants of text: files with everything that files have, tokenizers that lose nothing, batches that lose no pair."""
 
 import gzip
 import itertools
@@ -204,18 +204,18 @@ def test_the_index_is_that_of_the_source_though_pairs_were_left_out():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_rows_of_the_same_batches(pairs, processes):
-    whole = TokenLoader(pairs, plan_of(pairs))
+    full = TokenLoader(pairs, plan_of(pairs))
     parts = [TokenLoader(pairs, plan_of(pairs), process=(i, processes)) for i in range(processes)]
     for step in (0, 3, 20):
-        expected, shares = whole.training_batch(step), [part.training_batch(step) for part in parts]
+        expected, shares = full.training_batch(step), [part.training_batch(step) for part in parts]
         for name, values in expected.items():
             np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), values)
 
 
 def test_a_process_may_have_several_parts_of_a_batch(pairs):
-    whole, two_of_four = (TokenLoader(pairs, plan_of(pairs), process=share) for share in ((0, 1), ((0, 3), 4)))
+    full, two_of_four = (TokenLoader(pairs, plan_of(pairs), process=share) for share in ((0, 1), ((0, 3), 4)))
     for name, values in two_of_four.training_batch(3).items():
-        quarters = np.split(whole.training_batch(3)[name], 4)
+        quarters = np.split(full.training_batch(3)[name], 4)
         np.testing.assert_array_equal(values, np.concatenate([quarters[0], quarters[3]]))
 
 

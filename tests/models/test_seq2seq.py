@@ -1,4 +1,4 @@
-"""Counts and laws of the recurrent translation models."""
+"""Counts and invariants of the recurrent translation models."""
 
 import functools
 from typing import Any
@@ -78,8 +78,8 @@ def test_summary_is_the_closed_form() -> None:
         context = t * s * h
         if attention != "none":
             expected["combine"] = t * 2 * h * h
-            asked = t * h * h + t * s * h if attention in ("concat", "bahdanau") else t * s * h
-            expected["cross_attention"] = s * h * h + asked + context
+            queries = t * h * h + t * s * h if attention in ("concat", "bahdanau") else t * s * h
+            expected["cross_attention"] = s * h * h + queries + context
         if feeding or attention == "bahdanau":
             expected["feed"] = t * h * 4 * h
         assert table == expected
@@ -98,7 +98,7 @@ def test_summary_is_the_closed_form() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cache_is_the_full_forward(kind: str) -> None:
-    """Word by word, with sentences of different lengths, gives the logits of the whole."""
+    """Token by token, with sentences of different lengths, gives the logits of the full forward pass."""
     model, variables = made(kind)
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
     source[1, 3:] = 0
@@ -109,14 +109,14 @@ def test_cache_is_the_full_forward(kind: str) -> None:
         cache = model.apply(variables, memory, source, 7, method="init_cache")
         return model.apply(variables, source, target), cache
 
-    whole, cache = begin(variables)
-    assert whole.shape == (2, 6, VOCABULARY) and whole.dtype == jnp.float32
+    full, cache = begin(variables)
+    assert full.shape == (2, 6, VOCABULARY) and full.dtype == jnp.float32
     assert {leaf.shape[0] for leaf in jax.tree.leaves(cache)} == {2}
     step = quick(lambda variables, token, cache: model.apply(variables, token, cache, method="decode_step"))
     for t in range(6):
         logits, new = step(variables, target[:, t], cache)
         assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, cache)
-        close(logits, whole[:, t], 1e-5)
+        close(logits, full[:, t], 1e-5)
         cache = new
 
 
@@ -199,7 +199,7 @@ def test_the_source_is_reversed_among_its_real_tokens(attention: str) -> None:
 
 @pytest.mark.parametrize("kind", ATTENDING)
 def test_maps(kind: str) -> None:
-    """What the decoder asks is seen, one head, in the order of the source; no weight at padding."""
+    """Attention weights are recorded as one head, in the order of the source, without weight at padding."""
     model, variables = made(kind)
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
     source[1, 3:] = 0
@@ -209,7 +209,7 @@ def test_maps(kind: str) -> None:
     assert weights.shape == (2, 1, 6, 5)
     assert (weights[1, ..., 3:] == 0).all()
     close(weights.sum(-1), np.ones((2, 1, 6)), 1e-5)
-    assert np.ptp(weights[0, 0], axis=0).max() > 1e-3  # each word asks its own question
+    assert np.ptp(weights[0, 0], axis=0).max() > 1e-3  # each token has its own query
 
     @quick
     def first(variables: Any) -> jax.Array:
@@ -220,7 +220,7 @@ def test_maps(kind: str) -> None:
     close(first(variables), weights[:, :, :1], 1e-5)
 
 
-def test_who_asks() -> None:
+def test_which_state_is_the_query() -> None:
     """Bahdanau's state before the step has not seen the step's word, Luong's has."""
     source, target = tokens(1, 1, 5), np.arange(3, 9, dtype=np.int32)[None]
     changed = np.where(np.arange(6) == 2, 9, target)

@@ -1,4 +1,4 @@
-"""Counts and laws of the Transformer."""
+"""Counts and invariants of the Transformer."""
 
 import functools
 from typing import Any
@@ -123,20 +123,20 @@ def test_padding_changes_nothing(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fields", VARIANTS)
 def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
-    """Word by word, with sentences at different places, gives the logits of the whole."""
+    """Token by token, with sentences at different places, gives the logits of the full forward pass."""
     model, variables = made(**fields)
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
     source[1, 3:] = 0
-    whole = quick(model.apply)(variables, source, target)
+    full = quick(model.apply)(variables, source, target)
     memory = model.apply(variables, source, method="encode")
     cache = model.apply(variables, memory, source, 7, method="init_cache")
     step = quick(lambda variables, token, cache: model.apply(variables, token, cache, method="decode_step"))
     for t in range(6):
         logits, cache = step(variables, target[:, t], cache)
-        close(logits, whole[:, t], 1e-5)
+        close(logits, full[:, t], 1e-5)
 
 
-def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_beam_finds_by_cache_what_it_finds_by_complete_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hypotheses share the rows of their cache, whichever they go on from; sentences have limits of their own; it may grow."""
     model, variables = made(key_size=3, value_size=5, embeddings="separate")
     variables = jax.tree.map(lambda leaf: 4 * leaf, variables)
@@ -151,12 +151,12 @@ def test_a_beam_finds_by_cache_what_it_finds_by_whole_prefixes(monkeypatch: pyte
         logits = apply(cache["source"], prefix)[rows, place]
         return logits, {**cache, "prefix": prefix, "place": place + 1}
 
-    whole = {"source": source, "prefix": jnp.zeros((6, length), jnp.int32), "place": jnp.zeros(6, jnp.int32)}
+    full = {"source": source, "prefix": jnp.zeros((6, length), jnp.int32), "place": jnp.zeros(6, jnp.int32)}
     cache = apply(apply(source, method="encode"), source, length, options.beam, method="init_cache")
     step = functools.partial(apply, method="decode_step")
     (found, scores), (expected, values) = (
         quick(lambda cache, step=step: beam_search(step, cache, limits, length, options))(cache)
-        for step, cache in ((step, cache), (from_the_start, whole))
+        for step, cache in ((step, cache), (from_the_start, full))
     )
     np.testing.assert_array_equal(found, expected)
     close(scores, values, 1e-5)
@@ -205,15 +205,15 @@ def test_fused_attention_has_the_gradients_of_the_plain_one(masked: str) -> None
 
 
 def test_fused_attention_is_the_plain_one_and_maps_are_seen() -> None:
-    """Maps of every layer and head, whose rows sum to one and are zero where a mask hides; asking changes no logit."""
+    """Maps of every layer and head, whose rows sum to one and are zero where a mask hides; recording changes no logit."""
     model, variables = made()
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
     source[1, 3:] = 0
     fused = quick(model.apply)(variables, source, target)
     plain = quick(Transformer(**TINY, fused_attention=False).apply)(variables, source, target)
-    asked, _ = quick(functools.partial(model.apply, mutable=["attention"]))(variables, source, target)
+    recorded, _ = quick(functools.partial(model.apply, mutable=["attention"]))(variables, source, target)
     close(fused, plain, 1e-5)
-    close(fused, asked, 1e-5)
+    close(fused, recorded, 1e-5)
     maps = aj.attention_maps(model, variables, (source, target))
     close(aj.attention_maps(model, variables, source, target), maps, 0)
     there, past = source[:, None, None] > 0, np.tril(np.ones((1, 1, 6, 6), bool))

@@ -1,4 +1,4 @@
-"""Laws of the translation task, on sentences of letters: what is padded, batched, divided or interrupted changes nothing."""
+"""Invariants of the translation task, on sentences of letters: padding, batching, dividing, interrupting change nothing."""
 
 import dataclasses
 import json
@@ -283,6 +283,14 @@ def test_lengths_that_are_no_multiple_of_a_buckets(folder):
     assert program.config.data.bucket_lengths[-1] > 5 > program.config.data.bucket_lengths[0]
     scores, outputs = evaluate_model(program, program.init(0).variables(), program.config)
     assert outputs["hypothesis"].shape == (40, 5 + config.search.max_extra) and "exact_match" in scores
+
+
+def test_a_split_is_encoded_once_and_four_are_kept(folder):
+    """Those that were used last."""
+    limited = [small_config(folder, data__max_length=length) for length in range(4, 9)]
+    tokens = [translation._tokens(config, "test", "truncate") for config in limited]
+    for index, is_kept in ((1, True), (0, False), (1, True), (2, False)):
+        assert (translation._tokens(limited[index], "test", "truncate") is tokens[index]) == is_kept, index
 
 
 def test_no_pair_is_left(folder, tmp_path):

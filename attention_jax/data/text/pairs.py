@@ -5,11 +5,12 @@ returned by a function `make(split, **args)`, named `path/to/file.py:make`.
 """
 
 import contextlib
+import functools
 import gzip
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,9 +20,6 @@ from attention_jax.data import embedded
 from attention_jax.errors import UserError, one_sentence
 
 logger = logging.getLogger(__name__)
-
-
-_Row = TypeVar("_Row")
 
 
 class Pairs(Protocol):
@@ -57,21 +55,19 @@ def _decode(line: bytes, where: str) -> str:
     return text
 
 
-def _parse(rows: Iterable[_Row], parse: Callable[[_Row], tuple[str, str]], split: str, on_broken: str) -> list[tuple[str, str]]:
-    """The pairs of rows; one for which `parse` raises ValueError is left out, or with "stop" a UserError."""
+def _parse(rows: Iterable[Callable[[], tuple[str, str]]], split: str, on_broken: str) -> list[tuple[str, str]]:
+    """The pairs of rows; one that raises ValueError is left out, or with "stop" raises UserError."""
     pairs, left_out = [], []
     for row in rows:
         try:
-            pairs.append(parse(row))
+            pairs.append(row())
         except ValueError as reason:
             if on_broken == "stop":
                 raise UserError(f"{reason}: fix it, or set data.on_broken='skip' to leave such pairs out.") from reason
             left_out.append(reason)
     if left_out:
-        total = len(pairs) + len(left_out)
-        logger.warning(
-            "data: %d of %d pairs of split %r are left out; the first: %s.", len(left_out), total, split, left_out[0]
-        )
+        text = "data: %d of %d pairs of split %r are left out; the first: %s."
+        logger.warning(text, len(left_out), len(pairs) + len(left_out), split, left_out[0])
     return pairs
 
 
@@ -98,13 +94,18 @@ def read_files(
         raise UserError(
             f"data.args: {len(sources)} source files and {len(targets)} target files: give as many of one as of the other."
         )
-    rows: list[tuple[bytes, str, bytes, str]] = []
-    for one, other in zip(sources, targets, strict=True):
-        left, right = _read_lines(one), _read_lines(other)
+
+    def parse(a: bytes, b: bytes, file: Path | str, other: Path | str, number: int) -> tuple[str, str]:
+        return _decode(a, f"{file}:{number}"), _decode(b, f"{other}:{number}")
+
+    rows: list[Callable[[], tuple[str, str]]] = []
+    for file, other in zip(sources, targets, strict=True):
+        left, right = _read_lines(file), _read_lines(other)
         if len(left) != len(right):
-            raise UserError(f"{one} has {len(left)} lines and {other} has {len(right)}: aligned files have equally many.")
-        rows += ((a, f"{one}:{i}", b, f"{other}:{i}") for i, (a, b) in enumerate(zip(left, right, strict=True), 1))
-    return _parse(rows, lambda row: (_decode(*row[:2]), _decode(*row[2:])), split, on_broken)
+            raise UserError(f"{file} has {len(left)} lines and {other} has {len(right)}: aligned files have equally many.")
+        sides = enumerate(zip(left, right, strict=True), 1)
+        rows += (functools.partial(parse, a, b, file, other, number) for number, (a, b) in sides)
+    return _parse(rows, split, on_broken)
 
 
 def read_tsv(
@@ -118,14 +119,14 @@ def read_tsv(
     """
     first, second = columns
 
-    def parse(row: tuple[bytes, str]) -> tuple[str, str]:
-        cells, where = row[0].split(b"\t"), row[1]
+    def parse(line: bytes, where: str) -> tuple[str, str]:
+        cells = line.split(b"\t")
         if len(cells) <= max(columns):
             raise ValueError(f"{where} has {len(cells)} columns, not {max(columns) + 1}")
         return _decode(cells[first], where), _decode(cells[second], where)
 
-    rows = ((line, f"{file}:{i}") for file in _paths(path, split) for i, line in enumerate(_read_lines(file), 1))
-    return _parse(rows, parse, split, on_broken)
+    lines = ((line, f"{file}:{i}") for file in _paths(path, split) for i, line in enumerate(_read_lines(file), 1))
+    return _parse((functools.partial(parse, *line) for line in lines), split, on_broken)
 
 
 def open_tfds_pairs(
