@@ -187,7 +187,7 @@ def _as_text(text: Any) -> str:
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
-def read_cldr(
+def open_cldr(
     split: str,
     kind: str | Sequence[str] | None = None,
     join: int | tuple[int, int] = 1,
@@ -218,7 +218,7 @@ def read_cldr(
     return [("; ".join(sources), "; ".join(targets)) for sources, targets in joined]
 
 
-SOURCES: dict[str, Callable[..., Pairs]] = {"files": read_files, "tsv": read_tsv, "tfds": open_tfds_pairs, "cldr": read_cldr}
+SOURCES: dict[str, Callable[..., Pairs]] = {"files": read_files, "tsv": read_tsv, "tfds": open_tfds_pairs, "cldr": open_cldr}
 
 
 def open_pairs(source: str, split: str, args: Mapping[str, Any], on_broken: str) -> Pairs:
