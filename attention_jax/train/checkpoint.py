@@ -6,6 +6,7 @@ numbers than were saved are treated alike: the folder is moved aside and the one
 """
 
 import base64
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -16,7 +17,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,25 +178,19 @@ class Checkpoints:
             return
         packed = pack_description(state, about, assets)
         save = self._ocp.args
-        try:
+        with self._saving():
             self._manager.save(step, args=save.Composite(state=save.PyTreeSave(state), about=save.JsonSave(packed)), force=True)
-        except Exception as error:
-            raise self._failed(error) from error
 
     def check(self) -> None:
         """Raises UserError when a save in the background has failed so far."""
-        try:
+        with self._saving():
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Returns when the last save is on the disk. Raises UserError when it failed."""
-        try:
+        with self._saving():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits for the last save."""
@@ -235,15 +230,20 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoint moved")
         self._manager.reload()
 
-    def _failed(self, error: Exception) -> UserError:
-        text = str(error)
-        full = "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text
-        read_only = os.strerror(errno.EROFS)  # TensorStore says it at the end of a long sentence
-        what = "no space is left on the device" if full else read_only if read_only in text else one_sentence(error)
-        return UserError(
-            f"{self._folder}: a checkpoint could not be written ({what}): the last good one is kept; "
-            f"{'free some space' if full else 'fix this'} and start the same command again."
-        )
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Turns any error of a save into a UserError."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            full = "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text
+            read_only = os.strerror(errno.EROFS)  # TensorStore has it at the end of a long sentence
+            reason = "no space is left on the device" if full else read_only if read_only in text else one_sentence(error)
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be written ({reason}): the last good one is kept; "
+                f"{'free some space' if full else 'fix this'} and start the same command again."
+            ) from error
 
 
 def verify(state: Any, about: Mapping[str, Any]) -> None:

@@ -310,25 +310,17 @@ class _Clock:
         self._at, self._step = now, step
 
 
-class _Profiler:
+class _Profiler(contextlib.ExitStack):
     """Writes a trace of the steps in the profiling window to `profile/`."""
 
     def __init__(self, folder: Path, first_step: int, num_steps: int):
-        self._folder, self._first, self._last = folder / "profile", first_step, first_step + num_steps
-        self._running = False
-
-    def __enter__(self) -> "_Profiler":
-        return self
+        super().__init__()
+        self._folder, self._window, self._started = folder / "profile", range(first_step, first_step + num_steps), False
 
     def after(self, step: int) -> None:
         """Starts or stops the trace; call it when `step` steps have been dispatched."""
-        if not self._running and self._first <= step < self._last:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-        elif self._running and step >= self._last:
-            self.__exit__()
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
+        if step in self._window and not self._started:
+            self._started = True
+            self.enter_context(jax.profiler.trace(str(self._folder)))
+        elif step >= self._window.stop:
+            self.close()
