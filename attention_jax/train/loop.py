@@ -97,6 +97,7 @@ def train_model(
     begin = time.perf_counter()
     program = program or build_program(config)
     config = replace_seed(program.config, config.seed)
+    program.task.headline(config)  # raises UserError before the workdir is made
     with lock_workdir(path, config) as workdir, StopSignal().installed() as stop_signal, _disk_errors(workdir.folder):
         run = _Run(program, config, workdir, stop_signal, begin)
         run.evaluate_if_missing()
