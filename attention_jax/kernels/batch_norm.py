@@ -16,25 +16,21 @@ from attention_jax.kernels.switch import choose_by_platform
 Axes = tuple[int, ...]
 
 
-def normalise_batch(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: Axes, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def normalise_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: Axes, epsilon: float) -> tuple:
     """[..., C] and three [C] -> the same normalised over the axes, and the mean and variance, with the axes' lengths 1.
 
     `guess` is the running mean. No gradient flows through the mean and variance that are returned.
     """
     # The written-out gradient loses three digits over 4 numbers a channel, as a gate's vectors in a small batch have.
-    return (_normalise if len(axes) > 1 else _normalise_by_platform)(x, scale, bias, guess, axes, epsilon)
+    return (_normalise if len(axes) > 1 else _by_platform)(x, scale, bias, guess, axes, epsilon)
 
 
-def _normalise_by_platform(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: Axes, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _by_platform(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: Axes, epsilon: float) -> tuple:
     cpu, elsewhere = (functools.partial(form, axes=axes, epsilon=epsilon) for form in (forward_on_cpu, forward_elsewhere))
     return choose_by_platform(cpu, elsewhere, x, scale, bias, guess)
 
 
-_normalise = jax.custom_vjp(_normalise_by_platform, nondiff_argnums=(4, 5))
+_normalise = jax.custom_vjp(_by_platform, nondiff_argnums=(4, 5))
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: Axes, epsilon: float) -> tuple:
@@ -43,9 +39,9 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, 
 
 
 def _backward(axes: Axes, epsilon: float, saved: tuple, gradients: tuple) -> tuple:
-    x, scale, mean, inverse_deviation = saved
+    x, scale, mean, inverse = saved
     cpu, elsewhere = (functools.partial(form, axes=axes) for form in (backward_on_cpu, backward_elsewhere))
-    of_x, of_scale, of_bias = choose_by_platform(cpu, elsewhere, x, gradients[0], scale, mean, inverse_deviation)
+    of_x, of_scale, of_bias = choose_by_platform(cpu, elsewhere, x, gradients[0], scale, mean, inverse)
     return of_x, of_scale.reshape(-1, scale.size).sum(0), of_bias.reshape(-1, scale.size).sum(0), None
 
 
@@ -72,24 +68,22 @@ def forward_elsewhere(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: ja
     return x * slope + (bias - mean * slope), mean, variance
 
 
-def backward_on_cpu(
-    x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.Array, inverse_deviation: jax.Array, axes: Axes
-) -> tuple:
+def backward_on_cpu(x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.Array, inverse: jax.Array, axes: Axes) -> tuple:
     """[..., C] -> gradients with respect to x, the scale and the bias; the last two with the axes' lengths 1."""
     count = math.prod(x.shape[axis] for axis in axes)
     of_bias = of_y.sum(axes, keepdims=True)
-    normal = (x - mean) * inverse_deviation
+    normal = (x - mean) * inverse
     of_scale = (of_y * normal).sum(axes, keepdims=True)
     # Differences first: for few numbers they are much smaller than their terms.
-    return scale * inverse_deviation * (of_y - of_bias / count - normal * (of_scale / count)), of_scale, of_bias
+    return scale * inverse * (of_y - of_bias / count - normal * (of_scale / count)), of_scale, of_bias
 
 
 def backward_elsewhere(
-    x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.Array, inverse_deviation: jax.Array, axes: Axes
+    x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.Array, inverse: jax.Array, axes: Axes
 ) -> tuple:
     """[..., C] -> the same with x - mean in place of the normalised x, which is two operations an element fewer."""
     count = math.prod(x.shape[axis] for axis in axes)
     of_bias = of_y.sum(axes, keepdims=True)
-    of_scale = (of_y * (x - mean)).sum(axes, keepdims=True) * inverse_deviation
-    slope = of_scale * inverse_deviation / count
-    return scale * inverse_deviation * (of_y - of_bias / count - (x - mean) * slope), of_scale, of_bias
+    of_scale = (of_y * (x - mean)).sum(axes, keepdims=True) * inverse
+    slope = of_scale * inverse / count
+    return scale * inverse * (of_y - of_bias / count - (x - mean) * slope), of_scale, of_bias

@@ -1,8 +1,7 @@
 """Convolution that is XLA's own on TPU and GPU and avoids XLA's slow programs on CPU.
 
-The choice is made when a program is lowered (`jax.lax.platform_dependent`), so that a machine without a TPU compiles a
-TPU's program. All numbers agree with `jax.lax.conv_general_dilated` up to float32 rounding. Times in the comments are
-milliseconds on two cores, batch 8, float32; `experiments/benchmarks/train_step.py` measures whole training steps.
+All numbers agree with `jax.lax.conv_general_dilated` up to float32 rounding. Times in the comments are milliseconds on two
+cores, batch 8, float32; `experiments/benchmarks/train_step.py` measures training steps.
 """
 
 import functools
@@ -23,15 +22,15 @@ _BLOCK = 32
 
 
 class Geometry(NamedTuple):
-    """What a convolution is besides its two arrays."""
+    """Everything about a convolution but its two arrays."""
 
-    strides: tuple[int, int]
+    strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, int]
-    groups: int
-    precision: Any
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    precision: Any = None
 
-    def output(self, x: jax.Array, window: Sequence[int]) -> tuple[int, int]:
+    def output_size(self, x: jax.Array, window: Sequence[int]) -> tuple[int, int]:
         """Height and width of the output for a window of that size."""
         sides = zip(x.shape[1:3], self.padding, self.dilation, window, self.strides, strict=True)
         h, w = ((side + sum(pad) - d * (k - 1) - 1) // stride + 1 for side, pad, d, k, stride in sides)
@@ -41,12 +40,7 @@ class Geometry(NamedTuple):
 def convolve(
     x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` with another program for float32 images [B, H, W, C] and [h, w, C / groups, F] on CPU.
-
-    Its gradient is written out, so that forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) does not pass: use
-    `jax.jacrev`.
-    """
-    dilation = tuple(options.get("rhs_dilation") or (1, 1))
+    """`jax.lax.conv_general_dilated` with another program for float32 images [B, H, W, C] and [h, w, C / groups, F] on CPU."""
     known = {"lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count", "precision"}
     plain = (
         not kernels_are_on()
@@ -59,49 +53,39 @@ def convolve(
     )
     if plain:
         return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
-    groups, precision = options.get("feature_group_count", 1), options.get("precision")
+    dilation, groups = tuple(options.get("rhs_dilation") or (1, 1)), options.get("feature_group_count", 1)
     padding = tuple((int(low), int(high)) for low, high in padding)
-    return _convolve(x, kernel, Geometry(tuple(window_strides), padding, dilation, groups, precision))
+    return _convolve(x, kernel, Geometry(tuple(window_strides), padding, dilation, groups, options.get("precision")))
 
 
 def _native(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        how.strides,
-        how.padding,
-        rhs_dilation=how.dilation,
-        dimension_numbers=_LAYOUT,
-        feature_group_count=how.groups,
-        precision=how.precision,
-    )
+    options: dict[str, Any] = dict(rhs_dilation=how.dilation, dimension_numbers=_LAYOUT, feature_group_count=how.groups)
+    return jax.lax.conv_general_dilated(x, kernel, how.strides, how.padding, precision=how.precision, **options)
+
+
+def _native_of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
+    return jax.vjp(lambda x: _native(x, kernel, how), x)[1](of_y)[0]
+
+
+def _native_of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
+    return jax.vjp(lambda kernel: _native(x, kernel, how), kernel)[1](of_y)[0]
+
+
+def _by_platform(cpu: Callable, native: Callable, *arrays: jax.Array, how: Geometry) -> jax.Array:
+    return choose_by_platform(functools.partial(cpu, how=how), functools.partial(native, how=how), *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
-    return choose_by_platform(functools.partial(_forward, how=how), functools.partial(_native, how=how), x, kernel)
-
-
-def _convolve_forward(x: jax.Array, kernel: jax.Array, how: Geometry) -> tuple:
-    return _convolve(x, kernel, how), (x, kernel)
+    return _by_platform(_forward, _native, x, kernel, how=how)
 
 
 def _convolve_backward(how: Geometry, saved: tuple, of_y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-
-    def native_of_x(x: jax.Array, kernel: jax.Array, of_y: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _native(x, kernel, how), x)[1](of_y)[0]
-
-    def native_of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array) -> jax.Array:
-        return jax.vjp(lambda kernel: _native(x, kernel, how), kernel)[1](of_y)[0]
-
-    return (
-        choose_by_platform(functools.partial(_of_input, how=how), native_of_x, x, kernel, of_y),
-        choose_by_platform(functools.partial(_of_kernel, how=how), native_of_kernel, x, kernel, of_y),
-    )
+    of_x = _by_platform(_of_input, _native_of_input, *saved, of_y, how=how)
+    return of_x, _by_platform(_of_kernel, _native_of_kernel, *saved, of_y, how=how)
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+_convolve.defvjp(lambda x, kernel, how: (_convolve(x, kernel, how), (x, kernel)), _convolve_backward)
 
 
 # What follows runs on CPU only.
@@ -115,7 +99,7 @@ def _forward(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
         return _in_blocks(_forward, x, kernel, how)
     if _is_pointwise(kernel, how):
         return jnp.dot(_strided(x, how), kernel[0, 0], precision=how.precision)
-    if max(how.output(x, kernel.shape[:2])) <= 2:
+    if max(how.output_size(x, kernel.shape[:2])) <= 2:
         return _patches_product(x, kernel, how)
     return _native(x, kernel, how)
 
@@ -128,8 +112,9 @@ def _of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -
         return _in_blocks(_of_input, x, kernel, how, of_y)
     if _is_pointwise(kernel, how):
         return jax.vjp(lambda x: _strided(x, how), x)[1](jnp.dot(of_y, kernel[0, 0].T, precision=how.precision))[0]
-    forward = _patches_product if max(of_y.shape[1:3]) <= 2 else _native
-    return jax.vjp(lambda x: forward(x, kernel, how), x)[1](of_y)[0]
+    if max(of_y.shape[1:3]) <= 2:
+        return jax.vjp(lambda x: _patches_product(x, kernel, how), x)[1](of_y)[0]
+    return _native_of_input(x, kernel, of_y, how)
 
 
 def _of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
@@ -139,14 +124,14 @@ def _of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) 
     if _is_pointwise(kernel, how):
         return _sum_of_products(_strided(x, how), of_y, how)[None, None]
     if max(of_y.shape[1:3]) <= 2:
-        return _sum_of_products(jnp.concatenate(taps(x, kernel.shape[:2], how), -1), of_y, how).reshape(kernel.shape)
+        return _sum_of_products(_patches(x, kernel, how), of_y, how).reshape(kernel.shape)
     if how.strides == (1, 1) and 64 <= kernel.shape[2] < 128:
         # A product for each row of the window: 3x3 with 64 channels at 56x56 takes 38, XLA's 47; at 16 or 128 channels XLA's
         # is as fast or faster.
-        seen, width = taps(x, kernel.shape[:2], how), kernel.shape[1]
+        seen, width = shift_windows(x, kernel.shape[:2], how), kernel.shape[1]
         rows = (jnp.concatenate(seen[i : i + width], -1) for i in range(0, len(seen), width))
         return jnp.stack([_sum_of_products(row, of_y, how) for row in rows]).reshape(kernel.shape)
-    return jax.vjp(lambda kernel: _native(x, kernel, how), kernel)[1](of_y)[0]
+    return _native_of_kernel(x, kernel, of_y, how)
 
 
 def _is_pointwise(kernel: jax.Array, how: Geometry) -> bool:
@@ -161,20 +146,23 @@ def _strided(x: jax.Array, how: Geometry) -> jax.Array:
     return x[:, :: how.strides[0], :: how.strides[1]]
 
 
-def taps(x: jax.Array, window: Sequence[int], how: Geometry, fill: float = 0.0) -> list[jax.Array]:
-    """What each of the window's h · w positions sees: h · w arrays [B, H', W', C]."""
+def shift_windows(x: jax.Array, window: Sequence[int], how: Geometry, fill: float = 0.0) -> list[jax.Array]:
+    """[B, H, W, C] -> h · w arrays [B, H', W', C]: the input that each position of the window meets at each output."""
     rows, columns = (
         [slice(i * d, i * d + stride * (size - 1) + 1, stride) for i in range(k)]
-        for k, d, stride, size in zip(window, how.dilation, how.strides, how.output(x, window), strict=True)
+        for k, d, stride, size in zip(window, how.dilation, how.strides, how.output_size(x, window), strict=True)
     )
     x = jnp.pad(x, ((0, 0), *how.padding, (0, 0)), constant_values=fill)
     return [x[:, row, column] for row in rows for column in columns]
 
 
+def _patches(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
+    return jnp.concatenate(shift_windows(x, kernel.shape[:2], how), -1)
+
+
 def _patches_product(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
     """A convolution as one product: 3x3, 64 channels, batch 32 on 2x2 takes 0.4 with the gradient, XLA's 2.2."""
-    patches = jnp.concatenate(taps(x, kernel.shape[:2], how), -1)
-    return jnp.dot(patches, kernel.reshape(-1, kernel.shape[-1]), precision=how.precision)
+    return jnp.dot(_patches(x, kernel, how), kernel.reshape(-1, kernel.shape[-1]), precision=how.precision)
 
 
 def _sum_of_products(x: jax.Array, y: jax.Array, how: Geometry) -> jax.Array:
@@ -195,7 +183,7 @@ def _sum_of_products(x: jax.Array, y: jax.Array, how: Geometry) -> jax.Array:
 def _depthwise(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
     """One filter a channel, as one elementwise loop: 7x7 with 96 channels at 56x56 takes 14, XLA's convolution 215."""
     weights = kernel.reshape(-1, kernel.shape[-1])
-    return sum(tap * weight for tap, weight in zip(taps(x, kernel.shape[:2], how), weights, strict=True))
+    return sum(seen * weight for seen, weight in zip(shift_windows(x, kernel.shape[:2], how), weights, strict=True))
 
 
 def _depthwise_of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
@@ -220,7 +208,7 @@ def _in_blocks(product: Callable, x: jax.Array, kernel: jax.Array, how: Geometry
 
 
 def _block_diagonal(kernel: jax.Array, groups: int, packed: int) -> jax.Array:
-    """[h, w, c, F] of so many groups -> [h, w, packed · c, F] of groups / packed."""
+    """[h, w, c, F] of n groups -> [h, w, packed · c, F] of n / packed."""
     h, w, c, features = kernel.shape
     apart = kernel.reshape(h, w, 1, c, groups // packed, packed, features // groups)
     same = jnp.eye(packed, dtype=bool)[:, None, None, :, None]

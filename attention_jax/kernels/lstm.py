@@ -30,18 +30,15 @@ def scan_lstm(
         state: before the first step.
         reverse: from the last step to the first.
     """
-    (y_TBH, *_), last = _scan(cell, kernel_HG, gates_TBG, mask_TB, state, reverse)
-    return y_TBH, last
+    return _forward(cell, kernel_HG, gates_TBG, mask_TB, state, reverse)[0]
 
 
-def _select(mask_B: jax.Array | None, new: tuple, old: tuple) -> tuple:
-    return new if mask_B is None else tuple(jnp.where(mask_B[:, None], a, b) for a, b in zip(new, old, strict=True))
+def _select(mask_B: jax.Array | None, new: State, old: State) -> State:
+    return new if mask_B is None else jax.tree.map(lambda a, b: jnp.where(mask_B[:, None], a, b), new, old)
 
 
-def _scan(cell: Cell, kernel_HG: jax.Array, gates_TBG: jax.Array, mask_TB: Any, state: State, reverse: bool) -> tuple:
-    """Outputs, and the state before and all of the gates at every step; the last state."""
-
-    def step(state: State, inputs: tuple) -> tuple[tuple, tuple]:
+def _forward(cell: Cell, kernel_HG: jax.Array, gates_TBG: jax.Array, mask_TB: Any, state: State, reverse: bool) -> tuple:
+    def step(state: State, inputs: tuple) -> tuple[State, tuple]:
         gates_BG, mask_B = inputs
         h_BH, c_BH = state
         gates_BG = gates_BG + jnp.matmul(h_BH, kernel_HG, preferred_element_type=jnp.float32)
@@ -49,13 +46,8 @@ def _scan(cell: Cell, kernel_HG: jax.Array, gates_TBG: jax.Array, mask_TB: Any, 
         new = _select(mask_B, (h.astype(h_BH.dtype), c), state)
         return new, (new[0], h_BH, c_BH, gates_BG)
 
-    last, kept = jax.lax.scan(step, state, (gates_TBG, mask_TB), reverse=reverse)
-    return kept, last
-
-
-def _forward(cell: Cell, kernel_HG: jax.Array, gates_TBG: jax.Array, mask_TB: Any, state: State, reverse: bool) -> tuple:
-    (y_TBH, *kept), last = _scan(cell, kernel_HG, gates_TBG, mask_TB, state, reverse)
-    return (y_TBH, last), (kernel_HG, mask_TB, *kept)
+    last, (y_TBH, *before) = jax.lax.scan(step, state, (gates_TBG, mask_TB), reverse=reverse)
+    return (y_TBH, last), (kernel_HG, mask_TB, *before)
 
 
 def _backward(cell: Cell, reverse: bool, saved: tuple, of_outputs: tuple) -> tuple:

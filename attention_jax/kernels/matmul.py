@@ -20,21 +20,11 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precisi
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **options)
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return multiply_rows(x, kernel)
-
-
-def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple:
-    return jnp.matmul(x, kernel), (x, kernel)
-
-
-def _product_backward(saved: tuple, of_y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    return jnp.matmul(of_y, kernel.T), _sum_of_products(x, of_y)
-
-
-_product.defvjp(_product_forward, _product_backward)
+_product = jax.custom_vjp(multiply_rows)
+_product.defvjp(
+    lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)),
+    lambda saved, of_y: (jnp.matmul(of_y, saved[1].T), _sum_of_products(saved[0], of_y)),
+)
 
 
 def score_rows(x: jax.Array, table: jax.Array) -> jax.Array:
@@ -48,18 +38,10 @@ def _scores(x: jax.Array, table: jax.Array) -> jax.Array:
 
 
 _score_rows = jax.custom_vjp(_scores)
-
-
-def _scores_forward(x: jax.Array, table: jax.Array) -> tuple:
-    return _scores(x, table), (x, table)
-
-
-def _scores_backward(saved: tuple, of_y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, table = saved
-    return jnp.matmul(of_y, table), _sum_of_products(of_y, x)
-
-
-_score_rows.defvjp(_scores_forward, _scores_backward)
+_score_rows.defvjp(
+    lambda x, table: (_scores(x, table), (x, table)),
+    lambda saved, of_y: (jnp.matmul(of_y, saved[1]), _sum_of_products(of_y, saved[0])),
+)
 
 
 def _sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention_jax.kernels.conv import Geometry, taps
+from attention_jax.kernels.conv import Geometry, shift_windows
 from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
 
 
@@ -15,16 +15,12 @@ def max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], pa
     """[B, H, W, C] -> [B, H', W', C]: `flax.linen.max_pool` with another gradient on CPU."""
     if not kernels_are_on():
         return nn.max_pool(x, window, strides, padding)
-    return _max_pool(x, Geometry(tuple(strides), tuple(padding), (1, 1), 1, None), tuple(window))
+    return _max_pool(x, Geometry(tuple(strides), tuple(padding)), tuple(window))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x: jax.Array, how: Geometry, window: tuple[int, int]) -> jax.Array:
     return nn.max_pool(x, window, how.strides, how.padding)
-
-
-def _max_pool_forward(x: jax.Array, how: Geometry, window: tuple[int, int]) -> tuple:
-    return _max_pool(x, how, window), x
 
 
 def _max_pool_backward(how: Geometry, window: tuple[int, int], x: jax.Array, of_y: jax.Array) -> tuple[jax.Array]:
@@ -34,7 +30,7 @@ def _max_pool_backward(how: Geometry, window: tuple[int, int], x: jax.Array, of_
     return (choose_by_platform(functools.partial(_of_pooled, how=how, window=window), native, x, of_y),)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(lambda x, how, window: (_max_pool(x, how, window), x), _max_pool_backward)
 
 
 def _of_pooled(x: jax.Array, of_y: jax.Array, how: Geometry, window: tuple[int, int]) -> jax.Array:
@@ -44,11 +40,11 @@ def _of_pooled(x: jax.Array, of_y: jax.Array, how: Geometry, window: tuple[int, 
     and not with the output: XLA may compute them a second time with another rounding, and then none would equal it.
     """
     (h, w), (stride_h, stride_w) = of_y.shape[1:3], how.strides
-    first, *others = taps(x, window, how, -jnp.inf)
+    first, *others = shift_windows(x, window, how, -jnp.inf)
     largest, winner = first, jnp.zeros(of_y.shape, jnp.int32)
-    for i, tap in enumerate(others, 1):
-        winner = jnp.where(tap > largest, i, winner)
-        largest = jnp.maximum(tap, largest)
+    for i, seen in enumerate(others, 1):
+        winner = jnp.where(seen > largest, i, winner)
+        largest = jnp.maximum(seen, largest)
     # In padded coordinates input stride · a + r is position i of output o where i = r + stride · (a - o).
     sides = zip(x.shape[1:3], how.padding, how.strides, strict=True)
     rows, columns = (-(-(side + sum(pad)) // stride) for side, pad, stride in sides)

@@ -39,7 +39,7 @@ def kernels_are_on() -> bool:
     return _choice.value == "auto"
 
 
-def choose_by_platform(cpu: Callable[..., Any], native: Callable[..., Any], *arrays: jax.Array) -> Any:
+def choose_by_platform(cpu: Callable[..., Any], native: Callable[..., Any], *arrays: jax.Array | None) -> Any:
     """Returns `cpu(*arrays)` in a program for CPU, else `native(*arrays)`.
 
     The choice is made when a program is lowered, so that a machine without a TPU compiles a TPU's program.

@@ -1,4 +1,4 @@
-"""Whole networks made of `nn` blocks; `create_model` is the way in."""
+"""Complete networks made of `nn` blocks; `create_model` is the way in."""
 
 from attention_jax.models import resnet_names, rnnsearch, seq2seq, transformer  # noqa: F401  they register their names
 from attention_jax.models.registry import create_model, list_models

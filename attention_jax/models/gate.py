@@ -12,8 +12,7 @@ from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.nn.attention import SelfAttention
 from attention_jax.nn.bam import BAM
-from attention_jax.nn.conv import SqueezeExcite
-from attention_jax.nn.gates import CBAM, ECA, GlobalContext
+from attention_jax.nn.gates import CBAM, ECA, GlobalContext, SqueezeExcite
 
 GATES = {
     "se": SqueezeExcite,

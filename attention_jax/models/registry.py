@@ -1,18 +1,17 @@
-"""Model names -> Linen modules."""
+"""The table of model names and the Linen modules that they build."""
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
 from attention_jax.errors import UserError, suggest_name
 
-_MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {}
+_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
 
 
-def register(name: str, module: Callable[..., nn.Module], **defaults: Any) -> None:
+def register(name: str, module: type[nn.Module], **defaults: Any) -> None:
     """Makes `create_model(name)` build `module(**defaults)`; a name can be taken once."""
     if name in _MODELS:
         raise ValueError(f"the model name {name!r} is registered twice")
@@ -20,12 +19,12 @@ def register(name: str, module: Callable[..., nn.Module], **defaults: Any) -> No
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Sorted names that match a shell-style pattern, e.g. "bam_*"."""
+    """Returns the sorted names that match a shell-style pattern, e.g. "bam_*"."""
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
 def create_model(name: str, **overrides: Any) -> nn.Module:
-    """The network called `name`, with any of its fields overridden by keyword.
+    """Returns the network called `name`, with any of its fields overridden by keyword.
 
     Raises:
         UserError: unknown name or field, with the nearest known one.

@@ -45,7 +45,7 @@ class Block(nn.Module):
         cardinality, width_per_group: of a bottleneck's 3x3, see `ResNet`.
         drop_rate: of the residual branch.
         conv, norm, gate: make the layers; the gate may be None.
-        train: whether the branch may be dropped.
+        train: True lets stochastic depth drop the branch.
     """
 
     kind: str
@@ -133,7 +133,7 @@ class ResNet(nn.Module):
             + 1) for every block of a stage (the released ResNet-RS).
         dropout_rate: before the classifier.
         kernel_init: of the convolutions: "he" (fan-out) or "fan_in" (the released ResNet-RS).
-        norm_group_size: examples that share batch statistics; None is the whole batch that the module sees.
+        norm_group_size: examples that share batch statistics; None is the entire batch that the module sees.
         norm_running_var: "biased" or "unbiased", see `BatchNorm`.
         dtype: of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
     """
@@ -171,23 +171,15 @@ class ResNet(nn.Module):
         if stages != len(self.widths):
             raise UserError(f"model.widths: {self.widths} needs one width for each of the {stages} stages.")
         for field in ("drop_path_rate", "dropout_rate"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(
-                    f"model.{field}={getattr(self, field)} is not right: give a rate from 0 up to, not including, 1."
-                )
+            if not 0 <= (rate := getattr(self, field)) < 1:
+                raise UserError(f"model.{field}={rate} is not right: give a rate from 0 up to, not including, 1.")
+        groups = f"model.cardinality={self.cardinality}, width_per_group={self.width_per_group}"
         if self.cardinality < 1 or self.width_per_group < 1:
-            raise UserError(
-                f"model.cardinality={self.cardinality}, width_per_group={self.width_per_group}: give whole numbers from 1."
-            )
+            raise UserError(f"{groups}: give whole numbers from 1.")
         if self.block == "basic" and (self.cardinality, self.width_per_group) != (1, 64):
-            raise UserError(
-                "model.cardinality and width_per_group are of bottlenecks: give model.block='bottleneck' with them."
-            )
-        narrow = [width for width in self.widths if width * self.width_per_group < 64]
-        if narrow:
-            raise UserError(
-                f"model.width_per_group={self.width_per_group} leaves a stage of {narrow[0]} filters none: give more."
-            )
+            raise UserError(f"{groups} are of bottlenecks: give model.block='bottleneck' with them.")
+        if (narrowest := min(self.widths)) * self.width_per_group < 64:
+            raise UserError(f"{groups} leaves a stage of {narrowest} filters none: give more of model.width_per_group.")
         if any(not 1 <= stage <= stages for stage in self.gate_stages or ()):
             raise UserError(f"model.gate_stages={self.gate_stages} is not right: the stages are 1 to {stages}.")
         if self.zero_gamma and self.norm == "none":
@@ -197,11 +189,11 @@ class ResNet(nn.Module):
 
     @property
     def total_stride(self) -> int:
-        """By how much the network reduces an image's side: 32 for the ImageNet networks, 4 for CIFAR's."""
+        """The factor by which the network reduces an image's side: 32 for the ImageNet networks, 4 for CIFAR's."""
         return (1 if self.stem == "cifar" else 4) * 2 ** (len(self.stage_sizes) - 1)
 
     def drop_rates(self) -> list[list[float]]:
-        """Rate of every block, stage by stage."""
+        """Returns the stochastic-depth rate of every block, stage by stage."""
         stages, blocks = len(self.stage_sizes), sum(self.stage_sizes)
         if self.drop_path_by == "stage":
             return [[self.drop_path_rate * (i + 2) / (stages + 1)] * size for i, size in enumerate(self.stage_sizes)]
@@ -209,7 +201,7 @@ class ResNet(nn.Module):
         return [[next(rates) for _ in range(size)] for size in self.stage_sizes]
 
     def gated_stages(self) -> tuple[int, ...]:
-        """Numbers of the stages that have the gate."""
+        """Returns the numbers, from 1, of the stages that have the gate."""
         if self.gate is None:
             return ()
         if self.gate_stages is not None:
@@ -218,14 +210,9 @@ class ResNet(nn.Module):
         return tuple(stages if self.gate_at == "block" else stages[:-1])
 
     def _make_norm(self, train: bool) -> Callable[..., nn.Module]:
-        if self.norm == "batch":
-            return functools.partial(
-                BatchNorm,
-                use_running_average=not train,
-                group_size=self.norm_group_size,
-                running_var=self.norm_running_var,
-            )
-        return GroupNorm if self.norm == "group" else NoNorm
+        if self.norm != "batch":
+            return GroupNorm if self.norm == "group" else NoNorm
+        return functools.partial(BatchNorm, not train, self.norm_group_size, running_var=self.norm_running_var)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -244,30 +231,20 @@ class ResNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         conv = functools.partial(Conv, kernel_init=_INITS[self.kernel_init], dtype=dtype)
         norm = self._make_norm(train)
-        gate = self.gate and functools.partial(Gate, self.gate, self.gate_args, norm, dtype, train)
+        gate = None if self.gate is None else functools.partial(Gate, self.gate, self.gate_args, norm, dtype, train)
         gated = self.gated_stages()
+        shared = ("stride_at", "shortcut", "residual", "cardinality", "width_per_group", "zero_gamma")
+        block = functools.partial(Block, kind=self.block, conv=conv, norm=norm, train=train)
+        block = functools.partial(block, **{field: getattr(self, field) for field in shared})
 
         x = self._stem(images.astype(dtype), conv, norm)
         for stage, (rates, width) in enumerate(zip(self.drop_rates(), self.widths, strict=True), 1):
             for i, drop_rate in enumerate(rates):
-                x = Block(
-                    kind=self.block,
-                    width=width,
-                    stride=2 if stage > 1 and i == 0 else 1,
-                    stride_at=self.stride_at,
-                    shortcut=self.shortcut,
-                    residual=self.residual,
-                    cardinality=self.cardinality,
-                    width_per_group=self.width_per_group,
-                    zero_gamma=self.zero_gamma,
-                    drop_rate=drop_rate,
-                    gate=gate if self.gate_at == "block" and stage in gated else None,
-                    conv=conv,
-                    norm=norm,
-                    train=train,
-                    name=f"stage{stage}_block{i + 1}",
-                )(x)
-            if self.gate_at == "stage" and stage in gated:
+                stride = 2 if stage > 1 and i == 0 else 1
+                block_gate = gate if self.gate_at == "block" and stage in gated else None
+                name = f"stage{stage}_block{i + 1}"
+                x = block(width=width, stride=stride, drop_rate=drop_rate, gate=block_gate, name=name)(x)
+            if gate and self.gate_at == "stage" and stage in gated:
                 x = gate(name=f"stage{stage}_gate")(x)
 
         x = x.astype(jnp.float32).mean((1, 2))

@@ -1,11 +1,15 @@
 """The names of the ResNet family: timm's and torchvision's where they have the network."""
 
+from typing import Any
+
 from flax.core import FrozenDict
 
 from attention_jax.models.registry import register
 from attention_jax.models.resnet import ResNet
 
-_IMAGENET = {
+Fields = dict[str, Any]
+
+_IMAGENET: dict[int, Fields] = {
     18: dict(block="basic", stage_sizes=(2, 2, 2, 2)),
     34: dict(block="basic", stage_sizes=(3, 4, 6, 3)),
     26: dict(block="bottleneck", stage_sizes=(2, 2, 2, 2)),
@@ -14,25 +18,27 @@ _IMAGENET = {
     152: dict(block="bottleneck", stage_sizes=(3, 8, 36, 3)),
     200: dict(block="bottleneck", stage_sizes=(3, 24, 36, 3)),
 }
-_CODE_BAM = FrozenDict(combine="product", batch_norm="code")
-_TIMM_SE = FrozenDict(divisor=8)
+_BAM: Fields = dict(gate="bam", gate_at="stage")
+_CBAM: Fields = dict(gate="cbam", gate_at="block")
+_SE: Fields = dict(gate="se", gate_at="block")
+_TIMM_SE: Fields = dict(_SE, gate_args=FrozenDict(divisor=8))
+# After stage 2: maps of 28x28 at 224 pixels, the size nearest to the 32x32 of the paper's default.
+_SAGAN: Fields = dict(gate="self_attention", gate_stages=(2,))
 # The released code: keys and values pooled 2x2, values of C/2 channels.
-_OFFICIAL_SAGAN = FrozenDict(value_reduction=2, pool=2)
+_OFFICIAL_SAGAN: Fields = dict(_SAGAN, gate_args=FrozenDict(value_reduction=2, pool=2))
+_CODE_BAM: Fields = dict(_BAM, gate_args=FrozenDict(combine="product", batch_norm="code"))
 
 for _depth, _net in _IMAGENET.items():
     register(f"resnet{_depth}", ResNet, **_net)
     register(f"resnet{_depth}d", ResNet, **_net, stem="deep", shortcut="D")
-    register(f"seresnet{_depth}", ResNet, **_net, gate="se", gate_at="block", gate_args=_TIMM_SE)
-    register(f"bam_resnet{_depth}", ResNet, **_net, gate="bam", gate_at="stage")
-    register(f"bam_resnet{_depth}.code", ResNet, **_net, gate="bam", gate_at="stage", gate_args=_CODE_BAM)
-    register(f"cbam_resnet{_depth}", ResNet, **_net, gate="cbam", gate_at="block")
+    register(f"seresnet{_depth}", ResNet, **_net, **_TIMM_SE)
+    register(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
+    register(f"bam_resnet{_depth}.code", ResNet, **_net, **_CODE_BAM)
+    register(f"cbam_resnet{_depth}", ResNet, **_net, **_CBAM)
     register(f"ecaresnet{_depth}", ResNet, **_net, gate="eca", gate_at="block")
     register(f"gcresnet{_depth}", ResNet, **_net, gate="gc", gate_at="block", gate_stages=(2, 3, 4))
-    # After stage 2: maps of 28x28 at 224 pixels, the size nearest to the 32x32 of the paper's default.
-    register(f"sagan_resnet{_depth}", ResNet, **_net, gate="self_attention", gate_stages=(2,))
-    register(
-        f"sagan_resnet{_depth}.official", ResNet, **_net, gate="self_attention", gate_stages=(2,), gate_args=_OFFICIAL_SAGAN
-    )
+    register(f"sagan_resnet{_depth}", ResNet, **_net, **_SAGAN)
+    register(f"sagan_resnet{_depth}.official", ResNet, **_net, **_OFFICIAL_SAGAN)
 
 # Cardinality x width of a group: Xie et al., Tables 3 and 4, and torchvision's.
 for _depth, _names in {
@@ -43,8 +49,8 @@ for _depth, _names in {
         _groups, _width = map(int, _name.removesuffix("d").split("x"))
         _net = dict(_IMAGENET[_depth], cardinality=_groups, width_per_group=_width)
         register(f"resnext{_depth}_{_name}", ResNet, **_net)
-        register(f"seresnext{_depth}_{_name}", ResNet, **_net, gate="se", gate_at="block", gate_args=_TIMM_SE)
-        register(f"bam_resnext{_depth}_{_name}", ResNet, **_net, gate="bam", gate_at="stage")
+        register(f"seresnext{_depth}_{_name}", ResNet, **_net, **_TIMM_SE)
+        register(f"bam_resnext{_depth}_{_name}", ResNet, **_net, **_BAM)
 register("resnet101_1x100d", ResNet, **_IMAGENET[101], width_per_group=100)  # the wider baseline of Table 4
 register("wide_resnet50_2", ResNet, **_IMAGENET[50], width_per_group=128)
 register("wide_resnet101_2", ResNet, **_IMAGENET[101], width_per_group=128)
@@ -59,20 +65,8 @@ for _depth, _sizes in {
     350: (4, 36, 72, 4),
     420: (4, 44, 87, 4),
 }.items():
-    register(
-        f"resnetrs{_depth}",
-        ResNet,
-        block="bottleneck",
-        stage_sizes=_sizes,
-        stem="rs",
-        shortcut="D",
-        gate="se",
-        gate_at="block",
-        gate_args=FrozenDict(reduction=4),
-        zero_gamma=True,
-        drop_path_by="stage",
-        kernel_init="fan_in",
-    )
+    _net = dict(block="bottleneck", stage_sizes=_sizes, stem="rs", shortcut="D", **_SE, gate_args=FrozenDict(reduction=4))
+    register(f"resnetrs{_depth}", ResNet, **_net, zero_gamma=True, drop_path_by="stage", kernel_init="fan_in")
 
 # CIFAR networks of 6n+2 layers, shortcut A only (He et al., Section 4.2).
 for _depth in (20, 32, 44, 56, 110):
@@ -80,22 +74,13 @@ for _depth in (20, 32, 44, 56, 110):
     _net = dict(block="basic", stem="cifar", stage_sizes=(_n,) * 3, widths=(16, 32, 64), shortcut="A", num_classes=10)
     register(f"resnet{_depth}", ResNet, **_net)
     register(f"resnet{_depth}.plain", ResNet, **_net, residual=False)
-    register(f"seresnet{_depth}", ResNet, **_net, gate="se", gate_at="block")
-    register(f"bam_resnet{_depth}", ResNet, **_net, gate="bam", gate_at="stage")
-    register(f"cbam_resnet{_depth}", ResNet, **_net, gate="cbam", gate_at="block", gate_args=FrozenDict(reduction=4))
-    register(f"sagan_resnet{_depth}", ResNet, **_net, gate="self_attention", gate_stages=(2,))
+    register(f"seresnet{_depth}", ResNet, **_net, **_SE)
+    register(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
+    register(f"cbam_resnet{_depth}", ResNet, **_net, **_CBAM, gate_args=FrozenDict(reduction=4))
+    register(f"sagan_resnet{_depth}", ResNet, **_net, **_SAGAN)
 
 # CIFAR networks of ResNeXt, Section 5.3: three stages of three blocks.
 for _name in ("1x64d", "2x64d", "4x64d", "8x64d", "16x64d", "1x128d", "1x256d", "32x4d"):
     _groups, _width = map(int, _name.removesuffix("d").split("x"))
-    register(
-        f"resnext29_{_name}",
-        ResNet,
-        block="bottleneck",
-        stem="cifar",
-        stage_sizes=(3, 3, 3),
-        widths=(64, 128, 256),
-        cardinality=_groups,
-        width_per_group=_width,
-        num_classes=10,
-    )
+    _net = dict(block="bottleneck", stem="cifar", stage_sizes=(3, 3, 3), widths=(64, 128, 256), num_classes=10)
+    register(f"resnext29_{_name}", ResNet, **_net, cardinality=_groups, width_per_group=_width)

@@ -35,7 +35,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     Args:
         model: a Linen module.
         shape: of its input, batch first, or a tuple of shapes when it takes several; float32 unless a
-            `jax.ShapeDtypeStruct` is given. Multiply-adds are those of the whole batch: give batch 1 to compare with papers.
+            `jax.ShapeDtypeStruct` is given. Multiply-adds are of the entire batch: give batch 1 to compare with papers.
         depth: how many levels of the module path a row of the table has.
         **kwargs: passed to the call (`train=True`).
     """
@@ -48,7 +48,7 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     mutable = ["batch_stats"] if kwargs.get("train") else False
     jaxpr = jax.make_jaxpr(lambda v, *x: model.apply(v, *x, mutable=mutable, **kwargs))(variables, *inputs)
 
-    macs = multiply_adds(jaxpr.jaxpr)
+    macs = count_multiply_adds(jaxpr.jaxpr)
     root = type(model).__name__
 
     def module_of(path: str) -> str:
@@ -68,43 +68,46 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     return Summary(sum(p for p, _ in table.values()), sum(m for _, m in table.values()), table)
 
 
-def multiply_adds(jaxpr: core.Jaxpr, padding: bool = True) -> dict[str, int]:
-    """Multiply-adds of a traced program's convolutions and matrix products, by the module scope they were traced in.
+def count_multiply_adds(jaxpr: core.Jaxpr, padding: bool = True) -> dict[str, int]:
+    """Counts multiply-adds of a traced program's convolutions and matrix products, by the module scope they were traced in.
 
     Args:
-        padding: whether a convolution also counts products with the zeros of its padding and dilation, as papers do.
+        padding: True also counts a convolution's products with the zeros of its padding and dilation, as papers do.
     """
     macs: dict[str, int] = defaultdict(int)
-    _count(jaxpr, "", 1, padding, macs)
+
+    def count(jaxpr: Any, stack: str, times: int) -> None:
+        for equation in jaxpr.eqns:
+            here = "/".join(filter(None, [stack, str(equation.source_info.name_stack)]))
+            name, params = equation.primitive.name, equation.params
+            macs[here] += 0  # a module without products keeps its place in the table
+            if name == "conv_general_dilated":
+                macs[here] += times * _convolution(equation, padding)
+            elif name == "dot_general":
+                macs[here] += times * _product(equation)
+            elif params.get("branches_platforms"):  # `jax.lax.platform_dependent`: one branch runs, the default is XLA's own
+                branch = params["branches_platforms"].index(None)
+                count(params["branches"][branch].jaxpr, here, times)
+            else:
+                repeat = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+                for value in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
+                    if _is_jaxpr(value):
+                        count(getattr(value, "jaxpr", value), here, times * repeat)
+
+    count(jaxpr, "", 1)
     return macs
 
 
-def _count(jaxpr: core.Jaxpr, stack: str, times: int, padding: bool, macs: dict[str, int]) -> None:
-    """Adds each product's multiply-adds to the module whose scope it was traced in."""
-    for equation in jaxpr.eqns:
-        here = "/".join(filter(None, [stack, str(equation.source_info.name_stack)]))
-        name, params = equation.primitive.name, equation.params
-        macs[here] += 0  # a module without products keeps its place in the table
-        if name == "conv_general_dilated":
-            macs[here] += times * _convolution(equation, padding)
-        elif name == "dot_general":
-            (contract, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            macs[here] += times * equation.outvars[0].aval.size * math.prod(left[i] for i in contract)
-        elif params.get("branches_platforms"):  # `jax.lax.platform_dependent`: one branch runs, the default is XLA's own
-            branch = params["branches_platforms"].index(None)
-            _count(params["branches"][branch].jaxpr, here, times, padding, macs)
-        else:
-            repeat = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
-            for value in jax.tree.leaves(
-                list(params.values()), is_leaf=lambda v: isinstance(v, (core.Jaxpr, core.ClosedJaxpr))
-            ):
-                if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
-                    _count(getattr(value, "jaxpr", value), here, times * repeat, padding, macs)
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
 
 
-def _convolution(equation: core.JaxprEqn, padding: bool) -> int:
-    """Multiply-adds of one convolution."""
+def _product(equation: Any) -> int:
+    (contract, _), _ = equation.params["dimension_numbers"]
+    return equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contract)
+
+
+def _convolution(equation: Any, padding: bool) -> int:
     x, kernel, out, params = equation.invars[0].aval, equation.invars[1].aval, equation.outvars[0].aval, equation.params
     numbers = params["dimension_numbers"]
     if padding:

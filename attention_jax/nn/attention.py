@@ -1,6 +1,6 @@
 """Attention with keys, queries and values, and the block that puts it into a convolutional network."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from attention_jax.errors import UserError
 from attention_jax.nn.conv import Conv
+from attention_jax.nn.gates import reduce_channels
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -26,7 +27,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.
 class SelfAttention(nn.Module):
     """The self-attention block of SAGAN (Zhang et al. 2019, Section 3): y = x + gamma · attention(x), gamma from 0.
 
-    Every position asks (query) all positions (keys) for their features (values), so that the block sees the whole map.
+    Every position asks (query) all positions (keys) for their features (values), so that the block sees the entire map.
     The defaults are the paper's; `official` names the released code's choices. The spectral normalisation of the
     released GAN belongs to its training and is not part of this block.
 
@@ -57,36 +58,28 @@ class SelfAttention(nn.Module):
         h = H // pool and w = W // pool.
         """
         b, height, width, channels = x.shape
-        self._check(height, width, channels)
+        if not self.project and self.value_reduction != 1:
+            raise UserError("SelfAttention.project=False adds the values themselves: give value_reduction=1.")
+        if not 1 <= self.pool <= min(height, width):
+            raise UserError(f"SelfAttention.pool={self.pool} is not right for a {height}x{width} map: give 1 to its side.")
+        init = nn.initializers.glorot_uniform()
+        layer = functools.partial(Conv, kernel_size=(1, 1), use_bias=self.use_bias, kernel_init=init, dtype=self.dtype)
 
-        def layer(features: int, name: str) -> Callable[[jax.Array], jax.Array]:
-            init = nn.initializers.glorot_uniform()
-            return Conv(features, (1, 1), use_bias=self.use_bias, kernel_init=init, dtype=self.dtype, name=name)
+        def flat(y: jax.Array) -> jax.Array:
+            return y.reshape(b, -1, y.shape[-1])
 
-        query = layer(channels // self.reduction, "query")(x)
-        key = self._pooled(layer(channels // self.reduction, "key")(x))
-        value = self._pooled(layer(channels // self.value_reduction, "value")(x))
-        flat = (query.reshape(b, -1, query.shape[-1]), *(y.reshape(b, -1, y.shape[-1]) for y in (key, value)))
-        attended, weights = attend(*flat, scale=self.scale)
+        query = layer(reduce_channels(self, channels), name="query")(x)
+        key = self._pooled(layer(reduce_channels(self, channels), name="key")(x))
+        value = self._pooled(layer(reduce_channels(self, channels, "value_reduction"), name="value")(x))
+        attended, weights = attend(flat(query), flat(key), flat(value), self.scale)
         if self.is_mutable_collection("attention"):
             self.sow("attention", "weights", weights.reshape(b, height, width, *key.shape[1:3]))
 
         attended = attended.reshape(b, height, width, -1)
         if self.project:
-            attended = layer(channels, "output")(attended)
+            attended = layer(channels, name="output")(attended)
         gamma = self.param("gamma", nn.initializers.zeros, ())
         return x + gamma.astype(attended.dtype) * attended
 
     def _pooled(self, x: jax.Array) -> jax.Array:
         return nn.max_pool(x, (self.pool, self.pool), (self.pool, self.pool)) if self.pool > 1 else x
-
-    def _check(self, height: int, width: int, channels: int) -> None:
-        for field in ("reduction", "value_reduction"):
-            if not 1 <= getattr(self, field) <= channels:
-                raise UserError(
-                    f"SelfAttention.{field}={getattr(self, field)} leaves nothing of {channels} channels: give 1 to {channels}."
-                )
-        if not self.project and channels // self.value_reduction != channels:
-            raise UserError("SelfAttention.project=False adds the values themselves: give value_reduction=1.")
-        if not 1 <= self.pool <= min(height, width):
-            raise UserError(f"SelfAttention.pool={self.pool} is not right for a {height}x{width} map: give 1 to its side.")

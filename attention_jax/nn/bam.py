@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from attention_jax.errors import UserError
 from attention_jax.nn.conv import Conv
+from attention_jax.nn.gates import reduce_channels
 from attention_jax.nn.norm import BatchNorm
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ _COMBINE = {"sum": jnp.add, "product": jnp.multiply, "max": jnp.maximum}
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _log_once(message: str) -> None:
     log.info(message)
 
 
@@ -36,12 +37,12 @@ class BAM(nn.Module):
 
     Attributes:
         reduction: r; both branches work on C // r channels (16 in the paper).
-        dilation: of the two 3x3 convolutions of the spatial branch (4 in the paper); reduced, and said so in the log,
+        dilation: of the two 3x3 convolutions of the spatial branch (4 in the paper); reduced, with a line in the log,
             where a small map would leave only the centre tap.
         combine: "sum" is the paper's; "product" is the released code's; "max" is a row of the paper's ablation.
         batch_norm: "paper" normalises the end of each branch (equations 3 and 5), "code" every hidden layer and not the
             end. Both have ReLU after hidden layers and a bias in every layer, as the released code counts them.
-        channel, spatial: whether the branch is there.
+        channel, spatial: False leaves the branch out.
         norm: makes the normalisation layer; a network passes its own.
         dtype: of the computation; None takes the input's and the parameters'.
     """
@@ -62,7 +63,7 @@ class BAM(nn.Module):
         Sows into "attention": `channel` [B, C] and `spatial` [B, H, W], each branch's own map after a sigmoid, the map
         `map` M(F) [B, H, W, C], and the features `input` F and `output` F' [B, H, W, C].
         """
-        self._check(x.shape[-1])
+        self._check()
         branches = {}
         if self.channel:
             branches["channel"] = self._channel_branch(x)[:, None, None, :]
@@ -79,14 +80,12 @@ class BAM(nn.Module):
             self.sow("attention", "output", output)
         return output
 
-    def _check(self, channels: int) -> None:
+    def _check(self) -> None:
         for field, accepted in (("combine", tuple(_COMBINE)), ("batch_norm", ("paper", "code"))):
             if getattr(self, field) not in accepted:
                 raise UserError(f"BAM.{field}={getattr(self, field)!r} is not one of {', '.join(map(repr, accepted))}.")
         if not (self.channel or self.spatial):
             raise UserError("BAM.channel and BAM.spatial are both False: keep one of the branches.")
-        if not 1 <= self.reduction <= channels:
-            raise UserError(f"BAM.reduction={self.reduction} leaves nothing of {channels} channels: give 1 to {channels}.")
         if self.dilation < 1:
             raise UserError(f"BAM.dilation={self.dilation} is not right: give 1 or more.")
 
@@ -101,7 +100,7 @@ class BAM(nn.Module):
     def _channel_branch(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, C]: global average pooling and one hidden layer."""
         channels = x.shape[-1]
-        hidden = nn.Dense(channels // self.reduction, dtype=self.dtype, name="channel_reduce")(x.mean((1, 2)))
+        hidden = nn.Dense(reduce_channels(self, channels), dtype=self.dtype, name="channel_reduce")(x.mean((1, 2)))
         hidden = self._hidden(hidden, "channel_reduce_norm")
         return self._end(nn.Dense(channels, dtype=self.dtype, name="channel_expand")(hidden), "channel_norm")
 
@@ -111,8 +110,8 @@ class BAM(nn.Module):
         dilation = fitting_dilation(self.dilation, h, w)
         if dilation != self.dilation:
             path = "/".join(self.path) or "BAM"
-            _say_once(f"{path}: dilation {self.dilation} does not fit a {h}x{w} map; using {dilation}")
-        conv = functools.partial(Conv, c // self.reduction, use_bias=True, dtype=self.dtype)
+            _log_once(f"{path}: dilation {self.dilation} does not fit a {h}x{w} map; using {dilation}")
+        conv = functools.partial(Conv, reduce_channels(self, c), use_bias=True, dtype=self.dtype)
         hidden = self._hidden(conv((1, 1), name="spatial_reduce")(x), "spatial_reduce_norm")
         for i in (1, 2):
             hidden = conv((3, 3), kernel_dilation=dilation, name=f"spatial_conv{i}")(hidden)

@@ -1,4 +1,4 @@
-"""Attention gates of other papers, for comparison: CBAM, ECA and the global context block."""
+"""Attention gates for comparison: squeeze-and-excitation, CBAM, ECA and the global context block."""
 
 import math
 from typing import Any
@@ -22,6 +22,43 @@ def maximum(x: jax.Array, axis: int) -> jax.Array:
     return jnp.where(first, x, jnp.zeros((), x.dtype)).sum(axis)
 
 
+def reduce_channels(module: nn.Module, channels: int, field: str = "reduction") -> int:
+    """Returns C // r, where r is that field of the module; raises UserError if nothing would be left."""
+    reduction = getattr(module, field)
+    if not 1 <= reduction <= channels:
+        name = f"{type(module).__name__}.{field}={reduction}"
+        raise UserError(f"{name} leaves nothing of {channels} channels: give 1 to {channels}.")
+    return channels // reduction
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (Hu et al. 2018, Section 3): x · sigmoid(W2 relu(W1 mean(x))).
+
+    Attributes:
+        reduction: r; the hidden layer has C / r units (16 in the paper).
+        divisor: rounds the hidden width to the nearest multiple of it, halves up, and to at least one; timm's networks have 8,
+            which changes them where C < 128.
+        use_bias: the paper's main networks have biases, its ablation section (Table 10 and after) has none.
+        dtype: of the computation; None takes the input's and the parameters'.
+    """
+
+    reduction: int = 16
+    divisor: int = 1
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]. Sows `scale` [B, C] into "attention"."""
+        channels = x.shape[-1]
+        squeezed = x.mean((1, 2))
+        width = max(1, int(channels / self.reduction / self.divisor + 0.5)) * self.divisor
+        hidden = nn.relu(nn.Dense(width, self.use_bias, self.dtype, name="reduce")(squeezed))
+        scale = nn.sigmoid(nn.Dense(channels, self.use_bias, self.dtype, name="expand")(hidden))
+        self.sow("attention", "scale", scale)
+        return x * scale[:, None, None, :]
+
+
 class CBAM(nn.Module):
     """Convolutional block attention (Woo et al. 2018, Section 3): a channel gate, then a spatial gate.
 
@@ -43,15 +80,11 @@ class CBAM(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]. Sows `channel` [B, C] and `spatial` [B, H, W] into "attention"."""
         channels = x.shape[-1]
-        if not 1 <= self.reduction <= channels:
-            raise UserError(f"CBAM.reduction={self.reduction} leaves nothing of {channels} channels: give 1 to {channels}.")
-        reduce = nn.Dense(channels // self.reduction, dtype=self.dtype, name="reduce")
+        reduce = nn.Dense(reduce_channels(self, channels), dtype=self.dtype, name="reduce")
         expand = nn.Dense(channels, dtype=self.dtype, name="expand")
-        squeezed = [
-            expand(nn.relu(reduce(x.mean((1, 2))))),
-            expand(nn.relu(reduce(maximum(x.reshape(len(x), -1, channels), 1)))),
-        ]
-        channel = nn.sigmoid(sum(squeezed))
+        of_means = expand(nn.relu(reduce(x.mean((1, 2)))))
+        of_maxima = expand(nn.relu(reduce(maximum(x.reshape(len(x), -1, channels), 1))))
+        channel = nn.sigmoid(sum((of_means, of_maxima)))
         self.sow("attention", "channel", channel)
         x = x * channel[:, None, None, :]
 
@@ -107,15 +140,11 @@ class GlobalContext(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]. Sows the one map that all positions share, `weights` [B, H, W], into "attention"."""
         b, h, w, channels = x.shape
-        if not 1 <= self.reduction <= channels:
-            raise UserError(
-                f"GlobalContext.reduction={self.reduction} leaves nothing of {channels} channels: give 1 to {channels}."
-            )
         logits = nn.Dense(1, dtype=self.dtype, name="mask")(x).reshape(b, h * w)
         weights = nn.softmax(logits.astype(jnp.float32))
         self.sow("attention", "weights", weights.reshape(b, h, w))
         context = jnp.einsum("bn,bnc->bc", weights.astype(x.dtype), x.reshape(b, h * w, channels))
-        hidden = nn.Dense(channels // self.reduction, dtype=self.dtype, name="reduce")(context)
+        hidden = nn.Dense(reduce_channels(self, channels), dtype=self.dtype, name="reduce")(context)
         hidden = nn.relu(nn.LayerNorm(1e-5, self.dtype, use_fast_variance=False, name="norm")(hidden))
         last = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         return x + nn.Dense(channels, kernel_init=last, dtype=self.dtype, name="expand")(hidden)[:, None, None, :]

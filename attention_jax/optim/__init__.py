@@ -1,1 +1,1 @@
-"""What the recipe pieces switch on: schedules, optimizers, weight averages, losses."""
+"""Schedules, optimizers, weight averages, losses and the mixing of examples, as the recipe pieces choose them."""

@@ -1,4 +1,4 @@
-"""Mixup and CutMix inside the step, on a whole batch.
+"""Mixup and CutMix of a batch, inside the step.
 
 As timm does it in batch mode (DeiT, Swin and ConvNeXt train so): one lambda for all, and example i meets example B-1-i.
 In a shuffled batch the reversed order is as random a partner as a permutation, and on several devices it moves every
@@ -14,9 +14,9 @@ Batch = dict[str, jax.Array]
 def mix_images(
     rng: jax.Array, batch: Batch, mixup_alpha: float, cutmix_alpha: float, probability: float, switch_probability: float
 ) -> Batch:
-    """{"image": [B, H, W, C], "label": [B], ...} -> the same, mixed, with "partner" [B] and "share" [B].
+    """Returns the batch with mixed "image" [B, H, W, C], and with "partner" [B] and "share" [B] beside "label" [B].
 
-    An example's target is share·label + (1-share)·partner. Draws once a batch whether to mix and by which of the two.
+    An example's target is share·label + (1-share)·partner. One draw a batch decides on mixing, and on one of the two.
 
     Args:
         rng: key of this step.
@@ -30,13 +30,11 @@ def mix_images(
     b, h, w, _ = images.shape
     of_whether, of_which, of_lambda, of_box = jax.random.split(rng, 4)
 
-    def drawn(alpha: float) -> jax.Array:
-        return jax.random.beta(of_lambda, alpha, alpha)
-
     if mixup_alpha:
-        keep, share = everywhere(drawn(mixup_alpha), h, w)
+        share = jax.random.beta(of_lambda, mixup_alpha, mixup_alpha)
+        keep = jnp.full((h, w), share)
     if cutmix_alpha:
-        cut_keep, cut_share = outside_box(of_box, drawn(cutmix_alpha), h, w)
+        cut_keep, cut_share = draw_cutmix(of_box, jax.random.beta(of_lambda, cutmix_alpha, cutmix_alpha), h, w)
         if mixup_alpha:
             cut = jax.random.bernoulli(of_which, switch_probability)
             keep, share = jnp.where(cut, cut_keep, keep), jnp.where(cut, cut_share, share)
@@ -54,13 +52,8 @@ def mix_images(
     }
 
 
-def everywhere(share: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
-    """Mixup: ([H, W] share of the own image at each pixel, share of the own label)."""
-    return jnp.full((h, w), share), share
-
-
-def outside_box(rng: jax.Array, share: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
-    """CutMix: ([H, W] 0 inside a box and 1 outside, exact share outside).
+def draw_cutmix(rng: jax.Array, share: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
+    """Returns [H, W] with 0 inside a box and 1 outside, and the exact share outside.
 
     The box has sides sqrt(1-lambda) of the image's, its centre anywhere in the image, and is cut at the edges; the
     labels' share is then the area really left, not lambda (Yun et al. 2019, released code; timm's `correct_lam`).

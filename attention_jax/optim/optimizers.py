@@ -29,8 +29,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD with momentum, RMSProp with momentum, or AdamW.
 
-    The order of a step: the gradient of the mean loss over the whole batch (after accumulation and over all devices) is
-    clipped; L2 decay joins it; then come second moment, momentum and rate; decoupled decay comes last.
+    The order of a step: the gradient of the mean loss over the batch (after accumulation and over all devices) is clipped;
+    L2 decay joins it; then come second moment, momentum and rate; decoupled decay comes last.
 
     Args:
         name: "sgd": v = m·v + g, w = w - lr·v, as PyTorch and TensorFlow's MomentumOptimizer have it;
@@ -39,7 +39,7 @@ def make_optimizer(
             "adamw": Loshchilov & Hutter 2019, decay always decoupled.
         schedule: step -> learning rate.
         weight_decay: wd; 0 switches it off.
-        decay_rules: (path regex, whether to decay); a parameter that no rule matches is an error.
+        decay_rules: (path regex, True to decay); a parameter that no rule matches is an error.
         momentum: m of SGD and RMSProp.
         nesterov: of SGD: g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
         decay: of SGD and RMSProp: "l2" adds wd·w to the gradient, the gradient of wd/2·|w|²; "decoupled" subtracts
@@ -80,7 +80,7 @@ def make_optimizer(
 
 
 def update_average(average: Any, new: Any, decay: float, step: jax.Array, warmup: bool = True) -> Any:
-    """average <- d·average + (1-d)·new, where d = min(decay, (1+t)/(10+t)) with warm-up (TensorFlow's ResNet-RS trainer).
+    """Returns d·average + (1-d)·new, where d = min(decay, (1+t)/(10+t)) with warm-up (TensorFlow's ResNet-RS trainer).
 
     Args:
         average, new: trees of one structure; parameters and batch statistics alike.

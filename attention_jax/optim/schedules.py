@@ -1,4 +1,4 @@
-"""Learning-rate schedules: step -> learning rate. Steps count from 0; the last of a run is total_steps - 1."""
+"""Learning-rate schedules, functions of the step; steps count from 0, and the last of a run is total_steps - 1."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,14 @@ def make_schedule(
     final_share: float = 0.0,
     d_model: int = 512,
 ) -> optax.Schedule:
-    """A linear warm-up followed by one of four shapes, whose clock starts after it; or Noam, which is both in one.
+    """A linear warm-up followed by one of four shapes, whose clock starts after it, or Noam, which is both in one.
 
     Args:
         name: "constant"; "step", which multiplies by `factor` at each boundary (He et al. 2016); "cosine",
             f + (1-f)·0.5·(1 + cos(pi·t/T)) of the peak (Loshchilov & Hutter 2017; the clock as in He et al. 2019 and
             ConvNeXt, while TensorFlow's model garden starts it at step 0); "linear", f + (1-f)·(1 - t/T) of the peak;
-            "noam", see `noam`.
+            "noam", learning_rate·d_model^-0.5·min(s^-0.5, s·W^-1.5) with s = step + 1 (Vaswani et al. 2017,
+            Section 5.3).
         learning_rate: the peak; of "noam" the factor before its formula.
         total_steps: of the run, warm-up included.
         warmup_steps: W; its step s has start + (peak - start)·(s + 1)/W, so that the first is not lost and the last has
@@ -48,7 +49,7 @@ def make_schedule(
     elif name == "linear":
         main = optax.linear_schedule(learning_rate, final_share * learning_rate, after)
     elif name == "noam":
-        return noam(learning_rate, d_model, warmup_steps)
+        return _noam(learning_rate, d_model, warmup_steps)
     else:
         raise ValueError(f"unknown schedule {name!r}")
     if not warmup_steps:
@@ -58,11 +59,8 @@ def make_schedule(
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
-def noam(factor: float, d_model: int, warmup_steps: int) -> optax.Schedule:
-    """factor · d_model^-0.5 · min(s^-0.5, s·W^-1.5) with s = step + 1 (Vaswani et al. 2017, Section 5.3).
-
-    The peak, at step W - 1, is factor / sqrt(d_model·W). Tensor2tensor's later presets have factor 2 and W = 8,000.
-    """
+def _noam(factor: float, d_model: int, warmup_steps: int) -> optax.Schedule:
+    """The peak, at step W - 1, is factor / sqrt(d_model·W). Tensor2tensor's later presets have factor 2 and W = 8,000."""
     if not warmup_steps:
         raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by it, give the paper's 4000.")
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from attention_jax.data.images.decoding import MODES
 from attention_jax.distributed.mesh import make_batch_sharding, make_mesh
 from attention_jax.errors import UserError, one_sentence, require_package
-from attention_jax.models.summary import multiply_adds, summary
+from attention_jax.models.summary import count_multiply_adds, summary
 from attention_jax.preflight.chips import ChipSlice
 from attention_jax.preflight.hlo import HloProgram
 from attention_jax.tasks import classification
@@ -164,7 +164,7 @@ def measure_program(program: Program) -> tuple[StepCost, Any]:
         state={kind: by_kind[kind] for kind in KINDS if by_kind[kind]},
         arguments=sum(by_kind.values()),
         model_operations=6.0 * forward.macs * rows,
-        operations=2.0 * sum(multiply_adds(_live(traced.jaxpr.jaxpr), padding=False).values()),
+        operations=2.0 * sum(count_multiply_adds(_live(traced.jaxpr.jaxpr), padding=False).values()),
         seconds=seconds,
         donated=(0, len(jax.tree.leaves(state))),
     )

@@ -23,8 +23,8 @@ from attention_jax.data.loader import ImagePlan, Loader
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
-from attention_jax.optim import mixing
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
+from attention_jax.optim.mixing import mix_images
 
 Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H, W, C]
 
@@ -219,7 +219,7 @@ def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> M
     options = config.mix
     if not (options.mixup_alpha or options.cutmix_alpha) or not options.probability:
         return batch
-    return mixing.mix_images(
+    return mix_images(
         rng, dict(batch), options.mixup_alpha, options.cutmix_alpha, options.probability, options.switch_probability
     )
 

@@ -11,7 +11,7 @@ import pytest
 from attention_jax import tree
 from attention_jax.distributed.mesh import make_batch_sharding, make_mesh, prefetch_batches
 from attention_jax.errors import UserError
-from attention_jax.optim import mixing
+from attention_jax.optim.mixing import mix_images
 from attention_jax.train import checkpoint
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
@@ -93,7 +93,7 @@ def test_mixing_is_of_the_global_batch():
     # An image travels to one other device and nowhere else.
     rows, shapes = make_batch_sharding(make_mesh()), {"image": (32, 8, 8, 1), "label": (32,)}
     arrays = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=rows) for name, shape in shapes.items()}
-    mixed = jax.jit(lambda batch: mixing.mix_images(jax.random.key(0), batch, 0.8, 1.0, 1.0, 0.5), out_shardings=rows)
+    mixed = jax.jit(lambda batch: mix_images(jax.random.key(0), batch, 0.8, 1.0, 1.0, 0.5), out_shardings=rows)
     text = mixed.lower(arrays).compile().as_text()
     assert "collective-permute" in text and "all-gather" not in text
     # A replica of mode "pmap" mixes its own part, so that the numbers are others.

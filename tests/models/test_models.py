@@ -14,7 +14,8 @@ import attention_jax as aj
 from attention_jax import tree
 from attention_jax.models.registry import register
 from attention_jax.models.resnet import Block, ResNet
-from attention_jax.nn.conv import SqueezeExcite, StochasticDepth
+from attention_jax.nn.conv import StochasticDepth
+from attention_jax.nn.gates import SqueezeExcite
 from tests.helpers.blocks import TINY, close, drawn, evaluating, numbers, quick
 
 

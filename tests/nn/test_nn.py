@@ -14,9 +14,9 @@ from attention_jax import tree
 from attention_jax.models.resnet import ResNet
 from attention_jax.nn.attention import SelfAttention, attend
 from attention_jax.nn.bam import BAM, fitting_dilation
-from attention_jax.nn.conv import Conv, SqueezeExcite, average_pool
+from attention_jax.nn.conv import Conv, average_pool
 from attention_jax.nn.dropout import drop
-from attention_jax.nn.gates import CBAM, ECA, GlobalContext, maximum
+from attention_jax.nn.gates import CBAM, ECA, GlobalContext, SqueezeExcite, maximum
 from attention_jax.nn.norm import BatchNorm, GroupNorm, NoNorm
 from tests.helpers.blocks import TINY, close, drawn, evaluating, numbers, quick
 

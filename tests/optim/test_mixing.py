@@ -1,4 +1,4 @@
-"""Mixup and CutMix: their laws, and what the step does with them."""
+"""Mixup and CutMix: what they guarantee, and what the step does with them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from attention_jax import tree
 from attention_jax.optim.losses import cross_entropy
-from attention_jax.optim.mixing import mix_images, outside_box
+from attention_jax.optim.mixing import draw_cutmix, mix_images
 from attention_jax.tasks import classification
 from attention_jax.train.program import build_program
 from tests.helpers.blocks import quick
@@ -70,7 +70,7 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels():
 def test_box_is_the_published_one():
     """Sides 2·(floor(side·sqrt(1-lambda)) // 2) around a uniform centre, cut at the edges, as in the released code."""
     lam = 0.6
-    keep, share = jax.vmap(lambda key: outside_box(key, jnp.float32(lam), H, W))(jax.random.split(jax.random.key(1), 2000))
+    keep, share = jax.vmap(lambda key: draw_cutmix(key, jnp.float32(lam), H, W))(jax.random.split(jax.random.key(1), 2000))
     inside = np.asarray(keep) == 0
     for axis, side in ((2, H), (1, W)):
         full = 2 * (int(side * np.sqrt(1 - lam)) // 2)

@@ -13,7 +13,7 @@ import pytest
 from attention_jax.cli import main as cli
 from attention_jax.config.plugins import load_file
 from attention_jax.errors import UserError
-from attention_jax.models.summary import multiply_adds, summary
+from attention_jax.models.summary import count_multiply_adds, summary
 from attention_jax.preflight import chips, measure, table
 from attention_jax.preflight.hlo import HloProgram
 from attention_jax.preflight.report import Report
@@ -213,8 +213,8 @@ def steps_operations(config) -> tuple[float, dict[str, int], object]:
     rngs = {"dropout": jax.random.key(0)}
     inputs = [batch["image"]] if "image" in batch else [batch["source"], batch["target"]]
     forward = jax.make_jaxpr(lambda v, *x: program.model.apply(v, *x, train=True, mutable=["batch_stats"], rngs=rngs))
-    step = sum(multiply_adds(measure._live(traced.jaxpr.jaxpr), padding=False).values())
-    return step, multiply_adds(forward(variables, *inputs).jaxpr, padding=False), program
+    step = sum(count_multiply_adds(measure._live(traced.jaxpr.jaxpr), padding=False).values())
+    return step, count_multiply_adds(forward(variables, *inputs).jaxpr, padding=False), program
 
 
 def test_a_step_multiplies_three_times_as_much_as_a_forward_pass():
@@ -240,11 +240,11 @@ def test_padding_and_holes_are_not_counted_when_they_are_not_wanted(stride):
 
     y, back = jax.vjp(conv, x, kernel)
     count = round(float(y.sum()))  # of ones, each product of two of them adds one
-    assert sum(multiply_adds(jax.make_jaxpr(conv)(x, kernel).jaxpr, padding=False).values()) == count
+    assert sum(count_multiply_adds(jax.make_jaxpr(conv)(x, kernel).jaxpr, padding=False).values()) == count
     of_x, of_kernel = (jax.make_jaxpr(lambda y, i=i: back(y)[i])(y).jaxpr for i in (0, 1))
     for jaxpr in (of_x, of_kernel):
-        assert sum(multiply_adds(measure._live(jaxpr), padding=False).values()) == count
-    assert sum(multiply_adds(jax.make_jaxpr(conv)(x, kernel).jaxpr).values()) > count
+        assert sum(count_multiply_adds(measure._live(jaxpr), padding=False).values()) == count
+    assert sum(count_multiply_adds(jax.make_jaxpr(conv)(x, kernel).jaxpr).values()) > count
 
 
 # --- a compiled step, on this machine's devices ------------------------------------------------------------------------
