@@ -145,7 +145,7 @@ make_venv() {
   fi || fail "$python could not make $VENV, as said above."
 }
 
-# Whether a program is a Python of this version or newer. It is run: a version manager's stand-in may exist and fail.
+# Whether a program is a Python of this version or newer. It is run: a version manager's shim may exist and fail.
 runs() { "$1" -c "import sys${3:-}; sys.exit(sys.version_info < (${2/./, }))" >/dev/null 2>&1; }
 
 find_python() {
@@ -247,6 +247,7 @@ case "$command" in
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
+    if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
   *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, plot, summary, preflight, prepare, local, tpu, slurm, notebook, python, test, setup." ;;
