@@ -265,7 +265,7 @@ def measure_input_rate(config: ConfigDict, seconds: float = 1.5) -> float | None
 
 
 def make_photo(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """uint8 [height, width, 3]: noise with the spectrum of photographs, which takes libjpeg as long as one of as many bytes.
+    """[height, width, 3] uint8: noise with the spectrum of photographs, which libjpeg takes as long for as for a photograph.
 
     Amplitudes fall as frequency**-1.4: 500 x 375 pixels make 94 to 112 kB at quality 95, as ImageNet's do.
     """
