@@ -379,7 +379,7 @@ def test_the_compilers_refusal_is_read(says):
     [
         (["preflight"], "give --config=FILE.py and --topology=SLICE"),
         (["preflight", *as_options(), "--topology=v5e-12"], "there is no such slice"),
-        (["preflight", "rows.py", "--topology=v4-8"], "give them alone"),
+        (["preflight", "rows.py", "--topology=v4-8"], "leave the other options out"),
         (
             ["preflight", "--config=configs/wmt14_transformer.py", "--topology=v5e-4", "--config.data.args.data_dir=nowhere"],
             "without the data, state config.model.vocab_size, data.bucket_lengths, data.num_examples, data.num_batches",
