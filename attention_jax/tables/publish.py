@@ -11,11 +11,11 @@ import numpy as np
 
 from attention_jax.analysis import plots
 from attention_jax.config.plugins import load_object
-from attention_jax.errors import UserError, one_sentence
+from attention_jax.errors import UserError
 from attention_jax.load import load_run
 from attention_jax.tables import render
 from attention_jax.tables.render import EstimatedRow
-from attention_jax.tables.results import ComputedResult, RowPlan, TableRequest, read_row
+from attention_jax.tables.results import ComputedResult, RowPlan, TableRequest, explain_failure, read_row
 from attention_jax.tasks import get_task
 
 _IMAGES = 5  # in the plot of BAM's maps
@@ -121,7 +121,7 @@ def _custom(plot: Callable[..., Any], measured: Mapping[str, Sequence[Mapping[st
     try:
         return plot(measured) if measured else None
     except Exception as error:
-        raise UserError(f"{type(error).__name__}: {one_sentence(error)}") from error
+        raise UserError(explain_failure(error)) from error
 
 
 def _attention(label: str | None, rows: Sequence[EstimatedRow]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from attention_jax.models.summary import Summary
 from attention_jax.tables.results import ComputedResult, RowResult, TableRequest, have_same_examples
 from attention_jax.tables.statistics import Estimate, compute_mean_and_std, estimate_accuracy, estimate_difference
 from attention_jax.tasks import get_task
@@ -119,8 +120,8 @@ def _measure(line: EstimatedRow, column: str) -> str:
     return f"{mean:.4g}" if math.isnan(std) else f"{mean:.4g} ± {std:.2g}"
 
 
-def _number(value: int | None) -> str:
-    return f"{value:,}" if value is not None else _ABSENT
+def _counts(counts: Summary | None) -> list[str]:
+    return [f"{counts.params:,}", f"{counts.macs:,}"] if counts else [_ABSENT, _ABSENT]
 
 
 def _accuracy(line: EstimatedRow) -> str:
@@ -162,12 +163,8 @@ def _cells(lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
     head += ["detectable", "s a run"]
     table = [head]
     for line in lines:
-        row = line.result.plan.row
-        network = line.result.plan.network
-        cells = [row.label]
-        if networks:
-            cells += [_number(network.params if network else None), _number(network.macs if network else None)]
-        cells += [_number(line.result.plan.params), _number(line.result.plan.macs)]
+        row, plan = line.result.plan.row, line.result.plan
+        cells = [row.label, *(_counts(plan.network) if networks else ()), *_counts(plan.counts)]
         cells += [str(row.published.get(column, _ABSENT)) for column in published]
         cells += [_accuracy(line), *(_measure(line, column) for column in measured), _difference(line.before, mark)]
         if others:
@@ -259,8 +256,8 @@ def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult]
             "row": result.label,
             "status": result.status,
             "failures": "; ".join(result.failures),
-            "params": plan.params,
-            "macs": plan.macs,
+            "params": plan.counts.params if plan.counts else None,
+            "macs": plan.counts.macs if plan.counts else None,
             "paper_params": plan.network.params if plan.network else None,
             "paper_macs": plan.network.macs if plan.network else None,
             **{f"published {column}": plan.row.published.get(column) for column in published},

@@ -138,15 +138,14 @@ class SeedRun:
 class RowPlan:
     """A row with its config resolved against the data, and its runs; `broken` is the reason if that failed.
 
-    `network` counts the paper's network, `params` and `macs` the one that is trained.
+    `network` counts the paper's network, `counts` the one that is trained.
     """
 
     row: Row
     config: ConfigDict
     changes: dict[str, Any]
     durations: Durations | None
-    params: int | None
-    macs: int | None
+    counts: Summary | None
     network: Summary | None
     runs: tuple[SeedRun, ...]
     broken: Exception | None = None
@@ -200,14 +199,13 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
     config, base = table.config(row, request.scale), table.base_config(request.scale)
     before, after = flatten_config(base), flatten_config(config)
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
-    durations = params = macs = network = broken = None
+    durations = counts = network = broken = None
     try:
         task = get_task(config.task)
         config = task.resolve(config)
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
         durations = resolve_durations(config)
         counts = summary(task.model(config), task.example_inputs(config))
-        params, macs = counts.params, counts.macs
         if row.network and count_network:
             network = _count(FrozenDict(row.network), tuple(table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
@@ -217,7 +215,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         SeedRun(seed, request.folder / row.slug / str(seed), total, tuple(table.measures), request.remote)
         for seed in range(request.seeds)
     )
-    return RowPlan(row, config, changes, durations, params, macs, network, runs, broken)
+    return RowPlan(row, config, changes, durations, counts, network, runs, broken)
 
 
 @functools.cache
@@ -296,7 +294,7 @@ def compute_row(row: ComputedRow, arguments: Mapping[str, Any]) -> ComputedResul
     except Exception as error:  # recorded, so that the other rows go on
         if not isinstance(error, UserError):
             traceback.print_exc(file=sys.stderr)
-        return ComputedResult(row, failure=_explain_failure(error))
+        return ComputedResult(row, failure=explain_failure(error))
     return ComputedResult(row, values, seconds=time.perf_counter() - begin)
 
 
@@ -308,10 +306,10 @@ def record_failure(run: SeedRun, error: BaseException) -> None:
     """Writes `failure.txt`: the reason in one line, then the traceback."""
     with contextlib.suppress(OSError):  # what made the run fail may make this fail
         run.path.mkdir(parents=True, exist_ok=True)
-        (run.path / FAILURE).write_text(f"{_explain_failure(error)}\n\n{''.join(traceback.format_exception(error))}")
+        (run.path / FAILURE).write_text(f"{explain_failure(error)}\n\n{''.join(traceback.format_exception(error))}")
         run.push(FAILURE)
 
 
-def _explain_failure(error: BaseException) -> str:
+def explain_failure(error: BaseException) -> str:
     """Returns one line for a table: a user error's sentence, or the exception's type and the first line of its text."""
     return " ".join((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_sentence(error)}").split())

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from attention_jax import tree
 from attention_jax.analysis import plots
@@ -91,7 +90,7 @@ def measure_gradient_flow(program: Program, run: Run) -> dict[str, Any]:
     }
 
 
-def plot_gradient_flow(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], columns: int = 4) -> Figure:
+def plot_gradient_flow(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], columns: int = 4) -> "plots.Figure":
     """Plots a panel for each row of a table: the norm at every convolution, at initialisation and at the checkpoints.
 
     Lines are geometric means over seeds. All panels share their axes, so that rows of a panel grid can be compared.

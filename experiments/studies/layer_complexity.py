@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from attention_jax import tree
 from attention_jax.analysis import plots
@@ -234,7 +233,7 @@ def find_crossing(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.exp(np.interp(0, above[after - 1 : after + 1], x[after - 1 : after + 1])))
 
 
-def plot_layer_complexity(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def plot_layer_complexity(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "plots.Figure":
     """Plots self-attention against recurrence in multiply-adds over n/d; time and longest paths of all layers over n."""
     figure = plots.make_figure(12, 4.4)
     cost, seconds, paths = figure.subplots(1, 3)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from attention_jax.analysis import plots
 from attention_jax.config import override
@@ -73,7 +72,7 @@ def measure_elsewhere(program: Program, run: Run, changes: Mapping[str, Mapping[
     return correct | next_tokens
 
 
-def plot_by_length(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Figure:
+def plot_by_length(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "plots.Figure":
     """Plots curves over the length of the source, a line for each row of the table, mean over seeds."""
     first = next(iter(measured.values()))[0]
     names = [name for name, value in first.items() if value.ndim == 1 and name not in ("ranges", "pairs")]

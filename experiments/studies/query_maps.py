@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from matplotlib.figure import Figure
 
 from attention_jax import tree
 from attention_jax.analysis import plots
@@ -78,7 +77,7 @@ def measure_query_maps(program: Program, run: Run) -> dict[str, Any]:
     return {**({"gamma": np.mean(gammas)} if gammas else {}), "entropy": np.mean(entropies), **kept}
 
 
-def plot_query_maps(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Figure:
+def plot_query_maps(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "plots.Figure":
     """Plots marked query points of a few images beside their maps in each module of each row's first seed.
 
     Every map has a scale of its own, from 0 to its largest weight, which is written on it.

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from attention_jax.analysis import plots
 from attention_jax.errors import UserError
@@ -92,7 +91,7 @@ def measure_receptive_field(program: Program, run: Run) -> dict[str, Any]:
     return columns | {"field_start": fields[0], "field": fields[1]}
 
 
-def plot_receptive_fields(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Figure:
+def plot_receptive_fields(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "plots.Figure":
     """Plots the fields of each row before and after training, as logarithms of the gradient, mean over seeds."""
     figure = plots.make_figure(1.9 * len(measured) + 1.4, 4.6)
     panels = figure.subplots(2, len(measured), squeeze=False)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from attention_jax.analysis import plots
 from attention_jax.load import Run
@@ -68,7 +67,7 @@ def measure_trained_softmax(program: Program, run: Run, pairs: int = 128) -> dic
     }
 
 
-def plot_softmax_scaling(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+def plot_softmax_scaling(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "plots.Figure | None":
     """Plots entropy and gradient against d_k, divided and not, for random queries and keys; None without such rows."""
     rows = [values for label in measured for values in measured[label] if "key sizes" in values]
     if not rows:
