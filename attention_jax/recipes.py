@@ -20,9 +20,8 @@ def _changed(config: ConfigDict, section: str, **values: object) -> ConfigDict:
     with config.unlocked():
         part = config[section] if section else config
         for stem, _, unit in (name.rpartition("_") for name in values):
-            for sibling in [f"{stem}_{other}" for other in _UNITS if unit in _UNITS]:
-                if sibling in part:
-                    del part[sibling]
+            for sibling in {f"{stem}_{other}" for other in _UNITS if unit in _UNITS} & set(part):
+                del part[sibling]
         part.update(values)
     return config
 

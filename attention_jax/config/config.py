@@ -8,7 +8,7 @@ import ast
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,13 @@ def _to_tuples(value: Any) -> Any:
     return tuple(map(_to_tuples, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _list_fields(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(alternative dotted names, Field or OPEN) of every field."""
-    for key, field in section.items():
-        if isinstance(field, dict):
-            yield from _list_fields(field, f"{prefix}{key}.")
-        else:
-            yield tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,))), field
-
-
-def _fields_by_name(task: str) -> dict[str, tuple[tuple[str, ...], Any]]:
+def _fields_by_name(section: Mapping[Any, Any], prefix: str = "") -> dict[str, tuple[tuple[str, ...], Any]]:
     """Dotted name -> (the names it is an alternative of, Field or OPEN)."""
-    return {name: (names, field) for names, field in _list_fields(get_fields(task)) for name in names}
+    found: dict[str, tuple[tuple[str, ...], Any]] = {}
+    for key, field in section.items():
+        names = tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,)))
+        found |= _fields_by_name(field, f"{names[0]}.") if isinstance(field, dict) else dict.fromkeys(names, (names, field))
+    return found
 
 
 def _get_task(config: Mapping[str, Any]) -> str:
@@ -96,7 +91,7 @@ def _refuse_unknown(name: str, known: Mapping[str, tuple[tuple[str, ...], Any]])
 def check_config(config: ConfigDict) -> None:
     """Raises UserError that names the first field that is unknown, missing or of a wrong value."""
     task, flat = _get_task(config), flatten_config(config)
-    known = _fields_by_name(task)
+    known = _fields_by_name(get_fields(task))
     for name in flat:
         _refuse_unknown(name, known)
     for names, field in dict.fromkeys(known.values()):
@@ -124,7 +119,7 @@ def check_config(config: ConfigDict) -> None:
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """Returns a checked copy with dotted fields replaced; a duration in another unit takes the place of the old one."""
     plain = config.copy_and_resolve_references().to_dict()
-    known = _fields_by_name(_get_task(plain))
+    known = _fields_by_name(get_fields(_get_task(plain)))
     for dotted, value in changes.items():
         _refuse_unknown(dotted, known)
         *parents, last = dotted.split(".")
@@ -143,7 +138,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 
 def parse_value(name: str, text: str) -> Any:
     """Returns the Python value that a command-line text stands for; a bare word is a string."""
-    fields = [_fields_by_name(task).get(name, ((), None))[1] for task in OF_TASK]
+    fields = [_fields_by_name(get_fields(task)).get(name, ((), None))[1] for task in OF_TASK]
     try:
         return text if any(getattr(field, "types", None) is str for field in fields) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -256,9 +251,9 @@ def upgrade_config(config: ConfigDict) -> ConfigDict:
 def list_differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
     """Returns lines "field: saved … , given …" of the fields that differ and must not on a rerun."""
     old, new = flatten_config(saved), flatten_config(given)
+    pairs = {name: (old.get(name, "nothing"), new.get(name, "nothing")) for name in sorted(old.keys() | new.keys())}
     return [
-        f"{name}: saved {old.get(name, 'nothing')!r}, given {new.get(name, 'nothing')!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, "nothing") != new.get(name, "nothing")
-        and not any(name == field or name.startswith(f"{field}.") for field in MAY_DIFFER)
+        f"{name}: saved {before!r}, given {after!r}"
+        for name, (before, after) in pairs.items()
+        if before != after and not any(f"{name}.".startswith(f"{field}.") for field in MAY_DIFFER)
     ]

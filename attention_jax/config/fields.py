@@ -22,8 +22,7 @@ class Field:
 
     def error(self, value: Any) -> str | None:
         """Returns None, or what would be right."""
-        types = self.types if isinstance(self.types, tuple) else (self.types,)
-        is_type = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        is_type = isinstance(value, self.types) and (self.types is bool or not isinstance(value, bool))
         return None if is_type and self.ok(value) else self.accepts
 
 
@@ -221,6 +220,4 @@ OF_TASK = {"classification": _IMAGES, "translation": _TEXT}
 
 def get_fields(task: str) -> dict[Any, Any]:
     """Returns the table of fields of a task's configs, those common to all tasks first."""
-    own = OF_TASK[task]
-    both = {name: {**fields, **own.get(name, {})} if isinstance(fields, dict) else fields for name, fields in COMMON.items()}
-    return {**both, **{name: fields for name, fields in own.items() if name not in both}}
+    return COMMON | {name: COMMON.get(name, {}) | fields for name, fields in OF_TASK[task].items()}

@@ -1,6 +1,5 @@
 """Loads what a user names: a built-in name, a dotted path, or `path/to/file.py:Name`."""
 
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -13,34 +12,31 @@ from typing import Any
 from attention_jax.errors import UserError, suggest_name
 
 
-@functools.cache
-def _module_of_file(path: Path) -> ModuleType:
+def load_file(path: str | Path) -> ModuleType:
+    """Runs a Python file once per process and returns its module. Raises UserError when it is missing or does not run."""
+    resolved = Path(path).expanduser().resolve()
+    if not resolved.is_file():
+        raise UserError(f"{path}: there is no such file.")
     # The name depends on the path alone, so that an object keeps its identity (and its compiled programs) in one process.
-    name = f"{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    name = f"{resolved.stem}_{hashlib.sha1(str(resolved).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path}: this is no Python file: give one whose name ends in .py.")
+        raise UserError(f"{resolved}: this is no Python file: give one whose name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     # A file imports its neighbours, and those in experiments/ `experiments.studies`, from any working directory. Their
     # folders come last: nothing that is installed is hidden.
-    sys.path += [str(folder) for folder in path.parents[:2] if str(folder) not in sys.path]
+    sys.path += [str(folder) for folder in resolved.parents[:2] if str(folder) not in sys.path]
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: this file does not run: {type(error).__name__}: {error}.") from error
+        raise UserError(f"{resolved}: this file does not run: {type(error).__name__}: {error}.") from error
     return module
-
-
-def load_file(path: str | Path) -> ModuleType:
-    """Runs a Python file once per process and returns its module. Raises UserError when it is missing or does not run."""
-    resolved = Path(path).expanduser().resolve()
-    if not resolved.is_file():
-        raise UserError(f"{path}: there is no such file.")
-    return _module_of_file(resolved)
 
 
 def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> Any:
