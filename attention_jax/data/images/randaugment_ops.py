@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from attention_jax.data.images.decoding import image_to_array, open_image
 from attention_jax.errors import UserError
 
 Value = float | tuple[int, float, float] | None
@@ -19,14 +20,6 @@ Fill = int | Sequence[int]
 
 # Both TensorFlow's code and timm (without a data set's mean) fill with this; the paper does not say.
 GREY = 128
-
-
-def _to_image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _to_pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 def _map_values(pixels: np.ndarray, table: bytes) -> np.ndarray:
@@ -45,13 +38,13 @@ def _fill_channels(pixels: np.ndarray, fill: Fill) -> tuple[int, ...]:
 
 def _affine(pixels: np.ndarray, matrix: tuple[float, ...], fill: Fill, resample: Image.Resampling) -> np.ndarray:
     """Output (x, y) comes from input (ax + by + c, dx + ey + f)."""
-    image, colour = _to_image(pixels), _fill_channels(pixels, fill)
-    return _to_pixels(image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=colour))
+    image, colour = open_image(pixels), _fill_channels(pixels, fill)
+    return image_to_array(image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=colour))
 
 
 def _rotate(pixels: np.ndarray, degrees: float, fill: Fill, resample: Image.Resampling) -> np.ndarray:
     """Counter-clockwise about the centre."""
-    return _to_pixels(_to_image(pixels).rotate(degrees, resample=resample, fillcolor=_fill_channels(pixels, fill)))
+    return image_to_array(open_image(pixels).rotate(degrees, resample=resample, fillcolor=_fill_channels(pixels, fill)))
 
 
 @functools.lru_cache(1024)
@@ -66,7 +59,7 @@ def _auto_contrast(pixels: np.ndarray) -> np.ndarray:
     ranges = [(low, high) if low < high else (0, 255) for low, high in ranges]
     if all(r == (0, 255) for r in ranges):
         return pixels
-    return _to_pixels(_to_image(pixels).point(sum((_stretch(*r) for r in ranges), ())))
+    return image_to_array(open_image(pixels).point(sum((_stretch(*r) for r in ranges), ())))
 
 
 @functools.lru_cache
@@ -93,12 +86,12 @@ def _blended(grey: int, factor: float) -> bytes:
 
 def _color(pixels: np.ndarray, factor: float) -> np.ndarray:
     """grey image + factor · (image − grey image)."""
-    return _to_pixels(ImageEnhance.Color(_to_image(pixels)).enhance(factor))
+    return image_to_array(ImageEnhance.Color(open_image(pixels)).enhance(factor))
 
 
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
     """mean grey + factor · (image − mean grey), as `ImageEnhance.Contrast` does."""
-    mean = np.asarray(_to_image(pixels).convert("L")).mean()
+    mean = np.asarray(open_image(pixels).convert("L")).mean()
     return _map_values(pixels, _blended(int(mean + 0.5), factor))
 
 
@@ -201,7 +194,7 @@ def _warp(operate: Callable[[np.ndarray, float, Fill, Image.Resampling], np.ndar
 OPS: dict[str, Callable[..., np.ndarray]] = {
     "identity": lambda pixels, *_: pixels,
     "auto_contrast": lambda pixels, *_: _auto_contrast(pixels),
-    "equalize": lambda pixels, *_: _to_pixels(ImageOps.equalize(_to_image(pixels))),
+    "equalize": lambda pixels, *_: image_to_array(ImageOps.equalize(open_image(pixels))),
     "invert": lambda pixels, *_: ~pixels,
     "rotate": _warp(_rotate),
     # Keeps the top bits; 0 bits make a black image, which `ImageOps.posterize` refuses to do.

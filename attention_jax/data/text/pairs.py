@@ -5,7 +5,6 @@ returned by a function `make(split, **args)`, named `path/to/file.py:make`.
 """
 
 import contextlib
-import functools
 import gzip
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from attention_jax.data import embedded
 from attention_jax.errors import UserError, one_sentence
 
 logger = logging.getLogger(__name__)
+Pair = tuple[str, str]
 
 
 class Pairs(Protocol):
@@ -27,7 +27,7 @@ class Pairs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    def __getitem__(self, index: int) -> Pair: ...
 
 
 def _read_lines(path: Path | str) -> list[bytes]:
@@ -55,12 +55,12 @@ def _decode(line: bytes, where: str) -> str:
     return text
 
 
-def _parse(rows: Iterable[Callable[[], tuple[str, str]]], split: str, on_broken: str) -> list[tuple[str, str]]:
-    """The pairs of rows; one that raises ValueError is left out, or with "stop" raises UserError."""
+def _parse(rows: Iterable[tuple], parse: Callable[..., Pair], split: str, on_broken: str) -> list[Pair]:
+    """`parse(*row)` of each row; one that raises ValueError is left out, or with "stop" raises UserError."""
     pairs, left_out = [], []
     for row in rows:
         try:
-            pairs.append(row())
+            pairs.append(parse(*row))
         except ValueError as reason:
             if on_broken == "stop":
                 raise UserError(f"{reason}: fix it, or set data.on_broken='skip' to leave such pairs out.") from reason
@@ -76,9 +76,7 @@ def _paths(paths: str | Sequence[str], split: str) -> list[Path | str]:
     return [path if storage.is_remote(path) else Path(path).expanduser() for path in paths]
 
 
-def read_files(
-    split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop"
-) -> list[tuple[str, str]]:
+def read_files(split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop") -> list[Pair]:
     """Reads two files with the translation of line i of one in line i of the other.
 
     Args:
@@ -95,22 +93,16 @@ def read_files(
             f"data.args: {len(sources)} source files and {len(targets)} target files: give as many of one as of the other."
         )
 
-    def parse(a: bytes, b: bytes, file: Path | str, other: Path | str, number: int) -> tuple[str, str]:
-        return _decode(a, f"{file}:{number}"), _decode(b, f"{other}:{number}")
-
-    rows: list[Callable[[], tuple[str, str]]] = []
-    for file, other in zip(sources, targets, strict=True):
+    rows: list[tuple[bytes, bytes, Path | str, Path | str, int]] = []
+    for file, other in zip(sources, targets):
         left, right = _read_lines(file), _read_lines(other)
         if len(left) != len(right):
             raise UserError(f"{file} has {len(left)} lines and {other} has {len(right)}: aligned files have equally many.")
-        sides = enumerate(zip(left, right, strict=True), 1)
-        rows += (functools.partial(parse, a, b, file, other, number) for number, (a, b) in sides)
-    return _parse(rows, split, on_broken)
+        rows += ((a, b, file, other, number) for number, (a, b) in enumerate(zip(left, right), 1))
+    return _parse(rows, lambda a, b, file, other, i: (_decode(a, f"{file}:{i}"), _decode(b, f"{other}:{i}")), split, on_broken)
 
 
-def read_tsv(
-    split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop"
-) -> list[tuple[str, str]]:
+def read_tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0, 1), on_broken: str = "stop") -> list[Pair]:
     """Reads tab-separated files with a pair per line.
 
     Args:
@@ -119,14 +111,14 @@ def read_tsv(
     """
     first, second = columns
 
-    def parse(line: bytes, where: str) -> tuple[str, str]:
+    def parse(line: bytes, where: str) -> Pair:
         cells = line.split(b"\t")
         if len(cells) <= max(columns):
             raise ValueError(f"{where} has {len(cells)} columns, not {max(columns) + 1}")
         return _decode(cells[first], where), _decode(cells[second], where)
 
     lines = ((line, f"{file}:{i}") for file in _paths(path, split) for i, line in enumerate(_read_lines(file), 1))
-    return _parse((functools.partial(parse, *line) for line in lines), split, on_broken)
+    return _parse(lines, parse, split, on_broken)
 
 
 def open_tfds_pairs(
@@ -178,7 +170,7 @@ class _TfdsPairs:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> tuple[str, str]:
+    def __getitem__(self, index: int) -> Pair:
         record = self._records[index]
         return _as_text(record[self._source]), _as_text(record[self._target])
 
@@ -193,7 +185,7 @@ def open_cldr(
     join: int | tuple[int, int] = 1,
     everyday: int = 5,
     on_broken: str = "stop",
-) -> list[tuple[str, str]]:
+) -> list[Pair]:
     """Returns the embedded English-Korean pairs, or longer ones made of them; see `embedded.read_cldr`.
 
     Args:
@@ -211,11 +203,8 @@ def open_cldr(
         raise UserError(f"data.args.join={join} is not right: give a number from 1, or two, the smaller one first.")
     rng = np.random.default_rng([*split.encode(), least, most])
     numbers = rng.integers(least, most + 1, len(pairs)) if most > 1 else np.ones(len(pairs), int)
-    joined = (
-        zip(pairs[i], *(pairs[other] for other in rng.integers(len(pairs), size=n - 1)), strict=True)
-        for i, n in enumerate(numbers)
-    )
-    return [("; ".join(sources), "; ".join(targets)) for sources, targets in joined]
+    joined = ([pairs[i], *(pairs[other] for other in rng.integers(len(pairs), size=n - 1))] for i, n in enumerate(numbers))
+    return [("; ".join(english for english, _ in row), "; ".join(korean for _, korean in row)) for row in joined]
 
 
 SOURCES: dict[str, Callable[..., Pairs]] = {"files": read_files, "tsv": read_tsv, "tfds": open_tfds_pairs, "cldr": open_cldr}
