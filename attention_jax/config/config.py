@@ -220,22 +220,17 @@ _ADDED: dict[int, dict[str, Any]] = {
 }
 
 
-def _add_fields(config: ConfigDict, version: int) -> ConfigDict:
+def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
     plain = config.copy_and_resolve_references().to_dict()
     for name, default in _ADDED[version].items():
         plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
+    if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
+        plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
     return ConfigDict({**plain, "version": version})
 
 
-def _upgrade_1(config: ConfigDict) -> ConfigDict:
-    config = _add_fields(config, 2)
-    if config.optimizer.get("name") == "adamw":  # version 1 called its first-moment decay momentum
-        config.optimizer.b1 = config.optimizer.momentum
-    return config
-
-
 # One function for each old version: ConfigDict of that version -> ConfigDict of the next.
-UPGRADES: dict[int, Callable[[ConfigDict], ConfigDict]] = {1: _upgrade_1, 2: lambda config: _add_fields(config, 3)}
+UPGRADES = {version - 1: functools.partial(_add_fields, version) for version in _ADDED}
 
 
 def upgrade_config(config: ConfigDict) -> ConfigDict:

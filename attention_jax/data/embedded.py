@@ -21,9 +21,8 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
 def read_digits_split() -> dict[str, np.ndarray]:
     """Returns the indices of the fixed stratified split of UCI digits, {"train": [1198], "test": [599]}, as committed."""
     text = resources.files("attention_jax.data").joinpath("digits_test_indices.txt").read_text()
-    test = np.array([int(line) for line in text.split() if line.isdigit()])
-    train = np.setdiff1d(np.arange(len(_all_digits()[1])), test)
-    return {"train": train, "test": test}
+    test = np.array(text.split(), int)
+    return {"train": np.setdiff1d(np.arange(len(_all_digits()[1])), test), "test": test}
 
 
 def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:

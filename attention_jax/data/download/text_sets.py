@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SPLITS = Path(__file__).parent / "text_splits.json"
 SUMS = Path(__file__).parent / "text_sums.txt"
 ABOUT = "ABOUT.txt"
-Pair = tuple[str, str, str]  # English, Korean, origin
+_TSV = "--config.data.source=tsv --config.data.args.path='DIR/{split}.tsv'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +35,16 @@ class TextSet:
     Attributes:
         urls: {name: URL} of the public files that it is made from.
         make: from {name: path} of those to {name: content} of the files to write.
-        written: names of the files to write.
         about: source, licence and attribution.
+        written: names of the files to write.
         source: options of a config that reads it; DIR is replaced by the folder.
     """
 
     urls: Mapping[str, str]
     make: Callable[[Mapping[str, Path]], dict[str, bytes]]
-    written: Sequence[str]
     about: str
-    source: str
+    written: Sequence[str] = ("train.tsv", "dev.tsv", "test.tsv")
+    source: str = _TSV
 
 
 def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:
@@ -70,14 +70,17 @@ def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:
         for file, url in text_set.urls.items():
             verified = "verified" if file in known else "unknown, not verified"
             about += [f"from {url}", f"  sha256 {_check_sum(paths[file], known.get(file), url)} ({verified})"]
-        for file, content in text_set.make(paths).items():
+        contents = text_set.make(paths)
+        for file, content in contents.items():
             if file in known and file not in text_set.urls:
                 differs = hashlib.sha256(content).hexdigest() != known[file]
                 about.append(f"{file} is {'not ' if differs else ''}the one that this repository's results were made with.")
                 if differs:
                     logger.warning("%s", about[-1])
-            _write(folder / file, content)
-        _write(folder / ABOUT, "".join(f"{line}\n" for line in about).encode())
+        for file, content in {**contents, ABOUT: "".join(f"{line}\n" for line in about).encode()}.items():
+            partial = folder / f"{file}.partial"
+            partial.write_bytes(content)
+            partial.rename(folder / file)
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(f"{name} could not be prepared in {folder} ({one_sentence(error)}).") from error
     return folder
@@ -117,12 +120,6 @@ def _check_sum(path: Path, known: str | None, url: str) -> str:
     return found
 
 
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.rename(path)
-
-
 def _unpack(paths: Mapping[str, Path]) -> dict[str, bytes]:
     """Each file as it is, `.gz` unpacked."""
     contents = ((name, path.read_bytes()) for name, path in paths.items())
@@ -133,7 +130,7 @@ def _multi30k(url: str, ending: str, splits: str, about: str) -> TextSet:
     """English and German files, line by line."""
     names = [f"{split}.{side}" for split in splits.split() for side in ("en", "de")]
     source = "--config.data.source=files --config.data.args.source='DIR/{split}.en' --config.data.args.target='DIR/{split}.de'"
-    return TextSet({f"{name}{ending}": f"{url}/{name}{ending}" for name in names}, _unpack, names, about, source)
+    return TextSet({f"{name}{ending}": f"{url}/{name}{ending}" for name in names}, _unpack, about, names, source)
 
 
 def _tatoeba(paths: Mapping[str, Path]) -> dict[str, bytes]:
@@ -152,10 +149,7 @@ def _split_of(name: str) -> dict:
 
 
 # Platforms in the order in which they are read, since the first of equal pairs is kept.
-PLATFORMS = (
-    *("cisco-ios", "sunos", "dos", "osx", "linux", "common"),
-    *("netbsd", "freebsd", "android", "windows", "openbsd"),
-)
+PLATFORMS = ["cisco-ios", "sunos", "dos", "osx", "linux", "common", "netbsd", "freebsd", "android", "windows", "openbsd"]
 
 
 def read_page(text: str) -> tuple[list[str], dict[tuple[str, int], str]]:
@@ -208,7 +202,7 @@ def _tldr(paths: Mapping[str, Path]) -> dict[str, bytes]:
             for pair in align_pages(pages["pages"][page], pages["pages.ko"][page]):
                 pairs.setdefault(pair, page)
     split_of = _split_of("tldr_ko_en")
-    splits: dict[str, list[Pair]] = {"train": [], "dev": [], "test": []}
+    splits: dict[str, list[tuple[str, str, str]]] = {"train": [], "dev": [], "test": []}
     for (one, other), page in pairs.items():
         name = page.split("/")[1].removesuffix(".md").split("-")[0]  # git-add goes where git goes
         splits[split_of.get(name, "train")].append((one, other, page))
@@ -224,7 +218,6 @@ Multi30k, task 1 (Elliott et al. 2016, Multi30K: Multilingual English-German Ima
 Its captions are derived from Flickr30K, for research and education that is not commercial; see the README of
 https://github.com/multi30k/dataset."""
 _GITHUB = "https://raw.githubusercontent.com"
-_TSV = "--config.data.source=tsv --config.data.args.path='DIR/{split}.tsv'"
 _TLDR = "08e345f42639f67d99282813247ac670dc6e87cb"
 
 SETS = {
@@ -245,18 +238,14 @@ SETS = {
             "kor.txt": f"{_GITHUB}/r0cd7b/nlp_with_rnns_and_attention/875d03899a2c217633fa28e8917a8b26382c5269/kor-eng/kor.txt"
         },
         make=_tatoeba,
-        written=("train.tsv", "dev.tsv", "test.tsv"),
         about="Sentences of https://tatoeba.org as https://www.manythings.org/anki had them on 2023-02-20, English to Korean.\n"
         "Creative Commons Attribution 2.0 France; the third column is the attribution of each pair: keep it.",
-        source=_TSV,
     ),
     "tldr_ko_en": TextSet(
         urls={f"tldr-{_TLDR}.tar.gz": f"https://codeload.github.com/tldr-pages/tldr/tar.gz/{_TLDR}"},
         make=_tldr,
-        written=("train.tsv", "dev.tsv", "test.tsv"),
         about="Descriptions of commands and of examples from https://github.com/tldr-pages/tldr, English to Korean.\n"
         "Copyright 2014-present the tldr-pages team and contributors, Creative Commons Attribution 4.0 International.\n"
         "Changed: cut into pairs, aligned by example; the third column is the page.",
-        source=_TSV,
     ),
 }

@@ -84,11 +84,6 @@ def _blended(grey: int, factor: float) -> bytes:
     return Image.blend(Image.new("L", (256, 1), grey), ramp, factor).tobytes()
 
 
-def _color(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """grey image + factor · (image − grey image)."""
-    return image_to_array(ImageEnhance.Color(open_image(pixels)).enhance(factor))
-
-
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
     """mean grey + factor · (image − mean grey), as `ImageEnhance.Contrast` does."""
     mean = np.asarray(open_image(pixels).convert("L")).mean()
@@ -201,7 +196,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "posterize": lambda pixels, bits, *_: _map_values(pixels, _posterized(bits)) if bits < 8 else pixels,
     "solarize": lambda pixels, threshold, *_: _map_values(pixels, _solarized(threshold)) if threshold < 256 else pixels,
     "solarize_add": lambda pixels, addition, *_: _map_values(pixels, _dark_brightened(addition)) if addition else pixels,
-    "color": _enhance(_color),
+    "color": _enhance(lambda pixels, factor: image_to_array(ImageEnhance.Color(open_image(pixels)).enhance(factor))),
     "contrast": _enhance(_contrast),
     "contrast_area": _enhance(_contrast_area),
     "brightness": _enhance(lambda pixels, factor: _map_values(pixels, _blended(0, factor))),

@@ -90,11 +90,7 @@ class SentencePiece:
                 f"this sentencepiece model has pad, bos, eos, unk = {symbols}: train it with --pad_id=0 --bos_id=1 "
                 "--eos_id=2 --unk_id=3."
             )
-
-    @property
-    def vocab_size(self) -> int:
-        """See `Words`."""
-        return self._processor.vocab_size()
+        self.vocab_size: int = self._processor.vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """See `Words`."""
