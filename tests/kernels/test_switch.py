@@ -19,11 +19,12 @@ from attention_jax.tasks.translator import TranslationOptions, translate_tokens
 from tests.helpers.blocks import TINY, close, drawn, numbers, quick
 
 WORDS = dict(vocab_size=11, features=8)
+ONE = dict(TINY, widths=(4,), stage_sizes=(1,), gate_stages=(1,))
 GROUPED = dict(num_classes=3, block="bottleneck", widths=(8,), stage_sizes=(1,), cardinality=4, width_per_group=16)
 NETWORKS = {
-    "bam": ResNet(**TINY, gate="bam", gate_args=dict(reduction=2)),
+    "bam": ResNet(**ONE, gate="bam", gate_args=dict(reduction=2)),
     "grouped": ResNet(**GROUPED),
-    "self_attention": ResNet(**TINY, gate="self_attention", gate_args=dict(reduction=2, value_reduction=2)),
+    "self_attention": ResNet(**ONE, gate="self_attention", gate_args=dict(reduction=2, value_reduction=2)),
     "transformer": aj.create_model("transformer_base", **WORDS, layers=1, hidden=12, heads=2),
     "lstm": aj.create_model("lstm_seq2seq_attention", **WORDS, layers=1, reverse_source=False),
     "rnnsearch": aj.create_model("gru_seq2seq_bahdanau", **WORDS, embedding_size=6, alignment_size=5, readout_size=4),
