@@ -9,6 +9,7 @@ import numpy as np
 
 from attention_jax.config.config import override
 from attention_jax.config.plugins import load_object
+from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
 from attention_jax.tasks.translator import name_bleu
@@ -68,6 +69,8 @@ def measure_perplexity(program: Program, run: Run) -> dict[str, float]:
 def measure_run(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> list[str]:
     """Calls the measures that a finished run lacks; returns the names of the files it wrote.
 
+    Collective: a measure may evaluate the network on the devices of all processes. Process 0 alone writes.
+
     Raises UserError when one gives something that cannot be kept.
     """
     lacking = {name: measure for name, measure in measures.items() if read_measure(workdir, step, name) is None}
@@ -80,8 +83,9 @@ def measure_run(workdir: Path, step: int, measures: Mapping[str, str | Callable[
         arrays: dict[str, Any] = {key: np.asarray(value) for key, value in given.items()}
         if not arrays or any(array.dtype == object for array in arrays.values()) or "step" in arrays:
             raise UserError(f"measure {name!r} gave {values!r}: a measure returns {{name: number or array}}.")
-        partial = _path(workdir, name).with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, step=step, **arrays)
-        partial.replace(_path(workdir, name))
-    return [_path(workdir, name).name for name in lacking]
+        if is_main_process():
+            partial = _path(workdir, name).with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.savez_compressed(file, step=step, **arrays)
+            partial.replace(_path(workdir, name))
+    return [_path(workdir, name).name for name in lacking if is_main_process()]

@@ -151,7 +151,7 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
                         raise plan.broken
                     program = program or build_program(plan.config)
                     stopped = run.correct is None and _train(program, run, functools.partial(_advance, bar, before))
-                    if not stopped and is_main_process():
+                    if not stopped:
                         for name in measure_run(run.path, run.total_steps, request.table.measures, program):
                             run.push(name)
                 except Exception as error:  # recorded, so that the others go on

@@ -1,5 +1,6 @@
 """Many devices ≡ one, many processes ≡ one, and every config's step for other platforms."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from attention_jax.train.program import build_program
 from tests.conftest import child_environment
 from tests.helpers import small_text
 from tests.helpers.small import ROOT, as_options
+from tests.helpers.small_table import SMALL, write_table
 
 pytestmark = pytest.mark.usefixtures("quickly")
 EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
@@ -86,6 +88,21 @@ def test_two_processes_are_one_for_translation(run_cli, tmp_path):
     ):
         for name in {"train/loss", "eval_ema/loss"} & line.keys():
             assert theirs[name] == pytest.approx(line[name], rel=1e-3)
+
+
+def test_table_on_two_processes(tmp_path):
+    """Also what measures the network when it is trained, which takes the devices of both."""
+    short = {**SMALL, "total_steps": 2}
+    names = dict(
+        measures={"errors": "attention_jax.tables.measures:measure_errors"}, next_commands=[("to see it", "ls {workdir}")]
+    )
+    file = write_table(tmp_path, '{"label": "a"}', scales={"tiny": {"seeds": 1, "overrides": short}}, **names)
+    command = local("table", file, f"--workdir={tmp_path / 'table'}", devices=1)
+    done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = csv.DictReader((tmp_path / "table" / file.with_suffix(".csv").name).open())
+    assert row["status"] == "done" and float(row["training error %"]) > 0
+    assert done.stdout.count(f"ls {tmp_path}") == 1 and "Traceback" not in done.stderr
 
 
 def test_sigterm_brings_two_processes_to_one_step_and_one_process_goes_on(four_devices_of_one_process, run_cli, tmp_path):
