@@ -79,7 +79,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
         average: takes the mean of the newest n checkpoints' weights (Vaswani et al. 2017, Section 6.1: 5 or 20).
 
     Raises:
-        UserError: no checkpoint, no such weights, or too few checkpoints for the average.
+        UserError: no checkpoint, one that cannot be read, no such weights, or too few checkpoints for the average.
     """
     path = remote_checkpoints.download_run(str(path), average) if storage.is_remote(path) else path
     state, about, folder = checkpoint.read_newest(path)

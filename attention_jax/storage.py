@@ -107,8 +107,9 @@ class RemoteFolder:
 
     def read_json(self, name: str) -> Any:
         """Returns a file's content; None when there is no such file, or it is incomplete."""
+        content = self.read(name)  # outside: a ValueError of the file system tells nothing about the content
         try:
-            return json.loads(self.read(name) or b"null")
+            return json.loads(content or b"null")
         except ValueError:
             return None
 

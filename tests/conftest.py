@@ -1,6 +1,7 @@
 """What tests share: JAX on the CPU, one compilation cache for the whole session, the command line as a user starts it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,14 @@ def child_environment(env: Mapping[str, str | None] | None = None) -> dict[str, 
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     changed = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(env or {})}
     return {name: value for name, value in changed.items() if value is not None}
+
+
+def without_root() -> list[str]:
+    """What to put before a command so that the modes of files count for it, also where the tests run as root."""
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root reads everything")
+    rights = "-dac_override,-dac_read_search"
+    return [] if os.geteuid() else ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"]
 
 
 # Files with the longest tests come first, so that no worker is left with one of them at the end.

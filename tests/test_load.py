@@ -199,10 +199,10 @@ def test_weights_that_are_not_there(tmp_path):
         aj.load_run(tmp_path, weights="ema")
 
 
-def test_a_run_that_is_not_whole(tmp_path):
+def test_a_run_that_is_incomplete(tmp_path):
     broken = shutil.copytree(RUN, tmp_path / "run")
     shutil.rmtree(broken / "checkpoints" / "370" / "state")
-    with pytest.raises(aj.UserError, match=r"no checkpoint here is whole \(damaged: 370\)"):
+    with pytest.raises(aj.UserError, match=r"no checkpoint here is complete \(damaged: 370\)"):
         aj.load_run(broken)
 
 

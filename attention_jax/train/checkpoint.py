@@ -1,8 +1,10 @@
 """Checkpoints: saved atomically in the background, verified when read, the newest good one found.
 
 A checkpoint is a folder `checkpoints/<step>` with the state's arrays and `about`: config, log sums of the unfinished
-logging interval, assets, package versions, and a checksum of every array. A restore that raises and one that returns other
-numbers than were saved are treated alike: the folder is moved aside and the one before is used.
+logging interval, assets, package versions, and a checksum of every array.
+
+A checkpoint is damaged only if its files were read and are wrong: it is moved aside and the one before is used. Anything else
+that keeps a checkpoint from being read (permissions, disk, network, memory, a flag of JAX, a bug) stops the run.
 """
 
 import base64
@@ -35,9 +37,12 @@ log = logging.getLogger(__name__)
 FOLDER, ASIDE = "checkpoints", "checkpoints_damaged"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
+# TensorStore's codes for files that are missing, cut short, or have other bytes than were written.
+_WRONG = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION")
+
 
 class Damaged(Exception):
-    """A checkpoint does not hold what was saved."""
+    """Files of a checkpoint were read and are not what was saved."""
 
 
 @jax.jit  # per array: few shapes serve every state, and one program for a complete state takes seconds to compile
@@ -70,10 +75,15 @@ def _pack(about: dict[str, Any]) -> dict[str, str]:
     return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def unpack(packed: Mapping[str, str]) -> dict[str, Any]:
-    """`about` of a checkpoint as it was saved. Raises Damaged."""
-    if hashlib.sha256(packed["text"].encode()).hexdigest() != packed["sha256"]:
-        raise Damaged("its description differs from its checksum")
+def _unpack(content: bytes) -> dict[str, Any]:
+    """`about` as it was saved. Raises Damaged."""
+    try:
+        packed = json.loads(content)
+        right = hashlib.sha256(packed["text"].encode()).hexdigest() == packed["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        right = False
+    if not right:
+        raise Damaged("its description is not what was saved")
     about = json.loads(packed["text"])
     return {**about, "assets": {name: base64.b64decode(text) for name, text in about["assets"].items()}}
 
@@ -128,8 +138,10 @@ class KeepBest:
 @functools.cache
 def import_orbax() -> Any:
     """Imports Orbax when first needed (it takes seconds), silent about what this file reports in one sentence."""
-    import orbax.checkpoint
-
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise UserError(f"no checkpoint can be read or written ({error}): install orbax-checkpoint.") from error
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     others = sys.unraisablehook
@@ -153,9 +165,10 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
+        ocp = import_orbax()
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        ocp = import_orbax()
+        list_steps(workdir)  # raises where Orbax would find no checkpoints because it may not look
         self._ocp, self._folder = ocp, workdir / FOLDER
         keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), KeepBest(keep_best, score)])
         # Folders are made within `save`: when that fails in the background, Orbax waits 300 seconds before it raises.
@@ -198,27 +211,18 @@ class Checkpoints:
         self._manager.close()
 
     def restore(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
-        """The newest checkpoint that is whole and its `about`; None when there is none.
+        """Returns the newest checkpoint that is not damaged and its `about`; None when there is none.
 
-        Damaged ones are moved to `checkpoints_damaged` with a warning.
+        Damaged ones are moved to `checkpoints_damaged` with a warning. Raises UserError when one cannot be read.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in reversed(list_steps(self._folder.parent)):  # Orbax lists none in a folder that it may not enter
+            folder = self._folder / str(step)
             try:
-                return self._restore_step(step, abstract_state)
-            except Exception as error:  # whatever a damaged file makes the readers raise
-                log.warning("checkpoint %d is damaged (%s); it is moved to %s/", step, one_sentence(error), ASIDE)
+                return read_checkpoint(folder, abstract_state)
+            except Exception as error:
+                log.warning("checkpoint %d is damaged (%s); it is moved to %s/", step, describe_damage(error, folder), ASIDE)
                 self._move_aside(step)
         return None
-
-    def _restore_step(self, step: int, abstract_state: State) -> tuple[State, dict[str, Any]]:
-        args = self._ocp.args
-        restore_args = self._ocp.checkpoint_utils.construct_restore_args(abstract_state)
-        restored = self._manager.restore(
-            step, args=args.Composite(state=args.PyTreeRestore(abstract_state, restore_args), about=args.JsonRestore())
-        )
-        about = unpack(restored.about)
-        verify(restored.state, about)
-        return restored.state, about
 
     def _move_aside(self, step: int) -> None:
         if is_main_process():
@@ -246,18 +250,136 @@ class Checkpoints:
             ) from error
 
 
-def verify(state: Any, about: Mapping[str, Any]) -> None:
-    """Raises Damaged unless every array is what was saved."""
-    saved, (found, _) = about["checksums"], compute_checksums(state)
-    wrong = [path for path in saved if found.get(path) != saved[path]]
-    if wrong or found.keys() != saved.keys():
-        raise Damaged(f"{', '.join(wrong[:3]) or 'its list of arrays'} differs from what was saved")
+def describe_damage(error: Exception, folder: Path | str) -> str:
+    """Returns the damage of a checkpoint, given the exception that ended reading it.
+
+    Raises UserError with the reason if `error` is not Damaged: the checkpoint may be good.
+    """
+    if isinstance(error, Damaged):
+        return one_sentence(error)
+    if isinstance(error, UserError):
+        raise error
+    raise explain_unreadable(f"checkpoint {os.path.basename(folder)}", error, folder) from error
+
+
+def explain_unreadable(what: str, error: Exception, place: Path | str) -> UserError:
+    """Returns a UserError that gives the reason why a checkpoint, or the list of them, cannot be read."""
+    reason = f"{type(error).__name__}: {one_sentence(error)}"
+    if isinstance(error, OSError) and error.errno:
+        reason, place = os.strerror(error.errno).lower(), error.filename or place
+    return UserError(f"{what} cannot be read ({reason}): {place}: nothing was changed; remove the cause and try again.")
+
+
+def call_together(function: Callable[[], Any]) -> Any:
+    """Returns `function()`. Collective: if it raises in one process it raises in all, so that all go the same way."""
+    result, problem, kind = None, None, 0
+    try:
+        result = function()
+    except Exception as error:
+        problem, kind = error, 1 if isinstance(error, Damaged) else 2
+    worst = kind if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(kind)).max())
+    if worst > kind:
+        problem = Damaged("as another process found") if worst == 1 else UserError("another process failed and says why.")
+    if problem:
+        raise problem
+    return result
+
+
+def read_checkpoint(folder: Path, abstract_state: State | None = None) -> tuple[Any, dict[str, Any]]:
+    """Returns the arrays and `about` of a step's folder, compared with its checksums.
+
+    Args:
+        folder: of one step.
+        abstract_state: the state to restore, of which each process reads its part (collective); None reads all arrays, as
+            nested dicts of numpy arrays.
+
+    Raises:
+        Damaged: files were read and are not what was saved. Any other exception tells nothing about them.
+    """
+    if abstract_state is None:
+        flat, about = _read_files(folder, {})
+        _verify(flat, about)
+        return tree.nest_by_path(flat), about
+    wanted = tree.flatten_by_path(abstract_state)
+    flat, about = call_together(lambda: _read_files(folder, wanted))
+    call_together(lambda: _verify(flat, about))
+    return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[path] for path in wanted]), about
+
+
+def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({path: array}, `about`): numpy arrays, or JAX arrays with the shardings of `wanted`.
+
+    Reads with TensorStore and not through Orbax, which hides reasons: without permission for one file it reports a missing or
+    a different tree.
+    """
+    import tensorstore as ts
+
+    base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/state/"}}
+    options: dict[str, Any] = {"open": True, "read": True, "context": ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})}
+    try:
+        about = _unpack((folder / "about" / "metadata").read_bytes())
+        specs = {path: {"driver": "zarr", "kvstore": {**base, "path": path.replace("/", ".")}} for path in about["checksums"]}
+        opening = {path: ts.open(spec, **options) for path, spec in specs.items()}
+        stores = {path: store.result() for path, store in opening.items()}
+        _refuse_another_state(folder, stores, wanted)
+        waits = {path: _begin(store, wanted.get(path)) for path, store in stores.items()}
+        return {path: wait() for path, wait in waits.items()}, about
+    except (FileNotFoundError, ValueError) as error:
+        _read_every_byte(folder)
+        code, text = str(error).partition(":")[0], str(error)
+        # TensorStore names no code for INVALID_ARGUMENT, as which it reports bytes that it cannot decode.
+        if isinstance(error, FileNotFoundError) or code in _WRONG or (not code.isupper() and "Error reading" in text):
+            raise Damaged(text) from error
+        raise
+
+
+def _refuse_another_state(folder: Path, stores: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises UserError if the arrays are not those of this run: of another version, or with another flag of JAX."""
+    there = {path: f"{store.dtype.name}{list(store.shape)}" for path, store in stores.items()}
+    here = {path: f"{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in wanted.items()}
+    for path in sorted(there.keys() | here.keys()) if wanted else ():
+        if there.get(path) != here.get(path):
+            raise UserError(
+                f"checkpoint {folder.name} cannot be read ({path} is {there.get(path, 'missing')} in {folder} and "
+                f"{here.get(path, 'missing')} here): use the version and the flags of JAX that wrote it."
+            )
+
+
+def _begin(store: Any, leaf: jax.ShapeDtypeStruct | None) -> Callable[[], Any]:
+    """Starts reading an array, or the parts of it that this process needs; returns a function that waits for them."""
+    if leaf is None:
+        return store.read().result
+    indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+    parts = {str(index): store[index].read() for index in indices}
+    return lambda: jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: parts[str(index)].result())
+
+
+def _read_every_byte(folder: Path) -> None:
+    """Raises OSError if the folder or a file in it cannot be read."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for base, _, names in os.walk(folder, onerror=stop):
+        for name in names:
+            with open(os.path.join(base, name), "rb") as file:
+                while file.read(2**24):
+                    pass
+
+
+def _verify(flat: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    found, _ = compute_checksums(flat)
+    if wrong := [path for path, checksum in about["checksums"].items() if found[path] != checksum]:
+        raise Damaged(f"{', '.join(wrong[:3])} differs from what was saved")
 
 
 def list_steps(workdir: Path) -> list[int]:
-    """Steps of the complete checkpoints of a workdir, ascending."""
+    """Returns the steps of the complete checkpoints of a workdir, ascending."""
     folder = workdir / FOLDER
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    try:
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    except OSError as error:
+        raise explain_unreadable("the list of checkpoints", error, folder) from error
 
 
 def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
@@ -270,10 +392,10 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
         The state as nested dicts of numpy arrays, `about`, and the step's folder.
 
     Raises:
-        UserError: there is no checkpoint, or none that is whole; says what was found there.
+        UserError: there is no checkpoint, only damaged ones, or one that cannot be read; says what was found there.
     """
     path = Path(path).expanduser().resolve()
-    if (path / "about").is_dir():
+    if os.path.isdir(path / "about"):  # False where one may not look; Path.is_dir raises
         candidates = [path]
     else:
         workdir = path.parent if path.name == FOLDER else path
@@ -286,21 +408,8 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
     problems = []
     for folder in candidates:
         try:
-            return *_read_folder(folder), folder
-        except Exception as error:  # whatever a damaged file makes the readers raise
-            log.warning("%s is damaged (%s)", folder, one_sentence(error))
+            return *read_checkpoint(folder), folder
+        except Exception as error:
+            log.warning("%s is damaged (%s)", folder, describe_damage(error, folder))
             problems.append(folder.name)
-    raise UserError(f"{path}: no checkpoint here is whole (damaged: {', '.join(problems)}).")
-
-
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    ocp = import_orbax()
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        about = unpack(reader.restore(folder / "about"))
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as reader:
-        shapes = reader.metadata(folder / "state").item_metadata.tree
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        state = reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=restore_args))
-    verify(state, about)
-    return state, about
+    raise UserError(f"{path}: no checkpoint here is complete (damaged: {', '.join(problems)}).")

@@ -92,7 +92,7 @@ def train_model(
         progress: called with the number of finished steps.
 
     Raises:
-        UserError: a workdir of another config, a full disk, a loss that is not finite.
+        UserError: a workdir of another config, a checkpoint that cannot be read, a full disk, a loss that is not finite.
     """
     begin = time.perf_counter()
     program = program or build_program(config)

@@ -13,6 +13,7 @@ gs:// and s3:// itself, through TensorStore; here every URI of fsspec is one cas
 fails for a minute costs a minute. The price is that the state must fit once more into the memory of each host.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -64,19 +65,19 @@ class RemoteCheckpoints:
             remote.write("writer.json", json.dumps({"token": self._token}).encode())
 
     def restore(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
-        """The newest checkpoint that is whole and its `about`; None when there is none. Brings the log and the outputs too.
+        """Returns the newest checkpoint that is not damaged and its `about`, else None. Brings the log and the outputs too.
 
-        The marker of a damaged one is renamed to `<step>.damaged` with a warning.
+        The marker of a damaged one is renamed to `<step>.damaged` with a warning. Raises UserError when one cannot be read.
         """
         restored, newest = None, -1
-        for step in sorted(list_remote_steps(self._remote), reverse=True):
+        for step in reversed(list_remote_steps(self._remote)):
             try:
-                marker = download_checkpoint(self._remote, step, self._local)
-                restored = _restore(self._local / FOLDER / str(step), abstract_state)
-            except (OSError, UserError):  # of the network, or of the disk here: not of the checkpoint
-                raise
-            except Exception as error:  # whatever a damaged file makes the readers raise
-                log.warning("checkpoint %d is damaged (%s); its marker becomes %d.damaged", step, one_sentence(error), step)
+                download = functools.partial(download_checkpoint, self._remote, step, self._local)
+                marker = checkpoint.call_together(download)
+                restored = checkpoint.read_checkpoint(self._local / FOLDER / str(step), abstract_state)
+            except Exception as error:
+                reason = checkpoint.describe_damage(error, f"{self._remote.uri}/{FOLDER}/{step}")
+                log.warning("checkpoint %d is damaged (%s); its marker becomes %d.damaged", step, reason, step)
                 self._move_aside(step)
                 continue
             newest, self._segments = step, marker["log"]
@@ -109,7 +110,7 @@ class RemoteCheckpoints:
             self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError when a save in the background has failed so remote."""
+        """Raises UserError when a save in the background has failed so far."""
         if self._error is not None:
             raise UserError(
                 f"{self._remote.uri}: a checkpoint could not be written ({one_sentence(self._error)}): the last good one is "
@@ -124,8 +125,8 @@ class RemoteCheckpoints:
         self.check()
 
     def close(self) -> None:
-        """Waits for the last save."""
-        self.wait()
+        """Waits for the last save, in all processes for the one that writes it (collective)."""
+        checkpoint.call_together(self.wait)
 
     def _upload(
         self, step: int, arrays: State, packed: dict[str, str], lines: bytes, extra: Mapping[str, bytes], timing: bytes
@@ -196,7 +197,10 @@ class RemoteCheckpoints:
 
 def list_remote_steps(remote: RemoteFolder) -> list[int]:
     """Returns the steps of the complete checkpoints of a remote workdir, ascending."""
-    return sorted(int(match[1]) for name in remote.names(FOLDER) if (match := _MARKER.fullmatch(name)))
+    try:
+        return sorted(int(match[1]) for name in remote.names(FOLDER) if (match := _MARKER.fullmatch(name)))
+    except OSError as error:
+        raise checkpoint.explain_unreadable("the list of checkpoints", error, f"{remote.uri}/{FOLDER}") from error
 
 
 def download_checkpoint(remote: RemoteFolder, step: int, local: Path) -> dict[str, Any]:
@@ -252,8 +256,9 @@ def download_checkpoints(
     for step in sorted(list_remote_steps(remote), reverse=True) if found is None else found:
         try:
             download_checkpoint(remote, step, local)
-        except Damaged as error:
-            log.warning("%s/%s/%d is damaged (%s)", remote.uri, FOLDER, step, error)
+        except Exception as error:
+            place = f"{remote.uri}/{FOLDER}/{step}"
+            log.warning("%s is damaged (%s)", place, checkpoint.describe_damage(error, place))
             problems.append(step)
             continue
         got.append(step)
@@ -263,26 +268,6 @@ def download_checkpoints(
     if got:
         (local / METRICS).write_bytes(lines)
     return got, problems
-
-
-def _restore(folder: Path, abstract_state: State) -> tuple[State, dict[str, Any]]:
-    """A local copy of a checkpoint as the state of this run, whatever lies on which device."""
-    args = jax.tree.map(lambda _: checkpoint.import_orbax().RestoreArgs(restore_type=np.ndarray), abstract_state)
-    with _local_checkpointer() as reader:
-        restored = reader.restore(
-            folder, args=_args().Composite(state=_args().PyTreeRestore(abstract_state, args), about=_args().JsonRestore())
-        )
-    about = checkpoint.unpack(restored.about)
-
-    def place(leaf: jax.ShapeDtypeStruct, value: Any) -> jax.Array:
-        value = np.asarray(value, leaf.dtype)
-        if value.shape != leaf.shape:
-            raise Damaged(f"an array is {value.shape} and should be {leaf.shape}")
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
-
-    state = jax.tree.map(place, abstract_state, restored.state)
-    checkpoint.verify(state, about)
-    return state, about
 
 
 def _gather(x: jax.Array) -> np.ndarray:

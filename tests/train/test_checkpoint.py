@@ -1,7 +1,11 @@
-"""Checkpoints that are damaged, and who is told."""
+"""Checkpoints that are damaged, checkpoints that cannot be read, and who is told."""
 
+import contextlib
 import logging
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,7 @@ from attention_jax.errors import UserError
 from attention_jax.train import checkpoint
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.step import State
+from tests.conftest import child_environment, without_root
 
 
 def state_of(step: int) -> State:
@@ -46,12 +51,14 @@ def workdir(two_saves, tmp_path):
     return shutil.copytree(two_saves, tmp_path / "run")
 
 
-def restored(workdir):
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def restored(workdir, like=None):
     checkpoints = Checkpoints(workdir, 2, 1, lambda step: None)
     try:
-        return checkpoints.restore(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_of(0))
-        )
+        return checkpoints.restore(like or abstract(state_of(0)))
     finally:
         checkpoints.close()
 
@@ -99,6 +106,156 @@ def test_any_truncated_file_of_the_newest_is_noticed_or_harmless(two_saves, tmp_
         assert same(state, state_of(about["step"])), file
         fallen_back += about["step"] == 1
     assert fallen_back >= 4
+
+
+def contents(workdir) -> dict[str, bytes]:
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def raises(error):
+    """A fault: the checksum of an array ends with `error`."""
+
+    @contextlib.contextmanager
+    def fault(folder, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_checksum", lambda x: (_ for _ in ()).throw(error))
+            yield
+
+    return fault
+
+
+@contextlib.contextmanager
+def transfers_are_guarded(folder, monkeypatch):
+    with jax.transfer_guard("disallow_explicit"):
+        yield
+
+
+@contextlib.contextmanager
+def tensorstore_is_missing(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorstore", None)
+        yield
+
+
+def cannot_be_read_from_the_disk(name):
+    """A fault: reading the file ends with EIO, as reading a process's memory at address 0 does."""
+
+    @contextlib.contextmanager
+    def fault(folder, monkeypatch):
+        path, kept = folder / name, folder.parent.parent / "kept"
+        path.rename(kept)
+        path.symlink_to("/proc/self/mem")
+        try:
+            yield
+        finally:
+            path.unlink()
+            kept.rename(path)
+
+    return fault
+
+
+FAULTS = {
+    "memory": (raises(MemoryError()), "MemoryError: MemoryError"),
+    "memory of a device": (
+        raises(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")),
+        "JaxRuntimeError: RESOURCE",
+    ),
+    "a bug": (raises(TypeError("unsupported operand")), "TypeError: unsupported operand"),
+    "a feature": (raises(NotImplementedError("int3")), "NotImplementedError: int3"),
+    "a flag of JAX": (transfers_are_guarded, "JaxRuntimeError: INVALID_ARGUMENT: Disallowed host-to-device transfer"),
+    "a package": (tensorstore_is_missing, "ModuleNotFoundError: .*tensorstore"),
+    "disk, description": (cannot_be_read_from_the_disk("about/metadata"), "input/output error"),
+    "disk, list of arrays": (cannot_be_read_from_the_disk("state/manifest.ocdbt"), "input/output error"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_cannot_be_read_is_not_damaged(name, workdir, monkeypatch):
+    fault, reason = FAULTS[name]
+    if name.startswith("disk") and not os.path.exists("/proc/self/mem"):
+        pytest.skip("imitates a broken disk with Linux's /proc")
+    before, like = contents(workdir), abstract(state_of(0))
+    with fault(workdir / "checkpoints" / "2", monkeypatch):
+        for reading in (lambda path: restored(path, like), checkpoint.read_newest):
+            with pytest.raises(UserError, match=rf"checkpoint 2 cannot be read \({reason}.*\): .*: nothing was changed"):
+                reading(workdir)
+    assert contents(workdir) == before and not (workdir / "checkpoints_damaged").exists()
+    assert restored(workdir)[1]["step"] == 2 == checkpoint.read_newest(workdir)[1]["step"]
+
+
+def test_state_of_another_version_is_not_damaged(workdir):
+    before, ours = contents(workdir), state_of(0)
+    others = {
+        r"params/b is float32\[7\] in .* and bfloat16\[7\] here": {**ours.params, "b": jnp.zeros(7, jnp.bfloat16)},
+        r"params/b is float32\[7\] in .* and float32\[8\] here": {**ours.params, "b": jnp.zeros(8)},
+        r"params/c is missing in .* and float32\[2\] here": {**ours.params, "c": jnp.zeros(2)},
+        r"params/b is float32\[7\] in .* and missing here": {"a": ours.params["a"]},
+    }
+    for said, params in others.items():
+        with pytest.raises(UserError, match=rf"checkpoint 2 cannot be read \({said}\): use the version and the flags"):
+            restored(workdir, abstract(ours.replace(params=params)))
+    assert contents(workdir) == before
+
+
+DENIED = """
+import sys
+from pathlib import Path
+from attention_jax.errors import UserError
+from attention_jax.train import checkpoint
+from tests.train.test_checkpoint import restored
+
+for workdir in map(Path, sys.argv[1:]):
+    for reading in (restored, checkpoint.read_newest):
+        try:
+            reading(workdir)
+        except UserError as error:
+            print(error)
+"""
+
+
+def test_without_permission_nothing_is_damaged(two_saves, tmp_path):
+    denied = {"2/about/metadata": 0, "2/state/manifest.ocdbt": 0, "2/state": 0, "2": 0, ".": 0, "../checkpoints": 0o400}
+    chunk = max((two_saves / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size)
+    denied[str(chunk.relative_to(two_saves / "checkpoints"))] = 0
+    workdirs, before = [], contents(two_saves)
+    for number, (name, mode) in enumerate(denied.items()):
+        workdirs.append(shutil.copytree(two_saves, tmp_path / str(number)))
+        (workdirs[-1] / "checkpoints" / name).chmod(mode)
+    done = subprocess.run(
+        [*without_root(), sys.executable, "-c", DENIED, *workdirs],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout.splitlines()
+    assert done.returncode == 0 and len(said) == 2 * len(denied), done.stdout + done.stderr
+    assert all("cannot be read (permission denied): /" in line for line in said)
+    assert sum(line.startswith("checkpoint 2 ") for line in said) == 2 * len(denied) - 2  # but where no list is to be had
+    for workdir, name in zip(workdirs, denied):
+        (workdir / "checkpoints" / name).chmod(0o755)
+        assert contents(workdir) == before and not (workdir / "checkpoints_damaged").exists()
+
+
+def test_all_processes_go_the_way_of_the_worst(monkeypatch):
+    kinds = {"good": None, "damaged": checkpoint.Damaged("bits"), "unreadable": OSError(5, "Input/output error")}
+
+    def do(kind):
+        if kinds[kind]:
+            raise kinds[kind]
+        return 7
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for mine in kinds:
+        for theirs, number in zip(kinds, range(3)):
+            monkeypatch.setattr(multihost_utils, "process_allgather", lambda kind, number=number: np.array([kind, number]))
+            worst = max(mine, theirs, key=list(kinds).index)
+            if worst == "good":
+                assert checkpoint.call_together(lambda: do("good")) == 7
+                continue
+            expected = checkpoint.Damaged if worst == "damaged" else UserError if mine != worst else OSError
+            with pytest.raises(expected):
+                checkpoint.call_together(lambda mine=mine: do(mine))
 
 
 def test_fingerprint_sees_every_single_bit():

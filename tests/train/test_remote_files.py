@@ -224,15 +224,38 @@ def test_only_what_differs_from_its_marker_is_damaged(program, local_run, store,
                 remote_checkpoints.download_checkpoint(folder, 12, tmp_path / "fetched")
         folder.write(name, content)
 
-    def fail(path):
-        if "checkpoints/12/" in path:
-            raise OSError("connection reset")
+    def fails(part, error):
+        def fail(path):
+            if part in path:
+                raise error
 
+        return staticmethod(fail)
+
+    denied = PermissionError(13, "Permission denied")
+    cannot = rf"checkpoint 12 cannot be read \({{}}\): {RUN}/checkpoints/12: nothing was changed"
+    before = {path: file.getvalue() for path, file in store.store.items() if not path.endswith("writer.json")}
+    for part, error, said in (
+        ("checkpoints/12/", OSError("connection reset"), rf"{RUN}/checkpoints/12/.*: connection reset, after 3 attempts"),
+        ("checkpoints/12/", denied, cannot.format("permission denied")),
+        ("checkpoints/12.json", ValueError("bad request"), cannot.format("ValueError: bad request")),
+        ("log/", NotImplementedError("ranges"), cannot.format("NotImplementedError: ranges")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Objects, "before_read", fails(part, error))
+            for reading in (lambda: train_model(CONFIG, RUN, program), lambda: aj.load_run(RUN)):
+                with pytest.raises(UserError, match=said):
+                    reading()
     with monkeypatch.context() as patch:
-        patch.setattr(Objects, "before_read", staticmethod(fail))
-        with pytest.raises(UserError, match=rf"{RUN}/checkpoints/12/.*: connection reset, after 3 attempts"):
+        patch.setattr(checkpoint, "_checksum", lambda x: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(UserError, match=cannot.format("MemoryError: MemoryError")):
             train_model(CONFIG, RUN, program)
-    assert remote_checkpoints.list_remote_steps(folder) == [6, 12]
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "ls", lambda *_, **__: (_ for _ in ()).throw(denied))
+        with pytest.raises(
+            UserError, match=rf"the list of checkpoints cannot be read \(permission denied\): {RUN}/checkpoints"
+        ):
+            train_model(CONFIG, RUN, program)
+    assert {path: file.getvalue() for path, file in store.store.items() if not path.endswith("writer.json")} == before
     train_model(CONFIG, RUN, program)
     assert_same_as(local_run)
 

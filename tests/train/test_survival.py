@@ -21,7 +21,7 @@ from attention_jax.launch import local
 from attention_jax.train import checkpoint, stalls
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.loop import train_model
-from tests.conftest import child_environment
+from tests.conftest import child_environment, without_root
 from tests.helpers.small import as_options, small_config
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -189,6 +189,27 @@ def test_workdir_that_becomes_read_only_and_the_same_command_afterwards(tmp_path
     assert "Traceback" not in done.stderr
     log = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert sorted(set(log)) == list(range(4, 801, 4)) and len(log) == 201  # each line once, and the evaluation's
+
+
+def test_run_whose_checkpoints_cannot_be_read_stops_and_goes_on_when_they_can(tmp_path):
+    config, options = small_config(total_steps=12), [*as_options(total_steps=12), f"--workdir={tmp_path / 'run'}"]
+    train_model(config, tmp_path / "run")
+    arrays = sorted((tmp_path / "run" / "checkpoints").glob("*/state/manifest.ocdbt"))
+    (metrics := tmp_path / "run" / "metrics.jsonl").open("a").write('{"step": 13, "train/loss": 1.0}\n')  # of a killed call
+    names, log = sorted(tmp_path.rglob("*")), metrics.read_bytes()
+    for path in arrays:
+        path.chmod(0)
+    for arguments in (["train", *options], ["evaluate", options[-1]]):
+        command = [*without_root(), sys.executable, "-m", "attention_jax", *arguments]
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert f"error: checkpoint 12 cannot be read (permission denied): {arrays[0]}: nothing was changed" in done.stderr
+        assert "Traceback" not in done.stderr and "damaged" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == names and metrics.read_bytes() == log
+    for path in arrays:
+        path.chmod(0o644)
+    assert train_model(config, tmp_path / "run").first_step is None, "no step was left to take"
+    assert metrics.read_bytes() == log[: log.index(b'{"step": 13')]
 
 
 def children(pid: int) -> list[int]:
