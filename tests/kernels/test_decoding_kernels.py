@@ -34,8 +34,8 @@ def loaded_anew() -> Iterator[None]:
     decoding.load_kernels.cache_clear()
 
 
-def by_xla(*asked: jax.Array) -> jax.Array:
-    return attend_rows(*asked, SCALE)[0]
+def by_xla(*arrays: jax.Array) -> jax.Array:
+    return attend_rows(*arrays, SCALE)[0]
 
 
 def text(function: Callable[..., Any], *arguments: Any) -> str:
@@ -54,7 +54,7 @@ def test_product_is_matmul(rows: int) -> None:
 
 
 MASKS = {
-    "whole": lambda b, t, s: np.ones((b, 1, 1, s), bool),
+    "everything": lambda b, t, s: np.ones((b, 1, 1, s), bool),
     "padding": lambda b, t, s: np.arange(s) < np.linspace(1, s, b).astype(int)[:, None, None, None],
     "past": lambda b, t, s: np.broadcast_to(np.arange(s) <= s // 2, (b, 1, t, s)),
     "own": lambda b, t, s: (
@@ -95,13 +95,13 @@ def test_gradients_and_batches_are_those_of_xla() -> None:
     close(ours, plain, 1e-5)
     many = np.stack([x, 2 * x]), np.stack([kernel, kernel + 1])
     close(jax.vmap(decoding.multiply_rows)(*many), np.matmul(*many), 1e-5)
-    asked = numbers("q", 4, 6), numbers("k", 2, 2, 3, 5), numbers("v", 2, 2, 5, 4)
+    arrays = numbers("q", 4, 6), numbers("k", 2, 2, 3, 5), numbers("v", 2, 2, 5, 4)
     mask = np.arange(5) < np.array([5, 2])[:, None, None, None]
 
-    def by_kernel(*asked: jax.Array) -> jax.Array:
-        return decoding.attend_cached(*asked, SCALE, by_xla)
+    def by_kernel(*arrays: jax.Array) -> jax.Array:
+        return decoding.attend_cached(*arrays, SCALE, by_xla)
 
-    ours, plain = (jax.grad(lambda *a, f=f: (f(*a, mask) ** 2).sum(), (0, 1, 2))(*asked) for f in (by_kernel, by_xla))
+    ours, plain = (jax.grad(lambda *a, f=f: (f(*a, mask) ** 2).sum(), (0, 1, 2))(*arrays) for f in (by_kernel, by_xla))
     close(ours, plain, 1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Laws of whole networks: shortcuts, gates from outside, names, and mistakes."""
+"""Complete networks: shortcuts, gates from outside, names, and mistakes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +59,7 @@ class TestShortcuts:
         assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
 
     def test_signal_passes_a_silent_block_only_by_a_shortcut(self) -> None:
-        """A whole network whose blocks' convolutions are zero still tells images apart, unless it is plain."""
+        """A network whose blocks' convolutions are zero still tells images apart, unless it is plain."""
         images = numbers("images", 2, 8, 8, 3)
         for residual in (True, False):
             model = ResNet(**TINY, shortcut="A", residual=residual)

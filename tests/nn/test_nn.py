@@ -147,29 +147,29 @@ class TestBAM:
             assert np.ptp(attention, axis=axis).max() < 1e-6
             assert np.ptp(attention) > 1e-2
 
-    def test_maps_cost_nothing_unless_asked_for(self) -> None:
+    def test_maps_cost_nothing_unless_recorded(self) -> None:
         x = numbers("x", 2, 8, 8, 8)
         module = BAM(reduction=2, norm=evaluating)
         variables = drawn(module, x)
         _, changed = jax.eval_shape(lambda x: module.apply(variables, x, mutable=["batch_stats"]), x)
         assert "attention" not in changed
-        asked, unasked = (
+        recorded, unrecorded = (
             str(jax.make_jaxpr(lambda x, mutable=mutable: module.apply(variables, x, mutable=mutable)[0])(x))
             for mutable in (["attention"], ["batch_stats"])
         )
-        assert asked.count("logistic") > unasked.count("logistic") == 1
+        assert recorded.count("logistic") > unrecorded.count("logistic") == 1
 
     def test_dilation_fits(self) -> None:
         """A tap besides the centre is in view from somewhere on every map of 2 or more, and a dilation that fits stays."""
         for side in range(1, 33):
-            for asked in range(1, 9):
-                got = fitting_dilation(asked, side, side)
-                assert 1 <= got <= asked
+            for wanted in range(1, 9):
+                got = fitting_dilation(wanted, side, side)
+                assert 1 <= got <= wanted
                 if side >= 2:
                     assert got < side
-                if 2 * asked <= side:
-                    assert got == asked
-                assert fitting_dilation(asked, side, 32) == fitting_dilation(asked, 32, side) == got  # the shorter side decides
+                if 2 * wanted <= side:
+                    assert got == wanted
+                assert fitting_dilation(wanted, side, 32) == fitting_dilation(wanted, 32, side) == got  # the shorter side decides
         assert [fitting_dilation(4, side, side) for side in (1, 2, 4, 6, 7, 8, 14, 28, 56)] == [1, 1, 2, 3, 3, 4, 4, 4, 4]
 
     @pytest.mark.parametrize("side", [2, 4, 7])
@@ -280,10 +280,10 @@ class TestAttend:
     def test_soft_look_up_becomes_look_up(self) -> None:
         """At temperature -> 0 and with one-hot keys attention is a dictionary: each query gets its key's value."""
         keys, values = np.eye(6, dtype=np.float32), numbers("values", 6, 3)
-        asked = np.array([4, 0, 5, 5])
-        output, weights = attend(keys[asked], keys, values, scale=200.0)
-        np.testing.assert_allclose(output, values[asked], rtol=1e-6)
-        np.testing.assert_array_equal(weights, keys[asked])
+        order = np.array([4, 0, 5, 5])
+        output, weights = attend(keys[order], keys, values, scale=200.0)
+        np.testing.assert_allclose(output, values[order], rtol=1e-6)
+        np.testing.assert_array_equal(weights, keys[order])
 
     def test_high_temperature_is_the_mean(self) -> None:
         q, k, v = numbers("q", 4, 5), numbers("k", 6, 5), numbers("v", 6, 3)
