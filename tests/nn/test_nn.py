@@ -169,7 +169,8 @@ class TestBAM:
                     assert got < side
                 if 2 * wanted <= side:
                     assert got == wanted
-                assert fitting_dilation(wanted, side, 32) == fitting_dilation(wanted, 32, side) == got  # the shorter side decides
+                # The shorter side decides.
+                assert fitting_dilation(wanted, side, 32) == fitting_dilation(wanted, 32, side) == got
         assert [fitting_dilation(4, side, side) for side in (1, 2, 4, 6, 7, 8, 14, 28, 56)] == [1, 1, 2, 3, 3, 4, 4, 4, 4]
 
     @pytest.mark.parametrize("side", [2, 4, 7])
