@@ -70,28 +70,19 @@ def make_example_generator(seed: int, epoch: int, index: int) -> np.random.Gener
 class Loader:
     """A loader reads this process's rows of each batch.
 
-    Attributes:
-        source: random access to examples.
-        batch_size: examples in a global batch; process i of P loads rows [i·B/P, (i+1)·B/P).
-        seed: decides the order and the transforms.
-        transform: `(example, rng or None) -> {field: array}`; rng is None in evaluation.
-        collate: stacked fields -> batch.
-        threads: load batches ahead of the training step.
-        process: (index, count), or (indices, count) for a process with several parts of a batch.
-        on_broken: "skip" replaces an image that cannot be decoded in training, and leaves it out of the evaluation; "stop"
-            raises UserError.
-        broken: index -> reason for the examples that could not be decoded so far.
+    `on_broken="skip"` replaces an image that cannot be decoded in training, and leaves it out of the evaluation; "stop" raises
+    UserError.
     """
 
     source: Source
-    batch_size: int
-    seed: int
-    transform: Callable[[dict[str, Any], np.random.Generator | None], dict[str, Any]]
-    collate: Callable[[Batch], Batch]
-    threads: int = 2
-    process: tuple[int | tuple[int, ...], int] = (0, 1)
+    batch_size: int  # examples in a global batch; process i of P loads rows [i·B/P, (i+1)·B/P)
+    seed: int  # of the order and the transforms
+    transform: Callable[[dict[str, Any], np.random.Generator | None], dict[str, Any]]  # without a generator in evaluation
+    collate: Callable[[Batch], Batch]  # of stacked fields
+    threads: int = 2  # load batches ahead of the training step
+    process: tuple[int | tuple[int, ...], int] = (0, 1)  # (index or indices of this process's parts of a batch, parts)
     on_broken: str = "skip"
-    broken: dict[int, str] = dataclasses.field(default_factory=dict)
+    broken: dict[int, str] = dataclasses.field(default_factory=dict)  # index -> reason, of images not decoded so far
 
     @functools.cached_property
     def plan(self) -> ImagePlan:

@@ -30,21 +30,13 @@ _TSV = "--config.data.source=tsv --config.data.args.path='DIR/{split}.tsv'"
 
 @dataclasses.dataclass(frozen=True)
 class TextSet:
-    """A set of sentence pairs.
+    """A set of sentence pairs, made from public files."""
 
-    Attributes:
-        urls: {name: URL} of the public files that it is made from.
-        make: from {name: path} of those to {name: content} of the files to write.
-        about: source, licence and attribution.
-        written: names of the files to write.
-        source: options of a config that reads it; DIR is replaced by the folder.
-    """
-
-    urls: Mapping[str, str]
-    make: Callable[[Mapping[str, Path]], dict[str, bytes]]
-    about: str
-    written: Sequence[str] = ("train.tsv", "dev.tsv", "test.tsv")
-    source: str = _TSV
+    urls: Mapping[str, str]  # {name: URL} of those
+    make: Callable[[Mapping[str, Path]], dict[str, bytes]]  # {name: path} of those -> {name: content} of the files to write
+    about: str  # source, licence and attribution
+    written: Sequence[str] = ("train.tsv", "dev.tsv", "test.tsv")  # names of the files to write
+    source: str = _TSV  # options of a config that reads it; DIR is replaced by the folder
 
 
 def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:

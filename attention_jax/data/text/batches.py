@@ -21,17 +21,11 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenPairs:
-    """Pairs as tokens in one flat array, since millions of lists would not fit into memory.
+    """Pairs as tokens in one flat array, since millions of lists would not fit into memory."""
 
-    Attributes:
-        tokens: of all sides, source and target in turn, each with its end symbol.
-        starts: [2 · pairs + 1] where each side begins, and the end of the last.
-        kept: [pairs] index of each pair in its data source.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
-    kept: np.ndarray
+    tokens: np.ndarray  # of all sides, source and target in turn, each with its end symbol
+    starts: np.ndarray  # [2 · pairs + 1] where each side begins, and the end of the last
+    kept: np.ndarray  # [pairs] index of each pair in its data source
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -96,21 +90,13 @@ def count_rows(length: int, batch_tokens: int, multiple: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BucketPlan:
-    """The batches of an epoch.
+    """The batches of an epoch."""
 
-    Attributes:
-        lengths: [pairs] tokens of the longer side.
-        buckets: lengths of the shapes, ascending; the last is at least the longest pair.
-        batch_tokens: maximum of rows · bucket length in a batch; one `multiple` of rows if that is more.
-        multiple: of the number of rows, so that devices and micro-batches can share them.
-        seed: of the order.
-    """
-
-    lengths: np.ndarray
-    buckets: tuple[int, ...]
-    batch_tokens: int
-    multiple: int
-    seed: int
+    lengths: np.ndarray  # [pairs] tokens of the longer side
+    buckets: tuple[int, ...]  # lengths of the shapes, ascending; the last is at least the longest pair
+    batch_tokens: int  # maximum of rows · bucket length in a batch; one `multiple` of rows if that is more
+    multiple: int  # of the number of rows, so that devices and micro-batches can share them
+    seed: int  # of the order
 
     def __post_init__(self) -> None:
         if not len(self.lengths):

@@ -23,15 +23,10 @@ _SENTENCEPIECE, _WORDS = "sentencepiece.model", "words.json"
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Words between blanks, each a token, for texts that are tokenised already.
+    """Words between blanks, each a token, for texts that are tokenised already."""
 
-    Attributes:
-        words: of the vocabulary, the four symbols first.
-        joiner: the end of a word that goes on in the next one ("@@" of byte-pair files); "" if there are none.
-    """
-
-    words: tuple[str, ...]
-    joiner: str = ""
+    words: tuple[str, ...]  # the vocabulary, the four symbols first
+    joiner: str = ""  # the end of a word that goes on in the next one ("@@" of byte-pair files); "" if there are none
 
     @functools.cached_property
     def _index(self) -> dict[str, int]:
