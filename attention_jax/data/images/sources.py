@@ -294,17 +294,17 @@ def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
     make = load_object(source, SOURCES, "data source")
     try:
         opened = make(split, **args)
-        length = len(opened)
-        first = opened[0]["image"] if length else b""
+        is_empty = len(opened) == 0
+        first = b"" if is_empty else opened[0]["image"]
     except UserError:
         raise
     except BrokenImage:
         return opened  # the loader skips it or stops
     except Exception as error:
         raise UserError(f"data.source={source}: split {split!r} cannot be read ({type(error).__name__}: {error}).") from error
-    if not length:
+    if is_empty:
         raise UserError(f"data.source={source}: split {split!r} is empty.")
-    if not isinstance(first, bytes) and (getattr(first, "dtype", None) != np.uint8 or first.ndim != 3):
-        kind = getattr(first, "dtype", type(first))
+    kind = getattr(first, "dtype", type(first))
+    if kind is not bytes and (kind != np.uint8 or first.ndim != 3):
         raise UserError(f"data.source={source}: image 0 is {kind}; give uint8 [H, W, C] or encoded bytes.")
     return opened

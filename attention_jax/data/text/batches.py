@@ -12,11 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from attention_jax.data.loader import load_ahead
+from attention_jax.data.loader import Batch, load_ahead
 from attention_jax.data.text.tokenizer import EOS, PAD
 from attention_jax.errors import UserError
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -121,9 +121,7 @@ def read_tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0,
     return _parse(lines, parse, split, on_broken)
 
 
-def open_tfds_pairs(
-    split: str, name: str, source: str, target: str, data_dir: str | None = None, on_broken: str = "stop"
-) -> Pairs:
+def open_tfds_pairs(split: str, name: str, source: str, target: str, data_dir: str | None = None) -> Pairs:
     """Opens a translation set of TensorFlow Datasets that was prepared as ArrayRecord; needs no TensorFlow.
 
     Args:
@@ -180,11 +178,7 @@ def _as_text(text: Any) -> str:
 
 
 def open_cldr(
-    split: str,
-    kind: str | Sequence[str] | None = None,
-    join: int | tuple[int, int] = 1,
-    everyday: int = 5,
-    on_broken: str = "stop",
+    split: str, kind: str | Sequence[str] | None = None, join: int | tuple[int, int] = 1, everyday: int = 5
 ) -> list[Pair]:
     """Returns the embedded English-Korean pairs, or longer ones made of them; see `embedded.read_cldr`.
 
@@ -213,7 +207,7 @@ SOURCES: dict[str, Callable[..., Pairs]] = {"files": read_files, "tsv": read_tsv
 def open_pairs(source: str, split: str, args: Mapping[str, Any], on_broken: str) -> Pairs:
     """Returns the pairs of one split that `data.source` names. Raises UserError if there are none or they are not readable."""
     make = load_object(source, SOURCES, "data source")
-    if make in SOURCES.values():
+    if make in (read_files, read_tsv):
         args = {**args, "on_broken": on_broken}
     try:
         pairs = make(split, **args)
