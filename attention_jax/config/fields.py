@@ -67,6 +67,10 @@ def _range(high: float) -> Callable[[Any], bool]:
     return lambda value: len(value) == 2 and _numbers(0)(value) and value[0] <= value[1] <= high
 
 
+def _is_granularity(value: Any) -> bool:
+    return value in ("all", "per_replica") if isinstance(value, str) else value >= 1
+
+
 def _is_shape(value: Any) -> bool:
     return value is None or (len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value))
 
@@ -156,13 +160,7 @@ COMMON: dict[Any, Any] = {
 }
 
 _IMAGES: dict[Any, Any] = {
-    "batch_norm": {
-        "granularity": Field(
-            (str, int),
-            "'all', 'per_replica', or a whole number of examples",
-            lambda value: value in ("all", "per_replica") if isinstance(value, str) else value >= 1,
-        ),
-    },
+    "batch_norm": {"granularity": Field((str, int), "'all', 'per_replica', or a whole number of examples", _is_granularity)},
     "data": {
         "crop": _choice("pad", "random_resized", "none"),
         "crop_padding": _integer("pixels", low=0),

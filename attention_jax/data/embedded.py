@@ -49,14 +49,9 @@ def read_cldr(split: str, kind: str | None = None) -> tuple[list[str], list[str]
     Dates, times, relative times, units and currencies as Unicode CLDR writes them in both languages, and number words
     (experiments/data/make_cldr.py); a date, time, … is in one split only, in any style. "train" also has the sentences of
     kind "everyday", written for this project; they are to be memorised, and none is held out. An English text has the same
-    answer everywhere.
+    answer everywhere. `kind`, such as "date_long" or "unit", chooses the pairs of one kind.
 
-    Args:
-        split: "train", "dev" or "test".
-        kind: "date_long", "unit", … for the pairs of this kind only.
-
-    Raises:
-        UserError: no such split, or no pair of this kind in it.
+    Raises UserError when there is no such split, or no pair of this kind in it.
     """
     splits = dict.fromkeys(row[0] for row in _all_pairs())
     if split not in splits:

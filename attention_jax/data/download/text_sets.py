@@ -46,8 +46,7 @@ def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:
         folder: made if missing; downloads stay in its folder "downloads".
         manual: a folder with files fetched by hand, which are not downloaded.
 
-    Raises:
-        UserError: the set exists already, a file is not available, or its checksum is wrong.
+    Raises UserError when the set exists already, a file is not available, or its checksum is wrong.
     """
     text_set = SETS[name]
     for file in (*text_set.written, ABOUT):

@@ -295,7 +295,7 @@ def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
     try:
         opened = make(split, **args)
         is_empty = len(opened) == 0
-        first = b"" if is_empty else opened[0]["image"]
+        first: Any = b"" if is_empty else opened[0]["image"]
     except UserError:
         raise
     except BrokenImage:

@@ -84,8 +84,7 @@ def read_files(split: str, source: str | Sequence[str], target: str | Sequence[s
         source, target: paths or URIs (gs://…), `.gz` too, or tuples of them that are read one after another.
         on_broken: "stop" raises UserError at an empty line or one that is not UTF-8, "skip" leaves its pair out.
 
-    Raises:
-        UserError: a file is missing, or the two have different numbers of lines.
+    Raises UserError when a file is missing, or the two have different numbers of lines.
     """
     sources, targets = _paths(source, split), _paths(target, split)
     if len(sources) != len(targets):
@@ -122,13 +121,9 @@ def read_tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0,
 
 
 def open_tfds_pairs(split: str, name: str, source: str, target: str, data_dir: str | None = None) -> Pairs:
-    """Opens a translation set of TensorFlow Datasets that was prepared as ArrayRecord; needs no TensorFlow.
+    """Opens a translation set of TensorFlow Datasets that was prepared as ArrayRecord, e.g. "wmt14_translate/de-en".
 
-    Args:
-        split: as TFDS spells it, e.g. "train[:1%]".
-        name: e.g. "wmt14_translate/de-en".
-        source, target: languages, e.g. "en" and "de".
-        data_dir: the folder that holds it; `gs://` URIs need the extra `gcs`.
+    Source and target are languages, e.g. "en" and "de"; `split` and `data_dir` are those of `images.sources.open_tfds`.
     """
     import tensorflow_datasets
 
@@ -183,7 +178,6 @@ def open_cldr(
     """Returns the embedded English-Korean pairs, or longer ones made of them; see `embedded.read_cldr`.
 
     Args:
-        split: "train", "dev" or "test".
         kind: of the pairs, or several; None for all.
         join: joins this many pairs, separated by "; ", into one example; of two numbers any from the first to the second.
             The draw is fixed by the split.

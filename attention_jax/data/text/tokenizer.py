@@ -111,11 +111,8 @@ class SentencePiece:
     def trained(cls, lines: Iterable[str], vocab_size: int | None, options: Mapping[str, Any]) -> "SentencePiece":
         """Trains a model with one vocabulary for all lines, in one thread, so that the same lines give the same model.
 
-        Args:
-            options: further arguments of sentencepiece's trainer, e.g. `model_type="bpe"`, `split_digits=True`.
-
-        Raises:
-            UserError: there is no vocabulary size, or the trainer refuses, e.g. one that is too large for the text.
+        `options` are further arguments of sentencepiece's trainer, e.g. `model_type="bpe"`, `split_digits=True`. Raises
+        UserError when there is no vocabulary size, or the trainer refuses, e.g. one that is too large for the text.
         """
         require_package("sentencepiece", "text", "data.tokenizer=sentencepiece")
         import sentencepiece
