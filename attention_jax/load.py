@@ -14,7 +14,7 @@ from attention_jax import storage
 from attention_jax.config.config import config_from_json
 from attention_jax.errors import UserError
 from attention_jax.tasks import get_task
-from attention_jax.train import checkpoint, metrics, remote_checkpoints
+from attention_jax.train import metrics, remote_checkpoints, restore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
         UserError: no checkpoint, one that cannot be read, no such weights, or too few checkpoints for the average.
     """
     path = remote_checkpoints.download_run(str(path), average) if storage.is_remote(path) else path
-    state, about, folder = checkpoint.read_newest(path)
+    state, about, folder = restore.read_newest(path)
     config = config_from_json(about["config"])
     has_ema = state.get("ema") is not None
     weights = weights or ("ema" if has_ema else "params")
@@ -101,13 +101,13 @@ def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
 
 def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]:
     """Mean of the weights of the newest checkpoints up to step `last`."""
-    steps = [step for step in checkpoint.list_steps(workdir) if step <= last][-number:]
+    steps = [step for step in restore.list_steps(workdir) if step <= last][-number:]
     if len(steps) < number:
         raise UserError(
             f"{workdir}: average={number} but there are {len(steps)} checkpoints up to step {last}: give a smaller number, or "
             "train with a larger checkpoint.keep_last."
         )
-    states = (checkpoint.read_newest(workdir / checkpoint.FOLDER / str(step))[0] for step in steps)
+    states = (restore.read_newest(workdir / restore.FOLDER / str(step))[0] for step in steps)
     total = None
     for state in states:  # one at a time: twenty large ones would not fit
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), _variables(state, weights))

@@ -13,7 +13,7 @@ import attention_jax as aj
 from attention_jax.cli import main as cli
 from attention_jax.config import config as configs
 from attention_jax.data import embedded
-from attention_jax.train import checkpoint
+from attention_jax.train import checkpoint, restore
 from attention_jax.train.step import State
 from tests.helpers.make_tiny_run import FIXTURES, LOGITS, RUN
 from tests.helpers.small import as_options
@@ -187,7 +187,7 @@ def test_weights_that_are_not_there(tmp_path):
     with pytest.raises(aj.UserError, match=r"weights='best': .*370 has ema and params\."):
         aj.load_run(RUN, "best")
 
-    arrays, about, _ = checkpoint.read_newest(RUN)
+    arrays, about, _ = restore.read_newest(RUN)
     state = State(np.int32(370), arrays["params"], arrays["batch_stats"], opt_state={}, ema=None)
     checkpoints = checkpoint.Checkpoints(tmp_path, 1, 1, lambda step: None)
     checkpoints.save(jax.tree.map(jax.numpy.asarray, state), {"config": about["config"], "sums": {}}, about["assets"])

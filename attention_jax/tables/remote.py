@@ -8,9 +8,9 @@ from pathlib import Path
 
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.storage import RemoteFolder
-from attention_jax.train import checkpoint, remote_checkpoints
-from attention_jax.train.checkpoint import FOLDER
+from attention_jax.train import remote_checkpoints, restore
 from attention_jax.train.metrics import TIMING
+from attention_jax.train.restore import FOLDER
 from attention_jax.train.workdir import CONFIG, EVALUATION, get_staging_folder
 
 
@@ -35,7 +35,7 @@ class RemoteWorkdir:
         """Fetches the newest checkpoint of a run, its log and the small files beside it."""
         inside = str(run.relative_to(self.folder))
         there = RemoteFolder(self.uri(run))
-        if remote_checkpoints.list_remote_steps(there)[-1:] != checkpoint.list_steps(run)[-1:]:
+        if remote_checkpoints.list_remote_steps(there)[-1:] != restore.list_steps(run)[-1:]:
             shutil.rmtree(run / FOLDER, ignore_errors=True)
             remote_checkpoints.download_checkpoints(there, run)
         names = {name for name in self._remote.names(inside) if name in (CONFIG, TIMING) or name.endswith((".txt", ".npz"))}

@@ -26,7 +26,7 @@ from attention_jax.tables.measures import read_arrays, read_measure
 from attention_jax.tables.remote import RemoteWorkdir
 from attention_jax.tables.table import ComputedRow, Row, Table
 from attention_jax.tasks import get_task
-from attention_jax.train import checkpoint, metrics, workdir
+from attention_jax.train import metrics, restore, workdir
 from attention_jax.train.loop import replace_seed
 from attention_jax.train.program import Durations, resolve_durations
 from attention_jax.train.workdir import EVALUATION
@@ -93,7 +93,7 @@ class SeedRun:
     @property
     def step(self) -> int:
         """Step of the newest checkpoint; 0 without one."""
-        return max(checkpoint.list_steps(self.path), default=0)
+        return max(restore.list_steps(self.path), default=0)
 
     @property
     def correct(self) -> np.ndarray | None:

@@ -1,10 +1,8 @@
 """Checkpoints: saved atomically in the background, verified when read, the newest good one found.
 
 A checkpoint is a folder `checkpoints/<step>` with the state's arrays and `about`: config, log sums of the unfinished
-logging interval, assets, package versions, and a checksum of every array.
-
-A checkpoint is damaged only if its files were read and are wrong: it is moved aside and the one before is used. Anything else
-that keeps a checkpoint from being read (permissions, disk, network, memory, a flag of JAX, a bug) stops the run.
+logging interval, assets, package versions, and a checksum of every array. One that is damaged is moved aside and the one before
+is used; one that cannot be read stops the run (`restore.py` tells them apart).
 """
 
 import base64
@@ -24,68 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 
-from attention_jax import __version__, tree
+from attention_jax import __version__
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
+from attention_jax.train.restore import FOLDER, compute_checksums, describe_damage, list_steps, read_checkpoint
 from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
-FOLDER, ASIDE = "checkpoints", "checkpoints_damaged"
+ASIDE = "checkpoints_damaged"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-# TensorStore's codes for files that are missing, cut short, or have other bytes than were written.
-_WRONG = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION")
-
-
-class Damaged(Exception):
-    """Files of a checkpoint were read and are not what was saved."""
-
-
-@jax.jit  # per array: few shapes serve every state, and one program for a complete state takes seconds to compile
-def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(uint32 checksum, True if every element is finite).
-
-    The checksum is the sum of (2i+1)·bits of element i modulo 2^32: integer sums do not depend on how an array is
-    divided over devices, and an odd factor keeps any single flipped bit visible.
-    """
-    finite = jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, jnp.floating) else jnp.bool_(True)
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-    index, stride = jnp.zeros((), jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= x.shape[axis]
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32), finite
-
-
-def compute_checksums(state: Any) -> tuple[dict[str, int], bool]:
-    """Returns ({path: checksum} of every array of a tree, True if all are finite), computed where the arrays are."""
-    # One at a time: for sharded arrays, many of these sums over devices at once deadlock on forced CPU devices.
-    found = {path: jax.device_get(_checksum(leaf)) for path, leaf in tree.flatten_by_path(state).items()}
-    return {path: int(checksum) for path, (checksum, _) in found.items()}, all(finite for _, finite in found.values())
 
 
 def _pack(about: dict[str, Any]) -> dict[str, str]:
     text = json.dumps(about)
     return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _unpack(content: bytes) -> dict[str, Any]:
-    """`about` as it was saved. Raises Damaged."""
-    try:
-        packed = json.loads(content)
-        right = hashlib.sha256(packed["text"].encode()).hexdigest() == packed["sha256"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        right = False
-    if not right:
-        raise Damaged("its description is not what was saved")
-    about = json.loads(packed["text"])
-    return {**about, "assets": {name: base64.b64decode(text) for name, text in about["assets"].items()}}
 
 
 def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> dict[str, str]:
@@ -248,168 +200,3 @@ class Checkpoints:
                 f"{self._folder}: a checkpoint could not be written ({reason}): the last good one is kept; "
                 f"{'free some space' if full else 'fix this'} and start the same command again."
             ) from error
-
-
-def describe_damage(error: Exception, folder: Path | str) -> str:
-    """Returns the damage of a checkpoint, given the exception that ended reading it.
-
-    Raises UserError with the reason if `error` is not Damaged: the checkpoint may be good.
-    """
-    if isinstance(error, Damaged):
-        return one_sentence(error)
-    if isinstance(error, UserError):
-        raise error
-    raise explain_unreadable(f"checkpoint {os.path.basename(folder)}", error, folder) from error
-
-
-def explain_unreadable(what: str, error: Exception, place: Path | str) -> UserError:
-    """Returns a UserError that gives the reason why a checkpoint, or the list of them, cannot be read."""
-    reason = f"{type(error).__name__}: {one_sentence(error)}"
-    if isinstance(error, OSError) and error.errno:
-        reason, place = os.strerror(error.errno).lower(), error.filename or place
-    return UserError(f"{what} cannot be read ({reason}): {place}: nothing was changed; remove the cause and try again.")
-
-
-def call_together(function: Callable[[], Any]) -> Any:
-    """Returns `function()`. Collective: if it raises in one process it raises in all, so that all go the same way."""
-    result, problem, kind = None, None, 0
-    try:
-        result = function()
-    except Exception as error:
-        problem, kind = error, 1 if isinstance(error, Damaged) else 2
-    worst = kind if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(kind)).max())
-    if worst > kind:
-        problem = Damaged("as another process found") if worst == 1 else UserError("another process failed and says why.")
-    if problem:
-        raise problem
-    return result
-
-
-def read_checkpoint(folder: Path, abstract_state: State | None = None) -> tuple[Any, dict[str, Any]]:
-    """Returns the arrays and `about` of a step's folder, compared with its checksums.
-
-    Args:
-        folder: of one step.
-        abstract_state: the state to restore, of which each process reads its part (collective); None reads all arrays, as
-            nested dicts of numpy arrays.
-
-    Raises:
-        Damaged: files were read and are not what was saved. Any other exception tells nothing about them.
-    """
-    if abstract_state is None:
-        flat, about = _read_files(folder, {})
-        _verify(flat, about)
-        return tree.nest_by_path(flat), about
-    wanted = tree.flatten_by_path(abstract_state)
-    flat, about = call_together(lambda: _read_files(folder, wanted))
-    call_together(lambda: _verify(flat, about))
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[path] for path in wanted]), about
-
-
-def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({path: array}, `about`): numpy arrays, or JAX arrays with the shardings of `wanted`.
-
-    Reads with TensorStore and not through Orbax, which hides reasons: without permission for one file it reports a missing or
-    a different tree.
-    """
-    import tensorstore as ts
-
-    base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/state/"}}
-    options: dict[str, Any] = {"open": True, "read": True, "context": ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})}
-    try:
-        about = _unpack((folder / "about" / "metadata").read_bytes())
-        specs = {path: {"driver": "zarr", "kvstore": {**base, "path": path.replace("/", ".")}} for path in about["checksums"]}
-        opening = {path: ts.open(spec, **options) for path, spec in specs.items()}
-        stores = {path: store.result() for path, store in opening.items()}
-        _refuse_another_state(folder, stores, wanted)
-        waits = {path: _begin(store, wanted.get(path)) for path, store in stores.items()}
-        return {path: wait() for path, wait in waits.items()}, about
-    except (FileNotFoundError, ValueError) as error:
-        _read_every_byte(folder)
-        code, text = str(error).partition(":")[0], str(error)
-        # TensorStore names no code for INVALID_ARGUMENT, as which it reports bytes that it cannot decode.
-        if isinstance(error, FileNotFoundError) or code in _WRONG or (not code.isupper() and "Error reading" in text):
-            raise Damaged(text) from error
-        raise
-
-
-def _refuse_another_state(folder: Path, stores: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """Raises UserError if the arrays are not those of this run: of another version, or with another flag of JAX."""
-    there = {path: f"{store.dtype.name}{list(store.shape)}" for path, store in stores.items()}
-    here = {path: f"{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in wanted.items()}
-    for path in sorted(there.keys() | here.keys()) if wanted else ():
-        if there.get(path) != here.get(path):
-            raise UserError(
-                f"checkpoint {folder.name} cannot be read ({path} is {there.get(path, 'missing')} in {folder} and "
-                f"{here.get(path, 'missing')} here): use the version and the flags of JAX that wrote it."
-            )
-
-
-def _begin(store: Any, leaf: jax.ShapeDtypeStruct | None) -> Callable[[], Any]:
-    """Starts reading an array, or the parts of it that this process needs; returns a function that waits for them."""
-    if leaf is None:
-        return store.read().result
-    indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
-    parts = {str(index): store[index].read() for index in indices}
-    return lambda: jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: parts[str(index)].result())
-
-
-def _read_every_byte(folder: Path) -> None:
-    """Raises OSError if the folder or a file in it cannot be read."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    for base, _, names in os.walk(folder, onerror=stop):
-        for name in names:
-            with open(os.path.join(base, name), "rb") as file:
-                while file.read(2**24):
-                    pass
-
-
-def _verify(flat: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    found, _ = compute_checksums(flat)
-    if wrong := [path for path, checksum in about["checksums"].items() if found[path] != checksum]:
-        raise Damaged(f"{', '.join(wrong[:3])} differs from what was saved")
-
-
-def list_steps(workdir: Path) -> list[int]:
-    """Returns the steps of the complete checkpoints of a workdir, ascending."""
-    folder = workdir / FOLDER
-    try:
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
-    except OSError as error:
-        raise explain_unreadable("the list of checkpoints", error, folder) from error
-
-
-def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Arrays and `about` of a checkpoint on any machine, whatever devices wrote it.
-
-    Args:
-        path: a workdir (its newest good checkpoint is taken), its `checkpoints` folder, or one step's folder.
-
-    Returns:
-        The state as nested dicts of numpy arrays, `about`, and the step's folder.
-
-    Raises:
-        UserError: there is no checkpoint, only damaged ones, or one that cannot be read; says what was found there.
-    """
-    path = Path(path).expanduser().resolve()
-    if os.path.isdir(path / "about"):  # False where one may not look; Path.is_dir raises
-        candidates = [path]
-    else:
-        workdir = path.parent if path.name == FOLDER else path
-        candidates = [workdir / FOLDER / str(step) for step in reversed(list_steps(workdir))]
-    if not candidates:
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) if path.is_dir() else "nothing"
-        raise UserError(
-            f"{path}: no checkpoint here (found: {found or 'an empty folder'}); give a run's workdir or a step's folder."
-        )
-    problems = []
-    for folder in candidates:
-        try:
-            return *read_checkpoint(folder), folder
-        except Exception as error:
-            log.warning("%s is damaged (%s)", folder, describe_damage(error, folder))
-            problems.append(folder.name)
-    raise UserError(f"{path}: no checkpoint here is complete (damaged: {', '.join(problems)}).")

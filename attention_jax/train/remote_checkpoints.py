@@ -34,9 +34,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.storage import RemoteFolder
-from attention_jax.train import checkpoint
-from attention_jax.train.checkpoint import FOLDER, Damaged
+from attention_jax.train import checkpoint, restore
 from attention_jax.train.metrics import METRICS, TIMING
+from attention_jax.train.restore import FOLDER, Damaged
 from attention_jax.train.step import State
 from attention_jax.train.workdir import EVALUATION, get_staging_folder
 
@@ -73,10 +73,10 @@ class RemoteCheckpoints:
         for step in reversed(list_remote_steps(self._remote)):
             try:
                 download = functools.partial(download_checkpoint, self._remote, step, self._local)
-                marker = checkpoint.call_together(download)
-                restored = checkpoint.read_checkpoint(self._local / FOLDER / str(step), abstract_state)
+                marker = restore.call_together(download)
+                restored = restore.read_checkpoint(self._local / FOLDER / str(step), abstract_state)
             except Exception as error:
-                reason = checkpoint.describe_damage(error, f"{self._remote.uri}/{FOLDER}/{step}")
+                reason = restore.describe_damage(error, f"{self._remote.uri}/{FOLDER}/{step}")
                 log.warning("checkpoint %d is damaged (%s); its marker becomes %d.damaged", step, reason, step)
                 self._move_aside(step)
                 continue
@@ -126,7 +126,7 @@ class RemoteCheckpoints:
 
     def close(self) -> None:
         """Waits for the last save, in all processes for the one that writes it (collective)."""
-        checkpoint.call_together(self.wait)
+        restore.call_together(self.wait)
 
     def _upload(
         self, step: int, arrays: State, packed: dict[str, str], lines: bytes, extra: Mapping[str, bytes], timing: bytes
@@ -200,7 +200,7 @@ def list_remote_steps(remote: RemoteFolder) -> list[int]:
     try:
         return sorted(int(match[1]) for name in remote.names(FOLDER) if (match := _MARKER.fullmatch(name)))
     except OSError as error:
-        raise checkpoint.explain_unreadable("the list of checkpoints", error, f"{remote.uri}/{FOLDER}") from error
+        raise restore.explain_unreadable("the list of checkpoints", error, f"{remote.uri}/{FOLDER}") from error
 
 
 def download_checkpoint(remote: RemoteFolder, step: int, local: Path) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def download_checkpoints(
             download_checkpoint(remote, step, local)
         except Exception as error:
             place = f"{remote.uri}/{FOLDER}/{step}"
-            log.warning("%s is damaged (%s)", place, checkpoint.describe_damage(error, place))
+            log.warning("%s is damaged (%s)", place, restore.describe_damage(error, place))
             problems.append(step)
             continue
         got.append(step)

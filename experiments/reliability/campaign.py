@@ -41,7 +41,7 @@ import numpy as np  # noqa: E402
 from attention_jax import tree  # noqa: E402
 from attention_jax.cli import main as cli  # noqa: E402
 from attention_jax.launch import local  # noqa: E402
-from attention_jax.train import checkpoint, metrics, remote_checkpoints  # noqa: E402
+from attention_jax.train import metrics, remote_checkpoints, restore  # noqa: E402
 from experiments.reliability import faults  # noqa: E402
 
 STEPS, BATCH = 30, 32
@@ -145,7 +145,7 @@ def read_end(workdir: Path, remote: bool = False) -> dict[str, Any]:
 
     def read() -> int:
         here = remote_checkpoints.download_run(f"file://{workdir}") if remote else workdir
-        state, about, _ = checkpoint.read_newest(here)
+        state, about, _ = restore.read_newest(here)
         arrays = {path: np.asarray(array).tobytes() for path, array in tree.flatten_by_path(state).items()}
         file.write_bytes(pickle.dumps((about["step"], arrays, (here / metrics.METRICS).read_bytes())))
         return 0

@@ -190,7 +190,7 @@ def before_upload(name: str, act: Act) -> Act:
 
 def after_restore(act: Act) -> Act:
     """Strikes when a call has read a checkpoint."""
-    return _hooked("attention_jax.train.checkpoint:Checkpoints", "_restore_step", lambda *_: True, act, after=True)
+    return _hooked("attention_jax.train.checkpoint:Checkpoints", "restore", lambda *_: True, act, after=True)
 
 
 def before_anything(act: Act) -> Act:

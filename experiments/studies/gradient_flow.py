@@ -17,7 +17,7 @@ import numpy as np
 from attention_jax import tree
 from attention_jax.analysis import plots
 from attention_jax.load import Run, load_run
-from attention_jax.train import checkpoint
+from attention_jax.train import restore
 from attention_jax.train.program import Program
 from experiments.studies.compiling import jit_quickly
 
@@ -79,7 +79,7 @@ def measure_gradient_flow(program: Program, run: Run) -> dict[str, Any]:
         return [found[path] for path in paths]
 
     rows = {0: norms(program.init(np.uint32(run.config.seed)).variables())}
-    for step in checkpoint.list_steps(run.path.parent.parent):
+    for step in restore.list_steps(run.path.parent.parent):
         rows[step] = norms(load_run(run.path.with_name(str(step)), "params").variables)
     gradients = np.array(list(rows.values()))
     return {

@@ -143,10 +143,10 @@ def test_loss_that_is_not_finite(capsys, tmp_path):
     said = sentence(capsys, "train", *options, f"--workdir={tmp_path}")
     assert "not finite" in said and "learning_rate" in said
     # Training stopped before it could save what is not finite.
-    from attention_jax.train import checkpoint
+    from attention_jax.train import restore
 
-    for step in checkpoint.list_steps(tmp_path):
-        assert checkpoint.read_newest(tmp_path / "checkpoints" / str(step))
+    for step in restore.list_steps(tmp_path):
+        assert restore.read_newest(tmp_path / "checkpoints" / str(step))
 
 
 def test_log_on_a_full_device(capsys, tmp_path):

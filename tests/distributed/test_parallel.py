@@ -15,7 +15,7 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.config import load_config, override
-from attention_jax.train import checkpoint, remote_checkpoints
+from attention_jax.train import remote_checkpoints, restore
 from attention_jax.train.program import build_program
 from tests.conftest import child_environment
 from tests.helpers import small_text
@@ -79,7 +79,7 @@ def test_two_processes_are_one_for_translation(run_cli, tmp_path):
     command = local("train", *options, "--config.parallel.model=4", f"--workdir={tmp_path}/two")
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (checkpoint.read_newest(tmp_path / name) for name in ("one", "two"))
+    one, two = (restore.read_newest(tmp_path / name) for name in ("one", "two"))
     assert one[1]["assets"] == two[1]["assets"]
     for path, array in tree.flatten_by_path(one[0]["params"]).items():
         np.testing.assert_allclose(array, tree.flatten_by_path(two[0]["params"])[path], rtol=5e-3, atol=5e-4, err_msg=path)
@@ -112,13 +112,13 @@ def test_sigterm_brings_two_processes_to_one_step_and_one_process_goes_on(four_d
         command, env=child_environment(ENVIRONMENT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         deadline = time.monotonic() + 120
-        while len(checkpoint.list_steps(workdir)) < 1 and time.monotonic() < deadline and process.poll() is None:
+        while len(restore.list_steps(workdir)) < 1 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "stopped after step" in said
-    assert checkpoint.read_newest(workdir)[1]["step"] == checkpoint.list_steps(workdir)[-1]
+    assert restore.read_newest(workdir)[1]["step"] == restore.list_steps(workdir)[-1]
 
 
 def same_numbers(one, other) -> None:
@@ -129,7 +129,7 @@ def same_numbers(one, other) -> None:
             # Evaluation counts right answers of 599, of which a rounding difference may turn one or two.
             slack = {"abs": 0.004} if "accuracy" in name or name == "headline" else {"rel": 2e-3}
             assert theirs[name] == pytest.approx(value, **slack), (line["step"], name)
-    arrays, theirs = (tree.flatten_by_path(checkpoint.read_newest(path)[0]["params"]) for path in (one, other))
+    arrays, theirs = (tree.flatten_by_path(restore.read_newest(path)[0]["params"]) for path in (one, other))
     for path, array in arrays.items():
         np.testing.assert_allclose(array, theirs[path], rtol=5e-3, atol=5e-4, err_msg=path)
 

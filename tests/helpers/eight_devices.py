@@ -12,7 +12,7 @@ from attention_jax import tree
 from attention_jax.distributed.mesh import make_batch_sharding, make_mesh, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.optim.mixing import mix_images
-from attention_jax.train import checkpoint
+from attention_jax.train import checkpoint, restore
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers import small_text
@@ -186,9 +186,9 @@ def stop_at_step_9(step):
 def test_resumed_is_uninterrupted_bitwise_on_eight_devices(uninterrupted, tmp_path):
     config, program, alone = uninterrupted
     assert train_model(config, tmp_path, program, stop_at_step_9).stopped
-    assert checkpoint.list_steps(tmp_path)[-1] in (9, 10)
+    assert restore.list_steps(tmp_path)[-1] in (9, 10)
     assert not train_model(config, tmp_path, program).stopped
-    state, resumed = (tree.flatten_by_path(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
+    state, resumed = (tree.flatten_by_path(restore.read_newest(path)[0]) for path in (alone, tmp_path))
     for path, array in state.items():
         assert array.tobytes() == resumed[path].tobytes(), path
     assert (alone / "metrics.jsonl").read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
@@ -204,7 +204,7 @@ def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
     for path, leaf in tree.flatten_by_path(in_parts.abstract_state).items():
         assert tree.flatten_by_path(again)[path].sharding == leaf.sharding, path
     assert not (tmp_path / checkpoint.ASIDE).exists()
-    state, resumed = (tree.flatten_by_path(checkpoint.read_newest(path)[0]) for path in (alone, tmp_path))
+    state, resumed = (tree.flatten_by_path(restore.read_newest(path)[0]) for path in (alone, tmp_path))
     for path, array in state.items():
         np.testing.assert_allclose(array, resumed[path], rtol=5e-3, atol=5e-4, err_msg=path)
 

@@ -14,7 +14,7 @@ import pytest
 
 from attention_jax import tree
 from attention_jax.launch.gcloud import TpuSlice, parse_accelerator
-from attention_jax.train import checkpoint
+from attention_jax.train import restore
 from tests.conftest import ROOT, child_environment
 from tests.helpers import fake_gcloud
 from tests.helpers.small import as_options
@@ -256,7 +256,7 @@ def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_pa
     try:
         words = [*CREATE, "--every=0.5", "--commit=HEAD", "--", "train", *options, f"--workdir={run}"]
         watching = fleet.start("watch", *words, **here)
-        wait_for(lambda: checkpoint.list_steps(run) or watching.poll() is not None, "there was a checkpoint", every=0.02)
+        wait_for(lambda: restore.list_steps(run) or watching.poll() is not None, "there was a checkpoint", every=0.02)
         fleet.preempt()
         stdout, stderr = watching.communicate(timeout=300)
     finally:
@@ -281,6 +281,6 @@ def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_pa
     ]
     subprocess.run(words, env=child_environment(), capture_output=True, check=True)
     assert (run / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
-    ends = [tree.flatten_by_path(checkpoint.read_newest(workdir)[0]) for workdir in (run, alone)]
+    ends = [tree.flatten_by_path(restore.read_newest(workdir)[0]) for workdir in (run, alone)]
     assert ends[0].keys() == ends[1].keys()
     assert all(ends[0][path].tobytes() == ends[1][path].tobytes() for path in ends[0])

@@ -18,7 +18,7 @@ from attention_jax.errors import UserError
 from attention_jax.tables.measures import measure_bleu
 from attention_jax.tasks import translation
 from attention_jax.tasks.translator import TranslationOptions, translate_tokens
-from attention_jax.train import checkpoint
+from attention_jax.train import restore
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
@@ -195,15 +195,15 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, folder, tmp_pat
     for saves in (1, 4):
         process = start_cli(*command, f"--workdir={killed}")
         assert wait_for(
-            lambda saves=saves: len(checkpoint.list_steps(killed)[-1:]) and checkpoint.list_steps(killed)[-1] >= 10 * saves,
+            lambda saves=saves: len(restore.list_steps(killed)[-1:]) and restore.list_steps(killed)[-1] >= 10 * saves,
             process,
         )
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert checkpoint.list_steps(killed)[-1] < 60
+    assert restore.list_steps(killed)[-1] < 60
     done = run_cli(*command, f"--workdir={killed}")
     assert done.returncode == 0, done.stderr
-    one, other = checkpoint.read_newest(alone), checkpoint.read_newest(killed)
+    one, other = restore.read_newest(alone), restore.read_newest(killed)
     for path, array in tree.flatten_by_path(one[0]).items():
         assert array.tobytes() == tree.flatten_by_path(other[0])[path].tobytes(), path
     assert one[1]["assets"] == other[1]["assets"] and "sentencepiece.model" in one[1]["assets"]
@@ -239,7 +239,7 @@ def test_mistakes_are_said(folder, changes, said):
 
 
 def test_the_mean_of_checkpoints(workdir):
-    steps = checkpoint.list_steps(workdir)[-2:]
+    steps = restore.list_steps(workdir)[-2:]
     each = [aj.load_run(workdir / "checkpoints" / str(step), "params").variables["params"] for step in steps]
     mean = aj.load_run(workdir, "params", average=2).variables["params"]
     for path, array in tree.flatten_by_path(mean).items():

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from attention_jax.errors import UserError
-from attention_jax.train import checkpoint
+from attention_jax.train import restore
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.step import State
 from tests.conftest import child_environment, without_root
@@ -66,7 +66,7 @@ def restored(workdir, like=None):
 def test_round_trip(workdir):
     state, about = restored(workdir)
     assert about["step"] == 2 and same(state, state_of(2))
-    arrays, about, folder = checkpoint.read_newest(workdir)
+    arrays, about, folder = restore.read_newest(workdir)
     assert folder.name == "2" and about["assets"] == {"labels.json": b'["a", "b"]'}
     assert same(arrays["params"], state_of(2).params)
 
@@ -84,7 +84,7 @@ def test_any_flipped_byte_of_the_newest_is_noticed_or_harmless(two_saves, tmp_pa
         path.write_bytes(data)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "attention_jax"):
-            arrays, about, folder = checkpoint.read_newest(workdir)
+            arrays, about, folder = restore.read_newest(workdir)
             state, about_restored = restored(workdir)
         for step, params in ((about["step"], arrays["params"]), (about_restored["step"], state.params)):
             assert same(params, state_of(step).params), path
@@ -118,7 +118,7 @@ def raises(error):
     @contextlib.contextmanager
     def fault(folder, monkeypatch):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "_checksum", lambda x: (_ for _ in ()).throw(error))
+            patch.setattr(restore, "_checksum", lambda x: (_ for _ in ()).throw(error))
             yield
 
     return fault
@@ -176,11 +176,11 @@ def test_what_cannot_be_read_is_not_damaged(name, workdir, monkeypatch):
         pytest.skip("imitates a broken disk with Linux's /proc")
     before, like = contents(workdir), abstract(state_of(0))
     with fault(workdir / "checkpoints" / "2", monkeypatch):
-        for reading in (lambda path: restored(path, like), checkpoint.read_newest):
+        for reading in (lambda path: restored(path, like), restore.read_newest):
             with pytest.raises(UserError, match=rf"checkpoint 2 cannot be read \({reason}.*\): .*: nothing was changed"):
                 reading(workdir)
     assert contents(workdir) == before and not (workdir / "checkpoints_damaged").exists()
-    assert restored(workdir)[1]["step"] == 2 == checkpoint.read_newest(workdir)[1]["step"]
+    assert restored(workdir)[1]["step"] == 2 == restore.read_newest(workdir)[1]["step"]
 
 
 def test_state_of_another_version_is_not_damaged(workdir):
@@ -205,7 +205,7 @@ from attention_jax.train import checkpoint
 from tests.train.test_checkpoint import restored
 
 for workdir in map(Path, sys.argv[1:]):
-    for reading in (restored, checkpoint.read_newest):
+    for reading in (restored, restore.read_newest):
         try:
             reading(workdir)
         except UserError as error:
@@ -238,7 +238,7 @@ def test_without_permission_nothing_is_damaged(two_saves, tmp_path):
 
 
 def test_all_processes_go_the_way_of_the_worst(monkeypatch):
-    kinds = {"good": None, "damaged": checkpoint.Damaged("bits"), "unreadable": OSError(5, "Input/output error")}
+    kinds = {"good": None, "damaged": restore.Damaged("bits"), "unreadable": OSError(5, "Input/output error")}
 
     def do(kind):
         if kinds[kind]:
@@ -251,29 +251,29 @@ def test_all_processes_go_the_way_of_the_worst(monkeypatch):
             monkeypatch.setattr(multihost_utils, "process_allgather", lambda kind, number=number: np.array([kind, number]))
             worst = max(mine, theirs, key=list(kinds).index)
             if worst == "good":
-                assert checkpoint.call_together(lambda: do("good")) == 7
+                assert restore.call_together(lambda: do("good")) == 7
                 continue
-            expected = checkpoint.Damaged if worst == "damaged" else UserError if mine != worst else OSError
+            expected = restore.Damaged if worst == "damaged" else UserError if mine != worst else OSError
             with pytest.raises(expected):
-                checkpoint.call_together(lambda mine=mine: do(mine))
+                restore.call_together(lambda mine=mine: do(mine))
 
 
 def test_fingerprint_sees_every_single_bit():
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    base = checkpoint.compute_checksums({"x": jnp.asarray(x)})[0]
+    base = restore.compute_checksums({"x": jnp.asarray(x)})[0]
     seen = set()
     for byte in range(x.nbytes):
         for bit in range(8):
             data = bytearray(x.tobytes())
             data[byte] ^= 1 << bit
             flipped = np.frombuffer(bytes(data), np.float32).reshape(3, 4)
-            seen.add(checkpoint.compute_checksums({"x": flipped})[0]["x"])
+            seen.add(restore.compute_checksums({"x": flipped})[0]["x"])
     assert base["x"] not in seen
 
 
 def test_fingerprint_sees_exchanged_elements():
     x = jnp.asarray([1.0, 2.0, 3.0])
-    assert checkpoint.compute_checksums({"x": x})[0] != checkpoint.compute_checksums({"x": x[::-1]})[0]
+    assert restore.compute_checksums({"x": x})[0] != restore.compute_checksums({"x": x[::-1]})[0]
 
 
 def test_state_that_is_not_finite_is_not_saved(workdir):
@@ -283,7 +283,7 @@ def test_state_that_is_not_finite_is_not_saved(workdir):
     with pytest.raises(UserError, match="after step 3 is not finite"):
         checkpoints.save(bad, ABOUT, {})
     checkpoints.close()
-    assert checkpoint.list_steps(workdir) == [1, 2]
+    assert restore.list_steps(workdir) == [1, 2]
 
 
 def test_folder_that_cannot_be_made_fails_the_save_itself(workdir):
@@ -301,7 +301,7 @@ def test_best_and_last_are_kept(tmp_path):
     for step in scores:
         checkpoints.save(state_of(step), ABOUT, {})
     checkpoints.close()
-    assert checkpoint.list_steps(tmp_path) == [2, 5, 6]
+    assert restore.list_steps(tmp_path) == [2, 5, 6]
 
 
 def test_only_the_loop_asks_whether_to_stop(tmp_path, monkeypatch):
@@ -311,10 +311,10 @@ def test_only_the_loop_asks_whether_to_stop(tmp_path, monkeypatch):
     for step in (1, 2):
         checkpoints.save(state_of(step), ABOUT, {})
     checkpoints.close()
-    assert checkpoint.list_steps(tmp_path) == [1, 2] and not asked
+    assert restore.list_steps(tmp_path) == [1, 2] and not asked
 
 
 def test_nothing_there_says_what_was_found(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"no checkpoint here \(found: notes.txt\)"):
-        checkpoint.read_newest(tmp_path)
+        restore.read_newest(tmp_path)

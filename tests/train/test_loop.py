@@ -10,7 +10,7 @@ import pytest
 import attention_jax as aj
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
-from attention_jax.train import checkpoint
+from attention_jax.train import restore
 from attention_jax.train.loop import replace_seed, train_model
 from attention_jax.train.program import build_program
 from attention_jax.train.workdir import EVALUATION, lock_workdir
@@ -85,7 +85,7 @@ def test_outputs_of_the_last_evaluation_are_those_of_its_accuracy(finished):
 def test_checkpoints_kept_are_the_last_two_and_the_best(finished):
     scores = {line["step"]: line["headline"] for line in lines(finished) if "headline" in line}
     best = max(scores, key=lambda step: (scores[step], -step))
-    assert checkpoint.list_steps(finished) == sorted({30, 36, best})
+    assert restore.list_steps(finished) == sorted({30, 36, best})
 
 
 def test_tensorboard_is_the_log(finished):
@@ -129,7 +129,7 @@ def test_stop_in_an_evaluation_saves_and_the_evaluation_follows(program, finishe
         for _ in range(2):  # also where the run begins with the evaluation that it owes
             result = train_model(CONFIG, tmp_path, program)
             assert result.stopped and result.step == 12
-    assert checkpoint.list_steps(tmp_path)[-1] == 12 and not any("headline" in line for line in lines(tmp_path))
+    assert restore.list_steps(tmp_path)[-1] == 12 and not any("headline" in line for line in lines(tmp_path))
     assert not train_model(CONFIG, tmp_path, program).stopped
     assert lines(tmp_path) == lines(finished)
 
@@ -142,7 +142,7 @@ def test_damaged_newest_checkpoint_costs_steps_and_nothing_else(program, finishe
         train_model(CONFIG, tmp_path, program)
     assert "checkpoint 36 is damaged" in caplog.text
     assert lines(tmp_path) == lines(finished)
-    ours, theirs = (checkpoint.read_newest(folder)[1]["checksums"] for folder in (tmp_path, finished))
+    ours, theirs = (restore.read_newest(folder)[1]["checksums"] for folder in (tmp_path, finished))
     assert ours == theirs
 
 

@@ -22,7 +22,7 @@ from attention_jax.data.text import tokenizer
 from attention_jax.errors import UserError
 from attention_jax.tables import runner
 from attention_jax.tables.runner import run_table
-from attention_jax.train import checkpoint, remote_checkpoints
+from attention_jax.train import remote_checkpoints, restore
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers.small import FIELDS, ROOT, small_config
@@ -82,12 +82,12 @@ def local_run(program, tmp_path_factory):
     """The run in a folder: arrays of its last checkpoint and of its evaluation, its log, the steps of its checkpoints."""
     workdir = tmp_path_factory.mktemp("local")
     train_model(CONFIG, workdir, program)
-    return *contents(workdir), checkpoint.list_steps(workdir)
+    return *contents(workdir), restore.list_steps(workdir)
 
 
 def contents(workdir):
     with np.load(workdir / "evaluation.npz") as outputs:
-        arrays = {**tree.flatten_by_path(checkpoint.read_newest(workdir)[0]), **outputs}
+        arrays = {**tree.flatten_by_path(restore.read_newest(workdir)[0]), **outputs}
     return arrays, (workdir / "metrics.jsonl").read_bytes()
 
 
@@ -220,7 +220,7 @@ def test_only_what_differs_from_its_marker_is_damaged(program, local_run, store,
         content = folder.read(name)
         for other in (content[:-1], content[:-1] + b"?", None):
             folder.remove(name) if other is None else folder.write(name, other)
-            with pytest.raises(checkpoint.Damaged):
+            with pytest.raises(restore.Damaged):
                 remote_checkpoints.download_checkpoint(folder, 12, tmp_path / "fetched")
         folder.write(name, content)
 
@@ -246,7 +246,7 @@ def test_only_what_differs_from_its_marker_is_damaged(program, local_run, store,
                 with pytest.raises(UserError, match=said):
                     reading()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_checksum", lambda x: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(restore, "_checksum", lambda x: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(UserError, match=cannot.format("MemoryError: MemoryError")):
             train_model(CONFIG, RUN, program)
     with monkeypatch.context() as patch:

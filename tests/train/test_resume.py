@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from attention_jax import tree
-from attention_jax.train import checkpoint
+from attention_jax.train import restore
 from tests.helpers.small import as_options
 
 OPTIONS = as_options(total_steps=400, evaluation__every_steps=100, checkpoint__every_steps=25, logging__every_steps=10)
@@ -16,7 +16,7 @@ OPTIONS = as_options(total_steps=400, evaluation__every_steps=100, checkpoint__e
 
 def final(workdir: Path) -> tuple[dict[str, np.ndarray], bytes]:
     """Every array of the last checkpoint, and the log."""
-    state, about, _ = checkpoint.read_newest(workdir)
+    state, about, _ = restore.read_newest(workdir)
     assert about["step"] == 400
     return tree.flatten_by_path(state), (workdir / "metrics.jsonl").read_bytes()
 
@@ -68,17 +68,17 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, alone, tmp_path
     kills = []
     for moment in ("before a save", "after a save", "during a save", "after a save", "during a save"):
         process = start_cli("train", *OPTIONS, f"--workdir={workdir}")
-        saved = checkpoint.list_steps(workdir)
+        saved = restore.list_steps(workdir)
         if moment == "before a save":
             happened = wait_for(lambda: last_logged() >= 10, process)
         elif moment == "after a save":
-            happened = wait_for(lambda saved=saved: checkpoint.list_steps(workdir) > saved, process)
+            happened = wait_for(lambda saved=saved: restore.list_steps(workdir) > saved, process)
         else:
             happened = wait_for(lambda: saving(workdir), process)
         assert happened, (moment, process.stdout.read())
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        kills.append((moment, checkpoint.list_steps(workdir), bool(saving(workdir))))
+        kills.append((moment, restore.list_steps(workdir), bool(saving(workdir))))
 
     # The kills hit what they were meant to hit: two after a save had ended, one that left a half-written checkpoint.
     assert sum(bool(steps) for moment, steps, _ in kills if moment == "after a save") == 2, kills
@@ -100,7 +100,7 @@ def test_sigterm_saves_at_once_and_the_rest_follows(start_cli, run_cli, alone, t
     assert process.wait(30) == 75
     assert time.monotonic() - asked < 10
     assert "stopped after step" in process.stdout.read()
-    stopped_at = checkpoint.list_steps(workdir)[-1]
+    stopped_at = restore.list_steps(workdir)[-1]
     assert 30 <= stopped_at < 400
 
     done = run_cli("train", *OPTIONS, f"--workdir={workdir}")

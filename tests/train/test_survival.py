@@ -18,7 +18,7 @@ import pytest
 from attention_jax.distributed.rendezvous import wait_for_processes
 from attention_jax.errors import UserError
 from attention_jax.launch import local
-from attention_jax.train import checkpoint, stalls
+from attention_jax.train import restore, stalls
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.loop import train_model
 from tests.conftest import child_environment, without_root
@@ -243,16 +243,16 @@ def test_one_of_two_processes_is_killed_then_one_is_asked_to_stop_then_one_proce
         f"--workdir={tmp_path}",
     ]
     killed = Launched(*options)
-    said = killed.signal_one(1, signal.SIGKILL, lambda: checkpoint.list_steps(tmp_path))
+    said = killed.signal_one(1, signal.SIGKILL, lambda: restore.list_steps(tmp_path))
     assert killed.launcher.returncode == 128 + signal.SIGKILL, said
     assert f"local: process 1 of 2 on {socket.gethostname()} was ended by SIGKILL" in said
-    before = checkpoint.list_steps(tmp_path)
+    before = restore.list_steps(tmp_path)
     assert before
 
     asked = Launched(*options)
-    said = asked.signal_one(1, signal.SIGTERM, lambda: checkpoint.list_steps(tmp_path)[-1] > before[-1])
+    said = asked.signal_one(1, signal.SIGTERM, lambda: restore.list_steps(tmp_path)[-1] > before[-1])
     assert asked.launcher.returncode == 0, said
-    stopped = checkpoint.list_steps(tmp_path)[-1]  # both at the same step: a save takes the two of them
+    stopped = restore.list_steps(tmp_path)[-1]  # both at the same step: a save takes the two of them
     assert f"stopped after step {stopped} and saved" in said and before[-1] < stopped < 400
 
     done = run_cli("train", *options, env={"JAX_NUM_CPU_DEVICES": "2"})
@@ -291,7 +291,7 @@ def test_one_of_two_is_asked_to_stop_in_an_evaluation_which_both_leave_and_do_ag
     said = [process.communicate(timeout=240)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "stopped after step 6 and saved" in said[0]
-    assert checkpoint.list_steps(tmp_path)[-1] == 6 and not (tmp_path / "evaluation.npz").exists()
+    assert restore.list_steps(tmp_path)[-1] == 6 and not (tmp_path / "evaluation.npz").exists()
 
     def lines() -> list[dict]:
         return [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
