@@ -201,7 +201,7 @@ DENIED = """
 import sys
 from pathlib import Path
 from attention_jax.errors import UserError
-from attention_jax.train import checkpoint
+from attention_jax.train import restore
 from tests.train.test_checkpoint import restored
 
 for workdir in map(Path, sys.argv[1:]):
