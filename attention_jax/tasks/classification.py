@@ -318,5 +318,4 @@ class Predictor:
 
 def predictor(config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Predictor:
     """Returns the predictor of a loaded run."""
-    apply = jax.jit(model.apply)
-    return Predictor(config, json.loads(assets["labels.json"]), lambda images: apply(variables, images))
+    return Predictor(config, json.loads(assets["labels.json"]), functools.partial(jax.jit(model.apply), variables))

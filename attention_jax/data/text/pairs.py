@@ -9,7 +9,7 @@ import gzip
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +20,7 @@ from attention_jax.errors import UserError, one_sentence
 
 logger = logging.getLogger(__name__)
 Pair = tuple[str, str]
-
-
-class Pairs(Protocol):
-    """Random access to sentence pairs."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Pair: ...
+Pairs = Sequence[Pair]
 
 
 def _read_lines(path: Path | str) -> list[bytes]:
@@ -156,14 +149,14 @@ def _translations(info: Any) -> list[Any]:
     return [feature for feature in nested if isinstance(feature, features.Translation)]
 
 
-class _TfdsPairs:
+class _TfdsPairs(Pairs):
     def __init__(self, records: Sequence[Mapping[str, Any]], source: str, target: str):
         self._records, self._source, self._target = records, source, target
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: Any) -> Any:
         record = self._records[index]
         return _as_text(record[self._source]), _as_text(record[self._target])
 
