@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence, suggest_name
 
 _LOST = ("Gloo", "NCCL", "reset by peer")  # in the error of a failed exchange between processes
-Overrides = dict[str, str]  # {"config.batch_size": "64"}: text as the command line has it
+Overrides = dict[str, str]  # {"batch_size": "64"}: text as the command line has it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,12 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    values = vars(options)
+    command, run, _ = (values.pop(name) for name in ("command", "run", "parser"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
     try:
-        if overrides and options.command not in ("train", "evaluate", "preflight"):
-            raise UserError(f"--{next(iter(overrides))}: only train, evaluate and preflight take --config.key=value.")
-        return options.run(options, overrides)
+        if command in ("train", "evaluate", "preflight"):
+            values["overrides"] = overrides
+        elif overrides:
+            raise UserError(f"--config.{next(iter(overrides))}: only train, evaluate and preflight take --config.key=value.")
+        return run(**values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return _leave(2)
@@ -72,7 +76,7 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
     for word in words:
         if word.startswith("--config."):
             name, has_value, value = word[2:].partition("=")
-            overrides[name] = value if has_value else next(words, "")
+            overrides[name.removeprefix("config.")] = value if has_value else next(words, "")
         else:
             rest.append(word)
     return rest, overrides
@@ -93,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="attention_jax", description="Attention in vision and language: train, evaluate, tabulate.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace, Overrides], int], text: str) -> Callable[..., Any]:
+    def command(name: str, run: Callable[..., int], text: str) -> Callable[..., Any]:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run, parser=sub)
         return sub.add_argument
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("translate", _translate, "Translate a line of input into a line of output with a trained network.")
     run_options(add)
-    add("--input", metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
+    add("--input", dest="source", metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
     add("--output", metavar="FILE", help="must not exist; default standard output")
     add("--beam", type=int, metavar="K", help="hypotheses kept open, 1 for greedy search; default the config's")
     add("--alpha", type=float, metavar="A", help="of the length penalty; default the config's")
@@ -147,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--topology", metavar="SLICE", help="v5e-16, v5e:4x4, v4-8, v5p-8, v6e-8, ...")
     add("--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are")
     add("--output", metavar="DIR", help="for a table; default experiments/results; the same command resumes")
-    add("--json", action="store_true", help="print everything as one JSON object")
+    add("--json", dest="as_json", action="store_true", help="print everything as one JSON object")
 
     add = command(
         "prepare", _prepare, "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare')."
@@ -174,27 +178,35 @@ def _start(task: str | None = None) -> None:
     join_processes()
 
 
-def _train(options: argparse.Namespace, overrides: Overrides) -> int:
-    config = _load_config(options, overrides)
-    _start(config.task)
+def _apply_overrides(config: Any, overrides: Overrides) -> Any:
+    from attention_jax.config.config import override, parse_value
+
+    return override(config, {name: parse_value(name, text) for name, text in overrides.items()})
+
+
+def _train(config: str, workdir: str, overrides: Overrides) -> int:
+    from attention_jax.config.config import load_config
+
+    loaded = _apply_overrides(load_config(config), overrides)
+    _start(loaded.task)
     from attention_jax.distributed.mesh import is_main_process
     from attention_jax.train import report
     from attention_jax.train.loop import train_model
     from attention_jax.train.program import build_program
 
-    program = build_program(config)
+    program = build_program(loaded)
     is_main = is_main_process()  # only its folder has the log, where each process has one for a remote workdir
     if is_main:
         print(report.describe_run(program, overrides))
     with report.show_progress(program.durations.total, active=is_main) as progress:
-        result = train_model(config, options.workdir, program, progress)
+        result = train_model(loaded, workdir, program, progress)
     if is_main:
         print(report.describe_first_step(result))
         print(report.describe_outcome(result))
     return get_stopped_exit_code() if result.stopped else 0
 
 
-def _evaluate(options: argparse.Namespace, overrides: Overrides) -> int:
+def _evaluate(workdir: str, weights: str | None, average: int, overrides: Overrides) -> int:
     _start()
     from attention_jax.config.config import override
     from attention_jax.load import load_run
@@ -202,37 +214,24 @@ def _evaluate(options: argparse.Namespace, overrides: Overrides) -> int:
     from attention_jax.train.evaluate import evaluate_model
     from attention_jax.train.program import build_program
 
-    run = load_run(options.workdir, options.weights, options.average)
+    run = load_run(workdir, weights, average)
     # Scores of translations are the purpose of an evaluation; training may leave them out, because they take long.
-    translate = {"config.evaluation.translate": "True"} if run.config.task == "translation" else {}
+    translate = {"evaluation.translate": "True"} if run.config.task == "translation" else {}
     # The devices that are here evaluate it, whatever devices trained it.
     here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
     config = _apply_overrides(override(run.config, here), {**translate, **overrides})
     get_task(config.task).adopt(config, run.assets)
-    program = build_program(config)
-    scores, _ = evaluate_model(program, run.variables, config)
-    print(json.dumps({"workdir": str(options.workdir), "step": run.step, "weights": run.weights, **scores}))
+    scores, _ = evaluate_model(build_program(config), run.variables, config)
+    print(json.dumps({"workdir": workdir, "step": run.step, "weights": run.weights, **scores}))
     return 0
 
 
-def _translate(options: argparse.Namespace, overrides: Overrides) -> int:
+def _translate(**options: Any) -> int:
     _start("translation")
     from attention_jax.cli.translate import translate_file
 
     try:
-        translate_file(
-            options.workdir,
-            weights=options.weights,
-            average=options.average,
-            source=options.input,
-            output=options.output,
-            nbest=options.nbest,
-            scores=options.scores,
-            attention=options.attention,
-            attention_of=options.attention_of,
-            beam=options.beam,
-            alpha=options.alpha,
-        )
+        translate_file(**options)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
     except KeyboardInterrupt:
@@ -240,81 +239,61 @@ def _translate(options: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
-def _load_config(options: argparse.Namespace, overrides: Overrides) -> Any:
-    from attention_jax.config.config import load_config
-
-    return _apply_overrides(load_config(options.config), overrides)
-
-
-def _apply_overrides(config: Any, overrides: Overrides) -> Any:
-    from attention_jax.config.config import override, parse_value
-
-    changes = {name.removeprefix("config."): text for name, text in overrides.items()}
-    return override(config, {name: parse_value(name, text) for name, text in changes.items()})
-
-
-def _table(options: argparse.Namespace, overrides: Overrides) -> int:
+def _table(file: str, rows: str | None, **options: Any) -> int:
     from attention_jax.tables.table import load_table
 
-    table = load_table(options.file)
-    _start(table.base_config(table.scale(options.scale)).task if table.base else None)
+    table = load_table(file)
+    _start(table.base_config(table.scale(options["scale"])).task if table.base else None)
     from attention_jax.tables.runner import run_table
 
-    return run_table(
-        options.file,
-        scale=options.scale,
-        rows=options.rows.split(",") if options.rows else None,
-        seeds=options.seeds,
-        workdir=options.workdir,
-        output=options.output,
-        dry_run=options.dry_run,
-    )
+    return run_table(file, rows=rows.split(",") if rows else None, **options)
 
 
-def _plot(options: argparse.Namespace, overrides: Overrides) -> int:
+def _plot(workdirs: list[str], output: str) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # plotting needs no accelerator
     from attention_jax.analysis.plots import plot_runs
 
-    plot_runs(options.workdirs, options.output)
-    print(f"{options.output} is written.")
+    plot_runs(workdirs, output)
+    print(f"{output} is written.")
     return 0
 
 
-def _summary(options: argparse.Namespace, overrides: Overrides) -> int:
+def _summary(model: str, image_size: int, channels: int, length: int, depth: int) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator
     from attention_jax.models import create_model, list_models
     from attention_jax.models.summary import summary
 
-    if any(character in options.model for character in "*?["):
-        print("\n".join(list_models(options.model)))
+    if any(character in model for character in "*?["):
+        print("\n".join(list_models(model)))
         return 0
     import jax
 
-    model = create_model(options.model)
-    shape: Any = (1, options.image_size, options.image_size, options.channels)
-    if hasattr(model, "vocab_size"):  # its input is tokens of a source and of a target
-        shape = (jax.ShapeDtypeStruct((1, options.length), "int32"),) * 2
-    print(summary(model, shape, options.depth))
+    network = create_model(model)
+    shape: Any = (1, image_size, image_size, channels)
+    if hasattr(network, "vocab_size"):  # its input is tokens of a source and of a target
+        shape = (jax.ShapeDtypeStruct((1, length), "int32"),) * 2
+    print(summary(network, shape, depth))
     return 0
 
 
-def _preflight(options: argparse.Namespace, overrides: Overrides) -> int:
+def _preflight(file: str | None, rows: str | None, output: str | None, overrides: Overrides, **step: Any) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
+    from attention_jax.config.config import load_config
     from attention_jax.preflight.report import print_report
     from attention_jax.preflight.table import run_preflight_table
 
-    if options.file:
-        if overrides or options.config or options.topology or options.json:
-            raise UserError(f"preflight {options.file}: its rows name the configs and slices; leave the other options out.")
-        return run_preflight_table(options.file, options.rows.split(",") if options.rows else ["*"], options.output)
-    if not (options.config and options.topology):
+    if file:
+        if overrides or any(step.values()):
+            raise UserError(f"preflight {file}: its rows name the configs and slices; leave the other options out.")
+        return run_preflight_table(file, rows.split(",") if rows else ["*"], output)
+    if not (step["config"] and step["topology"]):
         raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
-    return print_report(_load_config(options, overrides), options.topology, options.json)
+    return print_report(_apply_overrides(load_config(step["config"]), overrides), step["topology"], step["as_json"])
 
 
-def _prepare(options: argparse.Namespace, overrides: Overrides) -> int:
+def _prepare(name: str, data_dir: str, manual_dir: str | None) -> int:
     from attention_jax.data.download.tfds_sets import describe_usage, prepare_dataset
 
-    folder = prepare_dataset(options.name, options.data_dir, options.manual_dir)
-    print(f"{folder} is ready: train with {describe_usage(options.name, options.data_dir)}")
+    folder = prepare_dataset(name, data_dir, manual_dir)
+    print(f"{folder} is ready: train with {describe_usage(name, data_dir)}")
     return 0

@@ -4,6 +4,7 @@ A line of input gives a line of output, empty for an empty one; with the n best 
 """
 
 import contextlib
+import functools
 import itertools
 import re
 import sys
@@ -47,15 +48,14 @@ def translate_lines(
 
 def translate_file(
     workdir: str,
-    *,
-    weights: str | None = None,
-    average: int = 1,
-    source: str | None = None,
-    output: str | None = None,
-    nbest: int | None = None,
-    scores: bool = False,
-    attention: str | None = None,
-    attention_of: str = "cross",
+    weights: str | None,
+    average: int,
+    source: str | None,
+    output: str | None,
+    nbest: int | None,
+    scores: bool,
+    attention: str | None,
+    attention_of: str,
     **search: Any,
 ) -> None:
     """Translates a file, or standard input, into a file, or onto standard output.
@@ -75,7 +75,7 @@ def translate_file(
     target, figure = _target("--output", output), _target("--attention", attention)
     if figure and figure.suffix not in SUFFIXES:
         raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
-    with _open_input(source) as (file, name):
+    with _open_input(source) as file:
         loaded = load_run(workdir, weights, average)
         if loaded.config.task != "translation":
             raise UserError(f"{workdir} is a run of the task {loaded.config.task!r}: translate takes one of 'translation'.")
@@ -86,7 +86,7 @@ def translate_file(
         total = _count_lines(source) if terminal and source else None
         first = None
         with _open_output(target) as write, show_progress(total, terminal, "translating", "line") as progress:
-            found = translate_lines(loaded.predictor, read_lines(file, name), sizes, **search)
+            found = translate_lines(loaded.predictor, read_lines(file, source or "standard input"), sizes, **search)
             for number, translation in enumerate(found, 1):
                 for text, score in zip(translation.texts, translation.scores, strict=True):
                     cells = [str(number)] if nbest else []
@@ -119,18 +119,13 @@ def _target(option: str, given: str | None) -> Path | None:
     return path
 
 
-@contextlib.contextmanager
-def _open_input(source: str | None) -> Iterator[tuple[BinaryIO, str]]:
-    """Yields a file and its name in messages."""
+def _open_input(source: str | None) -> contextlib.AbstractContextManager[BinaryIO]:
     if source is None:
-        yield sys.stdin.buffer, "standard input"
-        return
+        return contextlib.nullcontext(sys.stdin.buffer)
     try:
-        file = Path(source).expanduser().open("rb")
+        return Path(source).expanduser().open("rb")
     except OSError as error:
         raise UserError(f"--input={source} cannot be read ({error.strerror}).") from error
-    with file:
-        yield file, source
 
 
 def _count_lines(source: str) -> int:
@@ -140,31 +135,29 @@ def _count_lines(source: str) -> int:
 
 @contextlib.contextmanager
 def _open_output(output: Path | None) -> Iterator[Callable[[str], None]]:
-    """Yields a function that writes text: to standard output at once, or to a file that gets its name when it is complete."""
+    """Yields a function that writes text at once: to standard output, or to a file that gets its name when it is complete."""
     if output is None:
-
-        def print_text(text: str) -> None:
-            sys.stdout.buffer.write(text.encode())
-            sys.stdout.buffer.flush()
-
-        yield print_text
+        yield functools.partial(_write, sys.stdout.buffer)
         return
     partial = output.with_name(f"{output.name}.partial")
 
     def write(text: str) -> None:
         with _naming("--output", output):
-            file.write(text.encode())
+            _write(file, text)
 
     try:
         with _naming("--output", output):
             file = partial.open("wb")
         with file:
             yield write
-            with _naming("--output", output):
-                file.flush()
         partial.rename(output)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, text: str) -> None:
+    file.write(text.encode())
+    file.flush()
 
 
 @contextlib.contextmanager

@@ -34,11 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     for number in STOPPING:
         signal.signal(number, lambda number, frame: received.append(number))
     processes = [_start(command, address, index, options.processes, options.devices) for index in range(options.processes)]
-    readers = [
-        threading.Thread(target=_prefix, args=(process.stdout, f"[{index}] "), daemon=True)
-        for index, process in enumerate(processes)
-        if process.stdout
-    ]
+    streams = [(f"[{index}] ", process.stdout) for index, process in enumerate(processes) if process.stdout]
+    readers = [threading.Thread(target=_prefix, args=stream, daemon=True) for stream in streams]
     for reader in readers:
         reader.start()
     try:
@@ -91,11 +88,10 @@ def _start(command: list[str], address: str, index: int, count: int, devices: in
 def _die_with_parent() -> None:
     """On Linux, a launcher that is killed leaves no process behind."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 
-def _prefix(stream: IO[str], prefix: str) -> None:
+def _prefix(prefix: str, stream: IO[str]) -> None:
     for line in stream:
         sys.stderr.write(prefix + line)
         sys.stderr.flush()

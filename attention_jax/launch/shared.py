@@ -3,6 +3,7 @@
 from __future__ import annotations  # for Python 3.9
 
 import argparse
+import itertools
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -30,9 +31,8 @@ class Parser(argparse.ArgumentParser):
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the launcher's own arguments, and the command after ' -- '."""
-    words = list(arguments)
-    cut = words.index("--") if "--" in words else len(words)
-    return words[:cut], words[cut + 1 :]
+    own = list(itertools.takewhile(lambda word: word != "--", arguments))
+    return own, list(arguments[len(own) + 1 :])
 
 
 def check_command(command: Sequence[str], known: Sequence[str] = COMMANDS) -> None:
@@ -50,13 +50,9 @@ def check_command(command: Sequence[str], known: Sequence[str] = COMMANDS) -> No
 
 def find_option(words: Sequence[str], name: str) -> str | None:
     """Returns the value of the last `--name=value` or `--name value` among the words."""
-    found = None
-    for word, following in zip(words, [*words[1:], None]):
-        if word.startswith(f"--{name}="):
-            found = word.split("=", 1)[1]
-        elif word == f"--{name}":
-            found = following
-    return found
+    parser = Parser("", add_help=False)
+    parser.add_argument(f"--{name}")
+    return getattr(parser.parse_known_args(words)[0], name)
 
 
 def quote_words(words: Sequence[object]) -> str:

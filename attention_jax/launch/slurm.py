@@ -54,8 +54,7 @@ exit "$code"
 LABELS = """
 import json, sys
 from attention_jax.tables.table import load_table
-table = load_table(sys.argv[1])
-print(json.dumps([row.label for row in table.rows]))
+print(json.dumps([row.label for row in load_table(sys.argv[1]).rows]))
 """
 
 
@@ -76,26 +75,34 @@ def main(arguments: Sequence[str]) -> int:
     if options.array is not None and command[0] != "table":
         raise UserError(f"--array divides the rows of a table, not '{command[0]}': leave it out.")
 
-    logs, dry = Path(options.logs).absolute(), options.dry_run
-    if dry:
+    logs = Path(options.logs).absolute()
+    if options.dry_run:
         print(shared.quote_words([shared.LAUNCH, "setup"]))
     else:
         shared.run_program([shared.LAUNCH, "setup"])
         logs.mkdir(parents=True, exist_ok=True)
-    if options.array is None:
-        job = _submit(sbatch_command(command[0], logs / "%j.log", others), job_script(command), dry)
-        _print_job(dry, f"job {job} is submitted; its log: {logs}/{job}.log", job)
-        return 0
 
+    def submit(text: str, name: str, log: str, script: str, *more: str) -> str:
+        """Prints how to follow the submitted job, and returns its number, or "JOB" under --dry-run."""
+        words = sbatch_command(name, logs / log, [*others, *more])
+        if options.dry_run:
+            print(f"{shared.quote_words(words)} <<'END'\n{script}END")
+            return "JOB"
+        job = shared.run_program(words, script).strip().split(";")[0]  # with several clusters: number;cluster
+        print(text.format(job=job, logs=logs))
+        print(f"  squeue --job={job}   scancel --signal=TERM {job} saves and stops, scancel {job} ends", flush=True)
+        return job
+
+    if options.array is None:
+        submit("job {job} is submitted; its log: {logs}/{job}.log", command[0], "%j.log", job_script(command))
+        return 0
     labels = _read_labels(command)
-    at_once = f"%{options.array}" if options.array else ""
-    array = [*others, f"--array=0-{len(labels) - 1}{at_once}"]
-    job = _submit(sbatch_command("row", logs / "%A_%a.log", array), job_script(command, labels), dry)
+    array = f"--array=0-{len(labels) - 1}" + (f"%{options.array}" if options.array else "")
+    text = f"array {{job}} of {len(labels)} rows is submitted; its logs: {{logs}}/{{job}}_*.log"
+    job = submit(text, "row", "%A_%a.log", job_script(command, labels), array)
     # When all have ended, with success or not, the complete table: it trains the missing rows and writes all.
-    last = [*others, f"--dependency=afterany:{job}"]
-    table = _submit(sbatch_command("table", logs / "%j.log", last), job_script(command), dry)
-    _print_job(dry, f"array {job} of {len(labels)} rows is submitted; its logs: {logs}/{job}_*.log", job)
-    _print_job(dry, f"job {table} writes the table when they have ended; its log: {logs}/{table}.log", table)
+    text = "job {job} writes the table when they have ended; its log: {logs}/{job}.log"
+    submit(text, "table", "%j.log", job_script(command), f"--dependency=afterany:{job}")
     return 0
 
 
@@ -132,16 +139,3 @@ def _read_labels(command: Sequence[str]) -> list[str]:
     if not labels:
         raise UserError(f"{command[1]}: no row of this table is trained: leave --array out.")
     return labels
-
-
-def _submit(command: Sequence[str], script: str, dry: bool) -> str:
-    """Returns the job's number, or "JOB" under --dry-run."""
-    if dry:
-        print(f"{shared.quote_words(command)} <<'END'\n{script}END")
-        return "JOB"
-    return shared.run_program(command, script).strip().split(";")[0]  # with several clusters: number;cluster
-
-
-def _print_job(dry: bool, text: str, job: str) -> None:
-    if not dry:
-        print(f"{text}\n  squeue --job={job}   scancel --signal=TERM {job} saves and stops, scancel {job} ends", flush=True)

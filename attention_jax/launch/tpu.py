@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,11 @@ def _create(target: TpuSlice, options: argparse.Namespace, command: Sequence[str
 
 
 def _run(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
-    job, state = Job(options, command), _read_state(target)
+    job, state = Job(target, options, command), _read_state(target)
     if state != "ACTIVE":
         raise UserError(f"{target.name} is {state}, not ACTIVE: wait, or use watch, which waits for it.")
-    statuses = _ask_workers(target, STATUS)
-    job.refuse_another(statuses)
-    job.start(target, len(statuses))
+    statuses = job.ask_status()
+    job.start(len(statuses))
     print(f"{len(statuses)} workers have started; this terminal may close. Follow with logs, status or watch.")
 
 
@@ -112,7 +111,7 @@ def _status(target: TpuSlice, options: argparse.Namespace, command: Sequence[str
 
 
 def _logs(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
-    print(shared.run_program(target.remote(f"{KEPT} log -{options.lines}", options.worker)), end="")
+    _print_log(target, options.worker, f"-{options.lines}")
 
 
 def _stop(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> None:
@@ -133,7 +132,7 @@ def _stop(target: TpuSlice, options: argparse.Namespace, command: Sequence[str])
 
 
 def _watch(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> int:
-    job, watching, reported = Job(options, command), Watching(), ""
+    job, reported = Job(target, options, command), ""
     while True:
         state = _read_state(target)
         if state != reported:
@@ -149,11 +148,11 @@ def _watch(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]
         elif state in ("SUSPENDED", "PREEMPTED", "TERMINATED"):
             _say("asking for it anew; the run goes on from its last checkpoint")
             shared.run_program(target.delete())
-            watching.begun = False
+            job.begun = False
             continue
         elif state == "ACTIVE":
             try:
-                code = watching.check_workers(target, job)
+                code = job.check_workers()
                 if code is not None:
                     return code
             except Unreachable as error:
@@ -165,108 +164,97 @@ _ACTIONS: dict[str, Callable[..., int | None]]
 _ACTIONS = {"create": _create, "run": _run, "watch": _watch, "status": _status, "logs": _logs, "stop": _stop}
 
 
-class Watching:
-    """The progress that `watch` has seen of a run on one slice."""
-
-    def __init__(self) -> None:
-        self.begun, self.restarts = False, 0
-        self.seen = 0  # bytes of worker 0's log that were printed
-
-    def check_workers(self, target: TpuSlice, job: Job) -> int | None:
-        """Starts, restarts or follows the run on an active slice; returns its exit code, or None while it goes on."""
-        statuses = _ask_workers(target, STATUS)
-        job.refuse_another(statuses)
-        states = {status["state"] if status.get("id") == job.id else "none" for status in statuses}
-        failed = [status for status in statuses if status.get("code") and status.get("id") == job.id]
-        stopped = any(status.get("stopped") for status in statuses)
-        if states == {"ended"} and not failed and not stopped:
-            self.print_log(target, statuses)
-            _say("all workers are done; the slice is kept until stop")
-            return 0
-        if self.begun and "vanished" in states:
-            self.restarts += 1
-            if self.restarts > RESTARTS:
-                raise UserError(f"a worker has vanished {self.restarts} times: see logs.")
-        elif self.begun and not stopped and failed and _read_state(target) == "ACTIVE":
-            # The first failure is the cause: the others may only have lost that worker.
-            first = min(failed, key=lambda status: status["ended"])
-            where = f"worker {first['worker']} of {len(statuses)}"
-            _say(f"{where} ended first, with exit code {first['code']}; stopping the others")
-            _ask_workers(target, STOP)
-            print(shared.run_program(target.remote(f"{KEPT} log -30", str(first["worker"]))), end="", flush=True)
-            return 1
-        if states == {"running"}:
-            self.begun = True
-            self.print_log(target, statuses)
-        elif "running" in states:  # of a run that has lost a worker
-            _ask_workers(target, STOP)
-        else:
-            _say(f"starting {shared.quote_words(job.command)[:100]} at commit {job.commit[:12]} on {len(statuses)} workers")
-            job.start(target, len(statuses))
-            self.begun, self.seen = True, 0
-        return None
-
-    def print_log(self, target: TpuSlice, statuses: list[dict[str, Any]]) -> None:
-        """Prints what worker 0 has written since the last time."""
-        size = statuses[0].get("size", 0)
-        if size > self.seen:
-            with contextlib.suppress(UserError):
-                print(shared.run_program(target.remote(f"{KEPT} log {self.seen} {size - self.seen}", "0")), end="", flush=True)
-                self.seen = size
-
-
 class Unreachable(UserError):
     """Workers that did not answer; the slice may be going down."""
 
 
 class Job:
-    """One command at one commit, as it is sent."""
+    """One command at one commit, as it is sent to a slice, and the progress that `watch` has seen there."""
 
-    def __init__(self, options: argparse.Namespace, command: Sequence[str]):
-        self.command = list(command)
+    def __init__(self, target: TpuSlice, options: argparse.Namespace, command: Sequence[str]):
+        self.target, self.command = target, list(command)
         for name in options.env:
             if name not in os.environ:
                 raise UserError(f"--env={name}: this variable is not set here.")
         self.env = {name: os.environ[name] for name in options.env}
         self.commit = shared.find_commit(options.commit, command)
         self.id = hashlib.sha256(json.dumps([self.commit, self.command]).encode()).hexdigest()[:16]
+        self.begun, self.restarts = False, 0
+        self.seen = 0  # bytes of worker 0's log that were printed
 
-    def refuse_another(self, statuses: Sequence[dict[str, Any]]) -> None:
-        """Raises UserError while a worker runs something else."""
+    def ask_status(self) -> list[dict[str, Any]]:
+        """Returns the workers' states; raises UserError while one runs something else."""
+        statuses = _ask_workers(self.target, STATUS)
         if any(status["state"] == "running" and status["id"] != self.id for status in statuses):
             raise UserError("another run is going on this slice: end it first with stop --keep.")
+        return statuses
 
     def description(self, hosts: list[str], env: dict[str, str]) -> str:
         """Returns the content of job.json, which worker.py reads."""
         return json.dumps({"id": self.id, "command": self.command, "env": env, "hosts": hosts})
 
-    def start(self, target: TpuSlice, workers: int) -> None:
-        """Sends the job to all workers and starts it."""
-        with _outgoing_folder(target) as folder:
+    def start(self, workers: int) -> None:
+        """Sends the job to all workers and starts it; only the owner can read its files, which are removed afterwards."""
+        folder = _outgoing(self.target)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        folder.chmod(0o700)
+        try:
             shared.run_program(shared.archive_command(self.commit, folder / "code.tar.gz"))
             shutil.copy(WORKER, folder)
-            hosts = [f"{target.name} worker {number}" for number in range(workers)]  # as messages name them
+            hosts = [f"{self.target.name} worker {number}" for number in range(workers)]  # as messages name them
             (folder / "job.json").write_text(self.description(hosts, self.env))
-            shared.run_program(target.send(folder))
-        _ask_workers(target, START)
+            shared.run_program(self.target.send(folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        _ask_workers(self.target, START)
+
+    def check_workers(self) -> int | None:
+        """Starts, restarts or follows the run on an active slice; returns its exit code, or None while it goes on."""
+        statuses = self.ask_status()
+        states = {status["state"] if status.get("id") == self.id else "none" for status in statuses}
+        failed = [status for status in statuses if status.get("code") and status.get("id") == self.id]
+        stopped = any(status.get("stopped") for status in statuses)
+        if states == {"ended"} and not failed and not stopped:
+            self.print_news(statuses)
+            _say("all workers are done; the slice is kept until stop")
+            return 0
+        if self.begun and "vanished" in states:
+            self.restarts += 1
+            if self.restarts > RESTARTS:
+                raise UserError(f"a worker has vanished {self.restarts} times: see logs.")
+        elif self.begun and not stopped and failed and _read_state(self.target) == "ACTIVE":
+            # The first failure is the cause: the others may only have lost that worker.
+            first = min(failed, key=lambda status: status["ended"])
+            where = f"worker {first['worker']} of {len(statuses)}"
+            _say(f"{where} ended first, with exit code {first['code']}; stopping the others")
+            _ask_workers(self.target, STOP)
+            _print_log(self.target, first["worker"], "-30")
+            return 1
+        if states == {"running"}:
+            self.begun = True
+            self.print_news(statuses)
+        elif "running" in states:  # of a run that has lost a worker
+            _ask_workers(self.target, STOP)
+        else:
+            _say(f"starting {shared.quote_words(self.command)[:100]} at commit {self.commit[:12]} on {len(statuses)} workers")
+            self.start(len(statuses))
+            self.begun, self.seen = True, 0
+        return None
+
+    def print_news(self, statuses: list[dict[str, Any]]) -> None:
+        """Prints what worker 0 has written since the last time."""
+        size = statuses[0].get("size", 0)
+        if size > self.seen:
+            with contextlib.suppress(UserError):
+                _print_log(self.target, 0, f"{self.seen} {size - self.seen}")
+                self.seen = size
 
 
 def _outgoing(target: TpuSlice) -> Path:
+    """Returns the folder of the files to send."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "attention_jax" / "tpu" / target.name / INCOMING
-
-
-@contextlib.contextmanager
-def _outgoing_folder(target: TpuSlice) -> Iterator[Path]:
-    """Makes the folder of the files to send, readable by its owner alone, and removes it afterwards."""
-    folder = _outgoing(target)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    folder.chmod(0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _creation(target: TpuSlice, options: argparse.Namespace) -> list[str]:
@@ -320,6 +308,10 @@ def _ask_workers(target: TpuSlice, command: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda status: status.get("worker", 0))
 
 
+def _print_log(target: TpuSlice, worker: object, part: str) -> None:
+    print(shared.run_program(target.remote(f"{KEPT} log {part}", str(worker))), end="", flush=True)
+
+
 def _describe(status: dict[str, Any]) -> str:
     text = {"none": "nothing was started", "vanished": "vanished: the host was restarted"}.get(status["state"], "")
     if status["state"] == "ended":
@@ -335,37 +327,31 @@ def _say(text: str) -> None:
 
 def _plan(target: TpuSlice, options: argparse.Namespace, command: Sequence[str]) -> list[str]:
     """Returns the commands of an action as shell lines, with a comment where they depend on an answer."""
+    action, lines = options.action, []
 
-    def part(comment: str, *commands: Sequence[object]) -> list[str]:
-        return [f"# {comment}", *map(shared.quote_words, commands)]
+    def add(comment: str, *commands: Sequence[object]) -> None:
+        lines.extend([f"# {comment}", *map(shared.quote_words, commands)])
 
-    def start() -> list[str]:
-        job, folder = Job(options, command), _outgoing(target)
+    if action not in ("create", "logs"):
+        add("the slice's state", target.describe(), target.describe_node())
+    if action == "create" or (action == "watch" and options.type):
+        add(f"if there is no slice; {MEANWHILE}", _preflight(options, command), _creation(target, options))
+    if action == "watch":
+        add("if it was preempted", target.delete())
+    if action in ("run", "watch", "status"):
+        add("the workers' states", target.remote(STATUS))
+    if action in ("run", "watch"):
+        job, folder = Job(target, options, command), _outgoing(target)
         env = {name: f"(the value of {name} here)" for name in job.env}
+        add(f"{folder}/job.json: {job.description([f'{target.name} worker 0', '(and so on)'], env)}")
         pack = shared.archive_command(job.commit, folder / "code.tar.gz"), ["cp", WORKER, folder]
-        return [
-            *part(f"{folder}/job.json: {job.description([f'{target.name} worker 0', '(and so on)'], env)}"),
-            *part("the code, the command and the program that runs it", *pack, target.send(folder), target.remote(START)),
-        ]
-
-    state = part("the slice's state", target.describe(), target.describe_node())
-    status = part("the workers' states", target.remote(STATUS))
-    stop = part("the run saves and ends", target.remote(STOP), target.remote(f"{KEPT} status"))
-    delete = [shared.quote_words(target.delete())]
-    create = lambda: part(MEANWHILE, _preflight(options, command), _creation(target, options))  # noqa: E731
-    lines: dict[str, Callable[[], list[str]]] = {
-        "create": create,
-        "run": lambda: [*state, *status, *start()],
-        "status": lambda: [*state, *status],
-        "logs": lambda: [shared.quote_words(target.remote(f"{KEPT} log -{options.lines}", options.worker))],
-        "stop": lambda: [*state, *stop, *([] if options.keep else ["# then", *delete])],
-        "watch": lambda: [
-            *state,
-            *(["# if there is no slice", *create()] if options.type else []),
-            *["# if it was preempted", *delete],
-            *status,
-            *start(),
-            *part("while it runs, from byte 0 on", target.remote(f"{KEPT} log 0 BYTES", "0")),
-        ],
-    }
-    return lines[options.action]()
+        add("the code, the command and the program that runs it", *pack, target.send(folder), target.remote(START))
+    if action == "watch":
+        add("while it runs, from byte 0 on", target.remote(f"{KEPT} log 0 BYTES", "0"))
+    if action == "logs":
+        add("the last lines", target.remote(f"{KEPT} log -{options.lines}", options.worker))
+    if action == "stop":
+        add("the run saves and ends", target.remote(STOP), target.remote(f"{KEPT} status"))
+        if not options.keep:
+            add("then", target.delete())
+    return lines

@@ -28,25 +28,20 @@ HOME = Path.home() / "attention_jax"
 RUN, CODE, TOOLS = HOME / "run", HOME / "code", HOME / "tools"
 LOG, PID, END, ABOUT, JOB = RUN / "log", RUN / "pid", RUN / "end.json", RUN / "about.json", RUN / "job.json"
 MARK = "AJ "  # begins a line that the launcher reads
-EXTRAS = ("tpu", "gcs")
 
 
-def main(arguments: list[str]) -> int:
-    """Does one action; returns 0, or 2 if it is unknown."""
-    action, rest = arguments[0], arguments[1:]
+def main(action: str, *rest: str) -> None:
+    """Does one action."""
     if action == "supervise":
         supervise_run()
     elif action == "log":
         print_log_part(*map(int, rest))
-    elif action in ("start", "status", "stop"):
+    else:
         if action == "start":
             start_supervisor(Path(__file__).resolve().parent)
         elif action == "stop" and (pid := _supervisor()):
             os.kill(pid, signal.SIGTERM)  # the run saves and ends
         print(MARK + json.dumps(read_status()), flush=True)
-    else:
-        return 2
-    return 0
 
 
 def start_supervisor(incoming: Path) -> None:
@@ -64,9 +59,7 @@ def start_supervisor(incoming: Path) -> None:
             (incoming / "job.json").rename(JOB)
             words = [sys.executable, str(HOME / "worker.py"), "supervise"]
             with LOG.open("ab") as log:
-                supervisor = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
-                )
+                supervisor = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             PID.write_text(str(supervisor.pid))
         shutil.rmtree(incoming, ignore_errors=True)
 
@@ -101,7 +94,7 @@ def supervise_run() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     code, launch = 0, str(CODE / "launch.sh")
-    for words in (_install_uv(env), [launch, "setup", *EXTRAS], [launch, *job["command"]]):
+    for words in (_install_uv(env), [launch, "setup", "tpu", "gcs"], [launch, *job["command"]]):
         if code == 0 and words and not received:
             child[:] = [subprocess.Popen(words, cwd=CODE, env=env, stdin=subprocess.DEVNULL)]
             code = child[0].wait()
@@ -165,4 +158,4 @@ def _number() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -34,7 +34,7 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
         "network": f"{config.model.name}: {counts.params:,} parameters, {counts.macs:,} multiply-adds an example",
         "length": f"{durations.total} steps = {durations.total / durations.steps_per_epoch:g} epochs of "
         f"{durations.steps_per_epoch} batches of {config.batch_size}, seed {config.seed}",
-        "overrides": ", ".join(f"{name.removeprefix('config.')}={value}" for name, value in overrides.items()) or "none",
+        "overrides": ", ".join(f"{name}={value}" for name, value in overrides.items()) or "none",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
