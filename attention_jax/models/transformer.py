@@ -15,7 +15,6 @@ from attention_jax.errors import UserError
 from attention_jax.kernels.matmul import dot_general, score_rows
 from attention_jax.models import transformer_decoding
 from attention_jax.models.registry import register
-from attention_jax.models.transformer_decoding import Cache
 from attention_jax.nn import position
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
@@ -277,20 +276,9 @@ class Transformer(nn.Module):
                 logits = dot_general(x, table_DV, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         return logits + self.logits_bias if self.output_bias else logits
 
-    def init_cache(self, memory: jax.Array, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
-        """Returns the cache before the first token of `beam` hypotheses per sentence, as `search.beam_search` takes it."""
-        self.target_positions.check_length(max_length)
-        return transformer_decoding.init_decoding(self, memory, source, max_length, beam)
-
-    def grow_cache(self, cache: Cache, max_length: int) -> Cache:
-        """Returns the cache with room for `max_length` tokens."""
-        self.target_positions.check_length(max_length)
-        return transformer_decoding.grow_decoding(cache, max_length)
-
-    def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache with them added."""
-        x_ND, cache = transformer_decoding.decode_token(self, token, cache)
-        return self._logits(x_ND, cache["shared"]["table"]), cache
+    init_cache = transformer_decoding.init_cache
+    grow_cache = transformer_decoding.grow_cache
+    decode_step = transformer_decoding.decode_step
 
 
 register("transformer_base", Transformer)

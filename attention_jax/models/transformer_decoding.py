@@ -1,4 +1,4 @@
-"""Cached decoding of the Transformer, one token of every hypothesis at a time.
+"""Cached decoding of the Transformer, three methods that it takes from here: one token of every hypothesis at a time.
 
 Letters in names: B sentences, N = B · beam hypotheses with those of a sentence together, D features, H heads, K and V sizes of
 a head's keys and values, S keys, T tokens that the cache has room for.
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 Cache = dict[str, Any]
 
 
-def init_decoding(model: "Transformer", memory: jax.Array, source: jax.Array, max_length: int, beam: int) -> Cache:
+def init_cache(model: "Transformer", memory: jax.Array, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
     """[B, S, D], [B, S] -> the cache before the first token of `beam` hypotheses per sentence."""
+    model.target_positions.check_length(max_length)
     layers = []
     for layer in model.decoder:
         source_key, source_value = layer.cross_attention.to_cache(memory, len(memory))
@@ -39,8 +40,9 @@ def init_decoding(model: "Transformer", memory: jax.Array, source: jax.Array, ma
     return {"written": jnp.zeros((source.shape[0], max_length), jnp.int32), "shared": shared}
 
 
-def grow_decoding(cache: Cache, max_length: int) -> Cache:
+def grow_cache(model: "Transformer", cache: Cache, max_length: int) -> Cache:
     """Returns the cache with room for `max_length` tokens."""
+    model.target_positions.check_length(max_length)
     length = cache["written"].shape[1]
 
     def pad(x: jax.Array, axis: int) -> jax.Array:
@@ -52,8 +54,8 @@ def grow_decoding(cache: Cache, max_length: int) -> Cache:
     return {"written": pad(cache["written"], 1), "shared": {**shared, "layers": layers}}
 
 
-def decode_token(model: "Transformer", token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """[N] newest tokens -> [N, D] after the last layer, and the cache with their keys and values."""
+def decode_step(model: "Transformer", token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """[N] newest target tokens -> logits [N, vocab_size] of the next, and the cache with them added."""
     shared, index = cache["shared"], cache["shared"]["index"]
     b, length = shared["source"].shape[0], cache["written"].shape[1]
     beam = token.shape[0] // b
@@ -69,7 +71,8 @@ def decode_token(model: "Transformer", token: jax.Array, cache: Cache) -> tuple[
     for layer, old in zip(model.decoder, shared["layers"], strict=True):
         x_ND, new = _decode_layer(layer, x_ND, old, index, seen.reshape(b, 1, beam, length * beam), source_mask)
         layers.append(new)
-    return x_ND, {"written": written, "shared": {**shared, "index": index + 1, "layers": layers}}
+    new_cache = {"written": written, "shared": {**shared, "index": index + 1, "layers": layers}}
+    return model._logits(x_ND, shared["table"]), new_cache
 
 
 def _decode_layer(
