@@ -69,11 +69,8 @@ def _is_complete(path: Path) -> bool:
     try:
         data = path.read_bytes()
         decompress = _zstd_decompress if data.startswith(_ZSTD_MAGIC) else zlib.decompress
-    except OSError:
-        return True
-    try:
         decompress(data)
-    except ImportError:
+    except (OSError, ImportError):
         return True
     except Exception:  # zlib.error, ZstdError, …: corrupt
         return False

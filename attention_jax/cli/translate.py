@@ -83,7 +83,10 @@ def translate_file(
             search |= {"n_best": nbest, "beam": search.get("beam") or max(loaded.config.search.beam, nbest)}
         terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
         sizes = (1,) if file.isatty() else CHUNKS
-        total = _count_lines(source) if terminal and source else None
+        total = None
+        if terminal and source and file.seekable():
+            total = sum(1 for _ in file)
+            file.seek(0)
         first = None
         with _open_output(target) as write, show_progress(total, terminal, "translating", "line") as progress:
             found = translate_lines(loaded.predictor, read_lines(file, source or "standard input"), sizes, **search)
@@ -126,11 +129,6 @@ def _open_input(source: str | None) -> contextlib.AbstractContextManager[BinaryI
         return Path(source).expanduser().open("rb")
     except OSError as error:
         raise UserError(f"--input={source} cannot be read ({error.strerror}).") from error
-
-
-def _count_lines(source: str) -> int:
-    with Path(source).expanduser().open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 @contextlib.contextmanager

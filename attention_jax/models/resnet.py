@@ -187,11 +187,6 @@ class ResNet(nn.Module):
         if self.drop_path_rate and not self.residual:
             raise UserError("model.drop_path_rate needs shortcuts: with model.residual=False nothing would be left of a block.")
 
-    @property
-    def total_stride(self) -> int:
-        """The factor by which the network reduces an image's side: 32 for the ImageNet networks, 4 for CIFAR's."""
-        return (1 if self.stem == "cifar" else 4) * 2 ** (len(self.stage_sizes) - 1)
-
     def drop_rates(self) -> list[list[float]]:
         """Returns the stochastic-depth rate of every block, stage by stage."""
         stages, blocks = len(self.stage_sizes), sum(self.stage_sizes)
@@ -209,11 +204,6 @@ class ResNet(nn.Module):
         stages = range(1, len(self.stage_sizes) + 1)
         return tuple(stages if self.gate_at == "block" else stages[:-1])
 
-    def _make_norm(self, train: bool) -> Callable[..., nn.Module]:
-        if self.norm != "batch":
-            return GroupNorm if self.norm == "group" else NoNorm
-        return functools.partial(BatchNorm, not train, self.norm_group_size, running_var=self.norm_running_var)
-
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """[B, H, W, C] -> [B, K] float32.
@@ -223,14 +213,17 @@ class ResNet(nn.Module):
         """
         self.check()
         b, h, w, c = images.shape
-        if min(h, w) < self.total_stride:
+        reduction = (1 if self.stem == "cifar" else 4) * 2 ** (len(self.stage_sizes) - 1)
+        if min(h, w) < reduction:
             raise UserError(
-                f"images of {h}x{w} pixels are too small for this network, which reduces them {self.total_stride}-fold: "
+                f"images of {h}x{w} pixels are too small for this network, which reduces them {reduction}-fold: "
                 "use larger images, model.stem='cifar', or a network with fewer stages such as resnet20."
             )
         dtype = jnp.dtype(self.dtype)
         conv = functools.partial(Conv, kernel_init=_INITS[self.kernel_init], dtype=dtype)
-        norm = self._make_norm(train)
+        batch_norm = functools.partial(BatchNorm, not train, self.norm_group_size, running_var=self.norm_running_var)
+        norms: dict[str, Callable[..., nn.Module]] = {"batch": batch_norm, "group": GroupNorm, "none": NoNorm}
+        norm = norms[self.norm]
         gate = None if self.gate is None else functools.partial(Gate, self.gate, self.gate_args, norm, dtype, train)
         gated = self.gated_stages()
         shared = ("stride_at", "shortcut", "residual", "cardinality", "width_per_group", "zero_gamma")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import flax.linen as nn
@@ -48,7 +48,6 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     mutable = ["batch_stats"] if kwargs.get("train") else False
     jaxpr = jax.make_jaxpr(lambda v, *x: model.apply(v, *x, mutable=mutable, **kwargs))(variables, *inputs)
 
-    macs = count_multiply_adds(jaxpr.jaxpr)
     root = type(model).__name__
 
     def module_of(path: str) -> str:
@@ -59,13 +58,13 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
                 parts.append(name)
         return "/".join((parts[1:] if parts[0] == root else parts)[:depth])
 
-    modules: dict[str, list[int]] = {}
-    for path, count in macs.items():
-        modules.setdefault(module_of(path), [0, 0])[1] += count
+    macs, params = Counter[str](), Counter[str]()
+    for path, count in count_multiply_adds(jaxpr.jaxpr).items():
+        macs[module_of(path)] += count
     for path, leaf in tree.flatten_by_path(variables["params"]).items():
-        modules.setdefault("/".join(path.split("/")[:-1][:depth]), [0, 0])[0] += leaf.size
-    table = {name: (p, m) for name, (p, m) in modules.items() if p or m}
-    return Summary(sum(p for p, _ in table.values()), sum(m for _, m in table.values()), table)
+        params["/".join(path.split("/")[:-1][:depth])] += leaf.size
+    table = {name: (params[name], macs[name]) for name in {**macs, **params} if params[name] or macs[name]}
+    return Summary(params.total(), macs.total(), table)
 
 
 def count_multiply_adds(jaxpr: core.Jaxpr, padding: bool = True) -> dict[str, int]:

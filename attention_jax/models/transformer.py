@@ -15,6 +15,7 @@ from attention_jax.errors import UserError
 from attention_jax.kernels.matmul import dot_general, score_rows
 from attention_jax.models import transformer_decoding
 from attention_jax.models.registry import register
+from attention_jax.models.seq2seq import EncoderDecoder
 from attention_jax.nn import position
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.multihead import MultiHeadAttention, causal_mask
@@ -103,7 +104,7 @@ class TransformerLayer(nn.Module):
         return self.mlp_sum(x, self.mlp, keys[2])
 
 
-class Transformer(nn.Module):
+class Transformer(EncoderDecoder):
     """Encoder and decoder of `layers` layers each.
 
     Attributes:
@@ -208,18 +209,11 @@ class Transformer(nn.Module):
         if self.output_bias:
             self.logits_bias = self.param("logits_bias", nn.initializers.zeros, (self.vocab_size,))
 
-    def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
-        """[B, S], [B, T] tokens -> logits [B, T, vocab_size] float32 of the token that follows each target position.
-
-        The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
-        """
-        return self.decode(self.encode(source, train), source, target, train)
-
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
         """[B, S] -> [B, S, D]; nothing attends to padding, so the values there do not matter."""
         self.source_positions.check_length(source.shape[1])
         table = self.target_embedding if self.embeddings == "shared" else self.source_embedding
-        x = self._embed(table, self.source_positions, source, jnp.arange(source.shape[1]), train)
+        x = self.embed_tokens(table, self.source_positions, source, jnp.arange(source.shape[1]), train)
         x = self._apply_layers(self.encoder, train, x, (source != self.pad)[:, None, None, :])
         return self.encoder_norm(x) if self.ends_in_norm else x
 
@@ -227,20 +221,16 @@ class Transformer(nn.Module):
         """[B, S, D], [B, S], [B, T] -> logits [B, T, vocab_size]."""
         length = target.shape[1]
         self.target_positions.check_length(length)
-        x = self.embed_target(target, jnp.arange(length), train)
+        x = self.embed_tokens(self.target_embedding, self.target_positions, target, jnp.arange(length), train)
         source_mask = (source != self.pad)[:, None, None, :]
         return self._logits(self._apply_layers(self.decoder, train, x, causal_mask(length), memory, source_mask))
 
-    def embed_target(self, tokens: jax.Array, positions: jax.Array, train: bool = False) -> jax.Array:
-        """[...] tokens and their positions -> [..., D]."""
-        return self._embed(self.target_embedding, self.target_positions, tokens, positions, train)
-
-    def _embed(
-        self, table: nn.Embed, encoding: position.Positions, tokens: jax.Array, positions: jax.Array, train: bool
+    def embed_tokens(
+        self, table: nn.Embed, encoding: position.Positions, tokens: jax.Array, positions: jax.Array, train: bool = False
     ) -> jax.Array:
+        """[...] tokens and their positions -> [..., D]."""
         x = table(tokens) * (self.features**0.5 if self.scaled_embeddings else 1.0) + encoding(positions)
-        rng = self.make_rng("dropout") if train and self.dropout else None
-        return drop(x, self.dropout, rng).astype(self.dtype)
+        return drop(x, self.dropout, self._dropout_key(train)).astype(self.dtype)
 
     def _apply_layers(self, layers: list[TransformerLayer], train: bool, x: jax.Array, *inputs: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D] through all layers of one side, each with its own dropout key; `inputs` as they take them."""

@@ -61,7 +61,7 @@ def decode_step(model: "Transformer", token: jax.Array, cache: Cache) -> tuple[j
     beam = token.shape[0] // b
     if shared["layers"][0]["key"].shape[3] != length * beam:
         raise ValueError(f"{token.shape[0]} tokens for {b} sentences, but init_cache was given another beam than {beam}")
-    x_ND = model.embed_target(token, index[None])
+    x_ND = model.embed_tokens(model.target_embedding, model.target_positions, token, index[None])
     source_mask = (shared["source"] != model.pad)[:, None, None, :]
     rows = jnp.tile(jnp.arange(beam), b)
     written = jax.lax.dynamic_update_slice_in_dim(cache["written"], rows[:, None], index, axis=1)
