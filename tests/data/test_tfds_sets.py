@@ -104,7 +104,7 @@ def test_instructions_of_sets_that_are_fetched_by_hand(capsys, builder, tmp_path
 
 def test_imagenet_says_which_files_before_anything_slow_is_imported(run_python, tmp_path):
     program = (
-        "import sys; from attention_jax import cli\n"
+        "import sys; from attention_jax.cli import main as cli\n"
         f"code = cli.main(['prepare', 'imagenet2012', '--data_dir={tmp_path}'])\n"
         "print(code, {'jax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
     )
