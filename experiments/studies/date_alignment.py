@@ -70,10 +70,8 @@ def find_date_parts(english: str, korean: str) -> dict[str, tuple[Span, Span]]:
     """Finds the parts of a date and of its translation: {"year": ((start, end), (start, end)), "month": …}.
 
     The spans are characters of the English and of the Korean text: "2024" of "2024년", without what follows the number.
-    The parts are those of "year", "month", "day" and "weekday" that the date has, in the order of the English text.
-
-    Raises:
-        UserError: not a date in a style of CLDR, or the two sides do not say the same.
+    The parts are those of "year", "month", "day" and "weekday" that the date has, in the order of the English text. Raises
+    UserError for what is not a date in a style of CLDR, or when the two sides do not say the same.
     """
     here, there = _match_parts(english, _ENGLISH), _match_parts(korean, _KOREAN)
     if not here or here.keys() != there.keys():
@@ -88,10 +86,8 @@ def find_date_parts(english: str, korean: str) -> dict[str, tuple[Span, Span]]:
 def find_token_spans(tokenizer: Tokenizer, text: str) -> list[Span]:
     """Finds the characters of `text` that each of its tokens stands for, blanks left out: (first, one past the last).
 
-    A token that is nothing but a blank has an empty span.
-
-    Raises:
-        UserError: the tokens do not spell the text, because the tokenizer changes or does not know a character of it.
+    A token that is nothing but a blank has an empty span. Raises UserError when the tokens do not spell the text, because
+    the tokenizer changes or does not know a character of it.
     """
     found, at = [], 0
     for piece in tokenizer.pieces(tokenizer.encode(text)):
@@ -128,11 +124,7 @@ def is_aligned(weights_TS: np.ndarray, source: Sequence[Span], target: Sequence[
 
 
 def list_alignments(maps: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Lists the weights [N, T, S] to choose from: for each layer, last first, the mean over its heads and each head.
-
-    Args:
-        maps: from `attention_maps`; those under "cross_attention" count, [N, H, T, S].
-    """
+    """Lists the cross-attention [N, T, S] of `attention_maps`: for each layer, last first, the mean of heads and each head."""
     found = {}
     for path in sorted((path for path in maps if "cross_attention/" in path), reverse=True):
         layer = path.partition("/cross_attention")[0] if "/cross_attention" in path else "decoder"

@@ -56,9 +56,7 @@ def _gradient(program: Program) -> Callable[..., dict[str, jax.Array]]:
 def compute_gradient_norms(program: Program, variables: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, float]:
     """Returns the Euclidean norm of the gradient of the mean loss with respect to each parameter, `{path: norm}`.
 
-    Args:
-        variables: "params" and "batch_stats".
-        batch: as the task's loader makes it; batch norm takes its statistics from it, as in training.
+    `variables` are "params" and "batch_stats"; batch norm takes its statistics from the loader's `batch`, as in training.
     """
     norms = _gradient(program)(dict(variables), dict(batch), jax.random.key(0))
     return {path: float(norm) for path, norm in jax.device_get(norms).items()}

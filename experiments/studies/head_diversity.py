@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import rel_entr  # JAX brings SciPy
 
 from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.data.text.batches import pad_rows
@@ -31,19 +32,12 @@ def compute_jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     The root of the divergence with logarithms of base 2, which is a metric (Endres & Schindelin 2003).
     """
     mean = (p + q) / 2
-
-    def divergence(a: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(a > 0, a * np.log2(a / mean), 0.0).sum(-1)
-
-    return np.sqrt(np.maximum(divergence(p) + divergence(q), 0) / 2)
+    divergence = (rel_entr(p, mean) + rel_entr(q, mean)).sum(-1) / np.log(2)
+    return np.sqrt(np.maximum(divergence, 0) / 2)
 
 
 def compute_head_diversity(weights_NHTS: np.ndarray, queries_NT: np.ndarray) -> float:
-    """Returns the mean Jensen-Shannon distance of two heads' weights, over all pairs of heads and the marked queries.
-
-    nan for a single head.
-    """
+    """Returns the mean distance of two heads' weights over all pairs of heads and the marked queries; nan for a single head."""
     heads = weights_NHTS.swapaxes(0, 1)[:, queries_NT]  # [H, queries, S]
     pairs = itertools.combinations(heads.astype(float), 2)
     distances = [compute_jensen_shannon(one, other).mean() for one, other in pairs]

@@ -15,37 +15,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention_jax import tree
 from attention_jax.analysis import plots
 from attention_jax.models.summary import summary
-from experiments.studies.chains import count_longest_chain
-from experiments.studies.paths import count_path_length, find_dependence
+from experiments.studies.paths import count_longest_chain, count_path_length, find_dependence
 from experiments.studies.sequence_layers import Convolution, FullSelfAttention, Recurrent, RestrictedSelfAttention
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerType:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        make: (features, width, dilation) -> the layer.
-        projections: last names of modules that take every position by itself; their products are counted apart.
-        letter: the paper's for the width, "k" or "r"; empty for a layer without one.
-        widths: over which powers of it are fitted.
-        dilated: the layers of a stack have dilations 1, k, k², … below n, and then again from 1.
-    """
-
-    make: Callable[[int, int, int], nn.Module]
-    projections: tuple[str, ...] = ()
-    letter: str = ""
-    widths: tuple[int, ...] = (0,)
-    dilated: bool = False
+    make: Callable[[int, int, int], nn.Module]  # (features, width, dilation) -> the layer
+    projections: tuple[str, ...] = ()  # last names of modules that take every position by itself, counted apart
+    letter: str = ""  # the paper's for the width, "k" or "r"; empty for a layer without one
+    widths: tuple[int, ...] = (0,)  # over which powers of it are fitted
+    dilated: bool = False  # the layers of a stack have dilations 1, k, k², … below n, and then again from 1
 
     def variables(self, layer: nn.Module, features: int) -> dict[str, Any]:
         """Draws random weights without compiling an initialisation."""
         shapes = jax.eval_shape(layer.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1, features), jnp.float32))
         rng = np.random.default_rng(0)
-        return tree.map_with_path(lambda _, x: rng.normal(scale=features**-0.5, size=x.shape).astype(np.float32), dict(shapes))
+        return jax.tree.map(lambda x: rng.normal(scale=features**-0.5, size=x.shape).astype(np.float32), dict(shapes))
 
     def dilations(self, length: int, width: int) -> list[int]:
         """Lists the dilations of a stack's layers, to be repeated."""
@@ -125,8 +115,7 @@ def _layers(kind: LayerType, length: int, width: int, features: int) -> Iterator
     x_ND = np.random.default_rng(0).normal(size=(length, features))
     for dilation in kind.dilations(length, width):
         layer = kind.make(features, width, dilation)
-        variables = kind.variables(layer, features)
-        yield find_dependence(_on_one_sequence(layer, variables), x_ND)
+        yield find_dependence(_on_one_sequence(layer, kind.variables(layer, features)), x_ND)
 
 
 def _on_one_sequence(layer: nn.Module, variables: Mapping[str, Any]) -> Callable[[jax.Array], jax.Array]:
@@ -140,11 +129,9 @@ def _steps(layer: Recurrent, variables: Mapping[str, Any], length: int) -> Itera
     def advance(x: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
         return layer.apply(variables, x, (h, c), method=layer.advance)[0]
 
-    def from_before(h: jax.Array) -> jax.Array:
-        return advance(x_ND, jnp.pad(h[:-1], ((1, 0), (0, 0))), c_ND)
-
     yield find_dependence(lambda x: advance(x, h_ND, c_ND), x_ND)
-    step = find_dependence(from_before, h_ND) | np.eye(length, dtype=bool)  # a state that is there stays
+    handed_on = find_dependence(lambda h: advance(x_ND, jnp.pad(h[:-1], ((1, 0), (0, 0))), c_ND), h_ND)
+    step = handed_on | np.eye(length, dtype=bool)  # a state that is there stays
     yield from itertools.repeat(step)
 
 

@@ -55,12 +55,9 @@ def measure_by_length(program: Program, run: Run, number: int = 4) -> dict[str, 
 
 
 def measure_elsewhere(program: Program, run: Run, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Measures, for a table, the same weights and tokenizer on other data.
+    """Measures, for a table, the same weights and tokenizer on other data: {their name: {dotted config field: value}}.
 
     Columns for each: what "correct" means, in percent, and the share of next tokens that are right after the right ones.
-
-    Args:
-        changes: {what the data are called: {dotted config field: value}}.
     """
     correct, next_tokens = {}, {}
     for name, fields in changes.items():

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from scipy.special import entr  # JAX brings SciPy
 
 from attention_jax import tree
 from attention_jax.analysis import plots
@@ -21,27 +22,21 @@ def compute_query_maps(
 ) -> dict[str, np.ndarray]:
     """Images [N, H, W, C] and (row, column) of Q pixels of each -> {module path: [N, Q, h, w]}, maps that sum to 1.
 
-    The query is the position of the module's map that holds the pixel. Empty for a network without self-attention.
-
-    Raises:
-        UserError: a point outside of its image.
+    The query is the position of the module's map that holds the pixel. Empty for a network without self-attention. Raises
+    UserError for a point outside of its image.
     """
     maps = attention_maps(model, dict(variables), images)
     height, width = np.shape(images)[1:3]
     for point in (point for several in points for point in several):
         if not (0 <= point[0] < height and 0 <= point[1] < width):
             raise UserError(f"query point {tuple(point)} is not right: the images have {height} rows and {width} columns.")
+    y_NQ, x_NQ = np.moveaxis(np.asarray(points), -1, 0)
     found = {}
     for path, array in maps.items():
         if path.endswith("/weights") and array.ndim == 5:  # [N, h, w of queries, h, w of keys]
-            weights = np.asarray(array)
-            rows, columns = weights.shape[1:3]
-            found[path.removesuffix("/weights")] = np.stack(
-                [
-                    np.stack([weights[i, y * rows // height, x * columns // width] for y, x in several])
-                    for i, several in enumerate(points)
-                ]
-            )
+            n, rows, columns, *_ = array.shape
+            queries = np.arange(n)[:, None], y_NQ * rows // height, x_NQ * columns // width
+            found[path.removesuffix("/weights")] = np.asarray(array)[queries]
     return found
 
 
@@ -69,9 +64,8 @@ def measure_query_maps(program: Program, run: Run) -> dict[str, Any]:
     weights = attention_maps(program.model, run.variables, loader.evaluation_batch(0)["image"])
     entropies = []
     for path in found:
-        rows = np.asarray(weights[f"{path}/weights"], np.float64)
-        rows = rows.reshape(-1, rows.shape[-2] * rows.shape[-1])
-        entropies.append(-(rows * np.log(np.maximum(rows, 1e-30))).sum(-1).mean() / np.log(rows.shape[-1]))
+        array = np.asarray(weights[f"{path}/weights"], np.float64)
+        entropies.append(entr(array).sum((-2, -1)).mean() / np.log(array.shape[-2] * array.shape[-1]))
     params = tree.flatten_by_path(run.variables["params"])
     gammas = [float(params[f"{path}/gamma"]) for path in found if f"{path}/gamma" in params]
     return {**({"gamma": np.mean(gammas)} if gammas else {}), "entropy": np.mean(entropies), **kept}
@@ -103,8 +97,7 @@ def plot_query_maps(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) 
             axes.set_xlabel(f"0 to {weights.max():.2g}", fontsize=8, labelpad=2)
         for axes in row:
             axes.plot(points[i, j, 1], points[i, j, 0], "s", color=plots.COLOURS[1], markersize=7, markerfacecolor="none")
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
     for axes, title in zip(panels[0], ["query", *(title for title, _ in columns)], strict=True):
         axes.set_title(title, fontsize=9)
     return figure

@@ -22,15 +22,10 @@ _BELONGS = 1 - 0.9545
 def compute_receptive_field(
     model: nn.Module, variables: Mapping[str, Any], images: Any, at: str, position: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Images [N, H, W, C] -> [H, W], the mean over images of |d y / d image|, summed over the image's channels.
+    """Normalised images [N, H, W, C] -> [H, W], the mean over images of |d y / d image|, summed over the image's channels.
 
-    Args:
-        images: as the network takes them; normalised.
-        at: path of the module whose output is looked at, e.g. "stage1_block2" or "stage1_gate"; its output is [N, h, w, c].
-        position: (row, column) of y in that output, which is summed over its channels; the middle by default.
-
-    Raises:
-        UserError: no such module.
+    y is the output [N, h, w, c] of the module at the path `at`, such as "stage1_block2", summed over its channels, at
+    `position` (row, column), by default the middle. Raises UserError when there is no such module.
     """
 
     def gradient(images: jax.Array) -> jax.Array:
@@ -100,9 +95,7 @@ def plot_receptive_fields(measured: Mapping[str, Sequence[Mapping[str, np.ndarra
             field = np.mean([seed[name] / seed[name].max() for seed in seeds], axis=0)
             with np.errstate(divide="ignore"):
                 drawn = panels[row, column].imshow(np.log10(field), cmap="viridis", vmin=-4, vmax=0)
-            panels[row, column].set_facecolor("#DDDDDD")  # what is not seen at all
-            panels[row, column].set_xticks([])
-            panels[row, column].set_yticks([])
+            panels[row, column].set(xticks=[], yticks=[], facecolor="#DDDDDD")  # grey: what is not seen at all
         panels[0, column].set_title(label.replace(", ", ",\n"), fontsize=9)
     for row, name in enumerate(("before training", "after training")):
         panels[row, 0].set_ylabel(name)

@@ -31,24 +31,15 @@ class FullSelfAttention(_SelfAttention):
         return self.attention(x_BND, x_BND, mask)
 
 
-def make_band_mask(length: int, window: int) -> jax.Array:
-    """[1, 1, N, N]: a position sees the `window` positions around it, which is odd."""
-    positions = jnp.arange(length)
-    return (jnp.abs(positions[:, None] - positions) <= window // 2)[None, None]
-
-
 class RestrictedSelfAttention(_SelfAttention):
     """Every position sees the `window` positions around it, itself in their middle (Section 4, "restricted").
 
-    Parameters and numbers are those of `FullSelfAttention` with `make_band_mask`; the products are only those near the band:
+    Parameters and numbers are those of `FullSelfAttention` with a mask; the products are only those near the band:
     a block of r neighbouring queries sees 2r - 1 keys, so that scores and sums take 2·(2r - 1)·N·D multiply-adds, in products
     that are large enough for a matrix unit.
-
-    Attributes:
-        window: r; odd.
     """
 
-    window: int = 1
+    window: int = 1  # r; odd
 
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, features]. Raises UserError for an even window."""
@@ -86,16 +77,12 @@ def _seen(x_BNHK: jax.Array, window: int) -> jax.Array:
 class Convolution(nn.Module):
     """1-d convolution with zeros past the ends.
 
-    Attributes:
-        features: of the output.
-        width: k, the positions that an output sees; odd, so that it is in their middle.
-        dilation: distance between them; 1 is contiguous. Layers with dilations 1, k, k², … see k^layers positions together
-            (van den Oord et al. 2016, Kalchbrenner et al. 2016).
+    Layers with dilations 1, k, k², … see k^layers positions together (van den Oord et al. 2016, Kalchbrenner et al. 2016).
     """
 
-    features: int
-    width: int
-    dilation: int = 1
+    features: int  # of the output
+    width: int  # k, the positions that an output sees; odd, so that it is in their middle
+    dilation: int = 1  # distance between them; 1 is contiguous
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
@@ -107,13 +94,9 @@ class Convolution(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A forward LSTM: every position takes what its predecessor left.
+    """A forward LSTM: every position takes what its predecessor left."""
 
-    Attributes:
-        features: of the input, the state and the output.
-    """
-
-    features: int
+    features: int  # of the input, the state and the output
 
     def setup(self) -> None:
         self.lstm = LSTM(self.features, self.features)

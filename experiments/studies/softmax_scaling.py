@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import entr, log_softmax  # JAX brings SciPy
 
 from attention_jax.analysis import plots
 from attention_jax.load import Run
@@ -13,8 +14,7 @@ from experiments.studies.head_diversity import collect_attention
 
 def compute_softmax_statistics(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[..., n] -> entropy of the softmax in nats [...], and the norm of its Jacobian diag(p) - p pᵀ [...] (Frobenius)."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    log_p = log_softmax(logits, axis=-1)
     p = np.exp(log_p)
     jacobian = p[..., None] * (np.eye(p.shape[-1]) - p[..., None, :])
     return -(p * log_p).sum(-1), np.linalg.norm(jacobian, axis=(-2, -1))
@@ -25,12 +25,9 @@ def _scales(key_size: int) -> dict[str, float]:
 
 
 def measure_random_softmax(key_size: int, words: int, examples: int) -> dict[str, Any]:
-    """Computes a row of the table: softmax(q·k) of as many queries as keys, all components from N(0, 1).
+    """Computes a row of the table: softmax(q·k) of `words` queries and keys of `key_size` components from N(0, 1).
 
-    Args:
-        key_size: d_k.
-        words: n.
-        examples: over which means and medians are taken, and over their queries.
+    Means and medians are taken over `examples` and their queries.
     """
     rng = np.random.default_rng(key_size)
     q_BTK, k_BSK = rng.normal(size=(2, examples, words, key_size))
@@ -48,9 +45,8 @@ def measure_random_softmax(key_size: int, words: int, examples: int) -> dict[str
 def compute_relative_entropy(weights_NHTS: np.ndarray, keys_NT: np.ndarray) -> np.ndarray:
     """[N, H, T, S] attention, [N, T] number of keys seen -> entropy over the log of that number, [N, T, H]; nan for one key."""
     p = np.asarray(weights_NHTS, np.float64).transpose(0, 2, 1, 3)
-    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return entropy / np.log(keys_NT)[..., None]
+        return entr(p).sum(-1) / np.log(keys_NT)[..., None]
 
 
 def measure_trained_softmax(program: Program, run: Run, pairs: int = 128) -> dict[str, float]:

@@ -9,7 +9,6 @@ import pytest
 
 from attention_jax.errors import UserError
 from experiments.studies import layer_complexity
-from experiments.studies.chains import count_longest_chain
 from experiments.studies.layer_complexity import (
     LAYER_TYPES,
     count_layer_macs,
@@ -17,7 +16,7 @@ from experiments.studies.layer_complexity import (
     find_crossing,
     find_maximum_path_length,
 )
-from experiments.studies.paths import count_path_length, find_dependence
+from experiments.studies.paths import count_longest_chain, count_path_length, find_dependence
 from tests.analysis.test_plots import nothing_is_cut_off
 
 # --- chains ---------------------------------------------------------------------------------------------------------------

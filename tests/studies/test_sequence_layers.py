@@ -8,13 +8,7 @@ import pytest
 
 from attention_jax.errors import UserError
 from attention_jax.models.summary import summary
-from experiments.studies.sequence_layers import (
-    Convolution,
-    FullSelfAttention,
-    Recurrent,
-    RestrictedSelfAttention,
-    make_band_mask,
-)
+from experiments.studies.sequence_layers import Convolution, FullSelfAttention, Recurrent, RestrictedSelfAttention
 from tests.helpers.blocks import close, drawn, numbers, quick
 
 HEADS = dict(heads=2, features=6, key_size=3, value_size=4)
@@ -33,7 +27,8 @@ def test_restricted_attention_is_attention_with_a_band(length, window):
     """Outputs, and gradients with respect to inputs and parameters, which are the same."""
     x, of_y = numbers("x", 2, length, 6), numbers("of_y", 2, length, 6)
     full, band = FullSelfAttention(**HEADS), RestrictedSelfAttention(**HEADS, window=window)
-    variables, mask = drawn(full, x), make_band_mask(length, window)
+    variables, positions = drawn(full, x), jnp.arange(length)
+    mask = (jnp.abs(positions[:, None] - positions) <= window // 2)[None, None]
 
     def result(layer: nn.Module, *mask: jax.Array):
         y, back = jax.vjp(lambda variables, x: layer.apply(variables, x, *mask), variables, x)
