@@ -15,6 +15,7 @@ from attention_jax.tables.statistics import Estimate, compute_mean_and_std, esti
 from attention_jax.tasks import get_task
 
 _ABSENT = "–"
+_LONGEST = 60  # characters of a cell in a terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,16 +211,12 @@ def render_text(title: str, lines: Sequence[EstimatedRow], computed: Sequence[Co
 
 
 def _aligned_table(cells: Sequence[Sequence[str]]) -> str:
-    cells = [[_shortened(cell) for cell in row] for row in cells]
+    cells = [[cell if len(cell) <= _LONGEST else f"{cell[: _LONGEST - 1]}…" for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     head, *rows = [
         "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in cells
     ]
     return "\n".join([head, "-" * max(map(len, [head, *rows])), *rows])
-
-
-def _shortened(cell: str, longest: int = 60) -> str:
-    return cell if len(cell) <= longest else f"{cell[: longest - 1]}…"
 
 
 def _aligned(cell: str, width: int, column: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import shutil
 import sys
 import time
 import traceback
@@ -18,46 +19,76 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.config import flatten_config, list_differences
 from attention_jax.config.plugins import load_object
+from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
 from attention_jax.tables.measures import read_arrays, read_measure
-from attention_jax.tables.remote import RemoteWorkdir
 from attention_jax.tables.table import ComputedRow, Row, Table
 from attention_jax.tasks import get_task
-from attention_jax.train import metrics, restore, workdir
+from attention_jax.train import metrics, remote_checkpoints, restore, workdir
 from attention_jax.train.loop import replace_seed
+from attention_jax.train.metrics import TIMING
 from attention_jax.train.program import Durations, resolve_durations
-from attention_jax.train.workdir import EVALUATION
+from attention_jax.train.workdir import CONFIG, EVALUATION
 
 FAILURE = "failure.txt"
 
 
+class RemoteWorkdir:
+    """A table's workdir at an fsspec URI, which must answer and, in the main process, be writable.
+
+    The local `folder` stands for it. Runs are trained at their own URIs, as single runs are, and fetched before and after
+    training: what people and the table read, no more.
+    """
+
+    def __init__(self, uri: str):
+        self._remote = RemoteFolder(uri, write=is_main_process())
+        self.workdir = self._remote.uri
+        self.folder = workdir.get_staging_folder(uri) / "table"
+
+    def uri(self, path: Path) -> str:
+        """Returns the URI that a path in the local folder stands for."""
+        return f"{self.workdir}/{path.relative_to(self.folder)}"
+
+    def pull(self, run: Path) -> None:
+        """Fetches the newest checkpoint of a run, its log and the small files beside it."""
+        inside = str(run.relative_to(self.folder))
+        there = RemoteFolder(self.uri(run))
+        if remote_checkpoints.list_remote_steps(there)[-1:] != restore.list_steps(run)[-1:]:
+            shutil.rmtree(run / restore.FOLDER, ignore_errors=True)
+            remote_checkpoints.download_checkpoints(there, run)
+        names = {name for name in self._remote.names(inside) if name in (CONFIG, TIMING) or name.endswith((".txt", ".npz"))}
+        for path in run.glob("*.*"):
+            if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:
+                path.unlink()
+        for name in names:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / name).write_bytes(self._remote.read(f"{inside}/{name}") or b"")
+
+    def push(self, path: Path) -> None:
+        """Uploads a file, or removes it there when it is not here any more."""
+        name = str(path.relative_to(self.folder))
+        if path.exists():
+            self._remote.write(name, path.read_bytes())
+        else:
+            self._remote.remove(name)
+
+
 @dataclasses.dataclass(frozen=True)
 class TableRequest:
-    """One call of `run_table`, checked.
-
-    Attributes:
-        scale: the name of one of the table's scales.
-        seeds: number of them in a row.
-        folder: holds `row/seed` for each run.
-        output: folder of the table and its plots.
-        selected: labels of the rows to run.
-        command: makes the same table again.
-        remote: what `folder` stands for, when the workdir is remote.
-        published: where the output goes instead of `output`, when that is remote.
-    """
+    """One call of `run_table`, checked."""
 
     table: Table
     scale: str
-    seeds: int
-    folder: Path
-    output: Path
-    selected: frozenset[str]
-    command: str
-    remote: RemoteWorkdir | None = None
-    published: RemoteFolder | None = None
+    seeds: int  # in a row
+    folder: Path  # of `row/seed` for each run
+    output: Path  # folder of the table and its plots
+    selected: frozenset[str]  # labels of the rows to run
+    command: str  # makes the same table again
+    remote: RemoteWorkdir | None = None  # what `folder` stands for
+    published: RemoteFolder | None = None  # where the output goes instead of `output`
 
     @property
     def workdir(self) -> str | Path:
@@ -126,7 +157,7 @@ class SeedRun:
 
     def seconds(self) -> float | None:
         """Returns the wall-clock time of all calls for this run; None when it was never measured."""
-        calls = [line["seconds"] for line in metrics.read_log(self.path / metrics.TIMING) if line.get("event") == "call"]
+        calls = [line["seconds"] for line in metrics.read_log(self.path / TIMING) if line.get("event") == "call"]
         return sum(calls) if calls else None
 
     def lines(self) -> list[dict[str, Any]]:
@@ -153,20 +184,13 @@ class RowPlan:
 
 @dataclasses.dataclass(frozen=True)
 class RowResult:
-    """The results of a row's finished runs.
-
-    Attributes:
-        correct: [finished seeds, N]; None when there are none.
-        measured: {name: number or array} of each finished seed, as far as it has been measured.
-        seconds: wall-clock time of a run, mean over seeds.
-        failure: one line for each seed that failed.
-    """
+    """The results of a row's finished runs."""
 
     plan: RowPlan
-    correct: np.ndarray | None
-    measured: tuple[dict[str, np.ndarray], ...]
-    seconds: float | None
-    failures: tuple[str, ...]
+    correct: np.ndarray | None  # [finished seeds, N]; None when there are none
+    measured: tuple[dict[str, np.ndarray], ...]  # of each finished seed, as far as it has been measured
+    seconds: float | None  # wall-clock time of a run, mean over seeds
+    failures: tuple[str, ...]  # a line for each seed that failed
 
     @property
     def label(self) -> str:
@@ -249,12 +273,8 @@ def read_row(plan: RowPlan) -> RowResult:
 
 def have_same_examples(a: RowPlan, b: RowPlan) -> bool:
     """True if two rows are evaluated on the same test examples, so that they can be compared example by example."""
-
-    def data(plan: RowPlan) -> tuple[Any, ...]:
-        fields = plan.config.data
-        return fields.source, fields.eval_split, tuple(sorted(flatten_config(fields.args).items()))
-
-    return data(a) == data(b)
+    one, other = a.config.data, b.config.data
+    return (one.source, one.eval_split, one.args) == (other.source, other.eval_split, other.args)
 
 
 def refuse_other_configs(plans: Sequence[RowPlan]) -> None:

@@ -25,8 +25,7 @@ from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
 from attention_jax.tables.measures import measure_run
 from attention_jax.tables.publish import make_folders, write_table
-from attention_jax.tables.remote import RemoteWorkdir
-from attention_jax.tables.results import FAILURE, ComputedResult, RowPlan, SeedRun, TableRequest
+from attention_jax.tables.results import FAILURE, ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import StopSignal, replace_seed, train_model
@@ -46,21 +45,16 @@ def run_table(
 ) -> int:
     """Runs what is missing of a table and writes it; the same call goes on where the last one ended.
 
+    Returns 0 when every selected run is done or a signal ended the call, 1 when some failed. Raises UserError for a table
+    file, label, scale or number that is not right, or a workdir of another config.
+
     Args:
-        file: the table file, see `load_table`.
-        scale: one of its scales, by default the first.
+        scale: one of the table's, by default the first.
         rows: labels or shell-style patterns of the rows to run; the others are written as they are.
-        seeds: number of seeds in a row, by default the scale's.
-        workdir: folder or URI that holds `row/seed` for each run; by default `runs/<file's stem>`, with `-<scale>` after the
-            first scale.
+        seeds: number in a row, by default the scale's.
+        workdir: folder or URI that holds `row/seed` for each run; by default `runs/<Table.edition>`.
         output: folder or URI of the table and its plots, by default the workdir.
         dry_run: only prints what would run.
-
-    Returns:
-        0 when every selected run is done or a signal ended the call, 1 when some failed.
-
-    Raises:
-        UserError: a table file, label, scale or number that is not right, or a workdir of another config.
     """
     request = _make_request(load_table(file), scale, rows, seeds, workdir, output)
     plans = results.plan_rows(request, count_networks=not dry_run)
@@ -71,7 +65,7 @@ def run_table(
         return 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
     results.refuse_other_configs(chosen)
-    _say(_describe_start(request, plans))
+    _say(_describe_start(request, chosen))
     make_folders(request.folder, request.output)
 
     begin = time.perf_counter()
@@ -103,7 +97,6 @@ def _make_request(
     scale = table.scale(scale)
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds={seeds} is not right: give a whole number from 1.")
-    selected = frozenset(table.select(rows))
     remote = RemoteWorkdir(str(workdir)) if storage.is_remote(workdir) else None
     folder = remote.folder if remote else Path(workdir or Path("runs") / table.edition(scale)).expanduser()
     place = str(output or (remote.workdir if remote else folder))
@@ -114,7 +107,7 @@ def _make_request(
         seeds=seeds or table.scales[scale].seeds,
         folder=folder,
         output=folder if published else Path(place).expanduser(),
-        selected=selected,
+        selected=frozenset(table.select(rows)),
         command=_command(table, scale, rows, seeds),
         remote=remote,
         published=published,
@@ -232,8 +225,7 @@ def _command(table: Table, scale: str, rows: Sequence[str] | None, seeds: int | 
     return shlex.join(["./launch.sh", "table", str(table.path), *options])
 
 
-def _describe_start(request: TableRequest, plans: Sequence[RowPlan]) -> str:
-    chosen = [plan for plan in plans if plan.row.label in request.selected]
+def _describe_start(request: TableRequest, chosen: Sequence[RowPlan]) -> str:
     missing = [run for plan in chosen for run in _missing(plan)]
     steps = sum(run.total_steps - min(run.step, run.total_steps) for run in missing)
     runs = sum(len(plan.runs) for plan in chosen)
@@ -241,9 +233,9 @@ def _describe_start(request: TableRequest, plans: Sequence[RowPlan]) -> str:
     if request.table.computed:
         count = sum(row.label in request.selected for row in request.table.computed)
         parts.append(f"{count} of {len(request.table.computed)} rows to compute")
-    if plans:
+    if request.table.rows:
         parts.append(
-            f"{len(chosen)} of {len(plans)} rows x {request.seeds} seeds = {runs} runs, "
+            f"{len(chosen)} of {len(request.table.rows)} rows x {request.seeds} seeds = {runs} runs, "
             f"{runs - len(missing)} of them done; {steps:,} steps to go, in {request.workdir}"
         )
     return f"{request.table.title}\nscale {request.scale}: {'; '.join(parts)}\n{describe_machine()}"

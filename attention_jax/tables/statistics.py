@@ -15,18 +15,12 @@ _Z_95, _Z_80 = 1.959964, 0.841621  # normal quantiles of a two-sided 95 % interv
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """An accuracy or a difference of two, as shares from 0 to 1.
-
-    Attributes:
-        value: pooled over seeds.
-        low, high: ends of its 95 % interval.
-        detectable: the smallest true difference from 0 that would have been seen with 80 % power at 5 %.
-    """
+    """An accuracy or a difference of two, pooled over seeds, as shares from 0 to 1."""
 
     value: float
-    low: float
+    low: float  # ends of its 95 % interval
     high: float
-    detectable: float
+    detectable: float  # the smallest true difference from 0 that would have been seen with 80 % power at 5 %
 
     @property
     def excludes_zero(self) -> bool:

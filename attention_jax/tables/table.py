@@ -168,11 +168,7 @@ _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def load_table(path: str | Path) -> Table:
-    """Loads and checks a table file.
-
-    Raises:
-        UserError: the file is missing or does not run, or a name, key, label or value in it is not right.
-    """
+    """Loads and checks a table file. Raises UserError when it does not run, or a name, key, label or value is not right."""
     path = Path(path)
     given = {name: value for name, value in vars(load_file(path)).items() if _is_data(name, value)}
     _check_values(path, "", Table, given)
