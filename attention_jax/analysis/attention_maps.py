@@ -21,9 +21,8 @@ def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) ->
     The Transformer gives `weights` [B, heads, queries, keys] of every layer: `encoder_<i>/self_attention`,
     `decoder_<i>/self_attention` (masked: zero for what comes later) and `decoder_<i>/cross_attention`.
 
-    Args:
-        inputs: arguments of `model.apply`, e.g. normalised images [B, H, W, C], or source and target tokens; several one by
-            one or as one tuple.
+    `inputs` are arguments of `model.apply`: normalised images [B, H, W, C], or source and target tokens; several one by one
+    or as one tuple.
     """
     if len(inputs) == 1 and isinstance(inputs[0], tuple):
         (inputs,) = inputs

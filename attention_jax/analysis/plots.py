@@ -125,13 +125,8 @@ def plot_learning_curves(
 ) -> "Figure":
     """Plots evaluation score and training loss by epoch; seeds are thin lines, the mean of a row's seeds a thick one.
 
-    Args:
-        runs: {label: one list of log lines a seed}; for two loaded runs `{"a": [a.metrics], "b": [b.metrics]}`.
-        title: above the panels.
-        metric: what the runs' headline metric is called.
-
-    Raises:
-        UserError: a run has not logged anything that can be drawn.
+    `runs` are {label: one list of log lines a seed}; of two loaded runs `{"a": [a.metrics], "b": [b.metrics]}`. `metric` names
+    their headline metric. Raises UserError when a run has not logged anything that can be drawn.
     """
     figure = make_figure(10, 4.2)
     score_axes, loss_axes = figure.subplots(1, 2)
@@ -174,12 +169,8 @@ def _by_epoch(lines: Sequence[Mapping[str, Any]], name: str, factor: float, labe
 def plot_runs(workdirs: Sequence[str], output: str) -> None:
     """Writes a plot of evaluation score and training loss by epoch, a line for each run; the command `plot`.
 
-    Args:
-        workdirs: folders of runs, each as "DIR" or "LABEL=DIR"; runs of one label are its seeds.
-        output: a new file.
-
-    Raises:
-        UserError: a folder holds no run or nothing to draw, or the file cannot be written or exists.
+    `workdirs` are folders of runs, each as "DIR" or "LABEL=DIR"; runs of one label are its seeds. Raises UserError when a
+    folder holds no run or nothing to draw, or the file cannot be written or exists.
     """
     target = Path(output)
     if target.suffix not in SUFFIXES:
@@ -219,15 +210,12 @@ def plot_bam(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None
     """Plots what the network's BAM modules do to images, one row for each image.
 
     For every module: the features F that enter it, the channel map, the spatial map, the map M(F) that the two make, and the
-    features F' that leave it. A column has one scale for all images; F and F' share theirs.
+    features F' that leave it. A column has one scale for all images; F and F' share theirs. Raises UserError when the network
+    has no BAM module with both branches.
 
     Args:
-        run: from `attention_jax.load_run`.
         images: uint8 [N, H, W, C].
         labels: the true classes' names, written beside the predicted ones.
-
-    Raises:
-        UserError: the network has no BAM module with both branches.
     """
     images = np.asarray(images)
     arrays = attention_maps(run.model, run.variables, run.preprocess(images))

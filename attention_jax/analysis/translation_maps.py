@@ -35,21 +35,16 @@ _MODULES = {
 class TranslationMaps:
     """Attention weights of one sentence and its translation, S source and T target tokens.
 
-    Attributes:
-        maps: {"cross/0": [heads, T, S], "encoder/0": [heads, S, S], "decoder/0": [heads, T, T], …} float32, by kind and
-            layer; a row sums to 1. Row t of "cross" and "decoder" is what the decoder looks at when it writes target
-            token t. A kind that the network does not have is not there.
-        source: the sentence's tokens, end symbol included.
-        target: tokens that the decoder writes.
-        seen: tokens that the decoder reads: the start symbol, and the target without its last.
-        text: the translation.
+    `maps` are {"cross/0": [heads, T, S], "encoder/0": [heads, S, S], "decoder/0": [heads, T, T], …} float32, by kind and layer;
+    a row sums to 1. Row t of "cross" and "decoder" is what the decoder looks at when it writes target token t. A kind that
+    the network does not have is not there.
     """
 
     maps: dict[str, np.ndarray]
-    source: list[str]
-    target: list[str]
-    seen: list[str]
-    text: str
+    source: list[str]  # the sentence's tokens, end symbol included
+    target: list[str]  # tokens that the decoder writes
+    seen: list[str]  # tokens that the decoder reads: the start symbol, and the target without its last
+    text: str  # the translation
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.maps[name]
@@ -64,26 +59,18 @@ class TranslationMaps:
 
     def tokens(self, kind: str) -> tuple[list[str], list[str]]:
         """Returns the tokens of the rows (queries) and of the columns (keys) of a kind."""
-        return {
-            "cross": (self.target, self.source),
-            "encoder": (self.source, self.source),
-            "decoder": (self.target, self.seen),
-        }[kind]
+        rows = self.source if kind == "encoder" else self.target
+        return rows, self.seen if kind == "decoder" else self.source
 
 
 def compute_translation_maps(
     run: Run | Translator, sentence: str, translation: str | Translation | None = None, **changes: Any
 ) -> TranslationMaps:
-    """Computes a trained network's attention weights while it writes a translation.
+    """Computes a trained network's attention weights while it writes a translation. Raises UserError for an empty sentence.
 
     Args:
-        run: from `attention_jax.load_run`, or a translator.
-        sentence: to translate.
         translation: a result of the translator, or any text; None for what the network finds.
         **changes: to the config's `search`, e.g. `beam=5`.
-
-    Raises:
-        UserError: an empty sentence.
     """
     translator = run.predictor if isinstance(run, Run) else run
     tokenizer = translator.tokenizer
@@ -186,13 +173,8 @@ def plot_attention_grid(maps: TranslationMaps, kind: str = "cross") -> "Figure":
     """Plots every head (a column) of every layer (a row) of one kind of attention, with the tokens on both axes.
 
     Dark is a large weight, white is 0 and the darkest is 1 in every panel. Where no installed font has Korean letters,
-    Korean tokens are written in Latin ones.
-
-    Args:
-        kind: "cross" (target looks at source), "encoder" or "decoder" (self-attention).
-
-    Raises:
-        UserError: the network has no attention of this kind.
+    Korean tokens are written in Latin ones. The kinds are "cross", where the target looks at the source, and the self-attention
+    of "encoder" and "decoder". Raises UserError when the network has no attention of this kind.
     """
     layers = maps.layers(kind)
     rows, columns = maps.tokens(kind)

@@ -75,9 +75,7 @@ class ChipSlice:
     @property
     def hosts(self) -> int:
         """Number of machines, each with a process: of four chips; v5e and v6e also come as one machine of up to eight."""
-        if self.chips <= 8 and self.chip.cores == 1:
-            return 1
-        return max(1, self.chips // 4)
+        return 1 if self.chips <= 8 and self.chip.cores == 1 else max(1, self.chips // 4)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -94,13 +92,10 @@ class ChipSlice:
     @property
     def egress(self) -> float:
         """Bytes a second that a chip at a corner can send over all of its links; 0 for a single chip."""
-        links = 0
-        for side in self.sides:
-            ring = side % self.chip.wraps == 0
-            if len(self.sides) == 3:  # a slice of v4 or v5p is a torus when all of its sides allow it
-                ring = all(other % self.chip.wraps == 0 for other in self.sides)
-            links += 0 if side == 1 else 2 if ring else 1
-        return links * self.chip.link
+        rings = [side % self.chip.wraps == 0 for side in self.sides]
+        if len(rings) == 3:  # a slice of v4 or v5p is a torus when all of its sides allow it
+            rings = [all(rings)] * 3
+        return self.chip.link * sum(1 + ring for side, ring in zip(self.sides, rings) if side > 1)
 
 
 def find_slice(text: str) -> ChipSlice:

@@ -69,9 +69,7 @@ class StepCost:
     xla_operations: float = 0.0  # XLA's own count, one device, a loop's body once
     traffic: int = 0  # bytes to and from the chip's main memory
     xla_bytes: float = 0.0  # XLA's own count, memory on the chip included, a loop's body once
-    collectives: dict[str, tuple[int, int, float]] = dataclasses.field(
-        default_factory=dict
-    )  # kind: (number, bytes, bytes sent)
+    collectives: dict[str, tuple[int, int, float]] = dataclasses.field(default_factory=dict)  # kind: (number, bytes, sent)
     largest: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)  # (kind, layer, bytes)
     too_large: tuple[float, float] | None = None  # bytes needed and available, when the compiler refused
 

@@ -90,18 +90,16 @@ class Report:
         found = []
         if state < 0.9 * room:
             parts = 2 ** max(1, math.ceil(math.log2(max((cost.needed - state) / (room - state), 1.0))))
-            found.append(
+            half = "--config.precision=bfloat16: about half of what is kept for the backward pass"
+            found += [
                 f"--config.accumulation={parts * cost.accumulation}: the same batch in {parts} parts as large; more time for "
-                "the parts' overhead, the same result without batch norm over the complete batch"
-            )
-            if cost.precision == "float32":
-                found.append("--config.precision=bfloat16: about half of what is kept for the backward pass")
-            found.append(
+                "the parts' overhead, the same result without batch norm over the complete batch",
+                *([half] if cost.precision == "float32" else []),
                 "--config.model.remat=True where the network has it: layers are computed again in the backward pass, "
-                "a third more time at most"
-            )
-            found.append(f"a batch of 1/{parts}, with the learning rate that goes with it")
-            found.append(f"a slice of {parts} times as many chips")
+                "a third more time at most",
+                f"a batch of 1/{parts}, with the learning rate that goes with it",
+                f"a slice of {parts} times as many chips",
+            ]
         if cost.devices > 1 and state > 0.25 * room:
             ways = min(cost.devices, 2 ** math.ceil(math.log2(max(2.0, 2 * state / room))))
             found.append(
@@ -115,10 +113,7 @@ class Report:
         """Returns everything, for a program to read; seconds, bytes, operations."""
         cost, slice_ = self.cost, self.slice
         found = {
-            "topology": slice_.topology,
-            "name": slice_.name,
-            "chips": slice_.chips,
-            "hosts": slice_.hosts,
+            **{name: getattr(slice_, name) for name in ("topology", "name", "chips", "hosts")},
             "chip": dataclasses.asdict(slice_.chip),
             **dataclasses.asdict(cost),
             "needed": cost.needed,
