@@ -63,11 +63,11 @@ class Run:
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""
-        steps, values = metrics.extract_curve(self.metrics, name)
-        if not steps:
+        lines = [line for line in self.metrics if name in line]
+        if not lines:
             known = sorted({key for line in self.metrics for key in line} - {"step"})
             raise UserError(f"{self.path}: {name!r} was not logged; the log has {', '.join(known) or 'no lines'}.")
-        return steps, values
+        return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> Run:

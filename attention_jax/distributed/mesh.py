@@ -106,11 +106,6 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def make_replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device holds completely."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def make_batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array whose first axis is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(ROWS))

@@ -28,7 +28,7 @@ from attention_jax.tables.publish import make_folders, write_table
 from attention_jax.tables.results import FAILURE, ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
-from attention_jax.train.loop import StopSignal, replace_seed, train_model
+from attention_jax.train.loop import catch_stop_signal, replace_seed, train_model
 from attention_jax.train.program import Program, build_program
 
 _Place = str | Path | None  # a folder or URI
@@ -127,11 +127,11 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
     """(True if a signal ended it, number of runs that failed)."""
     failed = 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
-    with StopSignal().installed() as signal, _progress_bar(chosen) as bar:
+    with catch_stop_signal() as stop_signal, _progress_bar(chosen) as bar:
         for plan in chosen:
             program, missing = None, _missing(plan)
             for run in missing:
-                if signal.received:
+                if stop_signal.is_set():
                     return True, failed
                 name, before = f"{plan.row.label}, seed {run.seed}", bar.n - run.step  # steps of all runs before this one
                 bar.set_description(name)
@@ -160,7 +160,7 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
             del program  # before the next one compiles: a row's programs are its largest part of memory
             if missing and is_main_process():
                 write_table(request, plans, computed, describe_machine(), with_plots=False)
-    return signal.received, failed
+    return stop_signal.is_set(), failed
 
 
 def _advance(bar: Any, before: int, step: int) -> None:

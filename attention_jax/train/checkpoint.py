@@ -35,11 +35,6 @@ ASIDE = "checkpoints_damaged"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def _pack(about: dict[str, Any]) -> dict[str, str]:
-    text = json.dumps(about)
-    return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
 def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> dict[str, str]:
     """Returns the `about` that is saved with a state: checksums, versions and assets added.
 
@@ -51,15 +46,10 @@ def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str
         raise UserError(
             f"the state after step {step} is not finite: nothing was saved; lower the learning rate or clip gradients."
         )
-    return _pack(
-        {
-            **about,
-            "step": step,
-            "checksums": checksums,
-            "packages": get_package_versions(),
-            "assets": {name: base64.b64encode(data).decode() for name, data in assets.items()},
-        }
-    )
+    encoded = {name: base64.b64encode(data).decode() for name, data in assets.items()}
+    added = {"step": step, "checksums": checksums, "packages": get_package_versions(), "assets": encoded}
+    text = json.dumps({**about, **added})
+    return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def get_package_versions() -> dict[str, str]:
@@ -74,17 +64,22 @@ def get_package_versions() -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeepBest:
-    """Orbax preservation policy that keeps the n checkpoints of the highest score in the log."""
+class Preservation:
+    """Orbax preservation policy that keeps the newest checkpoints, and those of the highest score in the log."""
 
-    n: int
+    keep_last: int
+    keep_best: int
     score: Callable[[int], float | None]
 
+    def choose(self, steps: Sequence[int]) -> set[int]:
+        """Returns the steps to keep of these, which ascend; of equal scores, the earliest."""
+        scored = sorted((-score, step) for step in steps if (score := self.score(step)) is not None)
+        return {*steps[max(0, len(steps) - self.keep_last) :], *(step for _, step in scored[: self.keep_best])}
+
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns True for each checkpoint to keep; of equal scores, the earliest."""
-        scored = [(-score, info.step) for info in checkpoints if (score := self.score(info.step)) is not None]
-        best = {step for _, step in sorted(scored)[: self.n]}
-        return [info.step in best for info in checkpoints]
+        """Returns True for each checkpoint to keep."""
+        steps = [info.step for info in checkpoints]
+        return [step in self.choose(steps) for step in steps]
 
 
 @functools.cache
@@ -118,11 +113,9 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
         ocp = import_orbax()
-        from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
-
         list_steps(workdir)  # raises where Orbax would find no checkpoints because it may not look
         self._ocp, self._folder = ocp, workdir / FOLDER
-        keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), KeepBest(keep_best, score)])
+        keep = Preservation(keep_last, keep_best, score)
         # Folders are made within `save`: when that fails in the background, Orbax waits 300 seconds before it raises.
         in_save = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True, async_options=in_save)

@@ -48,30 +48,25 @@ class TrainingResult:
     first_step: tuple[float, float] | None = None
 
 
-class StopSignal:
-    """Turns the first SIGTERM or Ctrl-C into a request to save and stop; the second acts at once."""
+@contextlib.contextmanager
+def catch_stop_signal() -> Iterator[threading.Event]:
+    """Yields an event that the first SIGTERM or Ctrl-C sets, a request to save and stop; the second acts at once."""
+    stop, numbers = threading.Event(), (signal.SIGTERM, signal.SIGINT)
+    before: dict[int, Any] = {}
 
-    def __init__(self) -> None:
-        self.received = False
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator["StopSignal"]:
-        """Handles the signals until the context ends."""
-        # With several processes JAX's own preemption service catches SIGTERM and brings all to one step.
-        if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
-        for again in (signal.SIGTERM, signal.SIGINT):
+    def receive(number: int, frame: Any) -> None:
+        stop.set()
+        for again in numbers:
             signal.signal(again, signal.SIG_DFL)
+
+    # With several processes JAX's own preemption service catches SIGTERM and brings all to one step.
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def train_model(
@@ -98,12 +93,12 @@ def train_model(
     program = program or build_program(config)
     config = replace_seed(program.config, config.seed)
     program.task.headline(config)  # raises UserError before the workdir is made
-    with lock_workdir(path, config) as workdir, StopSignal().installed() as stop_signal, _disk_errors(workdir.folder):
+    with lock_workdir(path, config) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
         run = _Run(program, config, workdir, stop_signal, begin)
         run.evaluate_if_missing()
         run.train(progress)
         run.close()
-    return TrainingResult(run.step, run.stopped or stop_signal.received, workdir.folder, run.clock.first)
+    return TrainingResult(run.step, run.stopped or stop_signal.is_set(), workdir.folder, run.clock.first)
 
 
 def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -117,7 +112,7 @@ def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
 class _Run:
     """The state of one call of `train_model`, restored from the newest checkpoint, and what is done with it between steps."""
 
-    def __init__(self, program: Program, config: ConfigDict, workdir: Workdir, stop_signal: StopSignal, begin: float):
+    def __init__(self, program: Program, config: ConfigDict, workdir: Workdir, stop_signal: threading.Event, begin: float):
         self.program, self.config, self.workdir, self.stop_signal = program, config, workdir, stop_signal
         self.task, self.durations, self.folder = program.task, program.durations, workdir.folder
         self.begin, self.stopped = begin, False
@@ -241,7 +236,7 @@ class _Run:
 
     def stop(self) -> bool:
         """True if a signal asked to stop; collective, as `agree_to_stop` is."""
-        return agree_to_stop(self.stop_signal.received)
+        return agree_to_stop(self.stop_signal.is_set())
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.durations.total

@@ -23,12 +23,6 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def extract_curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Returns (steps, values) of one metric."""
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    return [step for step, _ in points], [value for _, value in points]
-
-
 class Log:
     """Appends lines in order of step.
 

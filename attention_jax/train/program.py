@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from attention_jax import tree
@@ -16,7 +16,6 @@ from attention_jax.distributed.mesh import (
     MODEL,
     check_parallel_mode,
     make_mesh,
-    make_replicated_sharding,
     map_over_replicas,
     resolve_batch_norm_group,
 )
@@ -86,7 +85,9 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     schedule = make_schedule(config.schedule.name, config.schedule.learning_rate, durations.total, durations.warmup, **shape)
     optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
     model = task.model(config, resolve_batch_norm_group(config, mesh) if "batch_norm" in config else None)
-    _check_heads(model, mesh)
+    heads, ways = getattr(model, "heads", None), mesh.shape[MODEL]
+    if heads and heads % ways:  # it would split single heads, which every layer would then gather
+        raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
     inputs = task.example_inputs(config)
 
     def init(seed: Any) -> State:
@@ -108,7 +109,7 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     step = make_train_step(config, task, model, optimizer, schedule, sharding, unroll=on_cpu)
     if config.parallel.mode == "pmap":
         step = map_over_replicas(step, mesh)
-    everywhere = make_replicated_sharding(mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     return Program(
         config=config,
         task=task,
@@ -123,29 +124,20 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     )
 
 
-def _check_heads(model: nn.Module, mesh: Mesh) -> None:
-    """Raises UserError when the axis `model` would split single heads, which every layer would then gather."""
-    heads, ways = getattr(model, "heads", None), mesh.shape[MODEL]
-    if heads and heads % ways:
-        raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
-
-
 def resolve_durations(config: ConfigDict) -> Durations:
     """Returns all durations of a resolved config in steps. Raises UserError when the warm-up is longer than the run."""
     task = get_task(config.task)
     steps_per_epoch, batch_size = task.steps_per_epoch(config), task.examples_per_step(config)
 
-    def steps(section: Any, name: str) -> int:
-        return convert_duration(section, name, steps_per_epoch, batch_size)
-
-    durations = Durations(
-        steps_per_epoch=steps_per_epoch,
-        total=steps(config, "total"),
-        warmup=steps(config.schedule, "warmup"),
-        evaluate_every=steps(config.evaluation, "every"),
-        checkpoint_every=steps(config.checkpoint, "every"),
-        log_every=steps(config.logging, "every"),
-    )
+    fields = {
+        "total": (config, "total"),
+        "warmup": (config.schedule, "warmup"),
+        "evaluate_every": (config.evaluation, "every"),
+        "checkpoint_every": (config.checkpoint, "every"),
+        "log_every": (config.logging, "every"),
+    }
+    steps = {name: convert_duration(*field, steps_per_epoch, batch_size) for name, field in fields.items()}
+    durations = Durations(steps_per_epoch, **steps)
     if durations.warmup >= durations.total:
         raise UserError(f"schedule.warmup is {durations.warmup} steps of a run of {durations.total}: give a shorter one.")
     return durations

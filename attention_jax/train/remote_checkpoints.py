@@ -54,7 +54,7 @@ class RemoteCheckpoints:
     """
 
     def __init__(self, remote: RemoteFolder, local: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
-        self._remote, self._local, self._keep = remote, local, (keep_last, keep_best, score)
+        self._remote, self._local, self._keep = remote, local, checkpoint.Preservation(keep_last, keep_best, score)
         self._segments: list[list[Any]] = []  # [name, checksum, bytes] of each part of the log so far
         self._logged = 0  # bytes of the log in them
         self._copied: dict[str, int] = {}  # sizes of the uploaded events and traces
@@ -72,8 +72,7 @@ class RemoteCheckpoints:
         restored, newest = None, -1
         for step in reversed(list_remote_steps(self._remote)):
             try:
-                download = functools.partial(download_checkpoint, self._remote, step, self._local)
-                marker = restore.call_together(download)
+                marker = restore.call_together(functools.partial(download_checkpoint, self._remote, step, self._local))
                 restored = restore.read_checkpoint(self._local / FOLDER / str(step), abstract_state)
             except Exception as error:
                 reason = restore.describe_damage(error, f"{self._remote.uri}/{FOLDER}/{step}")
@@ -133,8 +132,7 @@ class RemoteCheckpoints:
     ) -> None:
         remote, here = self._remote, self._local / FOLDER / str(step)
         try:
-            with _local_checkpointer() as saver:
-                saver.save(here, args=_args().Composite(state=_args().PyTreeSave(arrays), about=_args().JsonSave(packed)))
+            _save_alone(here, arrays, packed)
             files = {str(path.relative_to(here)): path.read_bytes() for path in sorted(here.rglob("*")) if path.is_file()}
             files |= extra
             for name, content in files.items():
@@ -147,11 +145,8 @@ class RemoteCheckpoints:
             remote.write(TIMING, timing)
             if (remote.read_json("writer.json") or {}).get("token") != self._token:
                 raise UserError("another process has taken over this workdir; this one stops")
-            marker = {
-                "files": {name: [len(content), _digest(content)] for name, content in files.items()},
-                "log": self._segments,
-            }
-            remote.write(f"{FOLDER}/{step}.json", json.dumps(marker).encode())
+            listed = {name: [len(content), _digest(content)] for name, content in files.items()}
+            remote.write(f"{FOLDER}/{step}.json", json.dumps({"files": listed, "log": self._segments}).encode())
             for old in self._not_kept():
                 remote.remove(f"{FOLDER}/{old}.json")
                 remote.remove(f"{FOLDER}/{old}")
@@ -162,11 +157,8 @@ class RemoteCheckpoints:
             try:
                 self._upload_for_people()
             except Exception as error:  # the checkpoint is complete without them
-                log.warning(
-                    "%s: TensorBoard's events and traces could not be uploaded (%s); the next checkpoint tries again",
-                    remote.uri,
-                    one_sentence(error),
-                )
+                text = "%s: TensorBoard's events and traces could not be uploaded (%s); the next checkpoint tries again"
+                log.warning(text, remote.uri, one_sentence(error))
 
     def _upload_for_people(self) -> None:
         """Uploads TensorBoard's events, which are written anew at each start, and traces."""
@@ -183,10 +175,8 @@ class RemoteCheckpoints:
                         self._remote.remove(f"{kind}/{name}")
 
     def _not_kept(self) -> list[int]:
-        last, best, score = self._keep
         found = list_remote_steps(self._remote)
-        scored = sorted((-value, step) for step in found if (value := score(step)) is not None)
-        return sorted(set(found) - set(found[-last:]) - {step for _, step in scored[:best]})
+        return sorted({*found} - self._keep.choose(found))
 
     def _move_aside(self, step: int) -> None:
         if is_main_process():
@@ -237,8 +227,7 @@ def download_run(uri: str, number: int = 1) -> Path:
     remote, step = RemoteFolder(workdir), step.strip("/")
     local = get_staging_folder(workdir) / "copy"
     shutil.rmtree(local, ignore_errors=True)
-    found = [int(step)] if step else sorted(list_remote_steps(remote), reverse=True)
-    got, problems = download_checkpoints(remote, local, found, number)
+    got, problems = download_checkpoints(remote, local, [int(step)] if step else None, number)
     if not got:
         problem = f"all are damaged ({', '.join(map(str, problems))})" if problems else "there is none"
         raise UserError(f"{uri}: no checkpoint here: {problem}; give a run's workdir or a step's folder.")
@@ -253,7 +242,7 @@ def download_checkpoints(
     Returns their steps, and those of the damaged ones before them.
     """
     got, problems, lines = [], [], b""
-    for step in sorted(list_remote_steps(remote), reverse=True) if found is None else found:
+    for step in found or reversed(list_remote_steps(remote)):
         try:
             download_checkpoint(remote, step, local)
         except Exception as error:
@@ -278,16 +267,13 @@ def _gather(x: jax.Array) -> np.ndarray:
     return np.array(x.addressable_data(0) if x.is_fully_replicated else x)
 
 
-def _local_checkpointer() -> Any:
-    """An Orbax checkpointer that reads and writes in this process alone."""
+def _save_alone(folder: Path, state: State, about: dict[str, str]) -> None:
+    """Writes a checkpoint with Orbax in this process alone."""
     ocp, me = checkpoint.import_orbax(), jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"process {me}")
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _args() -> Any:
-    return checkpoint.import_orbax().args
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as saver:
+        saver.save(folder, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)))
 
 
 def _digest(content: bytes) -> str:
