@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from attention_jax.errors import UserError, one_sentence, require_package
@@ -19,7 +20,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 SECONDS = 30.0  # until a remote file system must answer at all
 PAUSES = (1, 2, 4, 8, 16, 32, 64)  # seconds between attempts to write or read, after it has answered once
-_PACKAGES = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}  # protocol: (module, our extra)
 _HOPELESS = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)  # trying again would not help
 
 
@@ -30,37 +30,34 @@ def is_remote(path: object) -> bool:
 
 def run_with_timeout(seconds: float, name: str, function: Callable[[], T]) -> T:
     """Returns `function()`. Raises UserError that begins with `name` when it fails or does not return in time."""
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(function())
+            future.set_result(function())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)  # one that hangs does not keep the process
-    thread.start()
-    thread.join(seconds)
-    if results:
-        return results[0]
-    if not errors:
+    threading.Thread(target=run, daemon=True).start()  # one that hangs does not keep the process
+    if not wait([future], seconds).done:
         raise UserError(
             f"{name}: no answer within {seconds:g} s: check that this machine has a network and the right to use this URI "
             "(for gs://: gcloud auth application-default login)."
         )
-    if isinstance(errors[0], UserError):
-        raise errors[0]
-    raise UserError(f"{name}: {one_sentence(errors[0])}: check the URI and the right to use it.") from errors[0]
+    try:
+        return future.result()
+    except UserError:
+        raise
+    except BaseException as error:
+        raise UserError(f"{name}: {one_sentence(error)}: check the URI and the right to use it.") from error
 
 
 def _open(uri: str) -> tuple[Any, str]:
     """(file system, path in it)."""
     import fsspec
 
-    protocol = uri.split("://")[0]
-    if protocol in _PACKAGES:
-        require_package(*_PACKAGES[protocol], uri)
+    if uri.startswith(("gs://", "gcs://")):
+        require_package("gcsfs", "gcs", uri)
     try:
         return fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except ImportError as error:

@@ -48,19 +48,15 @@ def detect_tpu_slice(env: Mapping[str, str] = os.environ) -> ProcessInfo | None:
         endpoints, index = _attribute(env, "worker-network-endpoints"), _attribute(env, "agent-worker-number")
         if not (endpoints and index) or "MEGASCALE_COORDINATOR_ADDRESS" in (_attribute(env, "tpu-env") or ""):
             return None
-    hosts = tuple(map(_parse_host, endpoints.split(",")))
+    # "host", "host:port" or the metadata server's older "name:number:address"
+    parts = (endpoint.strip().split(":") for endpoint in endpoints.split(","))
+    hosts = tuple(part[2] if len(part) == 3 else part[0] for part in parts)
     port = env.get("JAX_COORDINATOR_PORT", PORT)
     return ProcessInfo(f"{hosts[0]}:{port}", int(index), len(hosts), _names(env) or hosts)
 
 
 def _names(env: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(filter(None, env.get("AJ_HOSTS", "").split(",")))
-
-
-def _parse_host(endpoint: str) -> str:
-    """Host of "host", "host:port" or the metadata server's older "name:number:address"."""
-    parts = endpoint.strip().split(":")
-    return parts[2] if len(parts) == 3 else parts[0]
 
 
 def _attribute(env: Mapping[str, str], name: str) -> str | None:

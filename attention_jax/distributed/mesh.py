@@ -54,7 +54,7 @@ def _join(process: ProcessInfo | None, seconds: int) -> None:
     """Waits up to `seconds` for the other processes; with None, JAX detects them."""
     options: dict[str, Any] = {}
     if process:
-        wait_for_processes(process.coordinator, process.index, process.count, seconds, process.names)
+        wait_for_processes(process, seconds)
         # Under Slurm, JAX would otherwise give each process the one card that has its number on the node.
         options = {"coordinator_address": process.coordinator, "cluster_detection_method": "deactivate"}
         options |= {"num_processes": process.count, "process_id": process.index}

@@ -11,41 +11,29 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from attention_jax.distributed.cluster import ProcessInfo
 from attention_jax.errors import UserError
 
 _RETRY, _SLACK = 0.2, 10.0  # seconds between attempts to reach process 0, and beyond its own waiting
 _KEY = "attention_jax"  # marks our messages: anything else that connects to the port is ignored
 
 
-def wait_for_processes(coordinator: str, index: int, count: int, seconds: float, names: Sequence[str] = ()) -> None:
-    """Returns in every process once all have started.
-
-    Args:
-        coordinator: "host:port" of process 0; the port is free again afterwards.
-        index, count: number of this process, and of all processes.
-        seconds: to wait for the others.
-        names: hosts of all processes, in order, where they are known, to name a missing one.
+def wait_for_processes(process: ProcessInfo, seconds: float) -> None:
+    """Returns in every process once all have started, or after `seconds`; the coordinator's port is free again afterwards.
 
     Raises:
         UserError: in every process that has started, names those that have not, or two that have the same number.
     """
-    host, _, port = coordinator.rpartition(":")
-    if count == 1:
-        return
-    deadline = time.monotonic() + seconds
-    if index == 0:
-        problem = _gather(int(port), count, deadline, seconds, names)
-    else:
-        problem = _report(host.strip("[]"), int(port), index, deadline, seconds, names)
-    if problem:
+    if process.count > 1 and (problem := (_report if process.index else _gather)(process, seconds)):
         raise UserError(problem)
 
 
-def _gather(port: int, count: int, deadline: float, seconds: float, names: Sequence[str]) -> str:
+def _gather(process: ProcessInfo, seconds: float) -> str:
     """In process 0: waits for the others and tells them the result, "" when all have started, else the problem."""
+    deadline, port = time.monotonic() + seconds, int(process.coordinator.rpartition(":")[2])
     found: dict[int, tuple[str, int, socket.socket | None]] = {0: (socket.gethostname(), os.getpid(), None)}
     duplicates: list[str] = []
     changed = threading.Condition()
@@ -75,9 +63,9 @@ def _gather(port: int, count: int, deadline: float, seconds: float, names: Seque
         accepting = threading.Thread(target=_accept, args=(server, receive), daemon=True)
         accepting.start()
         with changed:
-            changed.wait_for(lambda: len(found) >= count or duplicates, max(0.0, deadline - time.monotonic()))
+            changed.wait_for(lambda: len(found) >= process.count or duplicates, max(0.0, deadline - time.monotonic()))
             hosts = {number: host for number, (host, *_) in found.items()}
-            problem = f"{duplicates[0]}: give each its own number." if duplicates else _missing(hosts, count, seconds, names)
+            problem = f"{duplicates[0]}: give each its own number." if duplicates else _missing(hosts, process, seconds)
         server.shutdown(socket.SHUT_RDWR)  # wakes the thread, which would otherwise keep the port
         accepting.join()
     for _, _, connection in found.values():
@@ -88,15 +76,16 @@ def _gather(port: int, count: int, deadline: float, seconds: float, names: Seque
     return problem
 
 
-def _missing(hosts: dict[int, str], count: int, seconds: float, names: Sequence[str]) -> str:
-    """Says which of `count` processes are not in {number: host}; "" when all are."""
-    missing = [number for number in range(count) if number not in hosts]
+def _missing(hosts: dict[int, str], process: ProcessInfo, seconds: float) -> str:
+    """Says which processes are not in {number: host}; "" when all are."""
+    missing = [number for number in range(process.count) if number not in hosts]
     if not missing:
         return ""
-    here = ", ".join(f"{number} on {_name(number, names, hosts[number])}" for number in sorted(hosts))
-    gone = ", ".join(f"{number} on {names[number]}" if number < len(names) else str(number) for number in missing)
+    names = hosts | dict(enumerate(process.names))
+    here = ", ".join(f"{number} on {names[number]}" for number in sorted(hosts))
+    gone = ", ".join(f"{number} on {names[number]}" if number in names else str(number) for number in missing)
     return (
-        f"{len(missing)} of {count} processes did not start within {seconds:g} s: {gone} (started: {here}); "
+        f"{len(missing)} of {process.count} processes did not start within {seconds:g} s: {gone} (started: {here}); "
         "check that each was started and can reach this host, then start the same command again."
     )
 
@@ -107,18 +96,16 @@ def _accept(server: socket.socket, receive: Callable[[socket.socket], None]) -> 
             threading.Thread(target=receive, args=(server.accept()[0],), daemon=True).start()
 
 
-def _name(number: int, names: Sequence[str], otherwise: str) -> str:
-    return names[number] if number < len(names) else otherwise
-
-
-def _report(host: str, port: int, index: int, deadline: float, seconds: float, names: Sequence[str]) -> str:
+def _report(process: ProcessInfo, seconds: float) -> str:
     """In every other process: reports to process 0 and returns its answer."""
-    here, reason = socket.gethostname(), "no answer"
+    deadline, index, names = time.monotonic() + seconds, process.index, process.names
+    host, _, port = process.coordinator.rpartition(":")
+    host, reason = host.strip("[]"), "no answer"
+    here = {"word": _KEY, "process": index, "host": socket.gethostname(), "pid": os.getpid()}
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
-                message = {"word": _KEY, "process": index, "host": here, "pid": os.getpid()}
-                connection.sendall(json.dumps(message).encode() + b"\n")
+                connection.sendall(json.dumps(here).encode() + b"\n")
                 connection.settimeout(seconds + _SLACK)  # process 0 may have begun to wait just now
                 answer = _read_message(connection)
                 if answer["word"] == _KEY:
@@ -127,8 +114,9 @@ def _report(host: str, port: int, index: int, deadline: float, seconds: float, n
             reason = getattr(error, "strerror", None) or reason
         time.sleep(_RETRY)
     named = f" on {names[0]}" if names and names[0] != host else ""
+    mine = names[index] if index < len(names) else here["host"]
     return (
-        f"process {index} on {_name(index, names, here)} did not reach process 0{named} at {host}:{port} within {seconds:g} s "
+        f"process {index} on {mine} did not reach process 0{named} at {host}:{port} within {seconds:g} s "
         f"({reason}): check that it was started and that this port is open, then start the same command again."
     )
 

@@ -12,7 +12,6 @@ axis; `StateSharding.undivided` lists those.
 """
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,15 +37,12 @@ _TRANSFORMER: tree.Rules = (
     (r"_embedding/embedding$", (MODEL, None)),
     (r"logits_bias$", (MODEL,)),
 )
-# Pattern of model names -> rules of that family; "fsdp" for all other parameters.
-RULES: dict[str, tree.Rules] = {"transformer_*": _TRANSFORMER, "*": ()}
 _COPIES = ("convert_element_type", "transpose", "reshape", "copy")  # primitives
 
 
 def get_sharding_rules(model: str, custom: tree.Rules = ()) -> tree.Rules:
-    """Returns a config's custom rules, followed by those of the named network."""
-    family = next(rules for pattern, rules in RULES.items() if fnmatch.fnmatch(model, pattern))
-    return (*custom, *family, (".*", FSDP))
+    """Returns a config's custom rules, followed by those of the named network, and "fsdp" for all other parameters."""
+    return (*custom, *(_TRANSFORMER if model.startswith("transformer_") else ()), (".*", FSDP))
 
 
 @dataclasses.dataclass(frozen=True)

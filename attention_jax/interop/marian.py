@@ -7,8 +7,9 @@
 Tokens keep their numbers. The first target token is `decoder_start_token_id`, which in the published models is padding.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,36 @@ import numpy as np
 
 from attention_jax import tree
 from attention_jax.errors import UserError
-from attention_jax.interop import names
 from attention_jax.models.transformer import Transformer
 from attention_jax.search import SearchOptions
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 _STOP = {False: "guess", True: "full", "never": "settled"}
+
+
+class Rule(NamedTuple):
+    """A rule for the weights whose complete name matches `pattern`.
+
+    Attributes:
+        pattern: regular expression.
+        path: replacement that gives our path; None for weights that follow from others.
+        transform: of the array.
+    """
+
+    pattern: str
+    path: str | None
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+
+def _dense_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Converts a `torch.nn.Linear` weight [out, in] to a Flax kernel [in, out]."""
+    return Rule(rf"{pattern}\.weight", f"{path}/kernel", np.transpose), Rule(rf"{pattern}\.bias", f"{path}/bias")
+
+
+def _layer_norm_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Converts the parameters of a `torch.nn.LayerNorm`."""
+    return Rule(rf"{pattern}\.weight", f"{path}/scale"), Rule(rf"{pattern}\.bias", f"{path}/bias")
+
 
 _LAYER, _OURS = r"model\.(encoder|decoder)\.layers\.(\d+)", r"\1_\2"
 _KINDS = {"self_attn": "self_attention", "encoder_attn": "cross_attention"}
@@ -33,19 +58,19 @@ RULES = (
         rule
         for theirs, kind in _KINDS.items()
         for projection, ours in _PROJECTIONS.items()
-        for rule in names.dense_rules(rf"{_LAYER}\.{theirs}\.{projection}", f"{_OURS}/{kind}/{ours}")
+        for rule in _dense_rules(rf"{_LAYER}\.{theirs}\.{projection}", f"{_OURS}/{kind}/{ours}")
     ),
     *(
         rule
         for theirs, kind in _KINDS.items()
-        for rule in names.layer_norm_rules(rf"{_LAYER}\.{theirs}_layer_norm", f"{_OURS}/{kind}_sum/layer_norm")
+        for rule in _layer_norm_rules(rf"{_LAYER}\.{theirs}_layer_norm", f"{_OURS}/{kind}_sum/layer_norm")
     ),
-    *names.layer_norm_rules(rf"{_LAYER}\.final_layer_norm", f"{_OURS}/mlp_sum/layer_norm"),
-    *names.dense_rules(rf"{_LAYER}\.fc1", f"{_OURS}/mlp/hidden"),
-    *names.dense_rules(rf"{_LAYER}\.fc2", f"{_OURS}/mlp/output"),
-    names.Rule(r"model\.shared\.weight|model\.decoder\.embed_tokens\.weight|lm_head\.weight", _TABLE),
-    names.Rule(r"final_logits_bias", "logits_bias", np.ravel),
-    names.Rule(r"model\.(encoder|decoder)\.embed_positions\.weight", None),  # the sinusoids as a table
+    *_layer_norm_rules(rf"{_LAYER}\.final_layer_norm", f"{_OURS}/mlp_sum/layer_norm"),
+    *_dense_rules(rf"{_LAYER}\.fc1", f"{_OURS}/mlp/hidden"),
+    *_dense_rules(rf"{_LAYER}\.fc2", f"{_OURS}/mlp/output"),
+    Rule(r"model\.shared\.weight|model\.decoder\.embed_tokens\.weight|lm_head\.weight", _TABLE),
+    Rule(r"final_logits_bias", "logits_bias", np.ravel),
+    Rule(r"model\.(encoder|decoder)\.embed_positions\.weight", None),  # the sinusoids as a table
 )
 _SOURCE_TABLE = r"model\.encoder\.embed_tokens\.weight"
 
@@ -64,9 +89,47 @@ def convert_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tup
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
     shapes = {path: leaf.shape for path, leaf in tree.flatten_by_path(params).items()}
-    source = names.Rule(_SOURCE_TABLE, _TABLE if model.embeddings == "shared" else "source_embedding/embedding")
+    source = Rule(_SOURCE_TABLE, _TABLE if model.embeddings == "shared" else "source_embedding/embedding")
     weights = {"final_logits_bias": np.zeros(model.vocab_size, np.float32), **weights}  # older files lack it
-    return model, {"params": names.convert_weights(weights, (source, *RULES), shapes, "Marian")}
+    return model, {"params": _convert_weights(weights, (source, *RULES), shapes)}
+
+
+def _convert_weights(weights: Mapping[str, Any], rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """Converts {their name: array} to our parameters, a tree of float32 arrays; the first rule that matches counts.
+
+    Several names may lead to one path, as tied weights do, if they hold the same numbers. Raises UserError that names all
+    weights without a rule or a parameter, with another shape or that disagree, and all `shapes` that were not found.
+    """
+    found: dict[str, np.ndarray] = {}
+    wrong: dict[str, list[str]] = {}
+    for name, array in weights.items():
+        rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
+        if rule is None:
+            wrong.setdefault("unknown names", []).append(name)
+            continue
+        if rule.path is None:
+            continue
+        path = re.sub(rule.pattern, rule.path, name)
+        value = np.asarray(rule.transform(np.asarray(array)), np.float32)
+        if path not in shapes:
+            wrong.setdefault("weights for which this network has no place", []).append(name)
+        elif value.shape != shapes[path]:
+            wrong.setdefault("other shapes", []).append(f"{name} {value.shape} where {path} is {shapes[path]}")
+        elif path in found and not np.array_equal(found[path], value):
+            wrong.setdefault("names of one parameter with different numbers", []).append(f"{name} for {path}")
+        else:
+            found[path] = value
+    missing = [path for path in shapes if path not in found]
+    if missing:
+        wrong["parameters that nothing gives"] = missing
+    if wrong:
+        problems = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items())
+        raise UserError(f"Marian: the weights do not fit; {problems}.")
+    return tree.nest_by_path({path: found[path] for path in shapes})
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from attention_jax.distributed.cluster import ProcessInfo
 from attention_jax.distributed.rendezvous import wait_for_processes
 from attention_jax.errors import UserError
 from attention_jax.launch import local
@@ -39,7 +40,7 @@ def call_roll(address: str, who: list[int], count: int, seconds: float, hosts=()
 
     def one(place: int) -> None:
         try:
-            told[place] = wait_for_processes(address, who[place], count, seconds, hosts) or ""
+            told[place] = wait_for_processes(ProcessInfo(address, who[place], count, tuple(hosts)), seconds) or ""
         except UserError as error:
             told[place] = str(error)
 
