@@ -8,6 +8,7 @@ Letters in comments: B sentences, K hypotheses of each, C candidates, L tokens, 
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -18,7 +19,6 @@ Cache = dict[str, Any]
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 Grow = Callable[[Cache, int], Cache]
 NEVER = -1e30
-_FIRST_CACHE_LENGTH = 16
 _GROUP = 64
 
 
@@ -136,7 +136,6 @@ def beam_search(
 def _first_state(cache: Cache, batch: int, max_length: int, options: SearchOptions) -> _State:
     """One open hypothesis per sentence, since equal ones would fill the beam with copies."""
     beam = options.beam
-    cache = _map_rows(lambda x: jnp.repeat(x, beam, axis=0), cache)
     return {
         "t": jnp.zeros((), jnp.int32),
         "token": jnp.full((batch * beam,), options.bos, jnp.int32),
@@ -144,7 +143,7 @@ def _first_state(cache: Cache, batch: int, max_length: int, options: SearchOptio
         "open_tokens": jnp.full((batch, beam, max_length), options.pad, jnp.int32),
         "ended": jnp.full((batch, beam), NEVER),
         "ended_tokens": jnp.full((batch, beam, max_length), options.pad, jnp.int32),
-        "cache": cache,
+        "cache": _map_rows(lambda x: jnp.repeat(x, beam, axis=0), cache),
     }
 
 
@@ -210,10 +209,8 @@ def _may_improve(open_BK: jax.Array, ended_BK: jax.Array, t: jax.Array, limits: 
 
 def cache_lengths(max_length: int) -> tuple[int, ...]:
     """Returns the lengths of a cache that grows: 16, then twice the one before; the last is `max_length`."""
-    lengths = [_FIRST_CACHE_LENGTH]
-    while lengths[-1] < max_length:
-        lengths.append(2 * lengths[-1])
-    return (*lengths[:-1], max_length)
+    doubled = (16 << i for i in itertools.count())
+    return (*itertools.takewhile(lambda length: length < max_length, doubled), max_length)
 
 
 def _map_rows(change: Callable[[jax.Array], jax.Array], cache: Cache) -> Cache:

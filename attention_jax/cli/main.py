@@ -201,7 +201,6 @@ def _train(config: str, workdir: str, overrides: Overrides) -> int:
     with report.show_progress(program.durations.total, active=is_main) as progress:
         result = train_model(loaded, workdir, program, progress)
     if is_main:
-        print(report.describe_first_step(result))
         print(report.describe_outcome(result))
     return get_stopped_exit_code() if result.stopped else 0
 

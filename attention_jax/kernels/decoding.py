@@ -86,10 +86,7 @@ def load_kernels() -> bool:
 def _built() -> Path:
     """The library, built if this machine has not built this source before.
 
-    Raises:
-        OSError: no compiler, or no place to write.
-        RuntimeError: no home directory.
-        subprocess.SubprocessError: the compiler failed.
+    Raises OSError without a compiler or a place to write, RuntimeError without a home, SubprocessError if the compiler fails.
     """
     source = resources.files("attention_jax.kernels").joinpath("decoding.cc").read_bytes()
     compiler = (os.environ.get("CXX") or "c++").split()

@@ -27,7 +27,8 @@ def make_schedule(
             f + (1-f)·0.5·(1 + cos(pi·t/T)) of the peak (Loshchilov & Hutter 2017; the clock as in He et al. 2019 and
             ConvNeXt, while TensorFlow's model garden starts it at step 0); "linear", f + (1-f)·(1 - t/T) of the peak;
             "noam", learning_rate·d_model^-0.5·min(s^-0.5, s·W^-1.5) with s = step + 1 (Vaswani et al. 2017,
-            Section 5.3).
+            Section 5.3); its peak, at step W - 1, is learning_rate / sqrt(d_model·W). Tensor2tensor's later presets have
+            learning_rate 2 and W = 8,000.
         learning_rate: the peak; of "noam" the factor before its formula.
         total_steps: of the run, warm-up included.
         warmup_steps: W; its step s has start + (peak - start)·(s + 1)/W, so that the first is not lost and the last has
@@ -49,7 +50,15 @@ def make_schedule(
     elif name == "linear":
         main = optax.linear_schedule(learning_rate, final_share * learning_rate, after)
     elif name == "noam":
-        return _noam(learning_rate, d_model, warmup_steps)
+        if not warmup_steps:
+            raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by it, give the paper's 4000.")
+        scale = learning_rate * d_model**-0.5
+
+        def rate(step: jax.Array) -> jax.Array:
+            s = jnp.asarray(step, jnp.float32) + 1
+            return scale * jnp.minimum(s**-0.5, s * warmup_steps**-1.5)
+
+        return rate
     else:
         raise ValueError(f"unknown schedule {name!r}")
     if not warmup_steps:
@@ -57,15 +66,3 @@ def make_schedule(
     first = warmup_start + (learning_rate - warmup_start) / warmup_steps
     warmup = optax.linear_schedule(first, learning_rate, max(1, warmup_steps - 1))
     return optax.join_schedules([warmup, main], [warmup_steps])
-
-
-def _noam(factor: float, d_model: int, warmup_steps: int) -> optax.Schedule:
-    """The peak, at step W - 1, is factor / sqrt(d_model·W). Tensor2tensor's later presets have factor 2 and W = 8,000."""
-    if not warmup_steps:
-        raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by it, give the paper's 4000.")
-
-    def rate(step: jax.Array) -> jax.Array:
-        s = jnp.asarray(step, jnp.float32) + 1
-        return factor * d_model**-0.5 * jnp.minimum(s**-0.5, s * warmup_steps**-1.5)
-
-    return rate

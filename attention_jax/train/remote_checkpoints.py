@@ -45,13 +45,7 @@ _MARKER = re.compile(r"(\d+)\.json")
 
 
 class RemoteCheckpoints:
-    """The checkpoints of a remote workdir, with the methods of `Checkpoints`.
-
-    Args:
-        remote: the workdir.
-        local: its staging folder.
-        keep_last, keep_best, score: see `Checkpoints`.
-    """
+    """The checkpoints of a remote workdir with its local staging folder; other arguments and methods as of `Checkpoints`."""
 
     def __init__(self, remote: RemoteFolder, local: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
         self._remote, self._local, self._keep = remote, local, checkpoint.Preservation(keep_last, keep_best, score)
@@ -90,11 +84,7 @@ class RemoteCheckpoints:
         return restored
 
     def save(self, state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
-        """Saves the state under its step, in the background.
-
-        Raises:
-            UserError: the save before this one failed, or the state is not finite.
-        """
+        """Saves the state under its step, in the background; raises as `Checkpoints.save` does."""
         self.wait()
         step = int(state.step)
         packed = checkpoint.pack_description(state, about, assets)

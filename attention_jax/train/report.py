@@ -63,18 +63,13 @@ def show_progress(
 
 
 def describe_outcome(result: TrainingResult) -> str:
-    """Returns the last sentence of a training command."""
+    """Returns the last lines of a training command: the seconds until the first step, compilation among them, and the end."""
+    first = "no step was left to take."
+    if result.first_step is not None:
+        first = "first step after {:.1f} s ({:.1f} s to trace and compile).".format(*result.first_step)
     if result.stopped:
-        return f"stopped after step {result.step} and saved; the same command goes on from there."
+        return f"{first}\nstopped after step {result.step} and saved; the same command goes on from there."
     lines = list(metrics.read_log(result.folder / metrics.METRICS))
     last = next(line for line in reversed(lines) if "headline" in line)
     scores = {name: v if isinstance(v, str) else round(v, 6) for name, v in last.items() if "/" in name}
-    return f"done after step {result.step}: {json.dumps(scores)}"
-
-
-def describe_first_step(result: TrainingResult) -> str:
-    """Returns a sentence with the seconds until the first step, and those of compilation among them."""
-    if result.first_step is None:
-        return "no step was left to take."
-    seconds, compiling = result.first_step
-    return f"first step after {seconds:.1f} s ({compiling:.1f} s to trace and compile)."
+    return f"{first}\ndone after step {result.step}: {json.dumps(scores)}"

@@ -203,13 +203,10 @@ def list_steps(workdir: Path) -> list[int]:
 
 
 def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Arrays and `about` of a checkpoint on any machine, whatever devices wrote it.
+    """Returns a state as nested dicts of numpy arrays, whatever devices wrote it, its `about`, and the step's folder.
 
     Args:
         path: a workdir (its newest good checkpoint is taken), its `checkpoints` folder, or one step's folder.
-
-    Returns:
-        The state as nested dicts of numpy arrays, `about`, and the step's folder.
 
     Raises:
         UserError: there is no checkpoint, only damaged ones, or one that cannot be read; says what was found there.
