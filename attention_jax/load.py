@@ -22,8 +22,7 @@ class Run:
     """A trained run.
 
     Attributes:
-        path: of the checkpoint.
-        step: of the checkpoint.
+        path, step: of the checkpoint.
         model, variables: for `model.apply(variables, inputs)`.
         weights: the kind of the weights in `variables`, "ema" or "params".
         assets: {file name: bytes} saved with the checkpoint, such as labels or a tokenizer.

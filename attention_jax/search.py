@@ -104,7 +104,6 @@ def beam_search(
         cache: before the first token, every leaf with the B sentences along its first axis. `step` gets N rows, each of
             which follows its hypothesis, except under "shared": those leaves are neither repeated nor moved.
         limits: [B] maximum length of each sentence including EOS, at most `max_length`.
-        max_length: static length of the result.
         grow: `(cache, length) -> cache` makes room for `length` tokens; `cache` then starts with room for
             `cache_lengths(max_length)[0]`. The cost of a token grows with the room, and few sentences reach their limit.
     """

@@ -60,10 +60,9 @@ def _open(uri: str) -> tuple[Any, str]:
         require_package("gcsfs", "gcs", uri)
     try:
         return fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    except ImportError as error:
-        raise UserError(f"{uri}: {one_sentence(error)}.") from error
-    except ValueError as error:  # an unknown protocol
-        raise UserError(f"{uri}: {one_sentence(error)}: give a URI that fsspec knows, such as gs://bucket/folder.") from error
+    except (ImportError, ValueError) as error:
+        unknown = ": give a URI that fsspec knows, such as gs://bucket/folder" if isinstance(error, ValueError) else ""
+        raise UserError(f"{uri}: {one_sentence(error)}{unknown}.") from error
 
 
 def read_remote_file(uri: str, name: str = "") -> bytes:
@@ -78,7 +77,6 @@ class RemoteFolder:
     """A remote folder, which need not exist.
 
     Args:
-        uri: of the folder.
         write: True tries at once whether it can be written to.
 
     Raises:

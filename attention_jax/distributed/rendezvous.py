@@ -11,7 +11,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from attention_jax.distributed.cluster import ProcessInfo
@@ -53,6 +52,11 @@ def _gather(process: ProcessInfo, seconds: float) -> str:
                 return
         connection.close()
 
+    def accept(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=receive, args=(server.accept()[0],), daemon=True).start()
+
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -60,7 +64,7 @@ def _gather(process: ProcessInfo, seconds: float) -> str:
     except OSError as error:
         return f"process 0 cannot listen on port {port} ({error.strerror}): give another port or end what has it."
     with server:
-        accepting = threading.Thread(target=_accept, args=(server, receive), daemon=True)
+        accepting = threading.Thread(target=accept, args=(server,), daemon=True)
         accepting.start()
         with changed:
             changed.wait_for(lambda: len(found) >= process.count or duplicates, max(0.0, deadline - time.monotonic()))
@@ -88,12 +92,6 @@ def _missing(hosts: dict[int, str], process: ProcessInfo, seconds: float) -> str
         f"{len(missing)} of {process.count} processes did not start within {seconds:g} s: {gone} (started: {here}); "
         "check that each was started and can reach this host, then start the same command again."
     )
-
-
-def _accept(server: socket.socket, receive: Callable[[socket.socket], None]) -> None:
-    with contextlib.suppress(OSError):  # closed
-        while True:
-            threading.Thread(target=receive, args=(server.accept()[0],), daemon=True).start()
 
 
 def _report(process: ProcessInfo, seconds: float) -> str:

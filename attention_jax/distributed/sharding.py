@@ -50,7 +50,6 @@ class StateSharding:
     """The sharding of every array of a state.
 
     Attributes:
-        mesh: of the devices.
         shardings: a tree like the state.
         undivided: paths of the parameters and batch statistics that an axis should split by their rule, and cannot.
     """

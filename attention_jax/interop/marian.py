@@ -25,13 +25,7 @@ _STOP = {False: "guess", True: "full", "never": "settled"}
 
 
 class Rule(NamedTuple):
-    """A rule for the weights whose complete name matches `pattern`.
-
-    Attributes:
-        pattern: regular expression.
-        path: replacement that gives our path; None for weights that follow from others.
-        transform: of the array.
-    """
+    """A rule for the weights whose complete name matches a pattern; the path is None for weights that follow from others."""
 
     pattern: str
     path: str | None
@@ -41,11 +35,6 @@ class Rule(NamedTuple):
 def _dense_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
     """Converts a `torch.nn.Linear` weight [out, in] to a Flax kernel [in, out]."""
     return Rule(rf"{pattern}\.weight", f"{path}/kernel", np.transpose), Rule(rf"{pattern}\.bias", f"{path}/bias")
-
-
-def _layer_norm_rules(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """Converts the parameters of a `torch.nn.LayerNorm`."""
-    return Rule(rf"{pattern}\.weight", f"{path}/scale"), Rule(rf"{pattern}\.bias", f"{path}/bias")
 
 
 _LAYER, _OURS = r"model\.(encoder|decoder)\.layers\.(\d+)", r"\1_\2"
@@ -61,11 +50,10 @@ RULES = (
         for rule in _dense_rules(rf"{_LAYER}\.{theirs}\.{projection}", f"{_OURS}/{kind}/{ours}")
     ),
     *(
-        rule
-        for theirs, kind in _KINDS.items()
-        for rule in _layer_norm_rules(rf"{_LAYER}\.{theirs}_layer_norm", f"{_OURS}/{kind}_sum/layer_norm")
+        Rule(rf"{_LAYER}\.{theirs}_layer_norm\.{name}", f"{_OURS}/{sublayer}_sum/layer_norm/{parameter}")
+        for theirs, sublayer in {**_KINDS, "final": "mlp"}.items()
+        for name, parameter in (("weight", "scale"), ("bias", "bias"))
     ),
-    *_layer_norm_rules(rf"{_LAYER}\.final_layer_norm", f"{_OURS}/mlp_sum/layer_norm"),
     *_dense_rules(rf"{_LAYER}\.fc1", f"{_OURS}/mlp/hidden"),
     *_dense_rules(rf"{_LAYER}\.fc2", f"{_OURS}/mlp/output"),
     Rule(r"model\.shared\.weight|model\.decoder\.embed_tokens\.weight|lm_head\.weight", _TABLE),

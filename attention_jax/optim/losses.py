@@ -9,12 +9,9 @@ from attention_jax.kernels.switch import kernels_are_on
 
 
 def target_distribution(labels: jax.Array, classes: int, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:
-    """[B] -> [B, K], rows that sum to 1: one-hot, or smoothed by e in one of two published ways.
+    """[B] -> [B, K], rows that sum to 1: one-hot, or smoothed by e = `label_smoothing` in one of two published ways.
 
     Args:
-        labels: the true classes.
-        classes: K.
-        label_smoothing: e.
         over: "uniform" spreads e over all classes, so that the true one gets 1 - e + e/K (Szegedy et al. 2016, Section 7;
             TensorFlow, PyTorch, timm); "others" over the K - 1 others, the true one gets 1 - e (tensor2tensor; He et al.
             2019, Section 5.2). "others" with e is "uniform" with e·K/(K-1).

@@ -19,7 +19,6 @@ def mix_images(
     An example's target is share·label + (1-share)·partner. One draw a batch decides on mixing, and on one of the two.
 
     Args:
-        rng: key of this step.
         batch: arrays of B examples; what is neither image nor label is kept.
         mixup_alpha: lambda ~ Beta(a, a) of mixup, image·lambda + partner·(1-lambda) (Zhang et al. 2018); 0 for no mixup.
         cutmix_alpha: lambda ~ Beta(a, a) of CutMix (Yun et al. 2019); 0 for no CutMix.

@@ -37,10 +37,8 @@ def make_optimizer(
             "rmsprop": s = b2·s + (1-b2)·g², v = m·v + lr·g / sqrt(s + eps), w = w - v (Hinton 2012, as Inception and
             EfficientNet used TensorFlow's);
             "adamw": Loshchilov & Hutter 2019, decay always decoupled.
-        schedule: step -> learning rate.
         weight_decay: wd; 0 switches it off.
         decay_rules: (path regex, True to decay); a parameter that no rule matches is an error.
-        momentum: m of SGD and RMSProp.
         nesterov: of SGD: g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
         decay: of SGD and RMSProp: "l2" adds wd·w to the gradient, the gradient of wd/2·|w|²; "decoupled" subtracts
             lr·wd·w from the weight, so that the schedule scales it as in PyTorch's AdamW.
@@ -48,8 +46,7 @@ def make_optimizer(
             rate falls, the velocity still carries the old one (Goyal et al. 2017, equations 9 and 10).
         rmsprop: "tensorflow": s starts at 1, eps inside the root; "keras": s starts at 0, eps inside; "torch": s starts at
             0, eps outside the root, and the rate multiplies v, not g.
-        b1: first-moment decay of AdamW.
-        b2: second-moment decay of AdamW (0.999) and RMSProp (0.9 in Inception and EfficientNet).
+        b1, b2: first- and second-moment decay of AdamW; b2 also of RMSProp (0.9 in Inception and EfficientNet).
         eps: of AdamW (1e-8, outside the root) and RMSProp (1.0 in Inception-v3, 1e-3 in EfficientNet).
         clip_norm: largest global norm of the gradient, decay not counted (Pascanu et al. 2013); 0 for no limit.
     """
@@ -83,7 +80,6 @@ def update_average(average: Any, new: Any, decay: float, step: jax.Array, warmup
     """Returns d·average + (1-d)·new, where d = min(decay, (1+t)/(10+t)) with warm-up (TensorFlow's ResNet-RS trainer).
 
     Args:
-        average, new: trees of one structure; parameters and batch statistics alike.
         decay: 0.9999 in the published recipes.
         step: t, optimizer steps done before this one.
         warmup: False keeps d constant, as timm's ModelEma and ConvNeXt do.

@@ -34,10 +34,8 @@ def make_schedule(
         warmup_steps: W; its step s has start + (peak - start)·(s + 1)/W, so that the first is not lost and the last has
             the peak.
         boundaries: of "step", shares of `total_steps`.
-        factor: of "step", at one boundary.
         warmup_start: the rate from which the warm-up rises; "noam" always rises from 0.
         final_share: f of "cosine" and "linear", what of the peak is left after the last step.
-        d_model: of "noam".
     """
     after = max(1, total_steps - warmup_steps)
     if name == "constant":

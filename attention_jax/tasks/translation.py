@@ -270,12 +270,12 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
     with the parts of words joined on both sides. The output "correct" says which texts match; if there are none it is the
     share of right tokens.
     """
-    tokens = outputs["tokens"].astype(np.float64).sum()
-    loss = float(outputs["loss"].astype(np.float64).sum() / tokens)
+    total, right, tokens = (outputs[name].astype(np.float64).sum() for name in ("loss", "right", "tokens"))
+    loss = float(total / tokens)
     scores: dict[str, Any] = {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "token_accuracy": float(outputs["right"].astype(np.float64).sum() / tokens),
+        "token_accuracy": float(right / tokens),
     }
     correct = outputs["right"] / outputs["tokens"]
     if config.evaluation.translate:

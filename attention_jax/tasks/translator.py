@@ -138,11 +138,8 @@ class Translator:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
-        return jax.jit(functools.partial(translate_tokens, self.model), static_argnums=2)
-
-    @functools.cached_property
-    def _on_device(self) -> dict[str, Any]:
-        return jax.device_put(self.variables)
+        compiled = jax.jit(functools.partial(translate_tokens, self.model), static_argnums=2)
+        return functools.partial(compiled, jax.device_put(self.variables))
 
     def preprocess(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Returns the source of `model.apply`, [N, longest] int32 with end symbols and padding."""
@@ -178,7 +175,7 @@ class Translator:
                 # As many rows as fill a power of two, so that few programs are compiled.
                 room = min(size, 1 << (len(part) - 1).bit_length())
                 source = pad_rows([encoded[i] for i in part], room, length)
-                tokens, scores = map(np.asarray, self._compiled(self._on_device, source, chosen))
+                tokens, scores = map(np.asarray, self._compiled(source, chosen))
                 for row, i in enumerate(part):
                     found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
         for i, sentence in enumerate(sentences):

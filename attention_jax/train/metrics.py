@@ -27,7 +27,6 @@ class Log:
     """Appends lines in order of step.
 
     Args:
-        workdir: of the run.
         tensorboard: copies the lines to TensorBoard events, written anew from the log at each start.
         active: False in every process but the first; nothing is written then.
     """

@@ -70,7 +70,6 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     """Resolves and checks a config against its data and devices, and defines its jitted functions; compiles nothing yet.
 
     Args:
-        config: checked.
         mesh: None makes the config's mesh from the devices present. Devices that are only described
             (`jax.experimental.topologies`) suffice to compile without running.
     """

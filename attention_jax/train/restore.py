@@ -109,7 +109,6 @@ def read_checkpoint(folder: Path, abstract_state: State | None = None) -> tuple[
     """Returns the arrays and `about` of a step's folder, compared with its checksums.
 
     Args:
-        folder: of one step.
         abstract_state: the state to restore, each process reading its part (collective); None reads all arrays, as nested
             dicts of numpy arrays.
 
