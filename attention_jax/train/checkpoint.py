@@ -106,7 +106,6 @@ class Checkpoints:
     """The checkpoints of a workdir.
 
     Args:
-        workdir: of the run; gets the folder `checkpoints`.
         keep_last, keep_best: number of newest and of best checkpoints to keep.
         score: step -> logged headline metric, higher is better; None without an evaluation.
     """

@@ -71,7 +71,9 @@ class RemoteCheckpoints:
             except Exception as error:
                 reason = restore.describe_damage(error, f"{self._remote.uri}/{FOLDER}/{step}")
                 log.warning("checkpoint %d is damaged (%s); its marker becomes %d.damaged", step, reason, step)
-                self._move_aside(step)
+                if is_main_process():
+                    self._remote.write(f"{FOLDER}/{step}.damaged", self._remote.read(f"{FOLDER}/{step}.json") or b"")
+                    self._remote.remove(f"{FOLDER}/{step}.json")
                 continue
             newest, self._segments = step, marker["log"]
             self._logged = sum(map(int, (size for *_, size in marker["log"])))
@@ -167,12 +169,6 @@ class RemoteCheckpoints:
     def _not_kept(self) -> list[int]:
         found = list_remote_steps(self._remote)
         return sorted({*found} - self._keep.choose(found))
-
-    def _move_aside(self, step: int) -> None:
-        if is_main_process():
-            marker = self._remote.read(f"{FOLDER}/{step}.json")
-            self._remote.write(f"{FOLDER}/{step}.damaged", marker or b"")
-            self._remote.remove(f"{FOLDER}/{step}.json")
 
 
 def list_remote_steps(remote: RemoteFolder) -> list[int]:
