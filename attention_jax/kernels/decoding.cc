@@ -49,7 +49,10 @@ void InParallel(ffi::ThreadPool& pool, int units, Work work) {
   };
   const auto counts = std::make_shared<Counts>();
   const auto run = [=] {
-    for (int unit; (unit = counts->next.fetch_add(1)) < units; counts->done.fetch_add(1, std::memory_order_release)) work(unit);
+    for (int unit; (unit = counts->next.fetch_add(1)) < units;) {
+      work(unit);
+      counts->done.fetch_add(1, std::memory_order_release);
+    }
   };
   const int others = std::min<int>(pool.num_threads(), units) - 1;
   for (int i = 0; i < others; i++) pool.Schedule(run);

@@ -27,7 +27,6 @@ def scan_lstm(
         cell: gates [B, G] and cell [B, H] -> the new output and cell.
         gates_TBG: what the inputs add to the gates.
         mask_TB: False at padding, which leaves the state as it is.
-        reverse: from the last step to the first.
     """
     return _forward(cell, kernel_HG, gates_TBG, mask_TB, state, reverse)[0]
 

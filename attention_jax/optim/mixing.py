@@ -22,7 +22,6 @@ def mix_images(
         batch: arrays of B examples; what is neither image nor label is kept.
         mixup_alpha: lambda ~ Beta(a, a) of mixup, image·lambda + partner·(1-lambda) (Zhang et al. 2018); 0 for no mixup.
         cutmix_alpha: lambda ~ Beta(a, a) of CutMix (Yun et al. 2019); 0 for no CutMix.
-        probability: of mixing a batch at all.
         switch_probability: of CutMix rather than mixup where both are on.
     """
     images, labels = batch["image"], batch["label"]

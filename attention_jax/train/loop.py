@@ -35,7 +35,6 @@ class TrainingResult:
     """The end of a call of `train_model`.
 
     Attributes:
-        step: reached.
         stopped: True if a signal stopped it.
         folder: with the log; of a remote workdir, its local staging folder.
         first_step: seconds from the call to the dispatch of its first step, and those of them that traced and compiled it;
