@@ -63,6 +63,10 @@ class StateSharding:
         """True if some array is split over devices."""
         return self.mesh.shape[FSDP] * self.mesh.shape[MODEL] > 1
 
+    def add_to_shapes(self, shapes: Any) -> Any:
+        """Returns the shapes of a state with its shardings."""
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+
     def gather(self, values: Any, shardings: Any) -> Any:
         """Inside a jitted function: gathers arrays with `shardings`, a part of this object's, over `fsdp`."""
         if not self.is_sharded:

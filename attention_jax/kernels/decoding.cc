@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -44,20 +45,20 @@ typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 // units as they come, so that nothing waits for a thread that never starts; one that starts late finds none left.
 template <typename Work>
 void InParallel(ffi::ThreadPool& pool, int units, Work work) {
-  struct Counts {
+  struct Shared {
+    Work work;
+    int units;
     std::atomic<int> next{0}, done{0};
-  };
-  const auto counts = std::make_shared<Counts>();
-  const auto run = [=] {
-    for (int unit; (unit = counts->next.fetch_add(1)) < units;) {
-      work(unit);
-      counts->done.fetch_add(1, std::memory_order_release);
+    Shared(Work work, int units) : work(std::move(work)), units(units) {}
+    void Run() {
+      for (int unit; (unit = next.fetch_add(1)) < units; done.fetch_add(1, std::memory_order_release)) work(unit);
     }
   };
+  auto shared = std::make_shared<Shared>(std::move(work), units);
   const int others = std::min<int>(pool.num_threads(), units) - 1;
-  for (int i = 0; i < others; i++) pool.Schedule(run);
-  run();
-  for (int spins = 0; counts->done.load(std::memory_order_acquire) < units; spins++) {
+  for (int i = 0; i < others; i++) pool.Schedule([shared] { shared->Run(); });
+  shared->Run();
+  for (int spins = 0; shared->done.load(std::memory_order_acquire) < units; spins++) {
     if (spins > 1000) std::this_thread::yield();
   }
 }

@@ -109,14 +109,13 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
     if config.parallel.mode == "pmap":
         step = map_over_replicas(step, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding.shardings)
     return Program(
         config=config,
         task=task,
         model=model,
         mesh=mesh,
         sharding=sharding,
-        abstract_state=abstract,
+        abstract_state=sharding.add_to_shapes(shapes),
         durations=durations,
         init=jax.jit(init, out_shardings=sharding.shardings, compiler_options=_QUICKLY if on_cpu else None),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(sharding.shardings, everywhere)),
