@@ -20,6 +20,7 @@ Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 Grow = Callable[[Cache, int], Cache]
 NEVER = -1e30
 _GROUP = 64
+_FIRST_CACHE_LENGTH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _may_improve(open_BK: jax.Array, ended_BK: jax.Array, t: jax.Array, limits: 
 
 def cache_lengths(max_length: int) -> tuple[int, ...]:
     """Returns the lengths of a cache that grows: 16, then twice the one before; the last is `max_length`."""
-    doubled = (16 << i for i in itertools.count())
+    doubled = (_FIRST_CACHE_LENGTH << i for i in itertools.count())
     return (*itertools.takewhile(lambda length: length < max_length, doubled), max_length)
 
 

@@ -161,6 +161,7 @@ def test_config_of_a_version_to_come(monkeypatch):
         aj.load_run(RUN)
 
 
+@pytest.mark.slow
 def test_from_elsewhere_by_relative_path_and_home(tmp_path, run_python):
     shutil.copytree(RUN, tmp_path / "home" / "runs" / "x")
     (tmp_path / "cwd").mkdir()
@@ -224,6 +225,7 @@ def small_run(tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "prefix"), [("ema", "eval_ema"), ("params", "eval"), (None, "eval_ema")])
 def test_evaluate_gives_exactly_the_logged_numbers(small_run, capsys, weights, prefix):
     options = [f"--weights={weights}"] if weights else []

@@ -73,6 +73,7 @@ def words(tokens: np.ndarray, pad: int = 0) -> tuple[int, ...]:
     return tuple(int(token) for token in tokens if token != pad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["gnmt", "length"])
 @pytest.mark.parametrize(("alpha", "min_length", "expand"), [(0.0, 0, 2), (0.6, 0, 2), (1.0, 2, 2), (0.6, 1, 1), (2.0, 0, 1)])
 def test_a_wide_beam_is_brute_force(penalty: str, alpha: float, min_length: int, expand: int) -> None:
@@ -160,6 +161,7 @@ def _next(steps: np.ndarray, t: int, seq: tuple[int, ...], options: SearchOption
     return steps[t, seq[-2], seq[-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -22,6 +22,7 @@ def first_batch(program):
 # --- gradient flow --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradient_norms_are_those_of_the_training_step():
     program = build_program(small_config())
     state, batch = program.init(np.uint32(3)), first_batch(program)
@@ -38,6 +39,7 @@ def test_layers_come_in_the_order_of_their_use():
     assert gradient_flow.list_convolutions(program) == [f"{path}/kernel" for path in expected]
 
 
+@pytest.mark.slow
 def test_without_normalisation_shortcuts_keep_the_gradient_and_with_it_nothing_vanishes():
     """The two claims of `experiments/residual.py`, at 14 layers and at initialisation."""
 

@@ -39,6 +39,7 @@ def compile_once(run_python, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_truncated_entry_is_compiled_anew(compile_once):
     _, entry = compile_once()
     complete = entry.read_bytes()

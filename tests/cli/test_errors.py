@@ -82,6 +82,7 @@ def test_image_too_small(capsys, tmp_path):
     assert "images of 8x8 pixels are too small for this network, which reduces them 32-fold" in said
 
 
+@pytest.mark.slow
 def test_batch_that_the_devices_cannot_share(run_cli, tmp_path):
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = run_cli("train", f"--config={CONFIG}", f"--workdir={tmp_path}", "--config.batch_size=30", env=env)
@@ -102,6 +103,7 @@ def test_workdir_that_is_a_file_or_not_writable(capsys, tmp_path):
     assert "workdir=/sys/run cannot be written to" in sentence(capsys, "train", *as_options(), "--workdir=/sys/run")
 
 
+@pytest.mark.slow
 def test_workdir_of_another_config(capsys, tmp_path):
     options = as_options(total_steps=2, evaluation__every_steps=2, checkpoint__every_steps=2, schedule__warmup_steps=0)
     assert cli.main(["train", *options, f"--workdir={tmp_path}"]) == 0
@@ -138,6 +140,7 @@ def test_missing_platform(run_cli, tmp_path):
     assert last.startswith("error: JAX_PLATFORMS=tpu") and "pip install 'attention_jax[tpu]'" in last
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite(capsys, tmp_path):
     options = as_options(schedule__learning_rate=1e30, schedule__warmup_steps=0, checkpoint__every_steps=1)
     said = sentence(capsys, "train", *options, f"--workdir={tmp_path}")
@@ -164,6 +167,7 @@ rm ballast; "$@"; echo "second: $?"
 """
 
 
+@pytest.mark.slow
 def test_full_disk_during_a_save_and_the_same_command_afterwards(tmp_path):
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-rm", "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=False).returncode:

@@ -124,6 +124,7 @@ print(cli.main({[*command, f"--workdir={tmp_path / 'missing'}"]}))
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "kept"),
     [
@@ -138,6 +139,7 @@ def test_command_line_keeps_memory_for_translation_before_jax_has_threads(kept_b
     assert kept_by(*command) == ["kept"] * kept + ["2"]
 
 
+@pytest.mark.slow
 def test_table_without_a_base_keeps_no_memory(kept_by):
     *printed, code = kept_by("table", "experiments/complexity.py", "--dry-run")
     assert code == "0" and not {"kept", "threads"} & set(printed)

@@ -56,6 +56,7 @@ def joined(lines, end: str = "\n") -> bytes:
     return "".join(line + end for line in lines).encode()
 
 
+@pytest.mark.slow
 def test_a_line_out_for_each_line_in(call, run):
     expected = [translation.text for translation in run.predict(LINES)]
     assert len(set(expected)) > 4, "translations that differ, so that their order says something"
@@ -94,6 +95,7 @@ def test_what_is_not_utf_8(call, tmp_path, to_file):
     assert not list(tmp_path.iterdir()), "nothing is left of a file that is not complete"
 
 
+@pytest.mark.slow
 def test_scores_and_the_n_best(call, run):
     found = run.predict(LINES, beam=3, n_best=3, alpha=1.0)
     code, out, _ = call("--nbest=3", "--alpha=1", given=joined(LINES))  # the beam is as large as it must be
@@ -152,6 +154,7 @@ def test_a_run_of_another_task(call):
 # Attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cross", "encoder", "decoder"])
 def test_picture_of_the_first_sentence(call, tmp_path, kind):
     with warnings.catch_warnings():
@@ -161,6 +164,7 @@ def test_picture_of_the_first_sentence(call, tmp_path, kind):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and os.listdir(tmp_path) == ["a.png"]
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_the_translation(run):
     (found,) = run.predict("a b c", beam=2)
     maps = compute_translation_maps(run, "a b c", beam=2)
@@ -182,6 +186,7 @@ def test_maps_are_those_of_the_translation(run):
         compute_translation_maps(run, " ")
 
 
+@pytest.mark.slow
 def test_networks_with_cross_attention_alone(run):
     words = train_tokenizer("words", ["I am", "나는 다"], None, "", {})
     model = aj.create_model("lstm_seq2seq_attention", vocab_size=words.vocab_size, layers=1, features=8)

@@ -32,6 +32,7 @@ def script(root):
 # The pairs
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_committed_file(script):
     if others := script.other_versions():
         pytest.skip(others)

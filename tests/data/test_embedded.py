@@ -154,6 +154,7 @@ def test_rand_augment_follows_crop_and_flip(folder):
         assert (with_it(data, np.random.default_rng(seed)) == expected).all()
 
 
+@pytest.mark.slow
 def test_a_folder_with_broken_files_trains_and_is_counted(folder, tmp_path, capsys, monkeypatch, caplog):
     cut = folder / "val" / "bee" / "0.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])

@@ -27,12 +27,14 @@ EIGHT = {"JAX_NUM_CPU_DEVICES": "8"}
 FOUR = {"JAX_NUM_CPU_DEVICES": "4"}
 
 
+@pytest.mark.slow
 def test_laws_on_eight_devices(run_python):
     done = run_python("-m", "pytest", "-q", "tests/helpers/eight_devices.py", env=EIGHT, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
+@pytest.mark.slow
 def test_checkpoint_of_eight_devices_opens_on_one(run_cli, tmp_path):
     assert jax.device_count() == 1
     done = run_cli("train", *as_options(total_steps=12, parallel__fsdp=4), f"--workdir={tmp_path}", env=EIGHT)
@@ -50,29 +52,32 @@ def local(*arguments, processes=2, devices=2) -> list[str]:
 
 
 ENVIRONMENT = {"ATTENTION_JAX_PYTHON": sys.executable}
+SHORT = dict(total_steps=12)  # devices of two processes exchange their sums over loopback, which takes long
 
 
 @pytest.fixture(scope="module")
 def four_devices_of_one_process(run_cli, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    done = run_cli("train", *as_options(), f"--workdir={workdir}", env=FOUR)
+    done = run_cli("train", *as_options(**SHORT), f"--workdir={workdir}", env=FOUR)
     assert done.returncode == 0, done.stderr
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(four_devices_of_one_process, tmp_path, monkeypatch):
     """The state in parts that both processes have, the batch in parts of each, the workdir at an address."""
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
-    command = local("train", *as_options(parallel__fsdp=4), f"--workdir=file://{tmp_path}/run")
+    command = local("train", *as_options(parallel__fsdp=4, **SHORT), f"--workdir=file://{tmp_path}/run")
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es) x 2" in done.stdout
     same_numbers(four_devices_of_one_process, remote_checkpoints.download_run(f"file://{tmp_path}/run"))
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_for_translation(run_cli, tmp_path):
     """One network over the devices of both, which then load the same rows, and agree on the translations of the evaluation."""
-    changes = dict(total_steps=20, data__bucket_lengths=1, model__dropout=0.1, model__heads=4)
+    changes = dict(total_steps=8, data__bucket_lengths=1, model__dropout=0.1, model__heads=4)
     options = small_text.as_options(small_text.write_pairs(tmp_path), **changes)
     done = run_cli("train", *options, f"--workdir={tmp_path}/one", env=FOUR)
     assert done.returncode == 0, done.stderr
@@ -90,6 +95,7 @@ def test_two_processes_are_one_for_translation(run_cli, tmp_path):
             assert theirs[name] == pytest.approx(line[name], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_table_on_two_processes(tmp_path):
     """Also what measures the network when it is trained, which takes the devices of both."""
     short = {**SMALL, "total_steps": 2}
@@ -105,7 +111,7 @@ def test_table_on_two_processes(tmp_path):
     assert done.stdout.count(f"ls {tmp_path}") == 1 and "Traceback" not in done.stderr
 
 
-def test_sigterm_brings_two_processes_to_one_step_and_one_process_goes_on(four_devices_of_one_process, run_cli, tmp_path):
+def test_sigterm_brings_two_processes_to_one_step(tmp_path):
     workdir = tmp_path / "run"
     command = local("train", *as_options(total_steps=4000), f"--workdir={workdir}")
     with subprocess.Popen(
@@ -134,6 +140,7 @@ def same_numbers(one, other) -> None:
         np.testing.assert_allclose(array, theirs[path], rtol=5e-3, atol=5e-4, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_configs_step_lowers_for_accelerators(path, platform):

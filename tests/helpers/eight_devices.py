@@ -19,11 +19,12 @@ from tests.helpers import small_text
 from tests.helpers.small import small_config
 
 STEPS = 3
+ONE_STAGE = dict(model__stage_sizes=(1,), model__widths=(8,))  # what takes the time is compiling for eight devices
 
 
 def three_steps(config=None, **fields):
     """(state as numpy, metrics of each step) after three steps of a program, which keeps its state where it was."""
-    program = build_program(config or small_config(**fields))
+    program = build_program(config or small_config(**ONE_STAGE, **fields))
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state, seen = program.init(0), []
     for batch in prefetch_batches(loader.training(0, STEPS), program.mesh):

@@ -65,6 +65,7 @@ MASKS = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("masked", MASKS)
 def test_attention_is_that_of_xla(masked: str) -> None:
@@ -143,6 +144,7 @@ def translation() -> tuple[Any, dict[str, Any], np.ndarray]:
     return model, jax.tree.map(lambda leaf: 2 * leaf, variables), source
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_search_finds_the_same_with_them(beam: int, translation: tuple) -> None:
@@ -201,6 +203,7 @@ def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, t
         assert said in message, (said, message)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_built_once_for_a_processor_and_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -64,6 +64,7 @@ def flat(tree: Any) -> np.ndarray:
     return np.asarray(ravel_pytree(tree)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_kernels_derivatives_are_those_of_jax(name: str) -> None:
     """Values and gradients agree with the kernels', and forward mode and forward over reverse do what they should."""
@@ -88,6 +89,7 @@ def test_without_kernels_derivatives_are_those_of_jax(name: str) -> None:
     assert flat(curved) @ flat(e) == pytest.approx(flat(curved_along_e) @ flat(d), rel=1e-3)  # the Hessian is symmetric
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rematerialised", [False, True])
 @pytest.mark.parametrize("name", ["grouped", "transformer"])
 def test_each_program_is_of_its_platform_and_its_switch(name: str, rematerialised: bool) -> None:
@@ -118,6 +120,7 @@ def test_each_program_is_of_its_platform_and_its_switch(name: str, rematerialise
     assert {platform: text(platform) for platform in ("cpu", "tpu")} == {kind: texts[kind] for kind in ("cpu", "tpu")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSLATION)
 def test_decoding_finds_the_same_without_kernels(name: str) -> None:
     model, source = NETWORKS[name], np.asarray([[5, 4, 7, 3], [6, 8, 0, 0]], np.int32)
@@ -144,6 +147,7 @@ def test_a_choice_lasts_as_long_as_its_block() -> None:
         use_kernels("fast")
 
 
+@pytest.mark.slow
 def test_the_environment_sets_the_default(run_cli: Any, run_python: Any) -> None:
     program = "import jax; from attention_jax.nn.conv import Conv; from tests.helpers.blocks import numbers\n"
     program += "conv, x = Conv(2, (3, 3)), numbers('x', 1, 4, 4, 2); v = conv.init(jax.random.key(0), x)\n"

@@ -85,6 +85,7 @@ def test_other_programs_are_known():
     assert len(GCLOUD) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", GCLOUD, ids=lambda words: "-".join(words[:4]))
 def test_gcloud_knows_the_options(words):
     if not shutil.which("gcloud"):

@@ -58,6 +58,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_hosts_of_a_slice_find_each_other(metadata):
     port = str(free_port())  # JAX's own is fixed and may be taken here
     processes = [
@@ -102,7 +103,8 @@ def test_processes_of_launchers_and_slices():
     assert cluster.detect_tpu_slice(gke) == cluster.ProcessInfo("w-0.run:8482", 1, 2, ("w-0.run", "w-1.run"))
     newer = {**gke, "TPU_PROCESS_ADDRESSES": "v-0.run:8476,v-1.run:8476", "AJ_HOSTS": "a,b", "JAX_COORDINATOR_PORT": "5"}
     assert cluster.detect_tpu_slice(newer) == cluster.ProcessInfo("v-0.run:5", 1, 2, ("a", "b"))
-    assert cluster._parse_host("t1v-n-0:42:10.0.0.2") == "10.0.0.2"  # the metadata server's older words
+    older = {**gke, "TPU_WORKER_HOSTNAMES": "t1v-n-0:42:10.0.0.2,t1v-n-1:43:10.0.0.3"}  # as the metadata server had them
+    assert cluster.detect_tpu_slice(older) == cluster.ProcessInfo("10.0.0.2:8482", 1, 2, ("10.0.0.2", "10.0.0.3"))
     assert cluster.detect_tpu_slice({"TPU_SKIP_MDS_QUERY": "1"}) is None
     assert (
         cluster.detect_tpu_slice({**gke, "MEGASCALE_COORDINATOR_ADDRESS": "w-0.run"}) is None

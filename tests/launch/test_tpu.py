@@ -239,6 +239,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: "-".join(command[3:5]))
 def test_gcloud_knows_the_options(command):
     if not shutil.which("gcloud"):
@@ -248,6 +249,7 @@ def test_gcloud_knows_the_options(command):
     assert {word.split("=")[0] for word in command[5:] if word.startswith("--")} <= known
 
 
+@pytest.mark.slow
 def test_two_workers_train_lose_their_slice_and_end_like_those_left_alone(tmp_path):
     fleet = Fleet(tmp_path, None)
     options = as_options(total_steps=72, evaluation__every_steps=72, checkpoint__every_steps=12, logging__every_steps=12)

@@ -142,16 +142,19 @@ def counts(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     return summary.params, summary.macs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AT_224)
 def test_imagenet_network(name: str) -> None:
     assert counts(aj.create_model(name), IMAGENET) == AT_224[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CIFAR_100)
 def test_imagenet_network_on_cifar_100(name: str) -> None:
     assert counts(aj.create_model(name, stem="cifar", num_classes=100), CIFAR) == CIFAR_100[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CIFAR_6N_2)
 def test_cifar_network(name: str) -> None:
     """Shortcuts of option A have no parameters, so that the plain network has the same number."""
@@ -161,16 +164,19 @@ def test_cifar_network(name: str) -> None:
     assert params(aj.create_model(name, num_classes=100)) == option_a_100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), RS)
 def test_resnet_rs(name: str, side: int) -> None:
     assert counts(aj.create_model(name), (1, side, side, 3)) == RS[name, side]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "expected"), RS_STEPS)
 def test_from_resnet_200_to_resnet_rs_200(fields: dict[str, Any], expected: tuple[int, int]) -> None:
     assert counts(aj.create_model("resnet200", **fields), (1, 256, 256, 3)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESNEXT_29)
 def test_resnext_29(name: str) -> None:
     assert (params(aj.create_model(name)), params(aj.create_model(name, num_classes=100))) == RESNEXT_29[name]
@@ -229,6 +235,7 @@ def test_bam_module(reduction: int) -> None:
     assert sum(bam_closed_form(256, 16)) == 17_361
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", BAM_REDUCTION)
 def test_bam_resnet50_by_reduction_and_branch(reduction: int) -> None:
     """The rows of the paper's ablation, in the released code's layout."""
@@ -237,6 +244,7 @@ def test_bam_resnet50_by_reduction_and_branch(reduction: int) -> None:
         assert params(aj.create_model("bam_resnet50", stem="cifar", num_classes=100, gate_args=args)) == expected
 
 
+@pytest.mark.slow
 def test_bam_of_the_paper() -> None:
     """Batch norm at the ends of the branches alone gives the published 24.07 M (CIFAR-100) and 25.92 M (ImageNet)."""
     assert params(aj.create_model("bam_resnet50", stem="cifar", num_classes=100)) == 24_066_013
@@ -246,6 +254,7 @@ def test_bam_of_the_paper() -> None:
         assert params(aj.create_model("bam_resnet50", gate_args=args), IMAGENET) == 25_917_793
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", SE_REDUCTION)
 def test_se_resnet50_by_reduction(reduction: int) -> None:
     for expected, use_bias in zip(SE_REDUCTION[reduction], (False, True), strict=True):
@@ -261,6 +270,7 @@ def test_se_in_one_stage(stage: int) -> None:
     assert params(aj.create_model("resnet50", **args), IMAGENET) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "bam_resnet20", "seresnet18"])
 def test_table_sums_to_the_total(name: str) -> None:
     """At every depth of the table; the parameters are those of the tree."""

@@ -203,6 +203,7 @@ class TestGatePlaces:
             sorted({path.partition("/reduce")[0] for path in tree.flatten_by_path(shapes) if "reduce/kernel" in path}) == places
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("gate", ["se", "bam", "cbam", "eca", "gc", "self_attention"])
     def test_every_named_gate_sows_and_trains(self, gate: str) -> None:
         images = numbers("images", 2, 8, 8, 3)
@@ -260,6 +261,7 @@ class TestRandomBranches:
             a, b = train(jax.random.key(0)), train(jax.random.key(1))
             assert bool(np.abs(np.asarray(a) - b).max() > 1e-3) == differs
 
+    @pytest.mark.slow
     def test_zero_gamma_starts_as_the_shortcuts(self) -> None:
         """At initialisation a block returns what its shortcut gives, after the ReLU."""
         images = numbers("images", 2, 8, 8, 3)

@@ -146,6 +146,7 @@ def our_imagenet_logits(name: str) -> np.ndarray:
     return np.asarray(quick(model.apply)(drawn(model, images, 0), images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parity.CASES)
 def test_network_equals_frozen_pytorch(name: str) -> None:
     """Logits, every gradient, and the running statistics, in evaluation and in training."""
@@ -174,12 +175,14 @@ def test_optimizer_and_average_equal_frozen_pytorch(name: str) -> None:
     parity.check(our_training(parity.TRAININGS[name]), parity.load(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parity.RECIPES)
 def test_whole_recipe_equals_frozen_pytorch(name: str) -> None:
     """The train step of a config: smoothed loss, clipping, decay, momentum, schedule, averages of weights and statistics."""
     parity.check(our_recipe(parity.RECIPES[name]), parity.load(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parity.IMAGENET)
 def test_whole_network_equals_frozen_pytorch(name: str) -> None:
     """torchvision's and timm's own networks at 64x64."""

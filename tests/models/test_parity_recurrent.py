@@ -77,6 +77,7 @@ def test_layers_equal_frozen_pytorch(name: str) -> None:
     parity.check(our_stack(shared.STACKS[name]), parity.load(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shared.MODELS)
 def test_network_equals_frozen_pytorch(name: str) -> None:
     """Logits and every gradient, with padding in source and target."""

@@ -107,12 +107,14 @@ def marian() -> Iterator[Marian]:
     return Marian("marian_shared")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shared.CASES)
 def test_transformer_equals_frozen_pytorch(name: str) -> None:
     """Logits, loss, every gradient and one optimizer step, with padding in source and target."""
     parity.check(ours(shared.CASES[name]), parity.load(name))
 
 
+@pytest.mark.slow
 def test_imported_marian_equals_frozen_hugging_face(marian: Marian) -> None:
     """Logits, and beams of four with scores by four rules of length, stopping and end."""
     marian.check(parity.load(marian.name))

@@ -96,6 +96,7 @@ def test_summary_is_the_closed_form() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_cache_is_the_full_forward(kind: str) -> None:
     """Token by token, with sentences of different lengths, gives the logits of the full forward pass."""
@@ -120,6 +121,7 @@ def test_cache_is_the_full_forward(kind: str) -> None:
         cache = new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_changes_nothing(kind: str) -> None:
     """A sentence beside a longer one has the logits that it has alone, and gives the same gradients."""
@@ -141,6 +143,7 @@ def test_padding_changes_nothing(kind: str) -> None:
     close(run(variables, *batch), run(variables, source, target), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_from_the_future(kind: str) -> None:
     """The logits at a place depend on the target's tokens up to it, and on all of them."""
@@ -156,6 +159,7 @@ def test_no_gradient_from_the_future(kind: str) -> None:
     np.testing.assert_array_equal(seen, np.tril(np.ones((6, 6), bool)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "general, feeding", "gru"])
 def test_a_sentence_alone_translates_as_in_a_batch(kind: str) -> None:
     """Beam search through the cache."""
@@ -197,6 +201,7 @@ def test_the_source_is_reversed_among_its_real_tokens(attention: str) -> None:
             close(ours["annotations"][i, :length], theirs["annotations"][i, :length][::-1], 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ATTENDING)
 def test_maps(kind: str) -> None:
     """Attention weights are recorded as one head, in the order of the source, without weight at padding."""
@@ -220,6 +225,7 @@ def test_maps(kind: str) -> None:
     close(first(variables), weights[:, :, :1], 1e-5)
 
 
+@pytest.mark.slow
 def test_which_state_is_the_query() -> None:
     """Bahdanau's state before the step has not seen the step's word, Luong's has."""
     source, target = tokens(1, 1, 5), np.arange(3, 9, dtype=np.int32)[None]
@@ -231,6 +237,7 @@ def test_which_state_is_the_query() -> None:
         np.testing.assert_array_equal(differs, np.arange(6) >= first, err_msg=kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "concat", "general, feeding", "gru"])
 def test_dropout_acts_in_training_alone(kind: str) -> None:
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
@@ -274,6 +281,7 @@ def test_dropout_between_layers() -> None:
         close(stack.apply(variables, x, method=stepped, rngs=rngs), (trained, last), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "general, feeding", "gru"])
 def test_bfloat16_keeps_parameters_and_logits_in_float32(kind: str) -> None:
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
@@ -296,6 +304,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(kind: str) -> None:
         assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(a) < 5e-2
 
 
+@pytest.mark.slow
 def test_initial_values() -> None:
     """Uniform in ±0.08 (Sutskever et al., Section 3.4), with attention ±0.1 (Luong et al., Section 4.1), at 1000 features;
     Bahdanau et al.'s Section B.1."""

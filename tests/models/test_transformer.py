@@ -41,12 +41,14 @@ def params(model: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE_3)
 def test_table_3(row: str) -> None:
     fields, expected = TABLE_3[row]
     assert params(aj.create_model("transformer_base", **fields)) == expected
 
 
+@pytest.mark.slow
 def test_other_counts() -> None:
     base = params(aj.create_model("transformer_base"))
     assert params(aj.create_model("transformer_big")) == 214_171_648
@@ -90,6 +92,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, dict(norm="pre", positions="learned"), dict(key_size=3, value_size=5)])
 def test_no_gradient_from_the_future(fields: dict[str, Any]) -> None:
     """The logits at a place depend on the target's tokens up to it and on all of the source's."""
@@ -112,6 +115,7 @@ def test_no_gradient_from_the_future(fields: dict[str, Any]) -> None:
     np.testing.assert_array_equal(seen, np.tril(np.ones((6, 6), bool)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", VARIANTS)
 def test_padding_changes_nothing(fields: dict[str, Any]) -> None:
     model, variables = made(**fields)
@@ -121,6 +125,7 @@ def test_padding_changes_nothing(fields: dict[str, Any]) -> None:
     close(apply(variables, *padded)[:, :6], apply(variables, source, target), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", VARIANTS)
 def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
     """Token by token, with sentences at different places, gives the logits of the full forward pass."""
@@ -136,6 +141,7 @@ def test_cache_is_the_full_forward(fields: dict[str, Any]) -> None:
         close(logits, full[:, t], 1e-5)
 
 
+@pytest.mark.slow
 def test_a_beam_finds_by_cache_what_it_finds_by_complete_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hypotheses share the rows of their cache, whichever they go on from; sentences have limits of their own; it may grow."""
     model, variables = made(key_size=3, value_size=5, embeddings="separate")
@@ -204,6 +210,7 @@ def test_fused_attention_has_the_gradients_of_the_plain_one(masked: str) -> None
     close(fused, summed(lambda q, k, v: attend_heads(q, k, v, mask, 0.3)[0]), 1e-5)
 
 
+@pytest.mark.slow
 def test_fused_attention_is_the_plain_one_and_maps_are_seen() -> None:
     """Maps of every layer and head, whose rows sum to one and are zero where a mask hides; recording changes no logit."""
     model, variables = made()
@@ -242,6 +249,7 @@ def test_products_are_divided_by_the_root_of_the_key_size() -> None:
     assert np.abs(np.asarray(unscaled.apply(variables, source, target) - model.apply(variables, source, target))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_scanned_and_rematerialised_layers_are_the_same() -> None:
     """Logits and gradients, with every dropout."""
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
@@ -274,6 +282,7 @@ def test_scanned_layers_keep_the_tree_and_the_counts_and_shorten_the_program() -
     assert {"encoder_3/self_attention/weights", "decoder_3/cross_attention/weights"} <= maps.keys()
 
 
+@pytest.mark.slow
 def test_every_dropout_acts_in_training_alone() -> None:
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
     for field in ("dropout", "attention_dropout", "relu_dropout"):
@@ -284,6 +293,7 @@ def test_every_dropout_acts_in_training_alone() -> None:
         close(model.apply(variables, source, target), Transformer(**{**TINY, **off}).apply(variables, source, target), 0)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_logits_in_float32() -> None:
     source, target = tokens(1, 2, 5), tokens(2, 2, 6)
     model, variables = made(dtype="bfloat16")

@@ -75,6 +75,7 @@ def trained(monkeypatch):
     return train
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16(trained):
     program, state, losses = trained("bfloat16")
     kept = {name: getattr(state, name) for name in ("params", "batch_stats", "opt_state", "ema")}

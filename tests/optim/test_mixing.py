@@ -90,6 +90,7 @@ def test_probability_is_of_mixing_a_batch(probability):
     np.testing.assert_array_equal(mixed["image"][untouched], np.broadcast_to(batch()["image"], mixed["image"][untouched].shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", [0.0, 0.25, 1.0])
 def test_switch_probability_is_of_cutmix(switch):
     mixed = many(mixup_alpha=8.0, cutmix_alpha=1.0, switch_probability=switch)
@@ -143,6 +144,7 @@ def test_accuracy_of_a_mixed_example_is_about_the_larger_share():
     assert float(sums["accuracy"]) == 2
 
 
+@pytest.mark.slow
 def test_accumulation_mixes_the_whole_batch():
     """With statistics of single examples two micro-batches are one batch, mixed as one; without mixing they are another."""
 

@@ -142,6 +142,7 @@ def test_clipping_is_of_the_global_norm_and_comes_before_decay():
         )
 
 
+@pytest.mark.slow
 def test_the_clipped_gradient_is_the_whole_batchs_and_is_logged_unclipped():
     """Accumulation comes first: with statistics of single examples, two micro-batches clip as one batch does."""
     found = []

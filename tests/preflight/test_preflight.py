@@ -123,6 +123,7 @@ def test_padding_and_holes_are_not_counted_when_they_are_not_wanted(stride):
 
 
 # --- a compiled step, on this machine's devices ------------------------------------------------------------------------
+@pytest.mark.slow
 def test_laws_of_compiled_steps(run_python):
     eight = {"JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # which leaves the collectives as they are
     done = run_python("-m", "pytest", "-q", "tests/helpers/eight_devices_preflight.py", env=eight, timeout=600)
@@ -130,6 +131,7 @@ def test_laws_of_compiled_steps(run_python):
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the compiler for TPUs is not installed (extra 'tpu')")
 def test_a_small_step_compiles_for_a_tpu(run_cli):
     done = run_cli("preflight", *as_options(total_steps=8), "--topology=v5e-4", "--json")
@@ -141,6 +143,7 @@ def test_a_small_step_compiles_for_a_tpu(run_cli):
     assert 0 <= found["arguments"] / sum(found["laid_out"].values()) - 1 < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the compiler for TPUs is not installed (extra 'tpu')")
 def test_the_compiler_knows_the_slices_and_says_when_one_is_too_small(run_python):
     code = """

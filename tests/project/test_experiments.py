@@ -36,6 +36,7 @@ def network(config):
     return task.model(task.resolve(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_has_a_network_at_every_scale(name, monkeypatch, tmp_path):
     loaded = table(name)
@@ -77,6 +78,7 @@ def test_nothing_is_trained_that_is_no_stand_in(name):
 BAM = {"no attention": 23_705_252, "BAM": 24_066_013, "released code": 24_063_319}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", BAM)
 def test_bam_counts_the_papers_networks(label):
     loaded = table("bam")
@@ -92,6 +94,7 @@ def test_resnext_rows_are_the_papers_networks():
         assert create_model(**row.network) == create_model(name, residual=not without)
 
 
+@pytest.mark.slow
 def test_transformer_variations_are_table_3():
     """The stand-ins are the paper's networks made smaller, and at the scale "paper" they are those."""
     loaded = table("transformer_variations")
@@ -126,6 +129,7 @@ def test_resnet_rs_rows_are_prefixes():
     assert config.total_epochs / loaded.config(loaded.rows[0], "quick").total_epochs == pytest.approx(350 / 90, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "row", "columns", "picture"),
     [
@@ -157,6 +161,7 @@ def test_a_row_is_trained_measured_and_pictured(tmp_path, monkeypatch, name, row
         assert 0.5 < values["entropy / log n, decoder"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "picture"), [("complexity", "crossover"), ("scaling", "softmax")])
 def test_what_is_not_trained_is_computed_and_pictured(tmp_path, name, picture):
     labels = [row.label for row in load_table(ROOT / f"experiments/{name}.py").computed]

@@ -14,6 +14,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.slow
 def test_images_are_trained_without_any_extra(run_python, tmp_path):
     """Photographs, which Pillow then decodes, crops and resizes."""
     photos = {"source": "folder", "args__path": str(write_photos(tmp_path / "photos")), "eval_split": "val"}
@@ -28,6 +29,7 @@ def test_images_are_trained_without_any_extra(run_python, tmp_path):
     assert "done after step 2" in done.stdout and list(tmp_path.glob("run/tensorboard/events*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "extra", "command"),
     [

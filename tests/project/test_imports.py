@@ -104,6 +104,7 @@ def test_launchers_run_on_python_3_9(run_python):
 SLOW = ["grain", "matplotlib", "orbax", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
@@ -121,6 +122,7 @@ def test_heavy_packages_load_when_they_are_used(run_python, module, unwanted):
     assert not set(unwanted) & {name.split(".")[0] for name in json.loads(done.stdout)}
 
 
+@pytest.mark.slow
 def test_public_names_are_found(run_python):
     done = run_python("-c", "import attention_jax as aj; print([name for name in aj.__all__ if not hasattr(aj, name)])")
     assert done.stdout == "[]\n", done.stderr

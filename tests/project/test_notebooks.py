@@ -56,6 +56,7 @@ def test_every_notebook_is_known_here():
     assert {path.stem for path in NOTEBOOKS} == set(EXPECTED)
 
 
+@pytest.mark.slow
 @each_notebook
 def test_notebook_runs(path: Path, tmp_path, monkeypatch):
     import nbformat

@@ -68,6 +68,7 @@ def folder(tmp_path, monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_everything_in_them_runs(folder, monkeypatch):
     namespace: dict = {}
     done = []

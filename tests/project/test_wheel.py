@@ -89,6 +89,7 @@ print(*[len(open_source("digits", split, {})) for split in ("train", "test")])
     assert train + test == 1797
 
 
+@pytest.mark.slow
 def test_a_table_file_of_a_checkout_imports_its_studies(elsewhere, run_cli, root):
     folder, env = elsewhere
     done = run_cli("table", root / "experiments/complexity.py", "--dry-run", cwd=folder, env=env)

@@ -129,6 +129,7 @@ def test_only_a_recurrence_grows_with_the_sequence():
     assert all(len(set(chains)) == 1 for chains in found.values()), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYER_TYPES)
 def test_path_lengths_are_those_of_real_stacks(name):
     """The stack that is said to connect everything does, by its own Jacobian; one layer less does not."""
@@ -186,6 +187,7 @@ def measured():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

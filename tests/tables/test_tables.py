@@ -112,6 +112,7 @@ def story(tmp_path_factory):
     return told
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_chosen_say_not_run(story):
     assert story.codes[0] == 0
     assert "1 of 3 rows x 2 seeds = 2 runs, 0 of them done; 8 steps to go" in story.texts[0]
@@ -219,6 +220,7 @@ def test_the_papers_network_is_counted_beside_the_trained_one(story):
     assert (rows["plain"]["paper_params"], rows["disk"]["paper_params"]) == ("11689512", "")
 
 
+@pytest.mark.slow
 def test_a_measure_is_taken_again_when_its_file_is_missing_or_it_failed(story):
     files = sorted(story.work.glob("*/*/measure_*.npz"))
     assert len(files) == 3 * 2 * 2

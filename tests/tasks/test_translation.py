@@ -70,6 +70,7 @@ def test_what_only_the_data_know_is_filled_in(config, program):
     assert translation.resolve(elsewhere) == elsewhere
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_says_how_well(workdir):
     last = log(workdir)[-1]
     assert last["eval_ema/exact_match"] == last["headline"] > 0.4
@@ -89,6 +90,7 @@ def test_the_outputs_are_in_the_order_of_the_data(workdir, run, folder):
     assert 0.4 < correct.mean() == log(workdir)[-1]["headline"]
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_evaluation(workdir, run, folder):
     """`load_run(...).predict` in a notebook, sentence by sentence or together, is what the evaluation found."""
     sentences = (folder / "test.x").read_text().splitlines()
@@ -101,6 +103,7 @@ def test_predictions_are_those_of_the_evaluation(workdir, run, folder):
         assert alone.texts == expected.texts and alone.scores == pytest.approx(expected.scores, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_n_best_long_unknown_and_empty_sentences(run):
     found = run.predict(["a b c", "", "a " * 60, "zebra"], beam=3, n_best=3)
     assert len(found[0].texts) == 3 and found[0].scores == sorted(found[0].scores, reverse=True)
@@ -113,6 +116,7 @@ def test_n_best_long_unknown_and_empty_sentences(run):
         run.predict("a", beam=2, n_best=3)
 
 
+@pytest.mark.slow
 def test_each_sentence_has_its_own_limit(program, run):
     source = np.array([[4, 5, EOS, PAD, PAD], [4, 5, 4, 5, EOS]], np.int32)
     chosen = dataclasses.replace(
@@ -122,6 +126,7 @@ def test_each_sentence_has_its_own_limit(program, run):
     assert (np.asarray(tokens)[:, 0] != PAD).sum(-1).tolist() == [5, 7]
 
 
+@pytest.mark.slow
 def test_padding_changes_no_loss_and_no_translation(program, run):
     loader = translation.loader(program.config, "test", (0, 1), training=False)
     batch = loader._batch(0, loader.plan.every()[0][1])
@@ -139,6 +144,7 @@ def test_padding_changes_no_loss_and_no_translation(program, run):
     np.testing.assert_allclose(scores, wide_scores[:rows], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_is_a_sum_over_real_tokens(program):
     changes = {"loss.label_smoothing": 0.1, "loss.smoothing_over": "others"}
     config, variables = override(program.config, changes), program.init(0).variables()
@@ -163,6 +169,7 @@ def test_long_pairs_are_left_out_of_training_and_cut_in_evaluation(folder):
     assert len(evaluation.pairs) == 40 and evaluation.pairs.lengths.max() == 4
 
 
+@pytest.mark.slow
 def test_accumulation_is_one_batch(folder):
     """Without dropout; token counts differ between the micro-batches, so a mean of means would be wrong."""
     states = {}
@@ -179,6 +186,7 @@ def test_accumulation_is_one_batch(folder):
         np.testing.assert_allclose(one, tree.flatten_by_path(states[4][0].params)[path], rtol=2e-4, atol=2e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, folder, tmp_path):
     """Bitwise, with buckets, a sentencepiece model trained at each start, and an evaluation that translates."""
     changes = dict(
@@ -250,6 +258,7 @@ def test_the_mean_of_checkpoints(workdir):
         aj.load_run(workdir, average=99)
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_tokenizer_of_the_checkpoint(run_cli, workdir, folder, tmp_path):
     """The training data need not be there."""
     for name in ("test.x", "test.y"):
@@ -260,6 +269,7 @@ def test_evaluate_takes_the_tokenizer_of_the_checkpoint(run_cli, workdir, folder
     assert json.loads(done.stdout)["exact_match"] == pytest.approx(log(workdir)[-1]["headline"])
 
 
+@pytest.mark.slow
 def test_evaluate_translates_though_training_did_not(folder, tmp_path, capsys):
     options = as_options(folder, total_steps=10, evaluation__translate=False, evaluation__bleu="char")
     assert cli.main(["train", *options, f"--workdir={tmp_path}"]) == 2
@@ -276,6 +286,7 @@ def test_evaluate_translates_though_training_did_not(folder, tmp_path, capsys):
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_lengths_that_are_no_multiple_of_a_buckets(folder):
     """A bucket may be longer than `data.max_length`; all batches' translations have one width all the same."""
     config = small_config(folder, data__max_length=5, data__too_long="truncate", data__bucket_lengths=2, total_steps=9)

@@ -213,6 +213,7 @@ for workdir in map(Path, sys.argv[1:]):
 """
 
 
+@pytest.mark.slow
 def test_without_permission_nothing_is_damaged(two_saves, tmp_path):
     denied = {"2/about/metadata": 0, "2/state/manifest.ocdbt": 0, "2/state": 0, "2": 0, ".": 0, "../checkpoints": 0o400}
     chunk = max((two_saves / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size)

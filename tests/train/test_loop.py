@@ -38,6 +38,7 @@ def lines(folder, name="metrics.jsonl"):
     return [json.loads(line) for line in (folder / name).open()]
 
 
+@pytest.mark.slow
 def test_log_has_each_interval_and_each_evaluation_once(finished):
     log = lines(finished)
     assert [line["step"] for line in log if "train/loss" in line] == list(range(4, 37, 4))
@@ -61,6 +62,7 @@ def test_wall_clock_is_kept_apart(finished):
     assert 0 < first["seconds"] < first["since_call"]
 
 
+@pytest.mark.slow
 def test_logged_training_metrics_are_means_of_the_steps(program, tmp_path):
     every = train_with(tmp_path / "every", program, logging__every_steps=1)
     fourth = train_with(tmp_path / "fourth", program, logging__every_steps=4)

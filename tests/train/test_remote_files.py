@@ -314,6 +314,7 @@ def test_uri_of_an_unknown_kind_or_that_is_not_there():
         sources.open_folder("train", "objects://bucket/images")
 
 
+@pytest.mark.slow
 def test_table_at_a_uri_is_the_one_in_a_folder(store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base, steps = str(ROOT / "configs/quickstart.py"), {**FIELDS, "total_steps": 4, "schedule.warmup_steps": 1}
@@ -399,6 +400,7 @@ def test_images_at_a_uri_are_those_in_a_folder(tmp_path):
         source[0]
 
 
+@pytest.mark.slow
 def test_google_cloud_storage_as_an_emulator_speaks_it(program, local_run, monkeypatch):
     for module in ("gcsfs", "gcp_storage_emulator"):
         pytest.importorskip(module, reason=f"{module} is not installed here: ./launch.sh setup dev does it")

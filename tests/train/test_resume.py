@@ -57,6 +57,7 @@ def saving(workdir: Path) -> list[Path]:
     return [path for path in folder.iterdir() if "tmp" in path.name] if folder.exists() else []
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, alone, tmp_path):
     workdir = tmp_path / "run"
     log = workdir / "metrics.jsonl"
@@ -90,6 +91,7 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, alone, tmp_path
     assert_same_end(workdir, alone)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_at_once_and_the_rest_follows(start_cli, run_cli, alone, tmp_path):
     workdir = tmp_path / "run"
     log = workdir / "metrics.jsonl"
@@ -108,6 +110,7 @@ def test_sigterm_saves_at_once_and_the_rest_follows(start_cli, run_cli, alone, t
     assert_same_end(workdir, alone)
 
 
+@pytest.mark.slow
 def test_finished_run_started_again_changes_nothing(run_cli, alone, tmp_path):
     workdir = tmp_path / "run"
     options = [*as_options(), f"--workdir={workdir}"]

@@ -119,6 +119,7 @@ class Heard(logging.Handler):
             self.said.set()
 
 
+@pytest.mark.slow
 def test_stalled_input_is_said_and_training_goes_on(tmp_path, monkeypatch):
     heard = Heard("waiting for data since")
     monkeypatch.setattr(stalls, "DATA_SECONDS", 0.05)
@@ -172,6 +173,7 @@ umount run/checkpoints
 """
 
 
+@pytest.mark.slow
 def test_workdir_that_becomes_read_only_and_the_same_command_afterwards(tmp_path):
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-rm", "mount", "--bind", tmp_path, tmp_path], check=False).returncode:
@@ -192,6 +194,7 @@ def test_workdir_that_becomes_read_only_and_the_same_command_afterwards(tmp_path
     assert sorted(set(log)) == list(range(4, 801, 4)) and len(log) == 201  # each line once, and the evaluation's
 
 
+@pytest.mark.slow
 def test_run_whose_checkpoints_cannot_be_read_stops_and_goes_on_when_they_can(tmp_path):
     config, options = small_config(total_steps=12), [*as_options(total_steps=12), f"--workdir={tmp_path / 'run'}"]
     train_model(config, tmp_path / "run")
@@ -237,6 +240,7 @@ class Launched:
         return said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in Linux's /proc")
 def test_one_of_two_processes_is_killed_then_one_is_asked_to_stop_then_one_process_goes_on(run_cli, tmp_path):
     options = [
@@ -282,6 +286,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_one_of_two_is_asked_to_stop_in_an_evaluation_which_both_leave_and_do_again(run_cli, tmp_path):
     fields = {"total_steps": 6, "evaluation__every_steps": 6, "evaluation__batch_size": 4, "logging__every_steps": 1}
     options = [*as_options(**fields), f"--workdir={tmp_path}"]
