@@ -56,7 +56,7 @@ def _through(jaxpr: core.Jaxpr, inputs: Sequence[Depth]) -> list[Depth]:
 def _after(equation: core.JaxprEqn, inputs: Sequence[Depth]) -> list[Depth]:
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return _scan(params, inputs)
+        return _scan(equation, inputs)
     if name == "while":
         raise UserError("longest chain: the program has a while loop, whose number of steps is not known: use jax.lax.scan.")
     if name == "cond":  # `jax.lax.platform_dependent`: one branch runs, the default is XLA's own
@@ -83,12 +83,14 @@ def _called(params: dict[str, Any], inputs: int) -> core.Jaxpr | None:
     return None
 
 
-def _scan(params: dict[str, Any], inputs: Sequence[Depth]) -> list[Depth]:
-    """Passes the carry through the body as often as the loop runs."""
-    body, constants, carries = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
+def _scan(equation: core.JaxprEqn, inputs: Sequence[Depth]) -> list[Depth]:
+    """Passes the carry through the body as often as the loop runs; an array of all steps has an axis more than in the body."""
+    body = equation.params["jaxpr"].jaxpr
+    carries = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(equation.outvars, body.outvars))
+    constants = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(equation.invars, body.invars)) - carries
     fixed, carry, xs = inputs[:constants], inputs[constants : constants + carries], inputs[constants + carries :]
     stacked: list[Depth] = [None] * (len(body.outvars) - carries)
-    for _ in range(params["length"]):
+    for _ in range(equation.params["length"]):
         outputs = _through(body, [*fixed, *carry, *xs])
         stacked = [_later(*pair) for pair in zip(outputs[carries:], stacked)]
         if outputs[:carries] == list(carry):

@@ -12,6 +12,7 @@ from attention_jax import tree
 from attention_jax.distributed.mesh import make_batch_sharding, make_mesh, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.optim.mixing import mix_images
+from attention_jax.preflight.hlo import HloProgram
 from attention_jax.train import checkpoint, restore
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
@@ -236,5 +237,8 @@ def test_a_weight_is_put_together_once_a_pass():
         passes = ["backward" if "transpose" in name else "forward" for s, name in gathers if s == shape and module in name]
         # The stem's input needs no gradient, for which alone the backward pass would ask its kernel.
         assert sorted(passes) == (["forward"] if path.startswith("stem") else ["backward", "forward"]), path
-    assert all(name.endswith("sharding_constraint") for _, name in gathers)  # weights and statistics, no activations
+    state = tree.flatten_by_path({"params": program.abstract_state.params, "batch_stats": program.abstract_state.batch_stats})
+    arrays = {f"{path.split('/', 1)[1]} f32[{','.join(map(str, leaf.shape))}]" for path, leaf in state.items()}
+    gathered = {purpose for one in HloProgram(text).collectives() if one.kind == "all-gather" for purpose, _ in one.arrays}
+    assert gathered <= arrays  # weights and statistics, no activations
     assert "all-to-all" not in text and "collective-permute" not in text
