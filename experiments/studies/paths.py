@@ -83,7 +83,7 @@ def _called(params: dict[str, Any], inputs: int) -> core.Jaxpr | None:
     return None
 
 
-def _scan(equation: core.JaxprEqn, inputs: Sequence[Depth]) -> list[Depth]:
+def _scan(equation: Any, inputs: Sequence[Depth]) -> list[Depth]:
     """Passes the carry through the body as often as the loop runs; an array of all steps has an axis more than in the body."""
     body = equation.params["jaxpr"].jaxpr
     carries = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(equation.outvars, body.outvars))
