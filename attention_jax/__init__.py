@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from attention_jax.analysis.attention_maps import attention_maps
     from attention_jax.errors import UserError
     from attention_jax.load import Run, load_checkpoint, load_run
-    from attention_jax.models import create_model, list_models
+    from attention_jax.models import create_model, list_models, register_model
     from attention_jax.models.summary import summary
 
 __version__ = "0.2.0"
@@ -22,11 +22,13 @@ _HOME = {
     "load_checkpoint": "attention_jax.load",
     "load_run": "attention_jax.load",
     "Run": "attention_jax.load",
+    "register_model": "attention_jax.models",
     "summary": "attention_jax.models.summary",
 }
 __all__ = [  # noqa: RUF022  grouped by use
     "create_model",
     "list_models",
+    "register_model",
     "summary",
     "load_checkpoint",
     "load_run",

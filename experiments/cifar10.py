@@ -28,13 +28,12 @@ rows = [
 ]
 network_shape = (1, 32, 32, 3)
 
-_DIGITS = {"model.widths": (16, 32, 64), "logging.tensorboard": False}
 scales = {
-    "quick": {"seeds": 3, "overrides": {**_DIGITS, "total_epochs": 10.0}},
+    "quick": {"seeds": 3, "overrides": {"total_epochs": 10.0, "logging.tensorboard": False}},
     "smoke": {
         "seeds": 1,
         "overrides": {
-            **_DIGITS,
+            "logging.tensorboard": False,
             "total_steps": 4,
             "schedule.warmup_steps": 1,
             "evaluation.every_steps": 4,

@@ -33,7 +33,7 @@ base = "../configs/translate_quickstart.py"
 def _lstm(config, name: str, rate: float):
     """Another network as wide and as deep as the config's; nothing else of the model's section is its own."""
     config = config.copy_and_resolve_references()
-    fields = {field: config.model[field] for field in ("vocab_size", "layers", "features", "dropout")}
+    fields = {field: config.model[field] for field in ("layers", "features", "dropout")}
     with config.unlocked(), config.ignore_type():
         config.model = ConfigDict({"name": name, "forget_bias": 1.0, **fields})
         config.schedule.learning_rate, config.optimizer.clip_norm = rate, 1.0

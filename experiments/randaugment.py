@@ -50,6 +50,7 @@ scales = {
             **_COLOUR,
             "model.name": "resnet20",
             "model.stage_sizes": (2, 2, 2),
+            "model.widths": (8, 16, 32),
             "total_epochs": 16.0,
             "evaluation.every_epochs": 8.0,
             "checkpoint.every_epochs": 16.0,

@@ -61,6 +61,7 @@ scales = {
         "overrides": {
             **_ENLARGED,
             "model.name": "resnet20",
+            "model.widths": (8, 16, 32),
             "model.stage_sizes": (1, 1, 1),
             "total_epochs": 10.0,
             "evaluation.every_epochs": 5.0,

@@ -63,12 +63,11 @@ scales = {
             "checkpoint.keep_last": 3,
             "logging.tensorboard": False,
         },
+        "row_overrides": {"model.widths": (8, 16, 32)},
     },
     "smoke": {
         "seeds": 1,
         "overrides": {
-            "model.stage_sizes": (1, 1, 1),
-            "model.widths": (4, 8, 16),
             "total_steps": 6,
             "schedule.warmup_steps": 1,
             "evaluation.every_steps": 3,
@@ -76,6 +75,7 @@ scales = {
             "logging.every_steps": 2,
             "logging.tensorboard": False,
         },
+        "row_overrides": {"model.stage_sizes": (1, 1, 1), "model.widths": (4, 8, 16)},
     },
     # The paper's networks and data, a tenth of its epochs.
     "small": {

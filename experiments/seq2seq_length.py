@@ -33,7 +33,7 @@ base = "../configs/translate_quickstart.py"
 def _lstm(config, name: str, rate: float = 5e-3):
     """Another network as wide and as deep as the config's; nothing else of the model's section is its own."""
     config = config.copy_and_resolve_references()
-    fields = {field: config.model[field] for field in ("vocab_size", "layers", "features", "dropout")}
+    fields = {field: config.model[field] for field in ("layers", "features", "dropout")}
     schedule = config.schedule
     peak = rate * (schedule.d_model * schedule.warmup_steps) ** 0.5 if schedule.name == "noam" else rate
     with config.unlocked(), config.ignore_type():

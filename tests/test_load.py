@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import attention_jax as aj
 from attention_jax.cli import main as cli
 from attention_jax.config import config as configs
+from attention_jax.config import fields, versions
 from attention_jax.data import embedded
 from attention_jax.train import checkpoint, restore
 from attention_jax.train.step import State
@@ -73,7 +74,7 @@ def test_config_labels_assets_and_metrics(run):
         "gate_args": {"reduction": 2},
         "num_classes": 10,
     }
-    configs.check_config(run.config)
+    configs.complete_config(run.config)
     assert run.labels == [str(i) for i in range(10)] and json.loads(run.assets["labels.json"]) == run.labels
     steps, values = run.curve("eval_ema/accuracy")
     assert steps == list(range(37, 371, 37)) and values[-1] == pytest.approx(551 / 599)
@@ -142,21 +143,21 @@ def test_evaluate_of_the_committed_run(capsys):
 
 
 def test_config_of_an_old_version(monkeypatch):
-    next_version = configs.VERSION + 1
+    next_version = fields.VERSION + 1
 
     def to_next(config):
         plain = config.to_dict()
         plain["model"]["norm_running_var"] = "unbiased"
         return ConfigDict({**plain, "version": next_version})
 
-    monkeypatch.setattr(configs, "VERSION", next_version)
-    monkeypatch.setattr(configs, "UPGRADES", {**configs.UPGRADES, configs.VERSION - 1: to_next})
+    monkeypatch.setattr(versions, "VERSION", next_version)
+    monkeypatch.setattr(versions, "UPGRADES", {**versions.UPGRADES, next_version - 1: to_next})
     run = aj.load_run(RUN)
     assert run.config.version == next_version and run.model.norm_running_var == "unbiased"
 
 
 def test_config_of_a_version_to_come(monkeypatch):
-    monkeypatch.setattr(configs, "VERSION", 0)
+    monkeypatch.setattr(versions, "VERSION", 0)
     with pytest.raises(aj.UserError, match="version=1 is not right: this installation reads versions 1 to 0"):
         aj.load_run(RUN)
 

@@ -1,4 +1,4 @@
-"""The commands: python -m attention_jax train | evaluate | translate | table | plot | summary | preflight | prepare.
+"""The commands: python -m attention_jax train | evaluate | translate | table | config | plot | summary | preflight | prepare.
 
 Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE gives that another code. 1: rows of a table
 failed, or a step does not fit a slice. 2: a user error, explained in one sentence.
@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from attention_jax.cli.completion import WITH_FIELDS, render_completion
+from attention_jax.config.describe import describe_config, describe_fields, render_fields_page
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence, suggest_name
 
 _LOST = ("Gloo", "NCCL", "reset by peer")  # in the error of a failed exchange between processes
@@ -31,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
     try:
-        if command in ("train", "evaluate", "preflight"):
+        if command in WITH_FIELDS:
             values["overrides"] = overrides
         elif overrides:
-            raise UserError(f"--config.{next(iter(overrides))}: only train, evaluate and preflight take --config.key=value.")
+            raise UserError(f"--config.{next(iter(overrides))}: only {', '.join(WITH_FIELDS)} take --config.key=value.")
         return run(**values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,13 +95,20 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+parsers: dict[str, argparse.ArgumentParser] = {}  # of the commands
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="attention_jax", description="Attention in vision and language: train, evaluate, tabulate.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     def command(name: str, run: Callable[..., int], text: str) -> Callable[..., Any]:
-        sub = commands.add_parser(name, help=text, description=text)
+        fields = describe_fields() if name in WITH_FIELDS else None
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=fields, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         sub.set_defaults(run=run, parser=sub)
+        parsers[name] = sub
         return sub.add_argument
 
     def run_options(add: Callable[..., Any]) -> None:
@@ -133,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", metavar="DIR", help="default runs/<file>[-<scale>]")
     add("--output", metavar="DIR", help="for the table, chart and pictures; default the workdir")
     add("--dry-run", action="store_true", help="print what would run")
+
+    add = command("config", _config, "Print a config with all its fields and their meanings; * marks what is not the default.")
+    add("file", nargs="?", metavar="FILE.py[:ARG]", help="defines get_config(); any field: --config.key=value")
+    add("--check", action="store_true", help="print nothing if the config, its task and its network are right")
+    add("--fields", action="store_true", help="print the page of all fields, docs/fields.md")
+
+    command("completion", _completion, "Print the completion script of bash: source <(./launch.sh completion).")
 
     add = command("plot", _plot, "Plot the learning curves of runs: score and training loss by epoch.")
     add("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; the default label is the folder")
@@ -181,7 +197,7 @@ def _start(task: str | None = None) -> None:
 def _apply_overrides(config: Any, overrides: Overrides) -> Any:
     from attention_jax.config.config import override, parse_value
 
-    return override(config, {name: parse_value(name, text) for name, text in overrides.items()})
+    return override(config, {name: parse_value(config, name, text) for name, text in overrides.items()})
 
 
 def _train(config: str, workdir: str, overrides: Overrides) -> int:
@@ -246,6 +262,30 @@ def _table(file: str, rows: str | None, **options: Any) -> int:
     from attention_jax.tables.runner import run_table
 
     return run_table(file, rows=rows.split(",") if rows else None, **options)
+
+
+def _config(file: str | None, check: bool, fields: bool, overrides: Overrides) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from attention_jax.config.config import load_config
+    from attention_jax.models.registry import check_model_fields
+    from attention_jax.tasks import get_task
+
+    if fields:
+        print(render_fields_page(), end="")
+        return 0
+    if not file:
+        raise UserError("config: give a config file, or --fields.")
+    config = _apply_overrides(load_config(file), overrides)
+    get_task(config.task)
+    check_model_fields(config.model.to_dict())
+    if not check:
+        print(describe_config(config))
+    return 0
+
+
+def _completion() -> int:
+    print(render_completion(parsers), end="")
+    return 0
 
 
 def _plot(workdirs: list[str], output: str) -> int:

@@ -1,22 +1,28 @@
-"""Configs are data: checks, durations, overrides, versions.
+"""Configs are data: loaded, completed, overridden layer by layer, compared and saved.
 
-A config file defines `get_config()` (or `get_config(arg)`) that returns an `ml_collections.ConfigDict` in which every
-field of `config/fields.py` is present.
+A config file defines `get_config()` (or `get_config(arg)`) that returns an `ml_collections.ConfigDict`, which
+`config/defaults.py` begins. The layers of a config, each over the one before: defaults, file, pieces, row, command line.
 """
 
 import ast
+import contextlib
 import functools
 import inspect
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from attention_jax.config.fields import COMMON, OF_TASK, OPEN, UNITS, VERSION, get_fields
+from attention_jax.config.accepted import OPEN, REQUIRED, UNITS, Field
+from attention_jax.config.fields import COMMON, get_own_fields, list_fields, merge_fields
 from attention_jax.config.plugins import load_file, load_object
+from attention_jax.config.versions import upgrade_config
 from attention_jax.errors import UserError, suggest_name
+
+logger = logging.getLogger(__name__)
 
 # What may differ between a workdir's config and the one given on a rerun: nothing that changes the numbers.
 MAY_DIFFER = (
@@ -35,7 +41,7 @@ MAY_DIFFER = (
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Returns the checked result of `get_config` in `path/to/file.py` or, with an argument, `path/to/file.py:arg`."""
+    """Returns the complete result of `get_config` in `path/to/file.py` or, with an argument, `path/to/file.py:arg`."""
     path, _, arg = spec.partition(":")
     module = load_file(path)
     if not hasattr(module, "get_config"):
@@ -45,9 +51,7 @@ def load_config(spec: str) -> ConfigDict:
     config = module.get_config(arg) if arg else module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; return an ml_collections.ConfigDict.")
-    config = upgrade_config(config)
-    check_config(config)
-    return config
+    return complete_config(upgrade_config(config))
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -57,69 +61,137 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
         if isinstance(value, (Mapping, ConfigDict)):
             flat.update(flatten_config(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = _to_tuples(value)
+            flat[prefix + key] = to_tuples(value)
     return flat
 
 
-def _to_tuples(value: Any) -> Any:
+def to_tuples(value: Any) -> Any:
+    """Returns a value whose lists, at any depth, are tuples."""
     if isinstance(value, dict):
-        return {key: _to_tuples(item) for key, item in value.items()}
-    return tuple(map(_to_tuples, value)) if isinstance(value, (tuple, list)) else value
+        return {key: to_tuples(item) for key, item in value.items()}
+    return tuple(map(to_tuples, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _fields_by_name(section: Mapping[Any, Any], prefix: str = "") -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Dotted name -> (the names it is an alternative of, Field or OPEN)."""
-    found: dict[str, tuple[tuple[str, ...], Any]] = {}
-    for key, field in section.items():
-        names = tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,)))
-        found |= _fields_by_name(field, f"{names[0]}.") if isinstance(field, dict) else dict.fromkeys(names, (names, field))
-    return found
+def get_fields(config: Mapping[str, Any]) -> dict[str, Field]:
+    """Returns {dotted name: Field} of a config's task. Raises UserError for a task that there is not."""
+    task, field = config.get("task"), COMMON["task"]
+    if wanted := field.error(task):
+        raise UserError(f"config.task={task!r} is not right: give {wanted}.")
+    return list_fields(merge_fields(get_own_fields(str(task))))
 
 
-def _get_task(config: Mapping[str, Any]) -> str:
-    task = config.get("task")
-    if task not in OF_TASK:
-        raise UserError(f"config.task={task!r} is not right: give {COMMON['task'].accepts}.")
-    return task
+def _spell(fields: Mapping[str, Field]) -> dict[str, tuple[str, Field]]:
+    """{name as a config gives it: (name in the table, Field)}; a duration is spelled in three units."""
+    return {spelled: (name, field) for name, field in fields.items() for spelled in field.names(name)}
 
 
-def _refuse_unknown(name: str, known: Mapping[str, tuple[tuple[str, ...], Any]]) -> None:
-    if name not in known and not any(name.startswith(f"{key}.") for key, (_, field) in known.items() if field is OPEN):
+def _refuse_unknown(name: str, known: Mapping[str, tuple[str, Field]]) -> None:
+    is_open = any(name.startswith(f"{key}.") for key, (_, field) in known.items() if field.default is OPEN)
+    if name not in known and not is_open:
         raise UserError(f"unknown config field {name!r}{suggest_name(name, known)}.")
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raises UserError that names the first field that is unknown, missing or of a wrong value."""
-    task, flat = _get_task(config), flatten_config(config)
-    known = _fields_by_name(get_fields(task))
-    for name in flat:
+def complete_config(config: ConfigDict) -> ConfigDict:
+    """Returns a copy in which every field of the table is present and of its type: 1 becomes 1.0, a list a tuple.
+
+    Raises UserError that names the first field that is unknown, missing or of a wrong value.
+    """
+    fields = get_fields(config)
+    known, plain = _spell(fields), to_tuples(config.copy_and_resolve_references().to_dict())
+    for name in flatten_config(plain):
         _refuse_unknown(name, known)
-    for names, field in dict.fromkeys(known.values()):
-        if field is OPEN:
-            *parents, last = names[0].split(".")
-            section = functools.reduce(lambda part, name: part[name], parents, config)
-            if not isinstance(section.get(last), ConfigDict):
-                raise UserError(f"config.{names[0]} is a section of fields: give it as a ConfigDict.")
-            continue
-        present = [name for name in names if name in flat]
-        if len(present) != 1:
-            wanted = " or ".join(names)
-            raise UserError(f"config: give exactly one of {wanted}; this config has {' and '.join(present) or 'none'}.")
-        expected = field.error(flat[present[0]])
-        if expected:
-            raise UserError(f"config.{present[0]}={flat[present[0]]!r} is not right: give {expected}.")
-    if "name" not in config.get("model", {}):
-        raise UserError("config.model.name is missing: give the name of a model, as attention_jax.list_models() lists them.")
-    if task == "classification" and config.batch_size % config.accumulation:
+    for name, field in fields.items():
+        *parents, last = name.split(".")
+        section = plain
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        _complete_field(section, last, name, field)
+    if "name" not in plain["model"]:
         raise UserError(
-            f"config.accumulation={config.accumulation} does not divide batch_size={config.batch_size}: give one that does."
+            "config.model.name is missing: give the name of a model, as attention_jax.list_models() lists them, or "
+            "path/to/file.py:Network."
         )
+    if plain["task"] == "classification" and plain["batch_size"] % plain["accumulation"]:
+        raise UserError(
+            f"config.accumulation={plain['accumulation']} does not divide batch_size={plain['batch_size']}: give one that does."
+        )
+    return ConfigDict(plain, type_safe=False)
+
+
+def _complete_field(section: Any, last: str, name: str, field: Field) -> None:
+    """Adds a field's default to its section where the config has none, or converts the value that it has."""
+    if field.default is OPEN:
+        if isinstance(section, dict):
+            section.setdefault(last, {})
+        if not isinstance(section, dict) or not isinstance(section[last], dict):
+            raise UserError(f"config.{name} is a section of fields: give it as a ConfigDict.")
+        return
+    if not isinstance(section, dict):
+        raise UserError(f"config.{name.rpartition('.')[0]} is a section of fields: give it as a ConfigDict.")
+    present = [spelled for spelled in field.names(last) if spelled in section]
+    if not present and field.default is not REQUIRED:
+        present = [f"{last}_{field.spelled_in}" if field.spelled_in else last]
+        section[present[0]] = field.default
+    prefix = name.removesuffix(last)
+    if len(present) != 1:
+        wanted = " or ".join(prefix + spelled for spelled in field.names(last))
+        has = " and ".join(prefix + spelled for spelled in present)
+        if has or field.spelled_in:
+            raise UserError(f"config: give exactly one of {wanted}; this config has {has or 'none'}.")
+        raise UserError(f"config.{wanted} is missing: give {field.accepts} ({field.meaning}).")
+    value = section[present[0]]
+    if right := field.error(value):
+        raise UserError(f"config.{prefix}{present[0]}={value!r} is not right: give {right}.")
+    section[present[0]] = convert_number(present[0], field, value)
+
+
+def convert_number(name: str, field: Field, value: Any) -> Any:
+    """Returns a float where a field takes one and steps or examples as a whole number where they are one."""
+    if field.types != (int, float):
+        return value
+    if field.spelled_in and not name.endswith("_epochs") and value == int(value):
+        return int(value)
+    return float(value)
+
+
+# Model fields that say something about the data or the precision and therefore stay when the network changes.
+KEPT = ("name", "num_classes", "vocab_size", "dtype")
+
+
+def _drop_model_fields(config: ConfigDict) -> tuple[ConfigDict, dict[str, Any]]:
+    """A copy without the fields of its network that `KEPT` does not name, and those fields."""
+    config = config.copy_and_resolve_references()
+    model = config.get("model", {})
+    dropped = {name: model[name] for name in model if name not in KEPT}
+    with config.unlocked():
+        for name in dropped:
+            del model[name]
+    return config, dropped
+
+
+@functools.cache  # a table has the same layers in many rows
+def _report_dropped(new: str, old: str, dropped: str) -> None:
+    logger.info("model.name=%r takes the place of %r, whose fields go with it: %s.", new, old, dropped)
+
+
+def _say_what_is_dropped(before: ConfigDict, after: ConfigDict, dropped: Mapping[str, Any]) -> None:
+    gone = [f"model.{name}={value!r}" for name, value in dropped.items() if name not in after.model]
+    if gone:
+        _report_dropped(after.model.name, before.model.name, ", ".join(gone))
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """Returns a checked copy with dotted fields replaced; a duration in another unit takes the place of the old one."""
+    """Returns a complete copy with dotted fields replaced, as a later layer of the config does it.
+
+    A duration in another unit takes the place of the old one. Another `model.name` drops the fields of the network before
+    it, except for those in `KEPT` and those among the changes, and the log says which.
+    """
+    before, dropped = config, dict[str, Any]()
+    name = config.get("model", {}).get("name")
+    if name and changes.get("model.name", name) != name:
+        config, dropped = _drop_model_fields(config)
     plain = config.copy_and_resolve_references().to_dict()
-    known = _fields_by_name(get_fields(_get_task(plain)))
+    known = _spell(get_fields(plain))
     for dotted, value in changes.items():
         _refuse_unknown(dotted, known)
         *parents, last = dotted.split(".")
@@ -128,19 +200,21 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise UserError(f"unknown config field {dotted!r}: {parent!r} has no fields of its own.")
-        for sibling in known.get(dotted, ((), None))[0]:
-            section.pop(sibling.rpartition(".")[2], None)
+        if dotted in known:
+            name, field = known[dotted]
+            for sibling in field.names(name.rpartition(".")[2]):
+                section.pop(sibling, None)
         section[last] = value
-    changed = ConfigDict(plain)
-    check_config(changed)
+    changed = complete_config(ConfigDict(plain, type_safe=False))
+    _say_what_is_dropped(before, changed, dropped)
     return changed
 
 
-def parse_value(name: str, text: str) -> Any:
-    """Returns the Python value that a command-line text stands for; a bare word is a string."""
-    fields = [_fields_by_name(get_fields(task)).get(name, ((), None))[1] for task in OF_TASK]
+def parse_value(config: Mapping[str, Any], name: str, text: str) -> Any:
+    """Returns the Python value that a command-line text stands for in a config's field; a bare word is a string."""
+    field = _spell(get_fields(config)).get(name)
     try:
-        return text if any(getattr(field, "types", None) is str for field in fields) else ast.literal_eval(text)
+        return text if field and field[1].types is str else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 
@@ -161,13 +235,24 @@ def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], 
     builtin = {name: piece for name, piece in vars(recipes).items() if inspect.isfunction(piece) and not name.startswith("_")}
     for piece in pieces:
         function = load_object(piece, builtin, "recipe piece")
-        config = function(config) if callable(function) else None
-        if not isinstance(config, ConfigDict):
-            raise UserError(
-                f"recipe piece {piece!r} gave {type(config).__name__}: a piece is a function ConfigDict -> ConfigDict."
-            )
-    check_config(config)
-    return config
+        before, config = config, _apply_piece(piece, function, config)
+        if config.get("model", {}).get("name") != before.get("model", {}).get("name"):
+            # What the piece sets itself is what it gives to a config without the old network's fields. One that reads
+            # those has carried over what it wants.
+            bare, dropped = _drop_model_fields(before)
+            with contextlib.suppress(KeyError, AttributeError):
+                config = _apply_piece(piece, function, bare)
+                _say_what_is_dropped(before, config, dropped)
+    return complete_config(config)
+
+
+def _apply_piece(piece: object, function: Callable[[ConfigDict], ConfigDict], config: ConfigDict) -> ConfigDict:
+    changed = function(config) if callable(function) else None
+    if not isinstance(changed, ConfigDict):
+        raise UserError(
+            f"recipe piece {piece!r} gave {type(changed).__name__}: a piece is a function ConfigDict -> ConfigDict."
+        )
+    return changed
 
 
 def config_to_json(config: ConfigDict) -> str:
@@ -177,7 +262,7 @@ def config_to_json(config: ConfigDict) -> str:
 
 def config_from_json(text: str) -> ConfigDict:
     """Returns a saved config of any version, upgraded."""
-    return upgrade_config(ConfigDict(_to_tuples(json.loads(text))))
+    return upgrade_config(ConfigDict(to_tuples(json.loads(text)), type_safe=False))
 
 
 def save_config(path: Path, config: ConfigDict) -> None:
@@ -185,62 +270,6 @@ def save_config(path: Path, config: ConfigDict) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(config_to_json(config))
     partial.replace(path)
-
-
-# version -> the fields that it added, with what the library did before they existed.
-_ADDED: dict[int, dict[str, Any]] = {
-    2: {
-        "precision": "float32",
-        "optimizer": {
-            "rate_in_velocity": False,
-            "rmsprop": "tensorflow",
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "clip_norm": 0.0,
-            "decay": "l2",
-        },
-        "schedule": {"warmup_start": 0.0, "final_share": 0.0, "d_model": 512},
-        "loss": {"smoothing_over": "uniform"},
-        "mix": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5},
-        "data": {
-            "crop": "pad",
-            "crop_scale": (0.08, 1.0),
-            "crop_ratio": (3 / 4, 4 / 3),
-            "randaugment_layers": 0,
-            "randaugment_magnitude": 9,
-            "randaugment_std": 0.0,
-            "randaugment_ops": "paper",
-            "interpolation": "bilinear",
-            "eval_resize": None,
-            "on_broken": "skip",
-        },
-    },
-    3: {"parallel": {"fsdp": 1, "model": 1, "rules": ()}},
-}
-
-
-def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
-    plain = config.copy_and_resolve_references().to_dict()
-    for name, default in _ADDED[version].items():
-        plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
-    if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
-        plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
-    return ConfigDict({**plain, "version": version})
-
-
-# One function for each old version: ConfigDict of that version -> ConfigDict of the next.
-UPGRADES = {version - 1: functools.partial(_add_fields, version) for version in _ADDED}
-
-
-def upgrade_config(config: ConfigDict) -> ConfigDict:
-    """Returns a config of any earlier version as one of this version."""
-    version = config.get("version")
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise UserError(f"config.version={version!r} is not right: this installation reads versions 1 to {VERSION}.")
-    for old in range(version, VERSION):
-        config = UPGRADES[old](config)
-    return config
 
 
 def list_differences(saved: ConfigDict, given: ConfigDict) -> list[str]:

@@ -1,65 +1,24 @@
-"""The fields of configs: what each accepts, and the words of the error when it does not.
+"""The table of config fields: default, unit, accepted values and meaning of each, said once.
 
-Sections marked open take any key; whoever reads them checks them (`create_model` its fields).
+Defaults, checks, suggestions, `./launch.sh config`, the help of commands, shell completion and docs/fields.md come from it.
+A section that is `OPEN` takes any key; whoever reads it checks it (`create_model` its fields).
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-VERSION = 3
+from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
+from attention_jax.config.plugins import load_object
 
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A field accepts values of `types` for which `ok` is true; `accepts` says so in the error."""
-
-    types: type | tuple[type, ...]
-    accepts: str
-    ok: Callable[[Any], bool] = lambda value: True
-
-    def error(self, value: Any) -> str | None:
-        """Returns None, or what would be right."""
-        is_type = isinstance(value, self.types) and (self.types is bool or not isinstance(value, bool))
-        return None if is_type and self.ok(value) else self.accepts
-
-
-def _choice(*names: str) -> Field:
-    return Field(str, "one of " + ", ".join(map(repr, names)), lambda value: value in names)
-
-
-def _integer(unit: str, low: int = 1) -> Field:
-    return Field(int, f"a whole number of {unit} from {low}", lambda value: value >= low)
-
-
-def _number_or_none(what: str, none: str, low: int = 1) -> Field:
-    return Field((int, type(None)), f"{what}, or None {none}", lambda value: value is None or value >= low)
-
-
-def _not_negative(what: str) -> Field:
-    return Field((int, float), f"{what}, 0 or more", lambda value: value >= 0)
-
-
-_SEQUENCE = (tuple, list)
-_NAME = Field(str, "a name")
-_FLAG = Field(bool, "True or False")
-_PROBABILITY = Field((int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1)
-_SHARE = Field((int, float), "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
-_ABOVE_0 = Field((int, float), "a positive number", lambda value: 0 < value < math.inf)
-_FINITE = Field((int, float), "a number, 0 or more", lambda value: 0 <= value < math.inf)
-UNITS = ("steps", "epochs", "examples")
-OPEN = object()  # a section that takes any key
-
-
-def _duration(name: str, field: Field = _ABOVE_0) -> dict[tuple[str, ...], Field]:
-    return {tuple(f"{name}_{unit}" for unit in UNITS): field}
+VERSION = 4
 
 
 def _numbers(low: float, high: float = math.inf) -> Callable[[Any], bool]:
     """True for a sequence of numbers between low and high, both excluded."""
-    return lambda value: all(isinstance(number, (int, float)) and low < number < high for number in value)
+    return lambda value: all(isinstance(number, NUMBER) and low < number < high for number in value)
 
 
 def _range(high: float) -> Callable[[Any], bool]:
@@ -99,123 +58,285 @@ def _is_sharding(value: Any) -> bool:
     return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
 
 
-# Fields of every task. A key is a name, or several names, exactly one of them present (a duration in any one unit).
-COMMON: dict[Any, Any] = {
-    "version": Field(int, f"a whole number from 1 to {VERSION}", lambda value: 1 <= value <= VERSION),
-    "task": _choice("classification", "translation"),
-    "seed": Field(int, "a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31),
-    "batch_size": _integer("examples, or of a translation's tokens,"),
-    "accumulation": _integer("micro-batches"),
-    **_duration("total"),
-    "precision": _choice("float32", "bfloat16"),
-    "model": OPEN,
+# Sections and fields of every task.
+COMMON: dict[str, Any] = {
+    "version": Field(VERSION, int, f"a whole number from 1 to {VERSION}", "of the fields", lambda v: 1 <= v <= VERSION),
+    "task": Field.named(REQUIRED, "what is trained", "classification", "translation"),
+    "seed": Field(
+        0,
+        int,
+        "a whole number from 0 to 2**31 - 1",
+        "of initialisation, data order, augmentation and dropout",
+        lambda value: 0 <= value < 2**31,
+    ),
+    "batch_size": Field.integer(REQUIRED, "examples", "examples of a batch, over all devices"),
+    "accumulation": Field.integer(1, "micro-batches", "micro-batches that make up a batch"),
+    "total": Field.duration(REQUIRED, "epochs", "length of the run"),
+    "precision": Field.choice(
+        "float32", "of activations and products; weights and statistics are float32", "float32", "bfloat16"
+    ),
+    "model": Field.open("name, as attention_jax.list_models() lists them, or file.py:Network; and any field of the network"),
     "data": {
-        "source": _NAME,
-        "args": OPEN,
-        "train_split": _NAME,
-        "eval_split": _NAME,
-        "on_broken": _choice("skip", "stop"),
-        "num_examples": _number_or_none("a whole number", "for the data's own"),
-        "threads": _integer("threads"),
+        "source": Field.name(REQUIRED, "a built-in name, a dotted path, or path/to/file.py:make"),
+        "args": Field.open("keyword arguments of the source"),
+        "train_split": Field.name("train", "as the source spells its splits"),
+        "eval_split": Field.name("test", "every example of it is evaluated"),
+        "on_broken": Field.choice("skip", "at an example that cannot be read", "skip", "stop"),
+        "num_examples": Field.integer_or_none(None, "examples", "for the data's own", "examples of the training split"),
+        "threads": Field.integer(2, "threads", "that make batches ahead of the step"),
     },
     "optimizer": {
-        "name": _choice("sgd", "rmsprop", "adamw"),
-        "momentum": _SHARE,
-        "nesterov": _FLAG,
-        "rate_in_velocity": _FLAG,
-        "rmsprop": _choice("tensorflow", "keras", "torch"),
-        "b1": _SHARE,
-        "b2": _SHARE,
-        "eps": _ABOVE_0,
-        "clip_norm": _not_negative("a norm"),
-        "weight_decay": _not_negative("a factor"),
-        "decay": _choice("l2", "decoupled"),
+        "name": Field.named(
+            "sgd", "each reads the fields below that name it; one of your own reads args", "sgd", "rmsprop", "adamw"
+        ),
+        "args": Field.open("keyword arguments of an optimizer of your own or of optax"),
+        "momentum": Field.share(0.9, "of sgd, rmsprop: share of the old velocity kept"),
+        "nesterov": Field.flag(False, "of sgd"),
+        "rate_in_velocity": Field.flag(False, "of sgd: v = m·v + lr·g as in Keras and Caffe; False: w = w - lr·v"),
+        "rmsprop": Field.choice("tensorflow", "of rmsprop: whose, see optim/optimizers.py", "tensorflow", "keras", "torch"),
+        "b1": Field.share(0.9, "of adamw: share of the old first moment kept"),
+        "b2": Field.share(0.999, "of adamw, rmsprop (0.9 there): share of the old second moment kept"),
+        "eps": Field(
+            1e-8,
+            NUMBER,
+            "a positive number",
+            "of adamw, rmsprop (1e-3 there): keeps the divisor from 0",
+            lambda value: 0 < value < math.inf,
+        ),
+        "clip_norm": Field.not_negative(
+            0.0, "a norm", "largest norm of the batch's gradient before decay joins it; 0 for no limit"
+        ),
+        "weight_decay": Field.not_negative(0.0, "a factor", "factor before the weights; 0 for none"),
+        "decay": Field.choice(
+            "l2", "of sgd, rmsprop; decoupled is w = w - lr·decay·w, and adamw is always that", "l2", "decoupled"
+        ),
         "decay_rules": Field(
-            _SEQUENCE, "a tuple of (path regex, True or False)", lambda rules: _is_rules(rules, lambda v: isinstance(v, bool))
+            ((".*", True),),
+            SEQUENCE,
+            "a tuple of (path regex, True or False)",
+            "which parameters decay; the first match wins",
+            lambda rules: _is_rules(rules, lambda v: isinstance(v, bool)),
         ),
     },
     "schedule": {
-        "name": _choice("constant", "step", "cosine", "linear", "noam"),
-        "learning_rate": _not_negative("a rate"),
-        **_duration("warmup", _FINITE),
-        "warmup_start": _not_negative("a rate"),
-        "final_share": _PROBABILITY,
-        "boundaries": Field(_SEQUENCE, "a tuple of shares of the run, between 0 and 1", _numbers(0, 1)),
-        "factor": _not_negative("a factor"),
-        "d_model": _integer("channels"),
-    },
-    "loss": {"label_smoothing": _SHARE, "smoothing_over": _choice("uniform", "others")},
-    "ema": {"decay": _SHARE, "warmup": _FLAG},
-    "evaluation": {**_duration("every"), "batch_size": _integer("examples")},
-    "checkpoint": {**_duration("every"), "keep_last": _integer("checkpoints"), "keep_best": _integer("checkpoints")},
-    "logging": {**_duration("every"), "tensorboard": _FLAG},
-    "parallel": {
-        "mode": _choice("jit", "pmap"),
-        "data": Field(int, "a number of devices, or -1 for all of them that fsdp and model leave", lambda n: n == -1 or n >= 1),
-        "fsdp": _integer("devices"),
-        "model": _integer("devices"),
-        "rules": Field(_SEQUENCE, f"a tuple of (path regex, {_SHARDINGS})", lambda rules: _is_rules(rules, _is_sharding)),
-    },
-    "profile": {"first_step": _integer("steps", low=0), "num_steps": _integer("steps", low=0)},
-}
-
-_IMAGES: dict[Any, Any] = {
-    "batch_norm": {"granularity": Field((str, int), "'all', 'per_replica', or a whole number of examples", _is_granularity)},
-    "data": {
-        "crop": _choice("pad", "random_resized", "none"),
-        "crop_padding": _integer("pixels", low=0),
-        "crop_scale": Field(_SEQUENCE, "(smallest, largest) share of the area, above 0 and up to 1", _range(1)),
-        "crop_ratio": Field(_SEQUENCE, "(smallest, largest) width / height, above 0", _range(math.inf)),
-        "flip": _FLAG,
-        "randaugment_layers": _integer("layers", low=0),
-        "randaugment_magnitude": _not_negative("a magnitude"),
-        "randaugment_std": _not_negative("a deviation of the magnitude"),
-        "randaugment_ops": _choice("paper", "tf1", "timm"),
-        "interpolation": _choice("bilinear", "bicubic"),
-        "eval_resize": _number_or_none("a number of pixels", "to take images as they are"),
-        "mean": Field(_SEQUENCE, "a tuple of numbers, one a channel", lambda value: value and _numbers(-math.inf)(value)),
-        "std": Field(_SEQUENCE, "a tuple of positive numbers, one a channel", lambda value: value and _numbers(0)(value)),
-        "image_shape": Field((tuple, list, type(None)), "(height, width, channels), or None for the data's own", _is_shape),
-    },
-    "mix": {
-        "mixup_alpha": _not_negative("a parameter of Beta"),
-        "cutmix_alpha": _not_negative("a parameter of Beta"),
-        "probability": _PROBABILITY,
-        "switch_probability": _PROBABILITY,
-    },
-}
-
-_TEXT: dict[Any, Any] = {
-    "data": {
-        "tokenizer": Field(str, "'sentencepiece', 'words', or the path of a tokenizer's file"),
-        "tokenizer_options": OPEN,
-        "vocab_size": _number_or_none("a whole number of tokens from 5", "for every word", low=5),
-        "joiner": Field(str, "the end of a word that goes on in the next one, or '' for none"),
-        "max_length": _integer("tokens", low=2),
-        "too_long": _choice("drop", "truncate"),
-        "bucket_lengths": Field(
-            (int, tuple, list), "a whole number of buckets, or a tuple of ascending lengths in tokens", _is_buckets
+        "name": Field.named("cosine", "of the learning rate after the warm-up", "constant", "step", "cosine", "linear", "noam"),
+        "args": Field.open("keyword arguments of a schedule of your own or of optax"),
+        "learning_rate": Field.not_negative(
+            REQUIRED, "a rate", "peak, for the global batch; of noam the factor before its formula"
         ),
-        "rows_multiple": _integer("rows"),
-        "num_batches": _number_or_none("a whole number", "for the data's own"),
+        "warmup": Field.duration(0, "steps", "the rate rises linearly to its peak", low=0),
+        "warmup_start": Field.not_negative(0.0, "a rate", "rate from which the warm-up rises"),
+        "final_share": Field.probability(0.0, "of cosine, linear: what of the peak is left at the end"),
+        "boundaries": Field(
+            (), SEQUENCE, "a tuple of shares of the run, between 0 and 1", "of step, as shares of the run", _numbers(0, 1)
+        ),
+        "factor": Field.not_negative(0.1, "a factor", "of step, at each boundary"),
+        "d_model": Field.integer(512, "channels", "of noam"),
     },
-    "search": {
-        "beam": _integer("hypotheses"),
-        "alpha": _not_negative("an exponent"),
-        "penalty": _choice("gnmt", "length"),
-        "min_length": _integer("tokens", low=0),
-        "max_extra": _integer("tokens", low=0),
-        "max_length": _number_or_none("a whole number of tokens", "for max_extra beyond the source"),
+    "loss": {
+        "label_smoothing": Field.share(0.0, "share of the target taken from the true class or token"),
+        "smoothing_over": Field.choice(
+            "uniform", "given to all classes or tokens, or to the others alone", "uniform", "others"
+        ),
+    },
+    "ema": {
+        "decay": Field.share(0.0, "of weights and batch statistics a step; 0 for no average"),
+        "warmup": Field.flag(True, "decay at step t is at most (1+t)/(10+t)"),
     },
     "evaluation": {
-        "translate": _FLAG,
-        "bleu": _choice("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"),
-        "headline": _choice("token_accuracy", "bleu", "chrf", "exact_match"),
+        "every": Field.duration(1.0, "epochs", "and at the end"),
+        "batch_size": Field.integer(256, "examples", "examples of a batch, over all devices"),
+    },
+    "checkpoint": {
+        "every": Field.duration(1.0, "epochs", "and at the end"),
+        "keep_last": Field.integer(2, "checkpoints", "newest checkpoints kept"),
+        "keep_best": Field.integer(1, "checkpoints", "best checkpoints kept, by the headline metric"),
+    },
+    "logging": {
+        "every": Field.duration(100, "steps", "a line of training metrics"),
+        "tensorboard": Field.flag(True, "mirror the log as TensorBoard events"),
+    },
+    "parallel": {
+        "mode": Field.choice("jit", "one program over all devices, or one a replica", "jit", "pmap"),
+        "data": Field(
+            -1,
+            int,
+            "a number of devices, or -1 for all of them that fsdp and model leave",
+            "devices that only divide the batch",
+            lambda n: n == -1 or n >= 1,
+            "devices",
+        ),
+        "fsdp": Field.integer(1, "devices", "that divide the batch and also parameters, optimizer state and averages"),
+        "model": Field.integer(1, "devices", "that divide a Transformer's heads, hidden layers and vocabulary"),
+        "rules": Field(
+            (),
+            SEQUENCE,
+            f"a tuple of (path regex, {_SHARDINGS})",
+            "before the network's own, see attention_jax/distributed/sharding.py",
+            lambda rules: _is_rules(rules, _is_sharding),
+        ),
+    },
+    "profile": {
+        "first_step": Field.integer(0, "steps", "a trace of num_steps steps goes to profile/ in the workdir", low=0),
+        "num_steps": Field.integer(0, "steps", "length of the trace; 0 for none", low=0),
     },
 }
-OF_TASK = {"classification": _IMAGES, "translation": _TEXT}
+
+_IMAGES: dict[str, Any] = {
+    "batch_norm": {
+        "granularity": Field(
+            "all",
+            (str, int),
+            "'all', 'per_replica', or a whole number of examples",
+            "examples that share statistics",
+            _is_granularity,
+            "examples",
+        )
+    },
+    "data": {
+        "crop": Field.choice("pad", "how training crops", "pad", "random_resized", "none"),
+        "crop_padding": Field.integer(0, "pixels", "a side before a random crop, 0 for none; of pad", low=0),
+        "crop_scale": Field(
+            (0.08, 1.0),
+            SEQUENCE,
+            "(smallest, largest) share of the area, above 0 and up to 1",
+            "share of the image's area, of random_resized",
+            _range(1),
+        ),
+        "crop_ratio": Field(
+            (3 / 4, 4 / 3),
+            SEQUENCE,
+            "(smallest, largest) width / height, above 0",
+            "width / height, of random_resized",
+            _range(math.inf),
+        ),
+        "flip": Field.flag(False, "left-right, with probability 1/2"),
+        "randaugment_layers": Field.integer(0, "layers", "N, operations an image; 0 for none", low=0),
+        "randaugment_magnitude": Field.not_negative(9, "a magnitude", "M, 0 to 10 in AutoAugment's scale, and beyond"),
+        "randaugment_std": Field.not_negative(
+            0.0, "a deviation of the magnitude", "of M, drawn anew for each operation; 0.5 in timm's"
+        ),
+        "randaugment_ops": Field.choice("paper", "which operations", "paper", "tf1", "timm"),
+        "interpolation": Field.choice("bilinear", "antialiased, of every resize", "bilinear", "bicubic"),
+        "eval_resize": Field.integer_or_none(
+            None, "pixels", "to take images as they are", "shorter side before the centre crop of evaluation"
+        ),
+        "mean": Field(
+            REQUIRED,
+            SEQUENCE,
+            "a tuple of numbers, one a channel",
+            "subtracted, in units of the full range",
+            lambda value: value and _numbers(-math.inf)(value),
+        ),
+        "std": Field(
+            REQUIRED,
+            SEQUENCE,
+            "a tuple of positive numbers, one a channel",
+            "divided by, in units of the full range",
+            lambda value: value and _numbers(0)(value),
+        ),
+        "image_shape": Field(
+            None,
+            (*SEQUENCE, type(None)),
+            "(height, width, channels), or None for the data's own",
+            "of a training image",
+            _is_shape,
+            "pixels",
+        ),
+    },
+    "mix": {
+        "mixup_alpha": Field.not_negative(0.0, "a parameter of Beta", "lambda is Beta(alpha, alpha); 0 for no mixup"),
+        "cutmix_alpha": Field.not_negative(0.0, "a parameter of Beta", "lambda is Beta(alpha, alpha); 0 for no CutMix"),
+        "probability": Field.probability(1.0, "of mixing a batch, or in mode pmap a replica's part of it"),
+        "switch_probability": Field.probability(0.5, "of CutMix where both are on"),
+    },
+}
+
+_TEXT: dict[str, Any] = {
+    "batch_size": Field.integer(REQUIRED, "tokens", "tokens a side of a batch, padding counted, over all devices"),
+    "data": {
+        "on_broken": dataclasses.replace(COMMON["data"]["on_broken"], default="stop"),
+        "tokenizer": Field(
+            "sentencepiece",
+            str,
+            "'sentencepiece', 'words', or the path of a tokenizer's file",
+            "trained on the training split, or read from sentencepiece's .model or a checkpoint's words.json",
+        ),
+        "tokenizer_options": Field.open("of sentencepiece's trainer"),
+        "vocab_size": Field.integer_or_none(None, "tokens", "for every word", "of source and target together", low=5),
+        "joiner": Field(
+            "",
+            str,
+            "the end of a word that goes on in the next one, or '' for none",
+            "of words: the end of a word that goes on in the next one",
+        ),
+        "max_length": Field.integer(256, "tokens", "of a side, end symbol included", low=2),
+        "too_long": Field.choice("drop", "training pairs that are longer", "drop", "truncate"),
+        "bucket_lengths": Field(
+            8,
+            (int, *SEQUENCE),
+            "a whole number of buckets, or a tuple of ascending lengths in tokens",
+            "lengths of the batches, or how many to choose; each is compiled once",
+            _is_buckets,
+            "tokens",
+        ),
+        "rows_multiple": Field.integer(
+            8, "rows", "pairs of a batch are a multiple of it, for devices and micro-batches to share"
+        ),
+        "num_batches": Field.integer_or_none(None, "batches", "for the data's own", "batches in an epoch"),
+    },
+    "optimizer": {
+        name: dataclasses.replace(COMMON["optimizer"][name], default=default)
+        for name, default in {"name": "adamw", "b2": 0.98, "decay": "decoupled"}.items()
+    },
+    "schedule": {
+        "name": dataclasses.replace(COMMON["schedule"]["name"], default="noam"),
+        "warmup": dataclasses.replace(COMMON["schedule"]["warmup"], default=4000),
+    },
+    "loss": {"label_smoothing": dataclasses.replace(COMMON["loss"]["label_smoothing"], default=0.1)},
+    "search": {
+        "beam": Field.integer(1, "hypotheses", "hypotheses kept open; 1 is greedy search"),
+        "alpha": Field.not_negative(0.6, "an exponent", "of the length penalty"),
+        "penalty": Field.choice("gnmt", "((5 + length) / 6)^alpha, or length^alpha", "gnmt", "length"),
+        "min_length": Field.integer(0, "tokens", "tokens before the end symbol may come", low=0),
+        "max_extra": Field.integer(50, "tokens", "tokens that a translation may have more than its source", low=0),
+        "max_length": Field.integer_or_none(
+            None, "tokens", "for max_extra beyond the source", "the most tokens, whatever the source"
+        ),
+    },
+    "evaluation": {
+        "batch_size": Field.integer(4096, "tokens", "tokens a side of a batch, over all devices"),
+        "translate": Field.flag(False, "also translate, and score BLEU, chrF and exact matches"),
+        "bleu": Field.choice(
+            "13a",
+            "sacrebleu's tokenization; none for text that is tokenised",
+            *("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"),
+        ),
+        "headline": Field.choice(
+            "token_accuracy", "metric that chooses the best checkpoint", "token_accuracy", "bleu", "chrf", "exact_match"
+        ),
+    },
+    "logging": {"every": dataclasses.replace(COMMON["logging"]["every"], default=50)},
+}
+OF_TASK: dict[str, dict[str, Any]] = {"classification": _IMAGES, "translation": _TEXT}
 
 
-def get_fields(task: str) -> dict[Any, Any]:
-    """Returns the table of fields of a task's configs, those common to all tasks first."""
-    return COMMON | {name: COMMON.get(name, {}) | fields for name, fields in OF_TASK[task].items()}
+def merge_fields(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the table of fields of a task's configs: those of all tasks, and its own, which come in their place."""
+    merged = dict(COMMON)
+    for name, field in own.items():
+        merged[name] = {**COMMON.get(name, {}), **field} if isinstance(field, Mapping) else field
+    return merged
+
+
+def list_fields(section: Mapping[str, Any], prefix: str = "") -> dict[str, Field]:
+    """Returns {dotted name: Field} in the table's order; a duration has the name without its unit."""
+    found: dict[str, Field] = {}
+    for name, field in section.items():
+        found.update({prefix + name: field} if isinstance(field, Field) else list_fields(field, f"{prefix}{name}."))
+    return found
+
+
+def get_own_fields(task: str) -> dict[str, Any]:
+    """Returns the fields of a task's own: of a built-in one, or those that a task of the user's has as `fields`."""
+    return OF_TASK[task] if task in OF_TASK else getattr(load_object(task, OF_TASK, "task"), "fields", {})

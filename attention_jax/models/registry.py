@@ -1,21 +1,32 @@
-"""The table of model names and the Linen modules that they build."""
+"""The table of model names and the networks that they build, and networks of the user's own."""
 
 import dataclasses
 import fnmatch
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
 
+from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError, suggest_name
 
-_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
+_MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {}
 
 
-def register(name: str, module: type[nn.Module], **defaults: Any) -> None:
-    """Makes `create_model(name)` build `module(**defaults)`; a name can be taken once."""
-    if name in _MODELS:
-        raise ValueError(f"the model name {name!r} is registered twice")
-    _MODELS[name] = (module, defaults)
+def register_model(name: str, make: Callable[..., nn.Module], **defaults: Any) -> None:
+    """Makes `create_model(name)` build `make(**defaults)`, also from a config file. A name is given once."""
+    old: Any = _MODELS.get(name, (None,))[0]
+    # The copy of a file that a checkpoint holds registers its networks again.
+    if old is not None and (old.__module__ == make.__module__ or _origin(old) != _origin(make)):
+        raise UserError(f"the model name {name!r} is taken by {_origin(old)}: give another one.")
+    _MODELS[name] = (make, defaults)
+
+
+def _origin(make: Any) -> str:
+    """The same for two copies of a file: `load_file` ends a module's name with a hash."""
+    return f"{re.sub(r'_[0-9a-f]{8,}$', '', make.__module__)}.{make.__qualname__}"
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -23,19 +34,61 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
+def find_model(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """Returns what builds the network called `name`, and its fields' values; a dotted path or `file.py:Network` has none."""
+    if name in _MODELS:
+        return _MODELS[name]
+    nearest = suggest_name(name, _MODELS)
+    if not any(sign in name for sign in ".:") or (nearest and ".py" not in name):
+        raise UserError(
+            f"unknown model {name!r}{nearest}: attention_jax.list_models() lists the names; a network of "
+            "your own is path/to/file.py:Network or a dotted path."
+        )
+    make = load_object(name, {}, "model")
+    if not callable(make):
+        raise UserError(f"model {name!r} is {type(make).__name__}: give a flax.linen.Module or a function that returns one.")
+    return make, {}
+
+
+def list_model_fields(name: str) -> set[str] | None:
+    """Returns the names of the fields that a network takes; None for a function that takes any."""
+    make, _ = find_model(name)
+    if dataclasses.is_dataclass(make):
+        return {field.name for field in dataclasses.fields(make) if field.init} - {"parent", "name"}
+    parameters = inspect.signature(make).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def check_model_fields(model: Mapping[str, Any], optional: Collection[str] = ("num_classes", "vocab_size")) -> None:
+    """Raises UserError unless the section `model` of a config names a network and fields that it has."""
+    name, takes = model["name"], list_model_fields(model["name"])
+    for key in model:
+        if takes is not None and key not in takes and key != "name" and key not in optional:
+            raise UserError(
+                f"model {name!r} has no field {key!r}{suggest_name(key, takes)}: it has {', '.join(sorted(takes)) or 'none'}."
+            )
+
+
 def create_model(name: str, **overrides: Any) -> nn.Module:
     """Returns the network called `name`, with any of its fields overridden by keyword.
 
+    Args:
+        name: as `list_models` lists them, a dotted path, or `path/to/file.py:Network`: a Linen module, or a function that
+            returns one.
+
     Raises:
-        UserError: unknown name or field, with the nearest known one.
+        UserError: unknown name or field, with the nearest known one; a field without a value; something else than a module.
     """
-    if name not in _MODELS:
-        raise UserError(f"unknown model {name!r}{suggest_name(name, _MODELS)}: attention_jax.list_models() lists the names.")
-    module, defaults = _MODELS[name]
-    fields = {f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
-    for key in overrides:
-        if key not in fields:
-            raise UserError(
-                f"model {name!r} has no field {key!r}{suggest_name(key, fields)}: it has {', '.join(sorted(fields))}."
-            )
-    return module(**{**defaults, **overrides})
+    make, defaults = find_model(name)
+    check_model_fields({"name": name, **overrides}, optional=())
+    try:
+        module = make(**{**defaults, **overrides})
+    except TypeError as error:
+        raise UserError(f"model {name!r}: these fields do not make a network ({error}).") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"model {name!r} made {type(module).__name__}: give a flax.linen.Module or a function that returns one."
+        )
+    return module

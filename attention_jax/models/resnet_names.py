@@ -4,7 +4,7 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from attention_jax.models.registry import register
+from attention_jax.models.registry import register_model
 from attention_jax.models.resnet import ResNet
 
 Fields = dict[str, Any]
@@ -29,16 +29,16 @@ _OFFICIAL_SAGAN: Fields = dict(_SAGAN, gate_args=FrozenDict(value_reduction=2, p
 _CODE_BAM: Fields = dict(_BAM, gate_args=FrozenDict(combine="product", batch_norm="code"))
 
 for _depth, _net in _IMAGENET.items():
-    register(f"resnet{_depth}", ResNet, **_net)
-    register(f"resnet{_depth}d", ResNet, **_net, stem="deep", shortcut="D")
-    register(f"seresnet{_depth}", ResNet, **_net, **_TIMM_SE)
-    register(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
-    register(f"bam_resnet{_depth}.code", ResNet, **_net, **_CODE_BAM)
-    register(f"cbam_resnet{_depth}", ResNet, **_net, **_CBAM)
-    register(f"ecaresnet{_depth}", ResNet, **_net, gate="eca", gate_at="block")
-    register(f"gcresnet{_depth}", ResNet, **_net, gate="gc", gate_at="block", gate_stages=(2, 3, 4))
-    register(f"sagan_resnet{_depth}", ResNet, **_net, **_SAGAN)
-    register(f"sagan_resnet{_depth}.official", ResNet, **_net, **_OFFICIAL_SAGAN)
+    register_model(f"resnet{_depth}", ResNet, **_net)
+    register_model(f"resnet{_depth}d", ResNet, **_net, stem="deep", shortcut="D")
+    register_model(f"seresnet{_depth}", ResNet, **_net, **_TIMM_SE)
+    register_model(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
+    register_model(f"bam_resnet{_depth}.code", ResNet, **_net, **_CODE_BAM)
+    register_model(f"cbam_resnet{_depth}", ResNet, **_net, **_CBAM)
+    register_model(f"ecaresnet{_depth}", ResNet, **_net, gate="eca", gate_at="block")
+    register_model(f"gcresnet{_depth}", ResNet, **_net, gate="gc", gate_at="block", gate_stages=(2, 3, 4))
+    register_model(f"sagan_resnet{_depth}", ResNet, **_net, **_SAGAN)
+    register_model(f"sagan_resnet{_depth}.official", ResNet, **_net, **_OFFICIAL_SAGAN)
 
 # Cardinality x width of a group: Xie et al., Tables 3 and 4, and torchvision's.
 for _depth, _names in {
@@ -48,12 +48,12 @@ for _depth, _names in {
     for _name in _names:
         _groups, _width = map(int, _name.removesuffix("d").split("x"))
         _net = dict(_IMAGENET[_depth], cardinality=_groups, width_per_group=_width)
-        register(f"resnext{_depth}_{_name}", ResNet, **_net)
-        register(f"seresnext{_depth}_{_name}", ResNet, **_net, **_TIMM_SE)
-        register(f"bam_resnext{_depth}_{_name}", ResNet, **_net, **_BAM)
-register("resnet101_1x100d", ResNet, **_IMAGENET[101], width_per_group=100)  # the wider baseline of Table 4
-register("wide_resnet50_2", ResNet, **_IMAGENET[50], width_per_group=128)
-register("wide_resnet101_2", ResNet, **_IMAGENET[101], width_per_group=128)
+        register_model(f"resnext{_depth}_{_name}", ResNet, **_net)
+        register_model(f"seresnext{_depth}_{_name}", ResNet, **_net, **_TIMM_SE)
+        register_model(f"bam_resnext{_depth}_{_name}", ResNet, **_net, **_BAM)
+register_model("resnet101_1x100d", ResNet, **_IMAGENET[101], width_per_group=100)  # the wider baseline of Table 4
+register_model("wide_resnet50_2", ResNet, **_IMAGENET[50], width_per_group=128)
+register_model("wide_resnet101_2", ResNet, **_IMAGENET[101], width_per_group=128)
 
 # Bello et al. 2021 as released (TensorFlow 1), Table 8; rates of dropout and stochastic depth are the recipe's.
 for _depth, _sizes in {
@@ -66,21 +66,21 @@ for _depth, _sizes in {
     420: (4, 44, 87, 4),
 }.items():
     _net = dict(block="bottleneck", stage_sizes=_sizes, stem="rs", shortcut="D", **_SE, gate_args=FrozenDict(reduction=4))
-    register(f"resnetrs{_depth}", ResNet, **_net, zero_gamma=True, drop_path_by="stage", kernel_init="fan_in")
+    register_model(f"resnetrs{_depth}", ResNet, **_net, zero_gamma=True, drop_path_by="stage", kernel_init="fan_in")
 
 # CIFAR networks of 6n+2 layers, shortcut A only (He et al., Section 4.2).
 for _depth in (20, 32, 44, 56, 110):
     _n = (_depth - 2) // 6
     _net = dict(block="basic", stem="cifar", stage_sizes=(_n,) * 3, widths=(16, 32, 64), shortcut="A", num_classes=10)
-    register(f"resnet{_depth}", ResNet, **_net)
-    register(f"resnet{_depth}.plain", ResNet, **_net, residual=False)
-    register(f"seresnet{_depth}", ResNet, **_net, **_SE)
-    register(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
-    register(f"cbam_resnet{_depth}", ResNet, **_net, **_CBAM, gate_args=FrozenDict(reduction=4))
-    register(f"sagan_resnet{_depth}", ResNet, **_net, **_SAGAN)
+    register_model(f"resnet{_depth}", ResNet, **_net)
+    register_model(f"resnet{_depth}.plain", ResNet, **_net, residual=False)
+    register_model(f"seresnet{_depth}", ResNet, **_net, **_SE)
+    register_model(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
+    register_model(f"cbam_resnet{_depth}", ResNet, **_net, **_CBAM, gate_args=FrozenDict(reduction=4))
+    register_model(f"sagan_resnet{_depth}", ResNet, **_net, **_SAGAN)
 
 # CIFAR networks of ResNeXt, Section 5.3: three stages of three blocks.
 for _name in ("1x64d", "2x64d", "4x64d", "8x64d", "16x64d", "1x128d", "1x256d", "32x4d"):
     _groups, _width = map(int, _name.removesuffix("d").split("x"))
     _net = dict(block="bottleneck", stem="cifar", stage_sizes=(3, 3, 3), widths=(64, 128, 256), num_classes=10)
-    register(f"resnext29_{_name}", ResNet, **_net, cardinality=_groups, width_per_group=_width)
+    register_model(f"resnext29_{_name}", ResNet, **_net, cardinality=_groups, width_per_group=_width)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention_jax.models.registry import register
+from attention_jax.models.registry import register_model
 from attention_jax.models.seq2seq import PAD, Cache, EncoderDecoder, Memory, check_tokens
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import GRU, Affine, Stack
@@ -125,4 +125,4 @@ class RNNSearch(EncoderDecoder):
         return self._logits(cache["state"], y_BD, context_BD), {**cache, "state": new_BD}
 
 
-register("gru_seq2seq_bahdanau", RNNSearch)
+register_model("gru_seq2seq_bahdanau", RNNSearch)

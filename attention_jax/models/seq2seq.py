@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.errors import UserError
-from attention_jax.models.registry import register
+from attention_jax.models.registry import register_model
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import LSTM, Affine, Stack, State
 from attention_jax.nn.rnn_attention import RNNAttention
@@ -247,5 +247,5 @@ class Seq2Seq(EncoderDecoder):
         return self.output(y_BD, jnp.float32), new
 
 
-register("lstm_seq2seq", Seq2Seq)
-register("lstm_seq2seq_attention", Seq2Seq, vocab_size=50_000, attention="general", dropout=0.2)
+register_model("lstm_seq2seq", Seq2Seq)
+register_model("lstm_seq2seq_attention", Seq2Seq, vocab_size=50_000, attention="general", dropout=0.2)

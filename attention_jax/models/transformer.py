@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from attention_jax.errors import UserError
 from attention_jax.kernels.matmul import dot_general, score_rows
 from attention_jax.models import transformer_decoding
-from attention_jax.models.registry import register
+from attention_jax.models.registry import register_model
 from attention_jax.models.seq2seq import EncoderDecoder
 from attention_jax.nn import position
 from attention_jax.nn.dropout import drop
@@ -271,5 +271,5 @@ class Transformer(EncoderDecoder):
     decode_step = transformer_decoding.decode_step
 
 
-register("transformer_base", Transformer)
-register("transformer_big", Transformer, features=1024, hidden=4096, heads=16, dropout=0.3)
+register_model("transformer_base", Transformer)
+register_model("transformer_big", Transformer, features=1024, hidden=4096, heads=16, dropout=0.3)

@@ -1,15 +1,50 @@
-"""Optimizers as optax chains, and the exponential moving average of weights."""
+"""Optimizers as optax chains, decay masks, and the exponential moving average of weights."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from attention_jax import tree
+from attention_jax.config.plugins import load_object
+from attention_jax.errors import UserError
 
 # What TensorFlow and PyTorch mean by RMSProp: (first value of the second moment, eps inside the root, rate in the velocity).
 RMSPROP = {"tensorflow": (1.0, True, True), "keras": (0.0, True, True), "torch": (0.0, False, False)}
+
+
+OPTIMIZERS = ("sgd", "rmsprop", "adamw")
+
+
+def make_decay_mask(rules: tree.Rules) -> Callable[[Any], Any]:
+    """Returns a mask for optax (`optax.add_decayed_weights(1e-4, mask)`): parameters -> tree of True where they decay.
+
+    Args:
+        rules: (path regex, True to decay); the first match wins, and a parameter without one is an error.
+    """
+    return lambda params: tree.select_by_path(rules, params, "optimizer.decay_rules")
+
+
+def _make_own(
+    name: str, schedule: optax.Schedule, mask: Callable[[Any], Any], args: dict[str, Any]
+) -> optax.GradientTransformation:
+    """What `make(schedule, **args)` returns for optax's or the user's `make`."""
+    make = load_object(name, {}, "optimizer")
+    try:
+        if "mask" in inspect.signature(make).parameters:
+            args = {"mask": mask, **args}
+        made = make(schedule, **args)
+    except TypeError as error:
+        raise UserError(f"optimizer.args: {name!r} does not take these arguments ({error}).") from error
+    if not isinstance(made, optax.GradientTransformation):
+        raise UserError(
+            f"optimizer.name={name!r} made {type(made).__name__}: give a function of the schedule that returns an "
+            "optax.GradientTransformation."
+        )
+    return made
 
 
 def make_optimizer(
@@ -26,8 +61,9 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     clip_norm: float = 0.0,
+    args: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum, RMSProp with momentum, or AdamW.
+    """SGD with momentum, RMSProp with momentum, AdamW, or an optimizer of optax or the user's own.
 
     The order of a step: the gradient of the mean loss over the batch (after accumulation and over all devices) is clipped;
     L2 decay joins it; then come second moment, momentum and rate; decoupled decay comes last.
@@ -36,7 +72,9 @@ def make_optimizer(
         name: "sgd": v = m·v + g, w = w - lr·v, as PyTorch and TensorFlow's MomentumOptimizer have it;
             "rmsprop": s = b2·s + (1-b2)·g², v = m·v + lr·g / sqrt(s + eps), w = w - v (Hinton 2012, as Inception and
             EfficientNet used TensorFlow's);
-            "adamw": Loshchilov & Hutter 2019, decay always decoupled.
+            "adamw": Loshchilov & Hutter 2019, decay always decoupled;
+            a dotted path such as "optax.lion", or `file.py:make`: called as make(schedule, **args), with `mask`, which
+            parameters decay, where it takes that. Of the other arguments it reads `clip_norm` alone.
         weight_decay: wd; 0 switches it off.
         decay_rules: (path regex, True to decay); a parameter that no rule matches is an error.
         nesterov: of SGD: g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
@@ -49,12 +87,19 @@ def make_optimizer(
         b1, b2: first- and second-moment decay of AdamW; b2 also of RMSProp (0.9 in Inception and EfficientNet).
         eps: of AdamW (1e-8, outside the root) and RMSProp (1.0 in Inception-v3, 1e-3 in EfficientNet).
         clip_norm: largest global norm of the gradient, decay not counted (Pascanu et al. 2013); 0 for no limit.
+        args: of an optimizer that is not one of the three.
     """
-
-    def mask(params: Any) -> Any:
-        return tree.select_by_path(decay_rules, params, "optimizer.decay_rules")
-
+    mask = make_decay_mask(decay_rules)
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    if name not in OPTIMIZERS:
+        if weight_decay:
+            raise UserError(
+                f"optimizer.weight_decay={weight_decay} is not read by {name!r}: set it to 0 and give the optimizer its own in "
+                "optimizer.args."
+            )
+        return optax.chain(*clip, _make_own(name, schedule, mask, dict(args or {})))
+    if args:
+        raise UserError(f"optimizer.args={dict(args)} is not read by {name!r}: leave it out, or name an optimizer of your own.")
     if name == "adamw":
         adamw = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=mask)
         return optax.chain(*clip, adamw) if clip else adamw
@@ -64,8 +109,6 @@ def make_optimizer(
         start, eps_in_root, rate_in_velocity = RMSPROP[rmsprop]
         nesterov = False  # none of the three has it
         parts.append(optax.scale_by_rms(b2, eps, start, eps_in_root))
-    elif name != "sgd":
-        raise ValueError(f"unknown optimizer {name!r}")
     velocity = optax.trace(momentum, nesterov, accumulator_dtype=jnp.float32)
     rate = optax.scale_by_learning_rate(schedule)
     parts += [rate, velocity] if rate_in_velocity else [velocity, rate]
@@ -87,3 +130,23 @@ def update_average(average: Any, new: Any, decay: float, step: jax.Array, warmup
     t = step.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + t) / (10 + t)) if warmup else decay
     return jax.tree.map(lambda a, n: a + (1 - d) * (n - a), average, new)
+
+
+class WeightAverage(NamedTuple):
+    """The state of `average_weights`: steps taken, and the average of the weights after each."""
+
+    step: jax.Array
+    average: Any
+
+
+def average_weights(decay: float, warmup: bool = True) -> optax.GradientTransformation:
+    """Averages weights as `update_average` does, as the last link of an optax chain; `average` in its state has them."""
+
+    def init(params: Any) -> WeightAverage:
+        return WeightAverage(jnp.zeros((), jnp.int32), params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, WeightAverage]:
+        new = optax.apply_updates(params, updates)
+        return updates, WeightAverage(state.step + 1, update_average(state.average, new, decay, state.step, warmup))
+
+    return optax.GradientTransformation(init, update)

@@ -1,12 +1,19 @@
 """Learning-rate schedules, functions of the step; steps count from 0, and the last of a run is total_steps - 1."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
+
+SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
+# What a schedule of optax or the user's own may call the peak rate and the steps that it lasts.
+_PEAK, _STEPS = ("learning_rate", "peak_value", "init_value", "value"), ("total_steps", "decay_steps", "transition_steps")
 
 
 def make_schedule(
@@ -19,6 +26,7 @@ def make_schedule(
     warmup_start: float = 0.0,
     final_share: float = 0.0,
     d_model: int = 512,
+    args: Mapping[str, Any] | None = None,
 ) -> optax.Schedule:
     """A linear warm-up followed by one of four shapes, whose clock starts after it, or Noam, which is both in one.
 
@@ -26,9 +34,9 @@ def make_schedule(
         name: "constant"; "step", which multiplies by `factor` at each boundary (He et al. 2016); "cosine",
             f + (1-f)·0.5·(1 + cos(pi·t/T)) of the peak (Loshchilov & Hutter 2017; the clock as in He et al. 2019 and
             ConvNeXt, while TensorFlow's model garden starts it at step 0); "linear", f + (1-f)·(1 - t/T) of the peak;
-            "noam", learning_rate·d_model^-0.5·min(s^-0.5, s·W^-1.5) with s = step + 1 (Vaswani et al. 2017,
-            Section 5.3); its peak, at step W - 1, is learning_rate / sqrt(d_model·W). Tensor2tensor's later presets have
-            learning_rate 2 and W = 8,000.
+            "noam", see `noam_schedule`; a dotted path such as "optax.exponential_decay", or `file.py:make`: called with
+            `args`, and with the peak and the steps after the warm-up where it takes them (`learning_rate`, `peak_value`,
+            `init_value` or `value`; `total_steps`, `decay_steps` or `transition_steps`).
         learning_rate: the peak; of "noam" the factor before its formula.
         total_steps: of the run, warm-up included.
         warmup_steps: W; its step s has start + (peak - start)·(s + 1)/W, so that the first is not lost and the last has
@@ -36,8 +44,11 @@ def make_schedule(
         boundaries: of "step", shares of `total_steps`.
         warmup_start: the rate from which the warm-up rises; "noam" always rises from 0.
         final_share: f of "cosine" and "linear", what of the peak is left after the last step.
+        args: of a schedule that is not one of these.
     """
     after = max(1, total_steps - warmup_steps)
+    if args and name in SCHEDULES:
+        raise UserError(f"schedule.args={dict(args)} is not read by {name!r}: leave it out, or name a schedule of your own.")
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "step":
@@ -48,19 +59,58 @@ def make_schedule(
     elif name == "linear":
         main = optax.linear_schedule(learning_rate, final_share * learning_rate, after)
     elif name == "noam":
-        if not warmup_steps:
-            raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by it, give the paper's 4000.")
-        scale = learning_rate * d_model**-0.5
-
-        def rate(step: jax.Array) -> jax.Array:
-            s = jnp.asarray(step, jnp.float32) + 1
-            return scale * jnp.minimum(s**-0.5, s * warmup_steps**-1.5)
-
-        return rate
+        return noam_schedule(d_model, warmup_steps, learning_rate)
     else:
-        raise ValueError(f"unknown schedule {name!r}")
+        main = _make_own(name, learning_rate, after, dict(args or {}))
+    return warmup_schedule(main, warmup_steps, learning_rate, warmup_start)
+
+
+def warmup_schedule(main: optax.Schedule, warmup_steps: int, learning_rate: float, warmup_start: float = 0.0) -> optax.Schedule:
+    """Returns a schedule that rises linearly to `learning_rate` in its first steps and then follows `main` from step 0."""
     if not warmup_steps:
         return main
     first = warmup_start + (learning_rate - warmup_start) / warmup_steps
     warmup = optax.linear_schedule(first, learning_rate, max(1, warmup_steps - 1))
     return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax.Schedule:
+    """Returns factor·d_model^-0.5·min(s^-0.5, s·W^-1.5) with s = step + 1 (Vaswani et al. 2017, Section 5.3).
+
+    Its peak, at step W - 1, is factor / sqrt(d_model·W). Tensor2tensor's later presets have factor 2 and W = 8,000.
+    """
+    if not warmup_steps:
+        raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by it, give the paper's 4000.")
+    scale = factor * d_model**-0.5
+
+    def rate(step: jax.Array) -> jax.Array:
+        s = jnp.asarray(step, jnp.float32) + 1
+        return scale * jnp.minimum(s**-0.5, s * warmup_steps**-1.5)
+
+    return rate
+
+
+def _make_own(name: str, learning_rate: float, steps: int, args: dict[str, Any]) -> optax.Schedule:
+    """What optax's or the user's function returns for `args`, the peak and the steps."""
+    make = load_object(name, {}, "schedule")
+    try:
+        takes = inspect.signature(make).parameters
+        for names, value in ((_PEAK, learning_rate), (_STEPS, steps)):
+            ours = next((word for word in names if word in takes), None)
+            if names is _PEAK and (ours is None or ours in args):
+                raise UserError(
+                    f"schedule.learning_rate={learning_rate} is not read by {name!r}"
+                    + (
+                        f", as schedule.args has {ours!r}: leave that out."
+                        if ours
+                        else f": it takes none of {', '.join(names)}."
+                    )
+                )
+            if ours:
+                args = {ours: value, **args}
+        made = make(**args)
+    except TypeError as error:
+        raise UserError(f"schedule.args: {name!r} does not take these arguments ({error}).") from error
+    if not callable(made):
+        raise UserError(f"schedule.name={name!r} made {type(made).__name__}: give a function that returns an optax schedule.")
+    return made

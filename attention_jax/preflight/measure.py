@@ -25,6 +25,7 @@ from attention_jax.models.summary import count_multiply_adds, summary
 from attention_jax.preflight.chips import ChipSlice
 from attention_jax.preflight.hlo import HloProgram
 from attention_jax.tasks import classification
+from attention_jax.tasks.resolve import ResolvedConfig, resolve_config
 from attention_jax.train.program import Program, build_program
 
 # Kinds of arguments: fields of the state, and the batch.
@@ -120,13 +121,14 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def measure_step(config: ConfigDict, devices: list[Any]) -> StepCost:
-    """Compiles the step of a checked config for these devices, of a slice or of this machine, and returns its numbers.
+def measure_step(config: ConfigDict | ResolvedConfig, devices: list[Any]) -> StepCost:
+    """Compiles the step of a config for these devices, of a slice or of this machine, and returns its numbers.
 
     Data that are not here need not be when the config states what it would read off them.
     """
-    sizes = config.parallel
-    return measure_program(build_program(config, make_mesh(sizes.data, sizes.fsdp, sizes.model, devices)))[0]
+    resolved = resolve_config(config)
+    sizes = resolved.config.parallel
+    return measure_program(build_program(resolved, make_mesh(sizes.data, sizes.fsdp, sizes.model, devices)))[0]
 
 
 def measure_program(program: Program) -> tuple[StepCost, Any]:

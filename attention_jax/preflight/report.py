@@ -11,6 +11,7 @@ from attention_jax.errors import UserError
 from attention_jax.preflight.chips import ChipSlice, find_slice
 from attention_jax.preflight.measure import KINDS, StepCost, describe_devices, measure_input_rate, measure_step
 from attention_jax.tasks import get_task
+from attention_jax.tasks.resolve import ResolvedConfig, resolve_config
 
 # Published runs on TPU v3 took this many times compute + memory + interconnect: ResNet-RS-50 least, a Transformer most, whose
 # time has evaluation in it (experiments/results/preflight.md).
@@ -205,12 +206,11 @@ def _format_bytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def resolve_config(config: ConfigDict) -> ConfigDict:
-    """Returns the config with what its data say. Raises UserError that says what to give when they are not here."""
-    task = get_task(config.task)
-    missing = task.unresolved(config)
+def resolve_without_data(config: ConfigDict) -> ResolvedConfig:
+    """Resolves a config; if it needs data that are not here, raises UserError that says what the config could state."""
+    missing = get_task(config.task).unresolved(config)
     try:
-        return task.resolve(config)
+        return resolve_config(config)
     except UserError as error:
         if not missing:
             raise
@@ -223,7 +223,7 @@ def print_report(config: ConfigDict, topology: str, as_json: bool) -> int:
     Returns 0 when the step fits and 1 when it does not. Raises UserError.
     """
     slice_ = find_slice(topology)
-    config = resolve_config(config)
-    report = Report(slice_, measure_step(config, describe_devices(slice_)), measure_input_rate(config))
+    resolved = resolve_without_data(config)
+    report = Report(slice_, measure_step(resolved, describe_devices(slice_)), measure_input_rate(resolved.config))
     print(json.dumps(report.numbers()) if as_json else report.text())
     return 0 if report.fits else 1

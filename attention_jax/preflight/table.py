@@ -14,16 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from attention_jax.config.config import load_config, override
 from attention_jax.config.plugins import load_file
 from attention_jax.errors import UserError
 from attention_jax.models.summary import summary
 from attention_jax.preflight.chips import find_slice
 from attention_jax.preflight.measure import StepCost, describe_devices, measure_input_rate, measure_step
-from attention_jax.preflight.report import Report, resolve_config
-from attention_jax.tasks import get_task
+from attention_jax.preflight.report import Report, resolve_without_data
+from attention_jax.tasks.resolve import ResolvedConfig
 
 _KEYS = {"label", "config", "fields", "slices", "published", "source"}
 
@@ -101,22 +99,22 @@ def _kept(store: Path, rows: Sequence[PreflightRow]) -> dict[str, Any]:
     return {row.key: kept[row.key] for row in rows if row.inputs().items() <= kept.get(row.key, {}).items()}
 
 
-def _config(row: PreflightRow, beside: Path) -> ConfigDict:
-    return resolve_config(override(load_config(str(beside / row.config)), row.fields))
+def _resolve(row: PreflightRow, beside: Path) -> ResolvedConfig:
+    return resolve_without_data(override(load_config(str(beside / row.config)), row.fields))
 
 
 def _counted(row: PreflightRow, beside: Path) -> float:
     """2 x 3 x multiply-adds of the forward pass of a batch."""
-    config = _config(row, beside)
-    task = get_task(config.task)
+    resolved = _resolve(row, beside)
+    config, task = resolved.config, resolved.task
     rows = next(iter(task.batch_shapes(config)[-1].values())).shape[0]
     return 6.0 * rows * summary(task.model(config), task.example_inputs(config)).macs
 
 
 def _measured(row: PreflightRow, beside: Path) -> dict[str, Any]:
-    config = _config(row, beside)
-    cost = measure_step(config, describe_devices(find_slice(row.topology)))
-    return {"measured": dataclasses.asdict(cost), "images_a_second": measure_input_rate(config)}
+    resolved = _resolve(row, beside)
+    cost = measure_step(resolved, describe_devices(find_slice(row.topology)))
+    return {"measured": dataclasses.asdict(cost), "images_a_second": measure_input_rate(resolved.config)}
 
 
 def _write(path: Path, text: str) -> None:

@@ -26,11 +26,10 @@ from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
 from attention_jax.tables.measures import read_arrays, read_measure
 from attention_jax.tables.table import ComputedRow, Row, Table
-from attention_jax.tasks import get_task
+from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
 from attention_jax.train import metrics, remote_checkpoints, restore, workdir
 from attention_jax.train.loop import replace_seed
 from attention_jax.train.metrics import TIMING
-from attention_jax.train.program import Durations, resolve_durations
 from attention_jax.train.workdir import CONFIG, EVALUATION
 
 FAILURE = "failure.txt"
@@ -175,11 +174,16 @@ class RowPlan:
     row: Row
     config: ConfigDict
     changes: dict[str, Any]
-    durations: Durations | None
+    resolved: ResolvedConfig | None
     counts: Summary | None
     network: Summary | None
     runs: tuple[SeedRun, ...]
     broken: Exception | None = None
+
+    @property
+    def durations(self) -> Durations | None:
+        """The config's durations; None without its data."""
+        return self.resolved.durations if self.resolved else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,23 +227,22 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
     config, base = table.config(row, request.scale), table.base_config(request.scale)
     before, after = flatten_config(base), flatten_config(config)
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
-    durations = counts = network = broken = None
+    resolved = counts = network = broken = None
     try:
-        task = get_task(config.task)
-        config = task.resolve(config)
+        resolved = resolve_config(config)
+        config, task = resolved.config, resolved.task
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
-        durations = resolve_durations(config)
         counts = summary(task.model(config), task.example_inputs(config))
         if row.network and count_network:
             network = _count(FrozenDict(row.network), tuple(table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
         broken = error
-    total = durations.total if durations else 0
+    total = resolved.durations.total if resolved else 0
     runs = tuple(
         SeedRun(seed, request.folder / row.slug / str(seed), total, tuple(table.measures), request.remote)
         for seed in range(request.seeds)
     )
-    return RowPlan(row, config, changes, durations, counts, network, runs, broken)
+    return RowPlan(row, config, changes, resolved, counts, network, runs, broken)
 
 
 @functools.cache

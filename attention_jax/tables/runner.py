@@ -142,7 +142,7 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
                 try:
                     if plan.broken:
                         raise plan.broken
-                    program = program or build_program(plan.config)
+                    program = program or build_program(plan.resolved or plan.config)
                     stopped = run.correct is None and _train(program, run, functools.partial(_advance, bar, before))
                     if not stopped:
                         for name in measure_run(run.path, run.total_steps, request.table.measures, program):

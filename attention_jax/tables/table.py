@@ -65,12 +65,15 @@ class Scale:
     Attributes:
         seeds: number of them in each row.
         overrides: {dotted field: value}, put on the base before a row's pieces.
+        row_overrides: {dotted field: value}, put on every row together with its own: the size of the rows' networks, where
+            rows name other networks than the base.
         base: config file in place of the table's; in the table file its path is relative to that file's folder.
         arguments: {name: value} for the functions of computed rows.
     """
 
     seeds: int = 1
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    row_overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     base: str | Path | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -144,8 +147,9 @@ class Table:
     def config(self, row: Row, scale: str) -> ConfigDict:
         """Applies the scale's overrides, the row's pieces and overrides to the base. Raises UserError that names the row."""
         try:
-            config = override(self.base_config(scale), self.scales[scale].overrides)
-            return override(apply_pieces(config, row.pieces), row.overrides)
+            size = self.scales[scale]
+            config = override(self.base_config(scale), size.overrides)
+            return override(apply_pieces(config, row.pieces), {**row.overrides, **size.row_overrides})
         except UserError as error:
             raise UserError(f"{self.path}: row {row.label!r} at scale {scale!r}: {error}") from error
 
@@ -162,6 +166,7 @@ _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
     "pieces": ((list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma"),
     "network": ((dict, _NONE), "a dict with the name of a model and its fields"),
     "overrides": (dict, "a dict of dotted config fields"),
+    "row_overrides": (dict, "a dict of dotted config fields"),
     "seeds": (int, "a whole number from 1"),
     "arguments": (dict, "a dict of what computed rows' functions take"),
 }

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from attention_jax.data.images.crop import crop_and_resize, draw_box, resize_and_centre_crop
@@ -19,10 +18,9 @@ from attention_jax.data.images.randaugment import convert_mean_to_fill, make_ran
 from attention_jax.data.images.randaugment_ops import GREY
 from attention_jax.data.images.sources import Source, open_source
 from attention_jax.data.images.transforms import Transform, chain_transforms, flip_at_random, normalise_images, pad_and_crop
-from attention_jax.data.loader import ImagePlan, Loader
-from attention_jax.distributed.mesh import BatchShare, check_batch_size
+from attention_jax.data.loader import Loader
+from attention_jax.distributed.mesh import BatchShare
 from attention_jax.errors import UserError
-from attention_jax.models import create_model
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
 from attention_jax.optim.mixing import mix_images
 
@@ -79,22 +77,6 @@ def _first_shape(config: ConfigDict, source: Source) -> tuple[int, ...]:
         raise UserError(f"data.image_shape=None and the first image cannot be decoded ({error}): give the shape.") from error
 
 
-def check_batches(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError unless the batches divide evenly over the devices, and each share into micro-batches."""
-    check_batch_size("batch_size", config.batch_size, mesh, config.accumulation)
-    check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
-
-
-def steps_per_epoch(config: ConfigDict) -> int:
-    """Returns the number of batches in an epoch of a resolved config."""
-    return ImagePlan(config.data.num_examples, config.batch_size, config.seed).steps_per_epoch
-
-
-def examples_per_step(config: ConfigDict) -> float:
-    """Returns the number of images in a batch."""
-    return config.batch_size
-
-
 def describe(config: ConfigDict) -> dict[str, str]:
     """Returns what a run prints about this task at its start."""
     return {"batch norm": f"granularity {config.batch_norm.granularity}"}
@@ -103,19 +85,6 @@ def describe(config: ConfigDict) -> dict[str, str]:
 def headline(config: ConfigDict) -> str:
     """Returns the name of the metric that chooses the best checkpoint."""
     return "accuracy"
-
-
-def correct_means(config: ConfigDict) -> str:
-    """Returns the name of the mean of "correct"."""
-    return "accuracy"
-
-
-def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
-    """Returns the network of a resolved config; its field `dtype` is set when it computes in bfloat16."""
-    fields = config.model.to_dict()
-    if config.precision == "bfloat16":
-        fields["dtype"] = "bfloat16"
-    return create_model(fields.pop("name"), **fields, norm_group_size=norm_group_size)
 
 
 def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -233,6 +202,7 @@ def loss(
     """
     mutable = ["batch_stats"] if train else []
     logits, changed = model.apply(variables, batch["image"], train=train, mutable=mutable, rngs={"dropout": rng})
+    _check_logits(config, logits, batch["label"])
     label, weight = batch["label"], batch["weight"]
     smoothing = logits.shape[-1], config.loss.label_smoothing, config.loss.smoothing_over
     targets = target_distribution(label, *smoothing)
@@ -245,6 +215,16 @@ def loss(
     right = jnp.argmax(logits, -1) == label
     sums = {"loss": (per_example * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}
     return sums, changed
+
+
+def _check_logits(config: ConfigDict, logits: jax.Array, label: jax.Array) -> None:
+    expected = (*label.shape, config.model.num_classes)
+    if getattr(logits, "shape", None) != expected:
+        given = getattr(logits, "shape", type(logits).__name__)
+        raise UserError(
+            f"model {config.model.name!r} gives {given}: a network for classification turns images [B, H, W, C] into logits "
+            f"{expected}."
+        )
 
 
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -262,10 +242,6 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
     """Returns accuracy (share of right first choices) and mean loss in nats, and the outputs as they are."""
     loss = float(outputs["loss"].astype(np.float64).mean())
     return {"accuracy": float(outputs["correct"].mean()), "loss": loss}, outputs
-
-
-def adopt(config: ConfigDict, assets: Mapping[str, bytes]) -> None:
-    """Does nothing: image data are read without the assets of a checkpoint."""
 
 
 def assets(config: ConfigDict) -> dict[str, bytes]:

@@ -18,7 +18,6 @@ from attention_jax.data.text.pairs import Pairs, open_pairs
 from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError, require_package
-from attention_jax.models import create_model
 from attention_jax.optim.losses import right_tokens, token_cross_entropy
 from attention_jax.tasks import translator
 from attention_jax.tasks.translator import Translator
@@ -156,14 +155,6 @@ def correct_means(config: ConfigDict) -> str:
     return "exact match" if config.evaluation.translate else "token accuracy"
 
 
-def model(config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
-    """Returns the network of a resolved config, with its field `dtype` set for precision="bfloat16"."""
-    fields = config.model.to_dict()
-    if config.precision == "bfloat16":
-        fields["dtype"] = "bfloat16"
-    return create_model(fields.pop("name"), **fields)
-
-
 def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Source and target of the longest bucket, [1, length] int32."""
     return (jax.ShapeDtypeStruct((1, config.data.bucket_lengths[-1]), jnp.int32),) * 2
@@ -203,11 +194,6 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
             f"data.rows_multiple={data.rows_multiple} cannot be divided by {process[1]} processes: give a multiple."
         )
     return TokenLoader(tokens, plan, data.threads, process)
-
-
-def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
-    """Returns the batch itself."""
-    return batch
 
 
 def shift_right(target: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from attention_jax.config.config import config_to_json
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
+from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate_model
 from attention_jax.train.metrics import TIMING, Log
@@ -69,7 +70,7 @@ def catch_stop_signal() -> Iterator[threading.Event]:
 
 
 def train_model(
-    config: ConfigDict,
+    config: ConfigDict | ResolvedConfig,
     path: str | Path,
     program: Program | None = None,
     progress: Callable[[int], None] = lambda step: None,
@@ -80,7 +81,7 @@ def train_model(
     same number of threads).
 
     Args:
-        config: checked; its seed may differ from the program's.
+        config: is resolved here if it is not yet; its seed may differ from the program's.
         path: the workdir, a folder or a URI such as gs://bucket/run; made when missing.
         program: of this config except for the seed, to use what is already compiled.
         progress: called with the number of finished steps.
@@ -89,8 +90,9 @@ def train_model(
         UserError: a workdir of another config, a checkpoint that cannot be read, a full disk, a loss that is not finite.
     """
     begin = time.perf_counter()
+    seed = config.config.seed if isinstance(config, ResolvedConfig) else config.seed
     program = program or build_program(config)
-    config = replace_seed(program.config, config.seed)
+    config = replace_seed(program.config, seed)
     program.task.headline(config)  # raises UserError before the workdir is made
     with lock_workdir(path, config) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
         run = _Run(program, config, workdir, stop_signal, begin)
@@ -117,7 +119,8 @@ class _Run:
         self.begin, self.stopped = begin, False
         self.pending: tuple[int, dict[str, jax.Array]] | None = None  # the last step, and its metrics on the devices
         self.log = Log(self.folder, config.logging.tensorboard, active=is_main_process())
-        keep = config.checkpoint.keep_last, config.checkpoint.keep_best, self.log.score
+        sign = -1 if self.task.lower_is_better(config) else 1
+        keep = config.checkpoint.keep_last, config.checkpoint.keep_best, lambda step: _times(sign, self.log.score(step))
         self.checkpoints = (
             RemoteCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
         )
@@ -239,6 +242,10 @@ class _Run:
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.durations.total
+
+
+def _times(sign: int, score: float | None) -> float | None:
+    return None if score is None else sign * score
 
 
 def _save_outputs(path: Path, step: int, outputs: dict[str, np.ndarray]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from attention_jax import tree
-from attention_jax.config.config import convert_duration
 from attention_jax.distributed.mesh import (
     MODEL,
     check_parallel_mode,
@@ -23,23 +21,12 @@ from attention_jax.distributed.sharding import StateSharding, get_sharding_rules
 from attention_jax.errors import UserError
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
-from attention_jax.tasks import get_task
+from attention_jax.tasks.base import Task
+from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
 from attention_jax.train.step import State, create_state, make_train_step
 
 # The initialisation runs once: without optimisation it compiles in half the time for a ResNet-20.
 _QUICKLY = {"xla_backend_optimization_level": 0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Durations:
-    """A config's durations in steps."""
-
-    steps_per_epoch: int
-    total: int
-    warmup: int
-    evaluate_every: int
-    checkpoint_every: int
-    log_every: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,16 +36,29 @@ class Program:
     `abstract_state` has the shapes and shardings of the state.
     """
 
-    config: ConfigDict
-    task: ModuleType
+    resolved: ResolvedConfig
     model: nn.Module
     mesh: Mesh
     sharding: StateSharding
     abstract_state: State
-    durations: Durations
     init: Callable[[Any], State]
     train_step: jax.stages.Wrapped  # (state, batch, seed) -> (state, sums)
     outputs: Callable[..., dict[str, jax.Array]]
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config, with what its data say."""
+        return self.resolved.config
+
+    @property
+    def task(self) -> Task:
+        """The config's task."""
+        return self.resolved.task
+
+    @property
+    def durations(self) -> Durations:
+        """The config's durations in steps."""
+        return self.resolved.durations
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -66,21 +66,21 @@ class Program:
         return ("params", "ema") if self.config.ema.decay else ("params",)
 
 
-def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
-    """Resolves and checks a config against its data and devices, and defines its jitted functions; compiles nothing yet.
+def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None) -> Program:
+    """Checks a config against its devices, and defines its jitted functions; compiles nothing yet.
 
     Args:
+        config: is resolved here if it is not yet.
         mesh: None makes the config's mesh from the devices present. Devices that are only described
             (`jax.experimental.topologies`) suffice to compile without running.
     """
-    task = get_task(config.task)
-    config = task.resolve(config)
+    resolved = resolve_config(config)
+    config, task, durations = resolved.config, resolved.task, resolved.durations
     mesh = mesh or make_mesh(config.parallel.data, config.parallel.fsdp, config.parallel.model)
     check_parallel_mode(config.parallel.mode, mesh)
     task.check_batches(config, mesh)
 
-    durations = resolve_durations(config)
-    shape = {name: config.schedule[name] for name in ("boundaries", "factor", "warmup_start", "final_share", "d_model")}
+    shape = {name: config.schedule[name] for name in ("boundaries", "factor", "warmup_start", "final_share", "d_model", "args")}
     schedule = make_schedule(config.schedule.name, config.schedule.learning_rate, durations.total, durations.warmup, **shape)
     optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
     model = task.model(config, resolve_batch_norm_group(config, mesh) if "batch_norm" in config else None)
@@ -110,33 +110,12 @@ def build_program(config: ConfigDict, mesh: Mesh | None = None) -> Program:
         step = map_over_replicas(step, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     return Program(
-        config=config,
-        task=task,
+        resolved=resolved,
         model=model,
         mesh=mesh,
         sharding=sharding,
         abstract_state=sharding.add_to_shapes(shapes),
-        durations=durations,
         init=jax.jit(init, out_shardings=sharding.shardings, compiler_options=_QUICKLY if on_cpu else None),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(sharding.shardings, everywhere)),
         outputs=jax.jit(outputs, out_shardings=everywhere),
     )
-
-
-def resolve_durations(config: ConfigDict) -> Durations:
-    """Returns all durations of a resolved config in steps. Raises UserError when the warm-up is longer than the run."""
-    task = get_task(config.task)
-    steps_per_epoch, batch_size = task.steps_per_epoch(config), task.examples_per_step(config)
-
-    fields = {
-        "total": (config, "total"),
-        "warmup": (config.schedule, "warmup"),
-        "evaluate_every": (config.evaluation, "every"),
-        "checkpoint_every": (config.checkpoint, "every"),
-        "log_every": (config.logging, "every"),
-    }
-    steps = {name: convert_duration(*field, steps_per_epoch, batch_size) for name, field in fields.items()}
-    durations = Durations(steps_per_epoch, **steps)
-    if durations.warmup >= durations.total:
-        raise UserError(f"schedule.warmup is {durations.warmup} steps of a run of {durations.total}: give a shorter one.")
-    return durations

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import flax
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from attention_jax.distributed.mesh import DATA
 from attention_jax.distributed.sharding import StateSharding
 from attention_jax.optim.optimizers import update_average
+from attention_jax.tasks.base import Task
 
 Metrics = dict[str, jax.Array]
 _MIXING = 2**32 - 1  # folded into the key of mixing; micro-batches use the numbers from 0
@@ -55,7 +55,7 @@ def create_state(
 
 def make_train_step(
     config: ConfigDict,
-    task: ModuleType,
+    task: Task,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -111,7 +111,7 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if replicas_apart:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(DATA))
-        batch = task.mix(config, batch, jax.random.fold_in(rng, _MIXING))
+        batch = dict(task.mix(config, batch, jax.random.fold_in(rng, _MIXING)))
         grads, sums, batch_stats = accumulated(state, batch, rng)
         if replicas_apart:
             grads, sums = jax.lax.psum((grads, sums), DATA)

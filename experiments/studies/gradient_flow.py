@@ -68,7 +68,7 @@ def measure_gradient_flow(program: Program, run: Run) -> dict[str, Any]:
     For the figure: `gradients` [T, L] at each of L convolutions for the run's first batch, at initialisation and at every
     checkpoint that is left, and `gradient_steps` [T].
     """
-    loader = program.task.loader(run.config, run.config.data.train_split, (0, 1), training=True)
+    loader: Any = program.task.loader(run.config, run.config.data.train_split, (0, 1), training=True)
     batch = loader.training_batch(0)
     paths = list_convolutions(program)
 

@@ -11,6 +11,8 @@ from attention_jax.config import override
 from attention_jax.data.text.pairs import open_pairs
 from attention_jax.data.text.tokenizer import load_tokenizer
 from attention_jax.load import Run
+from attention_jax.tasks.resolve import resolve_config
+from attention_jax.tasks.translation import read_texts
 from attention_jax.tasks.translator import name_bleu, score_texts
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
@@ -47,7 +49,7 @@ def measure_by_length(program: Program, run: Run, number: int = 4) -> dict[str, 
     found["next tokens right %"] = np.array([100 * outputs["right"][i].sum() / outputs["tokens"][i].sum() for i in members])
     if config.evaluation.translate:
         program.task.adopt(config, run.assets)
-        hypotheses, references = program.task.read_texts(config, outputs)
+        hypotheses, references = read_texts(config, outputs)
         tokenize = config.evaluation.bleu
         scores = [score_texts([hypotheses[i] for i in rows], [references[i] for i in rows], tokenize)[0] for rows in members]
         found["BLEU of a range"] = np.array([score[name_bleu(tokenize)] for score in scores])
@@ -61,9 +63,10 @@ def measure_elsewhere(program: Program, run: Run, changes: Mapping[str, Mapping[
     """
     correct, next_tokens = {}, {}
     for name, fields in changes.items():
-        config = program.task.resolve(override(run.config, fields))
+        resolved = resolve_config(override(run.config, fields))
+        config = resolved.config
         program.task.adopt(config, run.assets)
-        _, outputs = evaluate_model(dataclasses.replace(program, config=config), run.variables, config)
+        _, outputs = evaluate_model(dataclasses.replace(program, resolved=resolved), run.variables, config)
         correct[f"{program.task.correct_means(config)} %, {name}"] = 100 * float(np.mean(outputs["correct"]))
         next_tokens[f"next tokens right %, {name}"] = 100 * float(outputs["right"].sum() / outputs["tokens"].sum())
     return correct | next_tokens

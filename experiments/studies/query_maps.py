@@ -53,7 +53,7 @@ def measure_query_maps(program: Program, run: Run) -> dict[str, Any]:
     the first evaluation batch, as a share of its largest value (1: every key alike); with several modules, their mean.
     For the figure: images, points and maps.
     """
-    loader = program.task.loader(run.config, run.config.data.eval_split, (0, 1), training=False)
+    loader: Any = program.task.loader(run.config, run.config.data.eval_split, (0, 1), training=False)
     images = np.stack(list(plots.choose_images(loader, _IMAGES).values()))
     points = [choose_points(image) for image in images]
     found = compute_query_maps(program.model, run.variables, run.preprocess(images), points)

@@ -73,7 +73,7 @@ def measure_receptive_field(program: Program, run: Run) -> dict[str, Any]:
     model = program.model
     last = f"stage1_block{model.stage_sizes[0]}"
     at = "stage1_gate" if model.gate_at == "stage" and 1 in model.gated_stages() else last
-    loader = program.task.loader(run.config, run.config.data.eval_split, (0, 1), training=False)
+    loader: Any = program.task.loader(run.config, run.config.data.eval_split, (0, 1), training=False)
     images = loader.evaluation_batch(0)["image"][:_IMAGES]
 
     start = program.init(np.uint32(run.config.seed)).variables()

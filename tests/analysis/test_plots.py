@@ -11,7 +11,7 @@ from attention_jax.analysis import plots
 from attention_jax.cli import main as cli
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
-from attention_jax.tasks import classification
+from attention_jax.tasks import classification, get_task
 from tests.helpers.make_tiny_run import RUN
 from tests.helpers.small import small_config
 
@@ -117,7 +117,7 @@ def run_and_images():
 
 def make_run(config) -> Run:
     """A network of random weights; to draw them is quicker than to compile an initialisation."""
-    model, rng = classification.model(config), np.random.default_rng(0)
+    model, rng = get_task("classification").model(config), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *classification.example_inputs(config))
     variables = jax.tree.map(lambda x: rng.uniform(0.1, 0.5, x.shape).astype(x.dtype), shapes)
     variables = {name: variables[name] for name in ("params", "batch_stats")}

@@ -1,5 +1,6 @@
 """Configs: files, durations, overrides, versions, recipe pieces."""
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -12,9 +13,11 @@ from ml_collections import ConfigDict
 from attention_jax import recipes
 from attention_jax.cli import main as cli
 from attention_jax.config import config as configs
+from attention_jax.config import defaults, versions
 from attention_jax.config import fields as config_fields
+from attention_jax.config.accepted import OPEN, REQUIRED, UNITS
 from attention_jax.errors import UserError
-from attention_jax.train.program import resolve_durations
+from attention_jax.tasks.resolve import resolve_config
 from tests.helpers.small import CONFIG, ROOT, small_config
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -33,14 +36,15 @@ def fields(task: str = "classification") -> list[tuple[str, ...]]:
 
     def of(section: dict, prefix: str) -> list[tuple[str, ...]]:
         found = []
-        for key, field in section.items():
+        for name, field in section.items():
             if isinstance(field, dict):
-                found += of(field, f"{prefix}{key}.")
+                found += of(field, f"{prefix}{name}.")
             else:
-                found.append(tuple(prefix + name for name in (key if isinstance(key, tuple) else (key,))))
+                ends = [f"_{unit}" for unit in ("steps", "epochs", "examples")] if field.spelled_in else [""]
+                found.append(tuple(f"{prefix}{name}{end}" for end in ends))
         return found
 
-    return of(configs.get_fields(task), "")
+    return of(config_fields.merge_fields(config_fields.OF_TASK[task]), "")
 
 
 # Files
@@ -73,21 +77,83 @@ def test_header_says_how_to_launch_on_what_and_what_to_expect(path):
 
 
 @each_file
-def test_field_that_is_missing_is_named(path):
-    task = configs.load_config(str(path)).task
-    for names in fields(task):
-        plain = configs.load_config(str(path)).to_dict()
-        *parents, _ = names[0].split(".")
+def test_field_that_is_missing_has_its_default_or_is_named(path):
+    given = configs.load_config(str(path))
+    known = configs.get_fields(given)
+    for (table_name, field), names in zip(known.items(), fields(given.task)):
+        plain = given.to_dict()
+        *parents, last = names[0].split(".")
         section = functools.reduce(dict.__getitem__, parents, plain)
         for name in names:
             section.pop(name.split(".")[-1], None)
-        if names[0] in (
-            "data.args",
-            "data.tokenizer_options",
-        ):  # an open section may be empty; whoever reads it says what it lacks
+        if field.default is REQUIRED or table_name == "model":
+            with pytest.raises(UserError, match=names[0].replace(".", r"\.")):
+                configs.complete_config(ConfigDict(plain))
             continue
-        with pytest.raises(UserError, match=names[0].replace(".", r"\.")):
-            configs.check_config(ConfigDict(plain))
+        completed = configs.flatten_config(configs.complete_config(ConfigDict(plain)))
+        if field.default is not OPEN:
+            name = f"{table_name}_{field.spelled_in}" if field.spelled_in else table_name
+            assert completed[name] == field.default, name
+
+
+def test_defaults_are_accepted_and_have_a_meaning():
+    for task in config_fields.OF_TASK:
+        for name, field in config_fields.list_fields(config_fields.merge_fields(config_fields.OF_TASK[task])).items():
+            if field.default not in (OPEN, REQUIRED):
+                assert field.error(field.default) is None, name
+            assert field.meaning and field.accepts and field.spelled_in in ("", *UNITS), name
+
+
+def test_file_gives_the_fields_that_it_must_and_no_other():
+    config = defaults.classification()
+    with pytest.raises(UserError, match=r"config.batch_size is missing: give a whole number of examples from 1 \("):
+        configs.complete_config(config)
+    config.update(batch_size=8, total_epochs=1)
+    config.model.name = "resnet20"
+    config.data.update(source="digits", mean=[0.5], std=[0.5])
+    config.schedule.update(learning_rate=1, warmup_epochs=0)
+    complete = configs.complete_config(config)
+    assert (complete.total_epochs, complete.schedule.learning_rate, complete.data.mean) == (1.0, 1.0, (0.5,))
+    assert isinstance(complete.schedule.learning_rate, float) and "warmup_steps" not in complete.schedule
+    config.batch_norm.granularity = 64  # of another type than the default
+    assert configs.complete_config(config).batch_norm.granularity == 64
+
+
+# Layers
+
+
+def test_another_network_drops_the_fields_of_the_one_before_it(caplog):
+    configs._report_dropped.cache_clear()
+    caplog.set_level("INFO", "attention_jax")
+    config = configs.override(configs.load_config(str(CONFIG)), {"model.num_classes": 10, "model.dtype": "bfloat16"})
+    after = configs.override(config, {"model.name": "resnet110"})
+    assert after.model.to_dict() == {"name": "resnet110", "num_classes": 10, "dtype": "bfloat16"}
+    said = "model.name='resnet110' takes the place of 'resnet32', whose fields go with it: model.widths=(8, 16, 32)."
+    assert said in caplog.text
+    after = configs.override(config, {"model.widths": (4, 8, 16), "model.name": "resnet110"})
+    assert after.model.widths == (4, 8, 16), "what the same layer sets stays"
+    assert configs.override(after, {"model.name": "resnet110"}).model.widths == (4, 8, 16), "the same network"
+
+
+def test_a_piece_that_names_another_network_is_a_layer_too():
+    config = configs.load_config(str(CONFIG))
+
+    def name_only(config):
+        return configs.override(config, {"model.name": "resnet20"})
+
+    def in_place(config):
+        config = config.copy_and_resolve_references()
+        config.model.name = "resnet20"
+        return config
+
+    def same_width(config):
+        return configs.override(config, {"model.name": "resnet20", "model.widths": (8, 16, 32)})
+
+    def carries_over(config):
+        return configs.override(config, {"model.name": "resnet20", "model.widths": config.model.widths})
+
+    found = [configs.apply_pieces(config, (piece,)).model for piece in (name_only, in_place, same_width, carries_over)]
+    assert [model.get("widths") for model in found] == [None, None, (8, 16, 32), (8, 16, 32)]
 
 
 def test_config_with_an_argument():
@@ -129,7 +195,7 @@ def test_a_duration_is_the_same_in_any_unit(prefix):
     found = []
     for unit, value in (("epochs", 2), ("steps", 2 * spe), ("examples", 2 * spe * batch)):
         fields = {f"{prefix}_{unit}".replace(".", "__"): value, "data__num_examples": spe * batch + 5}
-        found.append(resolve_durations(small_config(**fields)))
+        found.append(resolve_config(small_config(**fields)).durations)
     assert found[0] == found[1] == found[2]
     assert 74 in vars(found[0]).values()
 
@@ -165,7 +231,7 @@ def test_overriding_leaves_the_input_as_it_was():
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("batch_size", 0, "batch_size=0 is not right: give a whole number of examples, or of a translation's tokens, from 1"),
+        ("batch_size", 0, "batch_size=0 is not right: give a whole number of examples from 1"),
         ("batch_size", 2.0, "batch_size=2.0 is not right"),
         ("batch_size", True, "batch_size=True is not right"),
         ("seed", -1, "from 0 to 2**31 - 1"),
@@ -219,7 +285,7 @@ def test_wrong_value_says_what_would_be_right(name, value, said):
     ],
 )
 def test_values_of_the_command_line(name, text, value):
-    parsed = configs.parse_value(name, text)
+    parsed = configs.parse_value(small_config(), name, text)
     assert parsed == value and type(parsed) is type(value)
     assert configs.flatten_config(configs.override(small_config(), {name: parsed}))[name] == value
 
@@ -233,7 +299,7 @@ def test_json_there_and_back_changes_nothing():
     assert back == config and configs.config_to_json(back) == configs.config_to_json(config)
     assert back.optimizer.decay_rules == config.optimizer.decay_rules
     assert isinstance(back.optimizer.decay_rules[0], tuple)
-    configs.check_config(back)
+    configs.complete_config(back)
 
 
 @each_file
@@ -243,7 +309,7 @@ def test_json_of_every_file(path):
 
 
 def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
-    today = configs.VERSION
+    today = config_fields.VERSION
 
     def to_next(config):
         plain = config.to_dict()
@@ -258,11 +324,12 @@ def test_old_configs_are_brought_up_to_date_one_version_at_a_time(monkeypatch):
     old = {**now.to_dict(), "version": today}
     old["optimizer"]["beta"] = old["optimizer"].pop("momentum")
     text = configs.config_to_json(ConfigDict(old))
-    for module in (configs, config_fields):
+    for module in (versions, config_fields):
         monkeypatch.setattr(module, "VERSION", today + 2)
-    monkeypatch.setattr(configs, "UPGRADES", {today: to_next, today + 1: to_last})
+    monkeypatch.setitem(config_fields.COMMON, "version", dataclasses.replace(config_fields.COMMON["version"], ok=bool))
+    monkeypatch.setattr(versions, "UPGRADES", {today: to_next, today + 1: to_last})
     new = configs.config_from_json(text)
-    configs.check_config(new)
+    configs.complete_config(new)
     assert new.version == today + 2 and new.batch_size == 64 and new.optimizer.momentum == now.optimizer.momentum == 0.9
     assert configs.config_from_json(configs.config_to_json(new)) == new
 
@@ -272,10 +339,10 @@ def test_version_1_means_what_it_did():
     saved = json.loads((ROOT / "tests" / "fixtures" / "tiny_run" / "config.json").read_text())
     assert saved["version"] == 1
     config = configs.config_from_json(json.dumps(saved))
-    configs.check_config(config)
+    configs.complete_config(config)
     kept = configs.flatten_config(config)
     for name, value in configs.flatten_config(saved).items():
-        assert kept[name] == (configs.VERSION if name == "version" else value), name
+        assert kept[name] == (config_fields.VERSION if name == "version" else value), name
     assert (config.precision, config.optimizer.decay, config.optimizer.clip_norm) == ("float32", "l2", 0)
     assert (config.schedule.final_share, config.mix.mixup_alpha, config.mix.cutmix_alpha) == (0, 0, 0)
 
@@ -285,14 +352,14 @@ def test_version_1_means_what_it_did():
     assert configs.config_from_json(json.dumps(saved)).optimizer.b1 == 0.9
 
 
-@pytest.mark.parametrize("version", [0, -1, configs.VERSION + 1, "1", None])
+@pytest.mark.parametrize("version", [0, -1, config_fields.VERSION + 1, "1", None])
 def test_versions_that_nobody_knows(version):
     with pytest.raises(UserError, match=f"version={version!r} is not right: this installation reads versions 1 to"):
         configs.upgrade_config(ConfigDict({"version": version}))
 
 
 def test_every_version_up_to_this_one_has_its_upgrade():
-    assert sorted(configs.UPGRADES) == list(range(1, configs.VERSION))
+    assert sorted(versions.UPGRADES) == list(range(1, config_fields.VERSION))
 
 
 def test_difference_shows_what_changes_the_numbers_and_nothing_else():
@@ -344,7 +411,7 @@ def test_piece_is_pure_and_changes_one_section(name):
     assert len(sections) == 1
     assert PIECES[name](config) == after, "the same input gives the same output"
     assert PIECES[name](after) == after, "a second time changes nothing more"
-    configs.check_config(after)
+    configs.complete_config(after)
 
 
 @each_piece
@@ -361,14 +428,14 @@ def test_pieces_compose_one_after_another():
     config = small_config()
     pieces = ("cosine_lr", recipes.ema, functools.partial(recipes.squeeze_excite, reduction=2), "label_smoothing")
     expected = recipes.label_smoothing(recipes.squeeze_excite(recipes.ema(recipes.cosine_lr(config)), reduction=2))
-    assert configs.apply_pieces(config, pieces) == expected
+    assert configs.apply_pieces(config, pieces) == configs.complete_config(expected)
     assert configs.apply_pieces(config, ()) == config
     # Row i of an additive table is the base with the first i pieces.
     for i in range(len(pieces)):
         row = configs.apply_pieces(config, pieces[: i + 1])
         assert row == configs.apply_pieces(configs.apply_pieces(config, pieces[:i]), pieces[i:][:1])
     # Of two pieces that set the same fields the later one counts.
-    assert configs.apply_pieces(config, ("squeeze_excite", "bam")) == recipes.bam(config)
+    assert configs.apply_pieces(config, ("squeeze_excite", "bam")) == configs.complete_config(recipes.bam(config))
 
 
 def test_pieces_by_name_dotted_path_and_file(tmp_path):

@@ -7,7 +7,7 @@ from attention_jax import recipes
 from attention_jax.config import config as configs
 from attention_jax.errors import UserError
 from attention_jax.optim.schedules import make_schedule
-from attention_jax.train.program import resolve_durations
+from attention_jax.tasks.resolve import resolve_config
 from tests.helpers.small import CONFIG
 
 # Bello et al. 2021, Table 1, row by row, with the values of Section 3 and Table 8 for a ResNet-200 at 256 pixels.
@@ -43,13 +43,13 @@ def test_resnet_rs_is_table_1_row_by_row(base):
 def test_longer_training_moves_the_schedule_and_not_the_warmup(base):
     base = configs.override(base, {"data.num_examples": 312 * base.batch_size})
     base = recipes.warmup(recipes.cosine_lr(base), epochs=5)
-    before, after = (resolve_durations(config) for config in (base, recipes.more_epochs(base)))
+    before, after = (resolve_config(config).durations for config in (base, recipes.more_epochs(base)))
     assert (before.total, before.warmup) == (28_080, 1560) and (after.total, after.warmup) == (109_200, 1560)
 
 
 def test_durations_replace_those_in_other_units(base):
     config = recipes.more_epochs(recipes.noam_lr(configs.override(base, {"total_steps": 7})), epochs=3)
-    configs.check_config(config)
+    configs.complete_config(config)
     assert config.total_epochs == 3 and config.schedule.warmup_steps == 4000 and "warmup_epochs" not in config.schedule
     config = recipes.warmup(config, epochs=2.0, start=0.01)
     assert config.schedule.warmup_epochs == 2.0 and "warmup_steps" not in config.schedule

@@ -9,6 +9,7 @@ import pytest
 
 from attention_jax.cli import main as cli
 from attention_jax.config import config as configs
+from attention_jax.config import fields
 from attention_jax.data.images.decoding import decode_image
 from attention_jax.data.images.randaugment import make_randaugment
 from attention_jax.data.images.sources import open_source
@@ -203,5 +204,5 @@ def test_configs_of_version_1_get_the_fields_of_version_2():
     brought += tuple(name for name in now["data"] if name.startswith("randaugment"))
     old = {**now, "version": 1, "data": {name: value for name, value in now["data"].items() if name not in brought}}
     new = configs.config_from_json(json.dumps(old))
-    configs.check_config(new)
-    assert new.version == configs.VERSION and new.data.to_dict() == now["data"]
+    configs.complete_config(new)
+    assert new.version == fields.VERSION and new.data.to_dict() == now["data"]

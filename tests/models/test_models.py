@@ -12,7 +12,7 @@ from jax.extend import core
 
 import attention_jax as aj
 from attention_jax import tree
-from attention_jax.models.registry import register
+from attention_jax.models.registry import register_model
 from attention_jax.models.resnet import Block, ResNet
 from attention_jax.nn.conv import StochasticDepth
 from attention_jax.nn.gates import SqueezeExcite
@@ -342,8 +342,10 @@ class TestRegistry:
             aj.create_model("resnet50", num_clases=10)
 
     def test_a_name_is_taken_once(self) -> None:
-        with pytest.raises(ValueError, match="registered twice"):
-            register("resnet50", ResNet)
+        with pytest.raises(aj.UserError, match="'resnet50' is taken by attention_jax.models.resnet.ResNet"):
+            register_model("resnet50", ResNet)
+        with pytest.raises(aj.UserError, match="'resnet50' is taken by attention_jax.models.resnet.ResNet"):
+            register_model("resnet50", type("ResNet", (ResNet,), {"__module__": "another"}))
 
 
 class TestMistakes:

@@ -12,7 +12,7 @@ from attention_jax import tree
 from attention_jax.models import create_model
 from attention_jax.nn.conv import Conv
 from attention_jax.nn.norm import BatchNorm
-from attention_jax.tasks import classification
+from attention_jax.tasks import base, classification, get_task
 from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
 
@@ -60,7 +60,7 @@ class Tiny(nn.Module):
 @pytest.fixture
 def trained(monkeypatch):
     """precision -> (state, loss of each step) after three steps of the tiny network."""
-    monkeypatch.setattr(classification, "create_model", lambda name, widths, stage_sizes, **fields: Tiny(**fields))
+    monkeypatch.setattr(base, "create_model", lambda name, widths, stage_sizes, **fields: Tiny(**fields))
 
     def train(precision: str) -> tuple:
         program = build_program(small_config(precision=precision, parallel__data=1, mix__mixup_alpha=0.2))
@@ -99,4 +99,5 @@ def test_training_in_bfloat16(trained):
 def test_float32_asks_nothing_of_the_network():
     """A network without the field trains in float32."""
     config = classification.resolve(small_config())
-    assert classification.model(config) == create_model("resnet32", widths=(4, 8), stage_sizes=(1, 1), num_classes=10)
+    expected = create_model("resnet32", widths=(4, 8), stage_sizes=(1, 1), num_classes=10)
+    assert get_task("classification").model(config) == expected

@@ -261,8 +261,8 @@ def fake(monkeypatch):
     """Runs that "train" by writing what a finished run leaves; `fake.fail` and `fake.stop` are sets of (row, seed)."""
     state = types.SimpleNamespace(trained=[], fail=set(), stop=set(), kill=set())
 
-    def build(config):
-        return types.SimpleNamespace(config=config)
+    def build(resolved):
+        return types.SimpleNamespace(config=resolved.config)
 
     def train(config, path, program, progress):
         key = (path.parent.name, config.seed)

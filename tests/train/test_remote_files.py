@@ -113,6 +113,11 @@ def killed_after(step: int):
     return progress
 
 
+def with_tensorboard(program):
+    config = override(program.config, {"logging.tensorboard": True})
+    return dataclasses.replace(program, resolved=dataclasses.replace(program.resolved, config=config))
+
+
 def uploads_end() -> None:
     for thread in threading.enumerate():
         if thread.name == "upload":
@@ -125,7 +130,7 @@ def another_machine(monkeypatch, tmp_path) -> None:
 
 def test_remote_run_is_the_local_one_and_another_machine_goes_on_with_it(program, local_run, store, tmp_path, monkeypatch):
     # TensorBoard changes no number.
-    program = dataclasses.replace(program, config=override(program.config, {"logging.tensorboard": True}))
+    program = with_tensorboard(program)
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(21))
     uploads_end()
@@ -169,7 +174,7 @@ def test_checkpoint_counts_only_with_its_marker(step, program, local_run, store,
 
 
 def test_events_that_cannot_be_brought_cost_a_warning(program, local_run, store, caplog, monkeypatch):
-    program = dataclasses.replace(program, config=override(program.config, {"logging.tensorboard": True}))
+    program = with_tensorboard(program)
     refused = []
 
     def refuse(path):

@@ -1,0 +1,65 @@
+"""Upgrades saved configs and those of old config files to the fields of this version."""
+
+import functools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from attention_jax.config.fields import VERSION
+from attention_jax.errors import UserError
+
+# version -> the fields that it added, with what the library did before they existed.
+_ADDED: dict[int, dict[str, Any]] = {
+    2: {
+        "precision": "float32",
+        "optimizer": {
+            "rate_in_velocity": False,
+            "rmsprop": "tensorflow",
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "clip_norm": 0.0,
+            "decay": "l2",
+        },
+        "schedule": {"warmup_start": 0.0, "final_share": 0.0, "d_model": 512},
+        "loss": {"smoothing_over": "uniform"},
+        "mix": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5},
+        "data": {
+            "crop": "pad",
+            "crop_scale": (0.08, 1.0),
+            "crop_ratio": (3 / 4, 4 / 3),
+            "randaugment_layers": 0,
+            "randaugment_magnitude": 9,
+            "randaugment_std": 0.0,
+            "randaugment_ops": "paper",
+            "interpolation": "bilinear",
+            "eval_resize": None,
+            "on_broken": "skip",
+        },
+    },
+    3: {"parallel": {"fsdp": 1, "model": 1, "rules": ()}},
+    4: {"optimizer": {"args": {}}, "schedule": {"args": {}}},
+}
+
+
+def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
+    plain = config.copy_and_resolve_references().to_dict()
+    for name, default in _ADDED[version].items():
+        plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
+    if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
+        plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
+    return ConfigDict({**plain, "version": version}, type_safe=False)
+
+
+# One function for each old version: ConfigDict of that version -> ConfigDict of the next.
+UPGRADES = {version - 1: functools.partial(_add_fields, version) for version in _ADDED}
+
+
+def upgrade_config(config: ConfigDict) -> ConfigDict:
+    """Returns a config of any earlier version as one of this version."""
+    version = config.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise UserError(f"config.version={version!r} is not right: this installation reads versions 1 to {VERSION}.")
+    for old in range(version, VERSION):
+        config = UPGRADES[old](config)
+    return ConfigDict(config.to_dict(), type_safe=False)  # equal to any other with these values

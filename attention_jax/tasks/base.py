@@ -1,0 +1,213 @@
+"""A task is data, network, loss and scores.
+
+A task is a module or an object with the functions of `Task`, each with the config as its first argument: a built-in name,
+`package.module`, or `path/to/file.py:name`. Functions with a body below may be left out.
+"""
+
+import abc
+import functools
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from attention_jax.data.loader import Batch, ImagePlan, Loader
+from attention_jax.distributed.mesh import BatchShare, check_batch_size
+from attention_jax.errors import UserError
+from attention_jax.models.registry import create_model, list_model_fields
+
+_FACTS = ("num_classes", "vocab_size")  # of the data; a network that has no such field is not asked for it
+
+
+class BatchLoader(Protocol):
+    """A loader yields this process's rows of the batches of one split; each batch has a "weight" [B], 0 for padding."""
+
+    def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Yields the batches of the steps after `first_step`, up to and with `num_steps`."""
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Yields batches with every example once."""
+
+
+class ArrayPredictor:
+    """A predictor applies the network to arrays as they are."""
+
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, model: nn.Module, variables: dict[str, Any]):
+        self._apply = functools.partial(jax.jit(model.apply), variables)
+
+    def preprocess(self, inputs: Any) -> np.ndarray:
+        """Returns the inputs as an array."""
+        return np.asarray(inputs)
+
+    def predict(self, inputs: Any) -> Any:
+        """Returns the network's outputs."""
+        return jax.device_get(self._apply(self.preprocess(inputs)))
+
+
+class Task(Protocol):
+    """A task. What `abc.abstractmethod` marks must be there; the rest is what most tasks share.
+
+    `fields` are the fields of the task's own in a config, {section: {name: Field}} as in `config/fields.py`.
+    """
+
+    fields: Mapping[str, Any] = {}
+
+    # Data
+
+    @abc.abstractmethod
+    def source(self, config: ConfigDict, split: str) -> Any:
+        """Returns random access to a split: `len(source)` and `source[i] -> {name: array}`, with equal shapes for all i."""
+
+    def unresolved(self, config: ConfigDict) -> list[str]:
+        """Returns the fields that `resolve` reads off the training data."""
+        return ["data.num_examples"] if config.data.num_examples is None else []
+
+    def resolve(self, config: ConfigDict) -> ConfigDict:
+        """Returns a copy with what only the data know: the number of examples; of other tasks classes and vocabulary."""
+        config = config.copy_and_resolve_references()
+        if config.data.num_examples is None:
+            with config.unlocked():
+                config.data.num_examples = len(self.source(config, config.data.train_split))
+        return config
+
+    def check_batches(self, config: ConfigDict, mesh: Mesh) -> None:
+        """Raises UserError for batches that the devices cannot share."""
+        check_batch_size("batch_size", config.batch_size, mesh, config.accumulation)
+        check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
+
+    def steps_per_epoch(self, config: ConfigDict) -> int:
+        """Returns the batches in an epoch of a resolved config."""
+        return ImagePlan(config.data.num_examples, config.batch_size, config.seed).steps_per_epoch
+
+    def examples_per_step(self, config: ConfigDict) -> float:
+        """Returns the mean number of examples in a batch."""
+        return config.batch_size
+
+    def batch_shapes(self, config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """Returns the shapes of training batches; a step is compiled for each."""
+        example = {name: np.asarray(value) for name, value in self.source(config, config.data.train_split)[0].items()}
+        example["weight"] = np.ones((), np.float32)
+        return [{name: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype) for name, x in example.items()}]
+
+    def loader(self, config: ConfigDict, split: str, process: BatchShare, training: bool) -> BatchLoader:
+        """Returns the loader of one split."""
+        return Loader(
+            source=self.source(config, split),
+            batch_size=config.batch_size if training else config.evaluation.batch_size,
+            seed=config.seed,
+            transform=lambda example, rng: example,
+            collate=lambda batch: batch,
+            threads=config.data.threads,
+            process=process,
+            on_broken=config.data.on_broken,
+        )
+
+    def mix(self, config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
+        """Returns a batch as a training step takes it, before it is divided: after mixup, for example."""
+        return batch
+
+    # Network
+
+    def model(self, config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
+        """Returns the network of a resolved config, with those of num_classes, vocab_size, dtype and norm_group_size it has."""
+        fields = config.model.to_dict()
+        name = fields.pop("name")
+        takes = list_model_fields(name)
+        ours = {"norm_group_size": norm_group_size, **{fact: fields.pop(fact, None) for fact in _FACTS}}
+        if config.precision == "bfloat16":
+            ours["dtype"] = "bfloat16"
+            if takes is not None and "dtype" not in takes:
+                raise UserError(f"config.precision='bfloat16': model {name!r} has no field dtype: give it one, or 'float32'.")
+        fields.update({key: value for key, value in ours.items() if value is not None and (takes is None or key in takes)})
+        return create_model(name, **fields)
+
+    @abc.abstractmethod
+    def example_inputs(self, config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the shapes of the network's inputs for a batch of one, to initialise and count."""
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        variables: dict[str, Any],
+        batch: Mapping[str, jax.Array],
+        rng: jax.Array,
+        train: bool,
+    ) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
+        """Returns sums over the batch, "loss" and "weight" among them, and the changed collections of variables."""
+
+    # Scores
+
+    @abc.abstractmethod
+    def outputs(
+        self, config: ConfigDict, model: nn.Module, variables: dict[str, Any], batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Returns {name: [B, ...]} that evaluation collects; "weight" 0 leaves an example out."""
+
+    def metrics(self, config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns the metrics of all outputs, here the mean of each, and the outputs to keep; tables read "correct"."""
+        means = {name: float(values.astype(np.float64).mean()) for name, values in outputs.items()}
+        return means, outputs
+
+    @abc.abstractmethod
+    def headline(self, config: ConfigDict) -> str:
+        """Returns the metric that chooses the best checkpoint."""
+
+    def lower_is_better(self, config: ConfigDict) -> bool:
+        """True if the headline metric is an error."""
+        return False
+
+    def correct_means(self, config: ConfigDict) -> str:
+        """Returns the name of the mean of "correct", the head of a table's column."""
+        return self.headline(config)
+
+    # Runs
+
+    def describe(self, config: ConfigDict) -> dict[str, str]:
+        """Returns {name: text} for a run's first lines."""
+        return {}
+
+    def assets(self, config: ConfigDict) -> dict[str, bytes]:
+        """Returns {file name: bytes} that a checkpoint must carry besides arrays and config."""
+        return {}
+
+    def adopt(self, config: ConfigDict, assets: Mapping[str, bytes]) -> None:
+        """Uses a loaded checkpoint's assets for its config from now on."""
+
+    def predictor(self, config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Any:
+        """Returns what `load_run` offers in a notebook: `labels`, `preprocess(inputs)` and `predict(inputs)`."""
+        return ArrayPredictor(model, variables)
+
+
+class _Completed:
+    """A task of the user's, with what is shared in place of what it does not have."""
+
+    def __init__(self, own: Any):
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(self._own, name):
+            return getattr(self._own, name)
+        shared = getattr(Task, name)
+        return types.MethodType(shared, self) if callable(shared) else shared
+
+
+def complete_task(name: str, own: Any) -> Task:
+    """Returns a task with the shared functions for those that it does not have. Raises UserError that names what it lacks."""
+    needed = [n for n in vars(Task) if getattr(getattr(Task, n), "__isabstractmethod__", False)]
+    if all(hasattr(own, n) for n in ("loader", "resolve", "batch_shapes")):
+        needed.remove("source")  # the shared functions alone read it
+    if missing := [n for n in needed if not hasattr(own, n)]:
+        raise UserError(
+            f"task {name!r} has no {', '.join(missing)}: give these functions, as attention_jax/tasks/base.py describes them."
+        )
+    task: Any = _Completed(own)
+    return task
