@@ -18,6 +18,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
+  config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
+  completion                                  a script for bash: source <(./launch.sh completion)
   plot DIR ... --output=OUT.png               learning curves of runs
   summary MODEL                               parameters and multiply-adds of a network
   preflight --config=FILE --topology=SLICE    predict memory and time of a train step on a TPU slice, e.g. v5e-16;

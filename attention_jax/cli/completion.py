@@ -7,8 +7,8 @@ from attention_jax.config.fields import OF_TASK, list_fields, merge_fields
 _SCRIPT = """\
 # Completion for launch.sh in bash, and in zsh after: autoload -U bashcompinit && bashcompinit
 _attention_jax() {{
-  local word="${{COMP_WORDS[COMP_CWORD]}}" command="${{COMP_WORDS[1]}}" words=""
-  COMP_WORDBREAKS="${{COMP_WORDBREAKS//=/}}"
+  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD - 1]}}" command="${{COMP_WORDS[1]}}" words=""
+  if [[ "$word" == "=" ]]; then word="" before="="; fi # bash breaks words at it, zsh does not
   if ((COMP_CWORD == 1)); then
     words="{commands}"
   else
@@ -16,7 +16,9 @@ _attention_jax() {{
 {cases}
     esac
   fi
-  if [[ "$word" == --*=* ]]; then
+  if [[ "$before" == "=" ]]; then
+    COMPREPLY=($(compgen -f -- "$word"))
+  elif [[ "$word" == --*=* ]]; then
     COMPREPLY=($(compgen -P "${{word%%=*}}=" -f -- "${{word#*=}}"))
   elif [[ "$word" == -* || $COMP_CWORD == 1 ]]; then
     COMPREPLY=($(compgen -W "$words" -- "$word"))

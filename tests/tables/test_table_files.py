@@ -96,3 +96,17 @@ def test_mistakes_on_the_command_line_and_in_rows(tmp_path, rows, options, messa
     with pytest.raises(UserError, match=message):
         run_table(write_table(tmp_path, rows), workdir=tmp_path / "w", **options)
     assert not (tmp_path / "w").exists()
+
+
+def test_row_overrides_of_a_scale_stay_where_a_row_names_a_network(tmp_path):
+    """The size of a scale counts for a row whose network is another one than the base's."""
+    path = tmp_path / "sized.py"
+    path.write_text(
+        "title = source = 'x'\n"
+        f"base = {str(ROOT / 'configs/quickstart.py')!r}\n"
+        "rows = [{'label': 'a', 'overrides': {'model.name': 'resnet20'}}, {'label': 'b'}]\n"
+        "scales = {'base': {'overrides': {'model.widths': (2, 4, 8)}}, 'rows': {'row_overrides': {'model.widths': (2, 4, 8)}}}\n"
+    )
+    table = load_table(path)
+    found = {(row.label, scale): table.config(row, scale).model.get("widths") for row in table.rows for scale in table.scales}
+    assert found == {("a", "base"): None, ("a", "rows"): (2, 4, 8), ("b", "base"): (2, 4, 8), ("b", "rows"): (2, 4, 8)}
