@@ -1,15 +1,28 @@
-"""The gate slot: attention modules by name or from outside the package, put where a network says."""
+"""The gate slot: attention modules by name or from outside the package, put where a network says.
 
-import dataclasses
+A gate is a module that takes [B, H, W, C] and returns an array of the same shape and dtype. The slot makes it anew in every
+place that the network names, from one of
+
+- a name in `GATES`, a dotted path, or `path/to/file.py:Name`, for one of the following, or one of them itself;
+- a class of Linen modules, or a function that returns a Linen module, called with the network's `gate_args`, and with its
+  `norm` (makes a normalisation layer) and `dtype` (of activations and products) where it has fields or arguments of these
+  names; the module's call is given `train` where it takes that;
+- a class of NNX modules, called with `gate_args`, `rngs`, `norm` and `dtype` likewise, and with the number of channels as
+  the first of `channels`, `in_features` and `num_features` that its constructor has. It is put into training or evaluation
+  mode (`module.train()`, `module.eval()`), and its variables are kept as a Linen module's are.
+"""
+
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from attention_jax.config.plugins import load_object
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, one_sentence
 from attention_jax.nn.attention import SelfAttention
 from attention_jax.nn.bam import BAM
 from attention_jax.nn.gates import CBAM, ECA, GlobalContext, SqueezeExcite
@@ -22,15 +35,19 @@ GATES = {
     "gc": GlobalContext,
     "self_attention": SelfAttention,
 }
+_CHANNELS = ("channels", "in_features", "num_features")
+_GIVE = "give a Linen or NNX module class, or a function that returns a Linen module"
 
 
 class Gate(nn.Module):
-    """A gate by name (`GATES`), dotted path, `file.py:Name` or class: any module [B, H, W, C] -> [B, H, W, C].
+    """A gate as the head of this file describes them: [B, H, W, C] -> [B, H, W, C].
 
-    A gate with a field `norm` or `dtype` gets the network's; one whose `__call__` takes `train` gets that.
+    Attributes:
+        gate, args: what makes it, and its arguments.
+        norm, dtype, train: the network's.
     """
 
-    gate: str | Callable[..., nn.Module]
+    gate: str | Callable[..., Any]
     args: Mapping[str, Any]
     norm: Callable[..., nn.Module]
     dtype: Any
@@ -38,20 +55,77 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
+        """[B, H, W, C] -> [B, H, W, C]. Raises UserError for a gate that does not do as the head of this file says."""
         make = load_object(self.gate, GATES, "gate")
-        args = dict(self.args)
-        if dataclasses.is_dataclass(make):
-            names = {field.name for field in dataclasses.fields(make)}
-            own = {"norm": self.norm, "dtype": self.dtype}
-            args = {**{name: value for name, value in own.items() if name in names}, **args}
-        try:
-            module = make(**args)
-        except TypeError as error:
-            raise UserError(f"model.gate_args: {self.gate!r} does not take these arguments ({error}).") from error
+        is_nnx = inspect.isclass(make) and any(base.__module__.startswith("flax.nnx.") for base in make.__mro__)
+        module = self._make_nnx(make, x.shape[-1]) if is_nnx else self._make_linen(make)
         nn.share_scope(self, module)  # the gate's parameters sit directly under the name of its place
-        takes_train = "train" in inspect.signature(type(module).__call__).parameters
-        y = module(x, train=self.train) if takes_train else module(x)
-        if y.shape != x.shape:
-            raise UserError(f"model.gate: {self.gate!r} turns {x.shape} into {y.shape}; a gate keeps the shape.")
-        return y.astype(x.dtype)
+        takes_train = "train" in inspect.signature((make if is_nnx else type(module)).__call__).parameters
+        before = jax.tree.leaves(self.variables.get("batch_stats"))
+        try:
+            y = module(x, train=self.train) if takes_train else module(x)
+        except (ValueError, InvalidRngError, ModifyScopeVariableError) as error:
+            if isinstance(error, ValueError) and not any(n in str(error) for n in ("use_running_average", "deterministic")):
+                raise
+            raise self._train_error(one_sentence(error).partition(" (http")[0].rstrip(".")) from error
+        self._check(x, y)
+        after = jax.tree.leaves(self.variables.get("batch_stats"))
+        if self.train and self.is_mutable_collection("batch_stats") and any(map(lambda a, b: a is b, before, after)):
+            raise self._train_error("its batch statistics stay as they are in training")
+        return y
+
+    def _call(self, make: Callable[..., Any], takes: Callable[..., Any], more: Mapping[str, Any]) -> Any:
+        """What `make` returns for `args` and those of the network's own that `takes` names and nobody has given yet."""
+        bound = getattr(make, "keywords", {})  # of functools.partial
+        own = {"norm": self.norm, "dtype": self.dtype, **more}
+        try:
+            names = inspect.signature(takes).parameters.keys() - bound.keys()
+            return make(**{**{name: value for name, value in own.items() if name in names}, **self.args})
+        except TypeError as error:
+            right = "give those that it has" if inspect.isclass(make) else _GIVE
+            raise UserError(
+                f"model.gate_args: {self.gate!r} does not take these arguments ({one_sentence(error)}): {right}."
+            ) from error
+
+    def _make_linen(self, make: Any) -> nn.Module:
+        if isinstance(make, nn.Module):  # one for all places: a copy for each
+            make = make.clone
+        module = self._call(make, make, {})
+        if not isinstance(module, nn.Module):
+            raise UserError(f"model.gate: {self.gate!r} made {type(module).__name__}: {_GIVE}.")
+        return module if module.parent is self else module.clone(parent=self)
+
+    def _make_nnx(self, make: Any, channels: int) -> nn.Module:
+        """A Linen module that makes the NNX module at each call, with the variables that Linen has for it."""
+        from flax import nnx  # the package needs it nowhere else
+
+        takes = functools.partial(make.__init__, None)
+        width = next((name for name in _CHANNELS if name in inspect.signature(takes).parameters), "channels")
+        keys = {name: self.make_rng(name) for name in ("params", "dropout") if self.has_rng(name)}
+        # Layers name the streams that they draw from when they are made, also where nothing will be drawn.
+        rngs = nnx.Rngs(keys.get("params", jax.random.key(0)), **keys)
+
+        def make_in_mode() -> Any:
+            module = self._call(make, takes, {width: channels, "rngs": rngs})
+            others = nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat, nnx.RngState)))
+            if jax.tree.leaves(others):
+                raise UserError(f"model.gate: {self.gate!r} has variables that are neither nnx.Param nor nnx.BatchStat.")
+            module.train() if self.train else module.eval()
+            return module
+
+        return nnx.bridge.to_linen(make_in_mode, skip_rng=True)
+
+    def _check(self, x: jax.Array, y: Any) -> None:
+        if not isinstance(y, jax.Array) or (y.shape, y.dtype) != (x.shape, x.dtype):
+            made = f"{y.dtype} {y.shape}" if isinstance(y, jax.Array) else type(y).__name__
+            raise UserError(
+                f"model.gate: {self.gate!r} turns {x.dtype} {x.shape} into {made}: a gate keeps the shape and the dtype, so "
+                "give its layers the dtype of a field of that name, or return y.astype(x.dtype)."
+            )
+
+    def _train_error(self, reason: str) -> UserError:
+        return UserError(
+            f"model.gate: {self.gate!r} has a layer that works otherwise in training than in evaluation, as BatchNorm and "
+            f"Dropout do, and does not say which of them it is in ({reason}): let its __call__ take train, and give that layer "
+            "use_running_average=not train or deterministic=not train."
+        )

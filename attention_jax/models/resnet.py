@@ -167,6 +167,12 @@ class ResNet(nn.Module):
         for field, accepted in _CHOICES.items():
             if getattr(self, field) not in accepted:
                 raise UserError(f"model.{field}: {getattr(self, field)!r} is not one of {', '.join(map(repr, accepted))}.")
+        for field in ("stage_sizes", "widths", *(() if self.gate_stages is None else ("gate_stages",))):
+            value = getattr(self, field)
+            if not isinstance(value, (tuple, list)) or not all(isinstance(number, int) for number in value):
+                raise UserError(
+                    f"model.{field}={value!r} is not right: give a tuple of whole numbers; of one, (2,) with a comma."
+                )
         stages = len(self.stage_sizes)
         if stages != len(self.widths):
             raise UserError(f"model.widths: {self.widths} needs one width for each of the {stages} stages.")
