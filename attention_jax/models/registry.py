@@ -3,43 +3,57 @@
 import dataclasses
 import fnmatch
 import inspect
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
 
-from attention_jax.config.plugins import load_object
+from attention_jax.config.plugins import (
+    get_running_file,
+    get_saved_code,
+    is_from_run,
+    load_file,
+    load_object,
+    strip_origin,
+)
 from attention_jax.errors import UserError, suggest_name
 
 _MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {}
+_FILES: dict[str, str] = {}  # name -> the user's file that registers it
 
 
 def register_model(name: str, make: Callable[..., nn.Module], **defaults: Any) -> None:
     """Makes `create_model(name)` build `make(**defaults)`, also from a config file. A name is given once."""
-    old: Any = _MODELS.get(name, (None,))[0]
-    # The copy of a file that a checkpoint holds registers its networks again.
-    if old is not None and (old.__module__ == make.__module__ or _origin(old) != _origin(make)):
-        raise UserError(f"the model name {name!r} is taken by {_origin(old)}: give another one.")
+    file = get_running_file()
+    if file and (code := get_saved_code(file)):
+        name = f"{code.name}/{name}"  # as the config of its run calls it
+    if name in _MODELS and (file is None or _FILES.get(name) != file):  # a file that failed is loaded again
+        old: Any = _MODELS[name][0]
+        raise UserError(f"the model name {name!r} is taken by {old.__module__}.{old.__qualname__}: give another one.")
     _MODELS[name] = (make, defaults)
+    if file:
+        _FILES[name] = file
 
 
-def _origin(make: Any) -> str:
-    """The same for two copies of a file: `load_file` ends a module's name with a hash."""
-    return f"{re.sub(r'_[0-9a-f]{8,}$', '', make.__module__)}.{make.__qualname__}"
+def find_registering_file(name: str) -> str | None:
+    """Returns the file of the user's that registers a name; None for a built-in name, or one that no file has registered."""
+    return _FILES.get(name)
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the sorted names that match a shell-style pattern, e.g. "bam_*"."""
-    return sorted(fnmatch.filter(_MODELS, pattern))
+    return sorted(name for name in fnmatch.filter(_MODELS, pattern) if get_saved_code(name) is None)
 
 
 def find_model(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     """Returns what builds the network called `name`, and its fields' values; a dotted path or `file.py:Network` has none."""
+    code = get_saved_code(name)
+    if code and name not in _MODELS and strip_origin(name) in code.names:
+        load_file(name)  # registers it
     if name in _MODELS:
         return _MODELS[name]
     nearest = suggest_name(name, _MODELS)
-    if not any(sign in name for sign in ".:") or (nearest and ".py" not in name):
+    if not is_from_run(name) and (not any(sign in name for sign in ".:") or (nearest and ".py" not in name)):
         raise UserError(
             f"unknown model {name!r}{nearest}: attention_jax.list_models() lists the names; a network of "
             "your own is path/to/file.py:Network or a dotted path."
