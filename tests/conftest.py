@@ -1,5 +1,6 @@
 """What tests share: JAX on the CPU, one compilation cache for the whole session, the command line as a user starts it."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -22,8 +23,11 @@ os.environ.update(
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
     MPLBACKEND="agg",
 )
-for _name in ("XLA_FLAGS", "AJ_COORDINATOR", "AJ_PROCESSES", "AJ_PROCESS", "PYTHONWARNINGS"):
+for _name in ("XLA_FLAGS", "AJ_COORDINATOR", "AJ_PROCESSES", "AJ_PROCESS", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)
+if sys.dont_write_bytecode:  # then each of some hundred processes would compile JAX's modules anew, in 2 s
+    sys.dont_write_bytecode, sys.pycache_prefix = False, f"{_CACHE.name}/bytecode"
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
 def child_environment(env: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -49,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders files; the tests of a file keep their order."""
     rank = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking through it for garbage again and again is a fifth of the time of tracing."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend import core
 
 from attention_jax import tree
+from attention_jax.kernels.switch import use_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,11 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     inputs = [s if isinstance(s, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     if getattr(model, "scan_layers", False):  # a loop's body has no names of layers
         model = model.clone(scan_layers=False)
-    variables = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)
-    variables = {name: variables[name] for name in variables if name in ("params", "batch_stats")}
-    mutable = ["batch_stats"] if kwargs.get("train") else False
-    jaxpr = jax.make_jaxpr(lambda v, *x: model.apply(v, *x, mutable=mutable, **kwargs))(variables, *inputs)
+    key = jax.random.key(0)
+    with use_kernels("xla"):  # the same products in fewer equations
+        # One trace that also makes the variables: tracing is what takes the time, and initial values are no products.
+        call = jax.make_jaxpr(lambda *x: model.init_with_output(key, *x, **kwargs), return_shape=True)
+        jaxpr, (_, variables) = call(*inputs)
 
     root = type(model).__name__
 
