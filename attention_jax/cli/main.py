@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command in WITH_FIELDS:
             values["overrides"] = overrides
         elif overrides:
-            raise UserError(
-                f"--config.{next(iter(overrides))}: only {', '.join(WITH_FIELDS[:-1])} and {WITH_FIELDS[-1]} take --config.key=value."
-            )
+            *first, last = WITH_FIELDS
+            takers = f"{', '.join(first)} and {last}"
+            raise UserError(f"--config.{next(iter(overrides))}: only {takers} take --config.key=value.")
         return run(**values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

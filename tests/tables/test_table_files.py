@@ -105,7 +105,8 @@ def test_row_overrides_of_a_scale_stay_where_a_row_names_a_network(tmp_path):
         "title = source = 'x'\n"
         f"base = {str(ROOT / 'configs/quickstart.py')!r}\n"
         "rows = [{'label': 'a', 'overrides': {'model.name': 'resnet20'}}, {'label': 'b'}]\n"
-        "scales = {'base': {'overrides': {'model.widths': (2, 4, 8)}}, 'rows': {'row_overrides': {'model.widths': (2, 4, 8)}}}\n"
+        "_size = {'model.widths': (2, 4, 8)}\n"
+        "scales = {'base': {'overrides': _size}, 'rows': {'row_overrides': _size}}\n"
     )
     table = load_table(path)
     found = {(row.label, scale): table.config(row, scale).model.get("widths") for row in table.rows for scale in table.scales}
