@@ -54,8 +54,11 @@ def linear_lr(config: ConfigDict, final_share: float = 0.0) -> ConfigDict:
 NOAM = {"paper": (1.0, 4000), "tensor2tensor": (2.0, 8000)}
 
 
-def noam_lr(config: ConfigDict, d_model: int = 512, preset: str = "paper") -> ConfigDict:
-    """Sets factor·d_model^-0.5·min(s^-0.5, s·W^-1.5) (Vaswani et al. 2017, Section 5.3); `preset` is a key of `NOAM`."""
+def noam_lr(config: ConfigDict, d_model: int | None = None, preset: str = "paper") -> ConfigDict:
+    """Sets factor·d_model^-0.5·min(s^-0.5, s·W^-1.5) (Vaswani et al. 2017, Section 5.3); `preset` is a key of `NOAM`.
+
+    `d_model` None takes the network's features.
+    """
     if preset not in NOAM:
         raise UserError(f"noam_lr: preset={preset!r} is not one of {', '.join(map(repr, NOAM))}.")
     factor, warmup_steps = NOAM[preset]

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.data.update(source="tsv", eval_split="dev", vocab_size=8000, max_length=96)
     config.data.args.path = ("korean/tatoeba/{split}.tsv", "korean/tldr/{split}.tsv")
     config.data.args.columns = (1, 0)  # of source and target, from 0
-    config.schedule.update(learning_rate=1.77, d_model=128, warmup_steps=2000)  # 0.0035 · sqrt(128 · 2000)
+    config.schedule.update(learning_rate=1.77, warmup_steps=2000)  # 0.0035 · sqrt(128 · 2000)
     config.evaluation.update(every_steps=400, batch_size=8192)
     config.checkpoint.update(every_steps=200, keep_last=5)
     return config

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model.update(name="transformer_base", layers=4, features=128, hidden=256, heads=4, dropout=0.3, norm="post")
     config.data.update(source="files", eval_split="valid", tokenizer="words", joiner="@@")
     config.data.args.update(source="multi30k/{split}.en.gz", target="multi30k/{split}.de.gz")
-    config.schedule.update(learning_rate=2.5298, d_model=128, warmup_steps=2000)  # 0.005 · sqrt(128 · 2000)
+    config.schedule.update(learning_rate=2.5298, warmup_steps=2000)  # 0.005 · sqrt(128 · 2000)
     config.loss.smoothing_over = "others"
     config.evaluation.update(every_steps=400, batch_size=8192, bleu="none")  # the files are tokenised
     config.checkpoint.update(every_steps=200, keep_last=10)

@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
     config.model.update(name="transformer_base", layers=2, features=128, hidden=256, heads=4, dropout=0.0)
     config.data.update(source="cldr", vocab_size=1000, max_length=64, bucket_lengths=2)
     config.data.tokenizer_options.update(model_type="bpe", split_digits=True)
-    config.schedule.update(name="cosine", learning_rate=2e-3, warmup_steps=200, d_model=128)
-    config.loss.update(label_smoothing=0.0, smoothing_over="others")
+    config.schedule.update(name="cosine", learning_rate=2e-3, warmup_steps=200)
+    config.loss.label_smoothing = 0.0
     config.search.max_extra = 20
     config.evaluation.update(every_steps=1000, translate=True, bleu="char", headline="exact_match")
     config.checkpoint.every_steps = 500

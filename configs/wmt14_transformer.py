@@ -24,7 +24,7 @@ def get_config(model: str = "transformer_base") -> ConfigDict:
     config.data.args.update(name="wmt14_translate/de-en", source="en", target="de", data_dir=None)
     config.data.tokenizer_options.update(model_type="bpe", input_sentence_size=2_000_000, shuffle_input_sentence=False)
     config.optimizer.eps = 1e-9
-    config.schedule.update(learning_rate=1.0, d_model=1024 if big else 512)
+    config.schedule.learning_rate = 1.0
     config.search.beam = 4
     config.evaluation.update(every_steps=5000, batch_size=25_000)
     config.checkpoint.update(every_steps=1500, keep_last=20 if big else 5)

@@ -9,6 +9,7 @@ import functools
 from ml_collections import ConfigDict
 
 from attention_jax import recipes
+from attention_jax.config import override
 
 title = "ResNet-RS: what recipe and architecture add, one after another"
 source = "After Bello et al. 2021 (arXiv 2103.07579), Table 1: ResNet-200 on ImageNet at 256x256 pixels."
@@ -33,6 +34,12 @@ def _resnet_d(config: ConfigDict) -> ConfigDict:
     return recipes.resnet_d(config, stem="cifar" if config.model.get("stem") == "cifar" else "rs")
 
 
+def _randaugment(config: ConfigDict) -> ConfigDict:
+    """On ImageNet the operations of their TensorFlow code."""
+    config = recipes.randaugment(config)
+    return override(config, {"data.randaugment_ops": "tf1"}) if config.data.crop == "random_resized" else config
+
+
 _SE = {"gate": "se", "gate_at": "block", "gate_args": {"reduction": 4}}
 _D = {"stem": "rs", "shortcut": "D"}
 
@@ -43,7 +50,7 @@ _PIECES = (
     ("+ EMA of weights", recipes.ema, 79.1, {}),
     ("+ label smoothing", recipes.label_smoothing, 80.4, {}),
     ("+ stochastic depth", recipes.stochastic_depth, 80.6, {}),
-    ("+ RandAugment", recipes.randaugment, 81.0, {}),
+    ("+ RandAugment", _randaugment, 81.0, {}),
     ("+ dropout", recipes.dropout, 80.7, {}),
     ("+ less weight decay", recipes.decrease_weight_decay, 82.2, {}),
     ("+ squeeze-and-excitation", functools.partial(recipes.squeeze_excite, reduction=4), 82.9, _SE),
@@ -120,7 +127,6 @@ scales = {
             "schedule.warmup_epochs": 5.0,
             "data.image_shape": (256, 256, 3),
             "data.eval_resize": 293,
-            "data.randaugment_ops": "tf1",
             "optimizer.decay_rules": ((r"norm\d*/(bias|scale)$", False), (".*", True)),
         },
     },

@@ -35,7 +35,7 @@ def _lstm(config, name: str, rate: float = 5e-3):
     config = config.copy_and_resolve_references()
     fields = {field: config.model[field] for field in ("layers", "features", "dropout")}
     schedule = config.schedule
-    peak = rate * (schedule.d_model * schedule.warmup_steps) ** 0.5 if schedule.name == "noam" else rate
+    peak = rate * (config.model.features * schedule.warmup_steps) ** 0.5 if schedule.name == "noam" else rate
     with config.unlocked(), config.ignore_type():
         config.model = ConfigDict({"name": name, "forget_bias": 1.0, **fields})
         schedule.learning_rate, config.optimizer.clip_norm = peak, 1.0

@@ -38,7 +38,8 @@ def _sized(config, network: dict, smoothing: float, steps: int):
     shares = {"layers": depth, **dict.fromkeys(("features", "hidden", "key_size", "value_size"), width)}
     fields = {f"model.{name}": int(value * shares[name]) if name in shares else value for name, value in network.items()}
     length = {"total_steps": steps} if width == 1 else {}
-    return override(config, {**fields, "loss.label_smoothing": smoothing, **length})
+    over = {"loss.smoothing_over": "others"} if smoothing and width != 1 else {}  # as in the committed tables
+    return override(config, {**fields, "loss.label_smoothing": smoothing, **over, **length})
 
 
 def _row(label: str, published: tuple, smoothing: float = 0.1, steps: int = 100_000, **fields: object) -> dict:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from attention_jax.config.accepted import OPEN, REQUIRED, UNITS, Field
+from attention_jax.config.defaults import make_defaults
 from attention_jax.config.fields import COMMON, get_own_fields, list_fields, merge_fields
 from attention_jax.config.plugins import load_file, load_object
+from attention_jax.config.unread import find_unread, refuse_unread
 from attention_jax.config.versions import upgrade_config
 from attention_jax.errors import UserError, suggest_name
 
@@ -51,7 +54,11 @@ def load_config(spec: str) -> ConfigDict:
     config = module.get_config(arg) if arg else module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; return an ml_collections.ConfigDict.")
-    return complete_config(upgrade_config(config))
+    config = complete_config(upgrade_config(config))
+    defaults = flatten_config(make_defaults(config.task))
+    flat = flatten_config(config)
+    refuse_unread(flat, [name for name, value in flat.items() if name not in defaults or defaults[name] != value])
+    return config
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -110,6 +117,11 @@ def complete_config(config: ConfigDict) -> ConfigDict:
         raise UserError(
             "config.model.name is missing: give the name of a model, as attention_jax.list_models() lists them, or "
             "path/to/file.py:Network."
+        )
+    search = plain.get("search", {})
+    if (search.get("max_length") or math.inf) < search.get("min_length", 0):
+        raise UserError(
+            f"config.search.min_length={search['min_length']} is above max_length={search['max_length']}: give a smaller one."
         )
     if plain["task"] == "classification" and plain["batch_size"] % plain["accumulation"]:
         raise UserError(
@@ -206,6 +218,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
                 section.pop(sibling, None)
         section[last] = value
     changed = complete_config(ConfigDict(plain, type_safe=False))
+    refuse_unread(flatten_config(changed), changes)
     _say_what_is_dropped(before, changed, dropped)
     return changed
 
@@ -243,6 +256,8 @@ def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], 
             with contextlib.suppress(KeyError, AttributeError):
                 config = _apply_piece(piece, function, bare)
                 _say_what_is_dropped(before, config, dropped)
+        was, now = flatten_config(before), flatten_config(config)
+        refuse_unread(now, [name for name, value in now.items() if name not in was or was[name] != value])
     return complete_config(config)
 
 
@@ -275,9 +290,10 @@ def save_config(path: Path, config: ConfigDict) -> None:
 def list_differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
     """Returns lines "field: saved … , given …" of the fields that differ and must not on a rerun."""
     old, new = flatten_config(saved), flatten_config(given)
+    unread = set(find_unread(old, old)) & set(find_unread(new, new))
     pairs = {name: (old.get(name, "nothing"), new.get(name, "nothing")) for name in sorted(old.keys() | new.keys())}
     return [
         f"{name}: saved {before!r}, given {after!r}"
         for name, (before, after) in pairs.items()
-        if before != after and not any(f"{name}.".startswith(f"{field}.") for field in MAY_DIFFER)
+        if before != after and name not in unread and not any(f"{name}.".startswith(f"{field}.") for field in MAY_DIFFER)
     ]

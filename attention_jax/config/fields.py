@@ -131,7 +131,7 @@ COMMON: dict[str, Any] = {
             (), SEQUENCE, "a tuple of shares of the run, between 0 and 1", "of step, as shares of the run", _numbers(0, 1)
         ),
         "factor": Field.not_negative(0.1, "a factor", "of step, at each boundary"),
-        "d_model": Field.integer(512, "channels", "of noam"),
+        "d_model": Field.integer_or_none(None, "channels", "for the network's features", "of noam"),
     },
     "loss": {
         "label_smoothing": Field.share(0.0, "share of the target taken from the true class or token"),

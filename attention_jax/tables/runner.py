@@ -7,6 +7,7 @@ charts and the curves are made from the workdirs alone. Computed rows come befor
 import contextlib
 import dataclasses
 import functools
+import itertools
 import platform
 import shlex
 import sys
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from attention_jax import storage
+from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
@@ -61,11 +63,11 @@ def run_table(
     for run in (run for plan in plans for run in plan.runs):
         run.pull()
     if dry_run:
-        _say(*_describe_runs(request, plans))
+        _say(*_describe_runs(request, plans), *_describe_equal_rows(plans))
         return 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
     results.refuse_other_configs(chosen)
-    _say(_describe_start(request, chosen))
+    _say(_describe_start(request, chosen), *_describe_equal_rows(plans))
     make_folders(request.folder, request.output)
 
     begin = time.perf_counter()
@@ -223,6 +225,13 @@ def _command(table: Table, scale: str, rows: Sequence[str] | None, seeds: int | 
     options += [f"--rows={','.join(rows)}"] if rows else []
     options += [f"--seeds={seeds}"] if seeds else []
     return shlex.join(["./launch.sh", "table", str(table.path), *options])
+
+
+def _describe_equal_rows(plans: Sequence[RowPlan]) -> Iterator[str]:
+    """Remarks on rows that would train the same thing."""
+    for first, second in itertools.combinations(plans, 2):
+        if flatten_config(first.config) == flatten_config(second.config):
+            yield f"remark: rows {first.row.label!r} and {second.row.label!r} have one and the same config."
 
 
 def _describe_start(request: TableRequest, chosen: Sequence[RowPlan]) -> str:

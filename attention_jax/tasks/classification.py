@@ -218,7 +218,7 @@ def loss(
 
 
 def _check_logits(config: ConfigDict, logits: jax.Array, label: jax.Array) -> None:
-    expected = (*label.shape, config.model.num_classes)
+    expected = (*label.shape, config.model.get("num_classes", logits.shape[-1]))
     if getattr(logits, "shape", None) != expected:
         given = getattr(logits, "shape", type(logits).__name__)
         raise UserError(

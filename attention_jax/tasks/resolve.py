@@ -41,6 +41,14 @@ def resolve_config(config: ConfigDict | ResolvedConfig) -> ResolvedConfig:
     config = complete_config(config)
     task = get_task(config.task)
     config = task.resolve(config)
+    if config.schedule.name == "noam" and config.schedule.d_model is None:
+        features = getattr(task.model(config), "features", None)
+        if not isinstance(features, int):
+            raise UserError(
+                f"schedule.d_model=None takes the network's features, and {config.model.name!r} has none: give a number."
+            )
+        with config.unlocked():
+            config.schedule.d_model = features
     steps_per_epoch, batch_size = task.steps_per_epoch(config), task.examples_per_step(config)
     fields = {
         "total": (config, "total"),

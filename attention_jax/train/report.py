@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
+from attention_jax.config.config import flatten_config, get_fields
+from attention_jax.config.unread import list_resting
 from attention_jax.distributed.mesh import count_threads
 from attention_jax.distributed.sharding import count_bytes_per_device
 from attention_jax.models.summary import summary
@@ -36,6 +38,8 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
         f"{durations.steps_per_epoch} batches of {config.batch_size}, seed {config.seed}",
         "overrides": ", ".join(f"{name}={value}" for name, value in overrides.items()) or "none",
     }
+    if resting := list_resting(flatten_config(config), get_fields(config)):
+        rows["not read"] = ", ".join(resting)
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 

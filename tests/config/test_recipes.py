@@ -28,8 +28,8 @@ TABLE_1 = [
 @pytest.fixture
 def base():
     """A recipe in which none of the rows is taken: 90 epochs of step decay, 1e-4."""
-    changes = {"total_epochs": 90.0, "optimizer.weight_decay": 1e-4, "schedule.name": "step", "schedule.final_share": 0.5}
-    return configs.override(configs.load_config(str(CONFIG)), changes)
+    cosine = configs.override(configs.load_config(str(CONFIG)), {"schedule.name": "cosine", "schedule.final_share": 0.5})
+    return configs.override(cosine, {"total_epochs": 90.0, "optimizer.weight_decay": 1e-4, "schedule.name": "step"})
 
 
 def test_resnet_rs_is_table_1_row_by_row(base):

@@ -1,0 +1,95 @@
+"""Settings that nothing reads, because another field selects something that does not.
+
+Such a setting is a mistake in the layer that sets its selector, or in a later one. Of an earlier layer it rests.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from attention_jax.config.accepted import Field
+from attention_jax.errors import UserError
+
+Flat = Mapping[str, Any]  # dotted name -> value
+
+
+class Reader(NamedTuple):
+    """A field is read in configs for which `ok` is true; `text` says which those are."""
+
+    text: str
+    ok: Callable[[Flat], Any]
+
+
+def _where(selector: str, *values: Any) -> Reader:
+    return Reader(f"{selector}={' or '.join(map(repr, values))}", lambda flat: flat.get(selector) in values)
+
+
+def _other(selector: str, *values: str) -> Reader:
+    return Reader(f"{selector} other than {', '.join(map(repr, values))}", lambda flat: flat.get(selector) not in values)
+
+
+def _on(selector: str) -> Reader:
+    return Reader(f"{selector} above 0", lambda flat: flat.get(selector))
+
+
+_OPTIMIZERS, _SCHEDULES = ("sgd", "rmsprop", "adamw"), ("constant", "step", "cosine", "linear", "noam")
+_MIXES = ("mix.mixup_alpha", "mix.cutmix_alpha")
+READERS = {
+    "optimizer.args": _other("optimizer.name", *_OPTIMIZERS),
+    "optimizer.momentum": _where("optimizer.name", "sgd", "rmsprop"),
+    "optimizer.nesterov": _where("optimizer.name", "sgd"),
+    "optimizer.rate_in_velocity": _where("optimizer.name", "sgd"),
+    "optimizer.rmsprop": _where("optimizer.name", "rmsprop"),
+    "optimizer.b1": _where("optimizer.name", "adamw"),
+    "optimizer.b2": _where("optimizer.name", "adamw", "rmsprop"),
+    "optimizer.eps": _where("optimizer.name", "adamw", "rmsprop"),
+    "optimizer.decay": _where("optimizer.name", "sgd", "rmsprop"),
+    "schedule.args": _other("schedule.name", *_SCHEDULES),
+    "schedule.warmup_start": _other("schedule.name", "noam"),
+    "schedule.final_share": _where("schedule.name", "cosine", "linear"),
+    "schedule.boundaries": _where("schedule.name", "step"),
+    "schedule.factor": _where("schedule.name", "step"),
+    "schedule.d_model": _where("schedule.name", "noam"),
+    "loss.smoothing_over": _on("loss.label_smoothing"),
+    "ema.warmup": _on("ema.decay"),
+    "profile.first_step": _on("profile.num_steps"),
+    "data.crop_padding": _where("data.crop", "pad"),
+    "data.crop_scale": _where("data.crop", "random_resized"),
+    "data.crop_ratio": _where("data.crop", "random_resized"),
+    "data.randaugment_magnitude": _on("data.randaugment_layers"),
+    "data.randaugment_std": _on("data.randaugment_layers"),
+    "data.randaugment_ops": _on("data.randaugment_layers"),
+    "data.tokenizer_options": _where("data.tokenizer", "sentencepiece"),
+    "data.vocab_size": _where("data.tokenizer", "sentencepiece", "words"),
+    "data.joiner": _where("data.tokenizer", "words"),
+    "mix.probability": Reader(
+        "mix.mixup_alpha or mix.cutmix_alpha above 0", lambda flat: flat.get("mix.mixup_alpha") or flat.get("mix.cutmix_alpha")
+    ),
+    "mix.switch_probability": Reader(
+        "mix.mixup_alpha and mix.cutmix_alpha above 0",
+        lambda flat: flat.get("mix.mixup_alpha") and flat.get("mix.cutmix_alpha"),
+    ),
+}
+
+
+def find_unread(flat: Flat, names: Collection[str]) -> dict[str, Reader]:
+    """Returns those of some names that nothing reads, each with what would."""
+    found = {}
+    for name in names:
+        owner = name if name in READERS else next((key for key in READERS if name.startswith(f"{key}.")), None)
+        if owner and not READERS[owner].ok(flat):
+            found[name] = READERS[owner]
+    return found
+
+
+def refuse_unread(flat: Flat, names: Collection[str]) -> None:
+    """Raises UserError for the first of the fields that a layer sets and that nothing reads after it."""
+    for name, reader in find_unread(flat, [name for name in names if name in flat]).items():  # an empty section is none
+        raise UserError(
+            f"config.{name}={flat[name]!r} is read by nothing: it is for {reader.text}; leave it out, or set that too."
+        )
+
+
+def list_resting(flat: Flat, fields: Mapping[str, Field]) -> list[str]:
+    """Returns "field=value (what would read it)" for what earlier layers set and nothing reads any more."""
+    own = [name for name in flat if name not in fields or flat[name] != fields[name].default]
+    return [f"{name}={flat[name]!r} (for {reader.text})" for name, reader in find_unread(flat, own).items()]
