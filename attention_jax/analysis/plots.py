@@ -180,7 +180,7 @@ def plot_runs(workdirs: Sequence[str], output: str) -> None:
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     scores: dict[str, None] = {}
     for given in workdirs:
-        label, _, folder = given.rpartition("=")
+        label, _, folder = ("", "", given) if Path(given).expanduser().is_dir() else given.rpartition("=")
         path = Path(folder).expanduser()
         config = read_config(path)
         if config is None:

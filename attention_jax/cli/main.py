@@ -4,7 +4,6 @@ Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE g
 failed, or a step does not fit a slice. 2: a user error, explained in one sentence.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -12,11 +11,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from attention_jax.cli.completion import WITH_FIELDS, render_completion
-from attention_jax.config.describe import describe_config, describe_fields, render_fields_page
-from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence, suggest_name
+from attention_jax.cli.parser import make_parser, parsers, refuse_misspelled
+from attention_jax.config.describe import describe_config, render_fields_page
+from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 
 _LOST = ("Gloo", "NCCL", "reset by peer")  # in the error of a failed exchange between processes
 Overrides = dict[str, str]  # {"batch_size": "64"}: text as the command line has it
@@ -24,12 +24,18 @@ Overrides = dict[str, str]  # {"batch_size": "64"}: text as the command line has
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
-    arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
-    options, unknown = _parser().parse_known_args(arguments)
+    try:
+        arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    parser = make_parser()
+    refuse_misspelled(arguments)
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     values = vars(options)
-    command, run, _ = (values.pop(name) for name in ("command", "run", "parser"))
+    command, _ = (values.pop(name) for name in ("command", "parser"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
     try:
@@ -39,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *first, last = WITH_FIELDS
             takers = f"{', '.join(first)} and {last}"
             raise UserError(f"--config.{next(iter(overrides))}: only {takers} take --config.key=value.")
-        return run(**values)
+        return _RUN[command](**values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return _leave(2)
@@ -80,105 +86,14 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
     for word in words:
         if word.startswith("--config."):
             name, has_value, value = word[2:].partition("=")
-            overrides[name.removeprefix("config.")] = value if has_value else next(words, "")
+            if not has_value:
+                value = next(words, "--")
+                if value.startswith("--"):
+                    raise UserError(f"--{name} has no value: give --{name}=VALUE.")
+            overrides[name.removeprefix("config.")] = value
         else:
             rest.append(word)
     return rest, overrides
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports an error in one sentence, with the nearest known option."""
-
-    def error(self, message: str) -> NoReturn:
-        options = [option for action in self._actions for option in action.option_strings]
-        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0]
-        nearest = suggest_name(unknown, options) if message.startswith("unrecognized") else ""
-        print(f"error: {self.prog}: {message}{nearest}.", file=sys.stderr)
-        sys.exit(2)
-
-
-parsers: dict[str, argparse.ArgumentParser] = {}  # of the commands
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="attention_jax", description="Attention in vision and language: train, evaluate, tabulate.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-
-    def command(name: str, run: Callable[..., int], text: str) -> Callable[..., Any]:
-        fields = describe_fields() if name in WITH_FIELDS else None
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=fields, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        sub.set_defaults(run=run, parser=sub)
-        parsers[name] = sub
-        return sub.add_argument
-
-    def run_options(add: Callable[..., Any]) -> None:
-        add("--workdir", required=True, metavar="DIR", help="a run's folder, or the folder of one of its checkpoints")
-        add("--weights", choices=("ema", "params"), help="default: the average if the run has one")
-        add("--average", type=int, default=1, metavar="N", help="use the mean of the newest N checkpoints")
-
-    add = command("train", _train, "Train a config; the same command resumes. Any field: --config.key=value.")
-    add("--config", required=True, metavar="FILE.py[:ARG]", help="defines get_config()")
-    add("--workdir", required=True, metavar="DIR", help="for checkpoints and logs; a folder or a URI, as gs://bucket/run")
-
-    add = command("evaluate", _evaluate, "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
-    run_options(add)
-
-    add = command("translate", _translate, "Translate a line of input into a line of output with a trained network.")
-    run_options(add)
-    add("--input", dest="source", metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
-    add("--output", metavar="FILE", help="must not exist; default standard output")
-    add("--beam", type=int, metavar="K", help="hypotheses kept open, 1 for greedy search; default the config's")
-    add("--alpha", type=float, metavar="A", help="of the length penalty; default the config's")
-    add("--nbest", type=int, metavar="N", help="write the N best as line number<TAB>score<TAB>text")
-    add("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
-    add("--attention", metavar="OUT.png", help="also plot the attention of each head in the first sentence")
-    add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
-
-    add = command("table", _table, "Run the rows of a table file and write the table; the same command resumes.")
-    add("file", metavar="FILE.py", help="title, source, base, rows, scales")
-    add("--scale", help="one of the file's scales; default its first")
-    add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
-    add("--seeds", type=int, metavar="N", help="seeds per row; default the scale's")
-    add("--workdir", metavar="DIR", help="default runs/<file>[-<scale>]")
-    add("--output", metavar="DIR", help="for the table, chart and pictures; default the workdir")
-    add("--dry-run", action="store_true", help="print what would run")
-
-    add = command("config", _config, "Print a config with all its fields and their meanings; * marks what is not the default.")
-    add("file", nargs="?", metavar="FILE.py[:ARG]", help="defines get_config(); any field: --config.key=value")
-    add("--check", action="store_true", help="print nothing if the config, its task and its network are right")
-    add("--fields", action="store_true", help="print the page of all fields, docs/fields.md")
-
-    command("completion", _completion, "Print the completion script of bash: source <(./launch.sh completion).")
-
-    add = command("plot", _plot, "Plot the learning curves of runs: score and training loss by epoch.")
-    add("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; the default label is the folder")
-    add("--output", required=True, metavar="OUT.png", help="must not exist")
-
-    add = command("summary", _summary, "Parameters and multiply-adds of a network.")
-    add("model", help="a name; a pattern such as 'bam_*' lists the names that match")
-    add("--image-size", type=int, default=224, metavar="PIXELS")
-    add("--channels", type=int, default=3)
-    add("--length", type=int, default=64, metavar="TOKENS", help="of source and target, for translation")
-    add("--depth", type=int, default=1, help="levels of the module path in a row")
-
-    add = command("preflight", _preflight, "Predict what a config's train step needs on a TPU slice, without the slice.")
-    add("file", nargs="?", metavar="FILE.py", help="rows of a table, in place of --config and --topology")
-    add("--config", metavar="FILE.py[:ARG]", help="defines get_config()")
-    add("--topology", metavar="SLICE", help="v5e-16, v5e:4x4, v4-8, v5p-8, v6e-8, ...")
-    add("--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are")
-    add("--output", metavar="DIR", help="for a table; default experiments/results; the same command resumes")
-    add("--json", dest="as_json", action="store_true", help="print everything as one JSON object")
-
-    add = command(
-        "prepare", _prepare, "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare')."
-    )
-    known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"
-    add("name", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
-    add("--data_dir", required=True, metavar="DIR", help="for the data set and its downloads")
-    add("--manual_dir", metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
-    return parser
 
 
 def _start(task: str | None = None) -> None:
@@ -208,10 +123,12 @@ def _train(config: str, workdir: str, overrides: Overrides) -> int:
     loaded = _apply_overrides(load_config(config), overrides)
     _start(loaded.task)
     from attention_jax.distributed.mesh import is_main_process
+    from attention_jax.models.registry import check_model
     from attention_jax.train import report
     from attention_jax.train.loop import train_model
     from attention_jax.train.program import build_program
 
+    check_model(loaded.model.to_dict())
     program = build_program(loaded)
     is_main = is_main_process()  # only its folder has the log, where each process has one for a remote workdir
     if is_main:
@@ -269,7 +186,7 @@ def _table(file: str, rows: str | None, **options: Any) -> int:
 def _config(file: str | None, check: bool, fields: bool, overrides: Overrides) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from attention_jax.config.config import load_config
-    from attention_jax.models.registry import check_model_fields
+    from attention_jax.models.registry import check_model
     from attention_jax.tasks import get_task
 
     if fields:
@@ -279,7 +196,7 @@ def _config(file: str | None, check: bool, fields: bool, overrides: Overrides) -
         raise UserError("config: give a config file, or --fields.")
     config = _apply_overrides(load_config(file), overrides)
     get_task(config.task)
-    check_model_fields(config.model.to_dict())
+    check_model(config.model.to_dict())
     if not check:
         print(describe_config(config))
     return 0
@@ -305,7 +222,9 @@ def _summary(model: str, image_size: int, channels: int, length: int, depth: int
     from attention_jax.models.summary import summary
 
     if any(character in model for character in "*?["):
-        print("\n".join(list_models(model)))
+        if not (found := list_models(model)):
+            raise UserError(f"summary: no model matches {model!r}: attention_jax.list_models() lists the names.")
+        print("\n".join(found))
         return 0
     import jax
 
@@ -338,3 +257,17 @@ def _prepare(name: str, data_dir: str, manual_dir: str | None) -> int:
     folder = prepare_dataset(name, data_dir, manual_dir)
     print(f"{folder} is ready: train with {describe_usage(name, data_dir)}")
     return 0
+
+
+_RUN: dict[str, Callable[..., int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "translate": _translate,
+    "table": _table,
+    "config": _config,
+    "completion": _completion,
+    "plot": _plot,
+    "summary": _summary,
+    "preflight": _preflight,
+    "prepare": _prepare,
+}

@@ -18,7 +18,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from attention_jax.config.accepted import OPEN, REQUIRED, UNITS, Field
-from attention_jax.config.defaults import make_defaults
 from attention_jax.config.fields import COMMON, get_own_fields, list_fields, merge_fields
 from attention_jax.config.plugins import load_file, load_object
 from attention_jax.config.unread import find_unread, refuse_unread
@@ -45,7 +44,9 @@ MAY_DIFFER = (
 
 def load_config(spec: str) -> ConfigDict:
     """Returns the complete result of `get_config` in `path/to/file.py` or, with an argument, `path/to/file.py:arg`."""
-    path, _, arg = spec.partition(":")
+    path, arg = spec, ""
+    if spec.rpartition(":")[0].endswith(".py"):  # a path may have colons too
+        path, _, arg = spec.rpartition(":")
     module = load_file(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config(), this one does not.")
@@ -55,9 +56,8 @@ def load_config(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; return an ml_collections.ConfigDict.")
     config = complete_config(upgrade_config(config))
-    defaults = flatten_config(make_defaults(config.task))
     flat = flatten_config(config)
-    refuse_unread(flat, [name for name, value in flat.items() if name not in defaults or defaults[name] != value])
+    refuse_unread(flat, flat, get_fields(config))
     return config
 
 
@@ -168,40 +168,55 @@ def convert_number(name: str, field: Field, value: Any) -> Any:
 
 # Model fields that say something about the data or the precision and therefore stay when the network changes.
 KEPT = ("name", "num_classes", "vocab_size", "dtype")
+# A field that selects something -> the fields of what it selects: a section, or a beginning of names.
+SELECTORS = {
+    "model.name": "model.",
+    "model.gate": "model.gate_args",  # and without a gate its places too
+    "data.source": "data.args.",
+    "optimizer.name": "optimizer.args.",
+    "schedule.name": "schedule.args.",
+}
 
 
-def _drop_model_fields(config: ConfigDict) -> tuple[ConfigDict, dict[str, Any]]:
-    """A copy without the fields of its network that `KEPT` does not name, and those fields."""
+def _drop_fields(config: ConfigDict, selector: str, new: object) -> tuple[ConfigDict, dict[str, Any]]:
+    """A copy without the fields of what a selector selects before it is `new`, and those fields."""
     config = config.copy_and_resolve_references()
-    model = config.get("model", {})
-    dropped = {name: model[name] for name in model if name not in KEPT}
+    prefix = "model.gate_" if (selector, new) == ("model.gate", None) else SELECTORS[selector]
+    section = config
+    for part in prefix.split(".")[:-1]:
+        section = section.get(part, {})
+    beginning = prefix.rpartition(".")[2]
+    kept = KEPT if prefix == "model." else ()
+    dropped = {name: section[name] for name in section if name.startswith(beginning) and name not in kept}
     with config.unlocked():
         for name in dropped:
-            del model[name]
-    return config, dropped
+            del section[name]
+    return config, {f"{prefix.removesuffix(beginning)}{name}": value for name, value in dropped.items()}
 
 
 @functools.cache  # a table has the same layers in many rows
-def _report_dropped(new: str, old: str, dropped: str) -> None:
-    logger.info("model.name=%r takes the place of %r, whose fields go with it: %s.", new, old, dropped)
+def _report_dropped(selector: str, new: object, old: object, dropped: str) -> None:
+    logger.info("%s=%r takes the place of %r, whose fields go with it: %s.", selector, new, old, dropped)
 
 
-def _say_what_is_dropped(before: ConfigDict, after: ConfigDict, dropped: Mapping[str, Any]) -> None:
-    gone = [f"model.{name}={value!r}" for name, value in dropped.items() if name not in after.model]
+def _say_what_is_dropped(selector: str, before: ConfigDict, after: ConfigDict, dropped: Mapping[str, Any]) -> None:
+    old, new = flatten_config(before), flatten_config(after)
+    gone = [f"{name}={value!r}" for name, value in dropped.items() if not any(f"{n}.".startswith(f"{name}.") for n in new)]
     if gone:
-        _report_dropped(after.model.name, before.model.name, ", ".join(gone))
+        _report_dropped(selector, new[selector], old[selector], ", ".join(gone))
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """Returns a complete copy with dotted fields replaced, as a later layer of the config does it.
 
-    A duration in another unit takes the place of the old one. Another `model.name` drops the fields of the network before
-    it, except for those in `KEPT` and those among the changes, and the log says which.
+    A duration in another unit takes the place of the old one. Another value of one of the `SELECTORS`, such as another
+    network or data source, drops the fields of the one before it, except for those in `KEPT` and those among the changes,
+    and the log says which.
     """
-    before, dropped = config, dict[str, Any]()
-    name = config.get("model", {}).get("name")
-    if name and changes.get("model.name", name) != name:
-        config, dropped = _drop_model_fields(config)
+    before, flat, dropped = config, flatten_config(config), dict[str, dict[str, Any]]()
+    for selector in SELECTORS:
+        if flat.get(selector) is not None and changes.get(selector, flat[selector]) != flat[selector]:
+            config, dropped[selector] = _drop_fields(config, selector, changes[selector])
     plain = config.copy_and_resolve_references().to_dict()
     known = _spell(get_fields(plain))
     for dotted, value in changes.items():
@@ -218,16 +233,19 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
                 section.pop(sibling, None)
         section[last] = value
     changed = complete_config(ConfigDict(plain, type_safe=False))
-    refuse_unread(flatten_config(changed), changes)
-    _say_what_is_dropped(before, changed, dropped)
+    refuse_unread(flatten_config(changed), changes, get_fields(changed))
+    for selector, fields in dropped.items():
+        _say_what_is_dropped(selector, before, changed, fields)
     return changed
 
 
 def parse_value(config: Mapping[str, Any], name: str, text: str) -> Any:
     """Returns the Python value that a command-line text stands for in a config's field; a bare word is a string."""
     field = _spell(get_fields(config)).get(name)
+    if (field and field[1].types is str) or (isinstance(flatten_config(config).get(name), str) and text != "None"):
+        return text
     try:
-        return text if field and field[1].types is str else ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 
@@ -252,12 +270,12 @@ def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], 
         if config.get("model", {}).get("name") != before.get("model", {}).get("name"):
             # What the piece sets itself is what it gives to a config without the old network's fields. One that reads
             # those has carried over what it wants.
-            bare, dropped = _drop_model_fields(before)
+            bare, dropped = _drop_fields(before, "model.name", config.model.name)
             with contextlib.suppress(KeyError, AttributeError):
                 config = _apply_piece(piece, function, bare)
-                _say_what_is_dropped(before, config, dropped)
+                _say_what_is_dropped("model.name", before, config, dropped)
         was, now = flatten_config(before), flatten_config(config)
-        refuse_unread(now, [name for name, value in now.items() if name not in was or was[name] != value])
+        refuse_unread(now, [name for name, value in now.items() if name not in was or was[name] != value], get_fields(config))
     return complete_config(config)
 
 

@@ -81,9 +81,11 @@ def find_unread(flat: Flat, names: Collection[str]) -> dict[str, Reader]:
     return found
 
 
-def refuse_unread(flat: Flat, names: Collection[str]) -> None:
+def refuse_unread(flat: Flat, names: Collection[str], fields: Mapping[str, Field]) -> None:
     """Raises UserError for the first of the fields that a layer sets and that nothing reads after it."""
-    for name, reader in find_unread(flat, [name for name in names if name in flat]).items():  # an empty section is none
+    # An empty section is none, and a default in plain sight changes nothing.
+    own = [name for name in names if name in flat and (name not in fields or flat[name] != fields[name].default)]
+    for name, reader in find_unread(flat, own).items():
         raise UserError(
             f"config.{name}={flat[name]!r} is read by nothing: it is for {reader.text}; leave it out, or set that too."
         )

@@ -18,6 +18,7 @@ from attention_jax.config.plugins import (
 )
 from attention_jax.errors import UserError, suggest_name
 
+FACTS = ("num_classes", "vocab_size")  # of the data; a network that has no such field is not asked for it
 _MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {}
 _FILES: dict[str, str] = {}  # name -> the user's file that registers it
 
@@ -75,11 +76,22 @@ def list_model_fields(name: str) -> set[str] | None:
     return {parameter.name for parameter in parameters}
 
 
-def check_model_fields(model: Mapping[str, Any], optional: Collection[str] = ("num_classes", "vocab_size")) -> None:
-    """Raises UserError unless the section `model` of a config names a network and fields that it has."""
-    name, takes = model["name"], list_model_fields(model["name"])
-    for key in model:
-        if takes is not None and key not in takes and key != "name" and key not in optional:
+def check_model(model: Mapping[str, Any]) -> None:
+    """Raises UserError unless the section `model` of a config names a network, and fields that it has and reads."""
+    name, own = model["name"], {key: value for key, value in model.items() if key not in ("name", *FACTS)}
+    _refuse_unknown_fields(name, own)
+    if ({**find_model(name)[1], **own}).get("gate") is None:
+        for key in ("gate_args", "gate_stages", "gate_at"):
+            if own.get(key):
+                raise UserError(
+                    f"config.model.{key}={own[key]!r} is read by nothing: model {name!r} has no gate here; give model.gate."
+                )
+
+
+def _refuse_unknown_fields(name: str, fields: Collection[str]) -> None:
+    takes = list_model_fields(name)
+    for key in fields:
+        if takes is not None and key not in takes:
             raise UserError(
                 f"model {name!r} has no field {key!r}{suggest_name(key, takes)}: it has {', '.join(sorted(takes)) or 'none'}."
             )
@@ -96,7 +108,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         UserError: unknown name or field, with the nearest known one; a field without a value; something else than a module.
     """
     make, defaults = find_model(name)
-    check_model_fields({"name": name, **overrides}, optional=())
+    _refuse_unknown_fields(name, overrides)
     try:
         module = make(**{**defaults, **overrides})
     except TypeError as error:

@@ -22,6 +22,7 @@ from attention_jax.config.plugins import load_object
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
+from attention_jax.models.registry import check_model
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
 from attention_jax.tables.measures import read_arrays, read_measure
@@ -229,6 +230,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
     resolved = counts = network = broken = None
     try:
+        check_model(config.model.to_dict())
         resolved = resolve_config(config)
         config, task = resolved.config, resolved.task
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing

@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import re
 import types
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ class Row:
 
     @property
     def slug(self) -> str:
-        """Name of its folder: "residual + BAM" is residual-bam."""
-        return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+        """Name of its folder: "residual + BAM" is residual-bam; letters of any script stay."""
+        return re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", self.label.lower())).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)

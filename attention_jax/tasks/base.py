@@ -19,9 +19,7 @@ from ml_collections import ConfigDict
 from attention_jax.data.loader import Batch, ImagePlan, Loader
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
-from attention_jax.models.registry import create_model, list_model_fields
-
-_FACTS = ("num_classes", "vocab_size")  # of the data; a network that has no such field is not asked for it
+from attention_jax.models.registry import FACTS, create_model, list_model_fields
 
 
 class BatchLoader(Protocol):
@@ -120,7 +118,7 @@ class Task(Protocol):
         fields = config.model.to_dict()
         name = fields.pop("name")
         takes = list_model_fields(name)
-        ours = {"norm_group_size": norm_group_size, **{fact: fields.pop(fact, None) for fact in _FACTS}}
+        ours = {"norm_group_size": norm_group_size, **{fact: fields.pop(fact, None) for fact in FACTS}}
         if config.precision == "bfloat16":
             ours["dtype"] = "bfloat16"
             if takes is not None and "dtype" not in takes:

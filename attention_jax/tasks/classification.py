@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.data.images.crop import crop_and_resize, draw_box, resize_and_centre_crop
 from attention_jax.data.images.decoding import BrokenImage, decode_image
-from attention_jax.data.images.randaugment import convert_mean_to_fill, make_randaugment
+from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
 from attention_jax.data.images.sources import Source, open_source
 from attention_jax.data.images.transforms import Transform, chain_transforms, flip_at_random, normalise_images, pad_and_crop
@@ -24,6 +25,7 @@ from attention_jax.errors import UserError
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
 from attention_jax.optim.mixing import mix_images
 
+logger = logging.getLogger(__name__)
 Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H, W, C]
 
 
@@ -135,7 +137,12 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
         layers, magnitude, ops = data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops
         # timm fills with the mean of the data, TensorFlow's code with grey; the paper does not say.
         fill = convert_mean_to_fill(data.mean) if ops == "timm" else GREY
-        transforms.append(make_randaugment(layers, magnitude, ops, fill=fill, magnitude_std=data.randaugment_std))
+        names = None
+        if shape[2] == 1:
+            names = [name for name in SETS[ops].levels if name != "color"]
+            logger.info("data: images of one channel have no colour, so RandAugment leaves out its operation 'color'.")
+        std = data.randaugment_std
+        transforms.append(make_randaugment(layers, magnitude, ops, names=names, fill=fill, magnitude_std=std))
     augment = chain_transforms(transforms)
     if data.crop != "random_resized":
         as_in_evaluation = make_evaluation_transform(config)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from attention_jax.config.fields import OF_TASK
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
 from attention_jax.errors import UserError, require_package
@@ -41,7 +42,11 @@ class TranslationOptions:
     @classmethod
     def from_config(cls, config: ConfigDict, **changes: Any) -> Self:
         """Reads a config's section `search`; `changes` replace its fields (`beam`, `alpha`, …) or give `n_best`."""
-        fields = {**config.search.to_dict(), **{name: value for name, value in changes.items() if value is not None}}
+        given = {name: value for name, value in changes.items() if value is not None}
+        for name in given.keys() & config.search.keys():
+            if wanted := OF_TASK["translation"]["search"][name].error(given[name]):
+                raise UserError(f"search: {name}={given[name]!r} is not right: give {wanted}.")
+        fields = {**config.search.to_dict(), **given}
         extra, fixed = fields.pop("max_extra"), fields.pop("max_length")
         learned = config.model.get("positions") == "learned"
         try:

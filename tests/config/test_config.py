@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from attention_jax import recipes
 from attention_jax.cli import main as cli
+from attention_jax.cli.parser import make_parser
 from attention_jax.config import config as configs
 from attention_jax.config import defaults, versions
 from attention_jax.config import fields as config_fields
@@ -72,7 +73,7 @@ def test_header_says_how_to_launch_on_what_and_what_to_expect(path):
     assert all(f"\n{word}:" in head for word in ("Launch", "Hardware", "Expected"))
     launch = next(line for line in head.splitlines() if line.startswith("Launch:"))
     arguments, _ = cli._split_overrides(shlex.split(launch.removeprefix("Launch:"))[1:])
-    options = cli._parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     assert options.command == "train" and options.config == f"configs/{path.name}"
 
 

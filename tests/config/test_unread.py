@@ -26,7 +26,7 @@ def quickstart(**changes):
     [
         ({"schedule.d_model": 512}, "config.schedule.d_model=512 is read by nothing: it is for schedule.name='noam'; leave it"),
         ({"optimizer.b1": 0.8}, "for optimizer.name='adamw'"),
-        ({"optimizer.name": "adamw", "optimizer.nesterov": False}, "config.optimizer.nesterov=False is read by nothing"),
+        ({"optimizer.name": "adamw", "optimizer.momentum": 0.8}, "config.optimizer.momentum=0.8 is read by nothing"),
         (
             {"optimizer.args.b1": 0.8},
             "config.optimizer.args.b1=0.8 is read by nothing: it is for optimizer.name other than 'sgd'",

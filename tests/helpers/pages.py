@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attention_jax.cli import main as cli
+from attention_jax.cli.parser import make_parser
 from attention_jax.config.config import load_config
 from attention_jax.preflight.chips import find_slice
 from attention_jax.tables.table import load_table
@@ -49,7 +50,7 @@ def read_inline_code(page: Path) -> Iterator[str]:
 def check_library_command(words: Sequence[str]) -> None:
     """Parses a command of the library, and resolves its config with all overrides, its table rows, or its slice."""
     arguments, overrides = cli._split_overrides(list(words))
-    options = cli._parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     if getattr(options, "config", None):
         cli._apply_overrides(load_config(str(_find(options.config))), overrides)
     if options.command == "table":

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from attention_jax.cli import main as cli
+from attention_jax.cli.parser import make_parser
 from attention_jax.config import load_config
 from attention_jax.distributed import cluster
 from attention_jax.preflight.chips import find_slice
@@ -78,7 +79,7 @@ def test_command_is_one_that_there_is(container):
     launch, *words = container["command"]
     assert launch == "./launch.sh" and (ROOT / launch).exists()
     words, overrides = cli._split_overrides(words)
-    options = cli._parser().parse_args(words)
+    options = make_parser().parse_args(words)
     assert options.command == "train" and options.workdir == "gs://BUCKET/RUN"
     assert not Path(options.config).is_absolute()
     cli._apply_overrides(load_config(str(ROOT / options.config)), overrides)

@@ -1,0 +1,166 @@
+"""The parser of the command line: commands, options, and errors in the user's words."""
+
+import argparse
+import contextlib
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from attention_jax.cli.completion import WITH_FIELDS
+from attention_jax.config.describe import describe_fields
+from attention_jax.errors import suggest_name
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports an error in one sentence, with the nearest known option."""
+
+    def error(self, message: str) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0]
+        nearest = suggest_name(unknown, options) if message.startswith("unrecognized") else ""
+        print(f"error: {self.prog}: {message}{nearest}.", file=sys.stderr)
+        sys.exit(2)
+
+
+parsers: dict[str, argparse.ArgumentParser] = {}  # of the commands
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands; `parsers` has those of each."""
+    parser = _Parser(prog="attention_jax", description="Attention in vision and language: train, evaluate, tabulate.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def command(name: str, text: str) -> Callable[..., Any]:
+        fields = describe_fields() if name in WITH_FIELDS else None
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=fields, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.set_defaults(parser=sub)
+        parsers[name] = sub
+        return sub.add_argument
+
+    _add_runs(command)
+    _add_rest(command)
+    return parser
+
+
+def _add_run_options(add: Callable[..., Any]) -> None:
+    add(
+        "--workdir",
+        required=True,
+        type=_place,
+        metavar="DIR",
+        help="a run's folder, or the folder of one of its checkpoints",
+    )
+    add("--weights", choices=("ema", "params"), help="default: the average if the run has one")
+    add("--average", type=_integer_from(1), default=1, metavar="N", help="use the mean of the newest N checkpoints")
+
+
+def _add_runs(command: Callable[..., Any]) -> None:
+    """Commands that train, or use what was trained."""
+    add = command("train", "Train a config; the same command resumes. Any field: --config.key=value.")
+    add("--config", required=True, type=_place, metavar="FILE.py[:ARG]", help="defines get_config()")
+    add(
+        "--workdir",
+        required=True,
+        type=_place,
+        metavar="DIR",
+        help="for checkpoints and logs; a folder or a URI, as gs://bucket/run",
+    )
+
+    add = command("evaluate", "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
+    _add_run_options(add)
+
+    add = command("translate", "Translate a line of input into a line of output with a trained network.")
+    _add_run_options(add)
+    add("--input", dest="source", type=_place, metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
+    add("--output", type=_place, metavar="FILE", help="must not exist; default standard output")
+    add("--beam", type=_integer_from(1), metavar="K", help="hypotheses kept open, 1 for greedy search; default the config's")
+    add("--alpha", type=_not_negative, metavar="A", help="of the length penalty; default the config's")
+    add("--nbest", type=_integer_from(1), metavar="N", help="write the N best as line number<TAB>score<TAB>text")
+    add("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
+    add("--attention", type=_place, metavar="OUT.png", help="also plot the attention of each head in the first sentence")
+    add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
+
+    add = command("table", "Run the rows of a table file and write the table; the same command resumes.")
+    add("file", metavar="FILE.py", help="title, source, base, rows, scales")
+    add("--scale", help="one of the file's scales; default its first")
+    add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
+    add("--seeds", type=_integer_from(1), metavar="N", help="seeds per row; default the scale's")
+    add("--workdir", type=_place, metavar="DIR", help="default runs/<file>[-<scale>]")
+    add("--output", type=_place, metavar="DIR", help="for the table, chart and pictures; default the workdir")
+    add("--dry-run", action="store_true", help="print what would run")
+
+
+def _add_rest(command: Callable[..., Any]) -> None:
+    add = command("config", "Print a config with all its fields and their meanings; * marks what is not the default.")
+    add("file", nargs="?", metavar="FILE.py[:ARG]", help="defines get_config(); any field: --config.key=value")
+    add("--check", action="store_true", help="print nothing if the config, its task and its network are right")
+    add("--fields", action="store_true", help="print the page of all fields, docs/fields.md")
+
+    command("completion", "Print the completion script of bash: source <(./launch.sh completion).")
+
+    add = command("plot", "Plot the learning curves of runs: score and training loss by epoch.")
+    add("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; the default label is the folder")
+    add("--output", required=True, type=_place, metavar="OUT.png", help="must not exist")
+
+    add = command("summary", "Parameters and multiply-adds of a network.")
+    add("model", help="a name; a pattern such as 'bam_*' lists the names that match")
+    add("--image-size", type=_integer_from(1), default=224, metavar="PIXELS")
+    add("--channels", type=_integer_from(1), default=3)
+    add("--length", type=_integer_from(1), default=64, metavar="TOKENS", help="of source and target, for translation")
+    add("--depth", type=_integer_from(0), default=1, help="levels of the module path in a row")
+
+    add = command("preflight", "Predict what a config's train step needs on a TPU slice, without the slice.")
+    add("file", nargs="?", metavar="FILE.py", help="rows of a table, in place of --config and --topology")
+    add("--config", metavar="FILE.py[:ARG]", help="defines get_config()")
+    add("--topology", metavar="SLICE", help="v5e-16, v5e:4x4, v4-8, v5p-8, v6e-8, ...")
+    add("--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are")
+    add("--output", type=_place, metavar="DIR", help="for a table; default experiments/results; the same command resumes")
+    add("--json", dest="as_json", action="store_true", help="print everything as one JSON object")
+
+    add = command("prepare", "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare').")
+    known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"
+    add("name", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
+    add("--data_dir", required=True, type=_place, metavar="DIR", help="for the data set and its downloads")
+    add("--manual_dir", type=_place, metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
+
+
+def refuse_misspelled(arguments: Sequence[str]) -> None:
+    """Names an option that its command does not have, before what is missing because of it."""
+    command = parsers.get(arguments[0]) if arguments else None
+    if command is None:
+        return
+    options = [option for action in command._actions for option in action.option_strings]
+    for word in itertools.takewhile(lambda word: word != "--", arguments[1:]):
+        name = word.split("=")[0]
+        if name.startswith("--") and not any(option.startswith(name) for option in options):
+            command.error(f"unrecognized arguments: {word}")
+
+
+def _integer_from(low: int) -> Callable[[str], int]:
+    """A whole number of the command line."""
+
+    def convert(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not right: give a whole number from {low}")
+        return int(text)
+
+    return convert
+
+
+def _not_negative(text: str) -> float:
+    """A number of the command line."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number, 0 or more")
+
+
+def _place(text: str) -> str:
+    """A path or a URI of the command line."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a path")
+    return text
