@@ -64,6 +64,10 @@ class Gate(nn.Module):
         before = jax.tree.leaves(self.variables.get("batch_stats"))
         try:
             y = module(x, train=self.train) if takes_train else module(x)
+            if self.is_initializing() and not self.train and not is_nnx:
+                # Initialisation allows what the first evaluation, many steps later, refuses.
+                evaluated: dict[str, Any] = {"train": False} if takes_train else {}
+                jax.eval_shape(lambda v, x: module.clone(parent=None).apply(v, x, **evaluated), self.variables, x)
         except (ValueError, InvalidRngError, ModifyScopeVariableError) as error:
             if isinstance(error, ValueError) and not any(n in str(error) for n in ("use_running_average", "deterministic")):
                 raise

@@ -53,13 +53,18 @@ def find_model(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
         load_file(name)  # registers it
     if name in _MODELS:
         return _MODELS[name]
-    nearest = suggest_name(name, _MODELS)
-    if not is_from_run(name) and (not any(sign in name for sign in ".:") or (nearest and ".py" not in name)):
-        raise UserError(
-            f"unknown model {name!r}{nearest}: attention_jax.list_models() lists the names; a network of "
-            "your own is path/to/file.py:Network or a dotted path."
-        )
-    make = load_object(name, {}, "model")
+    unknown = UserError(
+        f"unknown model {name!r}{suggest_name(name, _MODELS)}: attention_jax.list_models() lists the names; a network of "
+        "your own is path/to/file.py:Network or a dotted path."
+    )
+    if not is_from_run(name) and not any(sign in name for sign in ".:"):
+        raise unknown
+    try:
+        make = load_object(name, {}, "model")
+    except UserError as error:
+        if is_from_run(name) or ".py" in name or not suggest_name(name, _MODELS):
+            raise
+        raise unknown from error  # a misspelled name with a dot, as in resnet20.plian
     if not callable(make):
         raise UserError(f"model {name!r} is {type(make).__name__}: give a flax.linen.Module or a function that returns one.")
     return make, {}

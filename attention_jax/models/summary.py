@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jax.extend import core
 
 from attention_jax import tree
+from attention_jax.errors import UserError, one_sentence
 from attention_jax.kernels.switch import use_kernels
 
 
@@ -48,7 +50,14 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
     with use_kernels("xla"):  # the same products in fewer equations
         # One trace that also makes the variables: tracing is what takes the time, and initial values are no products.
         call = jax.make_jaxpr(lambda *x: model.init_with_output(key, *x, **kwargs), return_shape=True)
-        jaxpr, (_, variables) = call(*inputs)
+        try:
+            jaxpr, (_, variables) = call(*inputs)
+        except (TypeError, ValueError, FlaxError) as error:
+            given = " and ".join(f"{x.dtype} {x.shape}" for x in inputs)
+            reason = f"{type(error).__name__}: {one_sentence(error)}"
+            raise UserError(
+                f"{type(model).__name__} does not run on {given} ({reason}): give the shape of its input."
+            ) from error
 
     root = type(model).__name__
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,8 @@ from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
 from attention_jax.tables.measures import read_arrays, read_measure
 from attention_jax.tables.table import ComputedRow, Row, Table
+from attention_jax.tasks import TASKS
+from attention_jax.tasks.base import Task
 from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
 from attention_jax.train import metrics, remote_checkpoints, restore, workdir
 from attention_jax.train.loop import replace_seed
@@ -234,7 +237,9 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         resolved = resolve_config(config)
         config, task = resolved.config, resolved.task
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
-        counts = summary(task.model(config), task.example_inputs(config))
+        model, inputs = task.model(config), task.example_inputs(config)
+        _refuse_without_correct(config, task, model, inputs)
+        counts = summary(model, inputs)
         if row.network and count_network:
             network = _count(FrozenDict(row.network), tuple(table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
@@ -245,6 +250,24 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         for seed in range(request.seeds)
     )
     return RowPlan(row, config, changes, resolved, counts, network, runs, broken)
+
+
+def _refuse_without_correct(config: ConfigDict, task: Task, model: nn.Module, inputs: tuple) -> None:
+    """Raises UserError, before anything is trained, for a task whose outputs have no "correct", which rows are compared by."""
+    if config.task in TASKS or getattr(task.metrics, "__func__", None) is not Task.metrics:
+        return  # metrics of the task's own may add it
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    made = jax.eval_shape(functools.partial(task.outputs, config, model), variables, task.batch_shapes(config)[0])
+    if "correct" not in made:
+        raise UserError(describe_missing_correct(config.task, sorted(made)))
+
+
+def describe_missing_correct(task: str, given: Sequence[str]) -> str:
+    """Returns the sentence for a task that a table has nothing to compare by."""
+    return (
+        f"task {task!r} gives the outputs {', '.join(given)}: a table compares rows by 'correct', 1 where an example is right "
+        "and 0 where not, so give that too."
+    )
 
 
 @functools.cache

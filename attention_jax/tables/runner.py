@@ -25,13 +25,14 @@ from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
-from attention_jax.tables.measures import measure_run
+from attention_jax.tables.measures import measure_run, read_arrays
 from attention_jax.tables.publish import make_folders, write_table
 from attention_jax.tables.results import FAILURE, ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import catch_stop_signal, replace_seed, train_model
 from attention_jax.train.program import Program, build_program
+from attention_jax.train.workdir import EVALUATION
 
 _Place = str | Path | None  # a folder or URI
 
@@ -180,6 +181,8 @@ def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> b
     result = train_model(replace_seed(program.config, run.seed), run.place, program, progress)
     run.pull()
     if not result.stopped and is_main_process() and run.correct is None:
+        if kept := read_arrays(run.path / EVALUATION, run.total_steps):
+            raise UserError(results.describe_missing_correct(program.config.task, sorted(kept)))
         raise UserError(
             f"{run.place}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
         )

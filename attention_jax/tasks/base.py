@@ -1,7 +1,7 @@
 """A task is data, network, loss and scores.
 
-A task is a module or an object with the functions of `Task`, each with the config as its first argument: a built-in name,
-`package.module`, or `path/to/file.py:name`. Functions with a body below may be left out.
+A task is an object, or a class of one, with the functions of `Task`, each with the config as its first argument: a built-in
+name, `package.module.name`, or `path/to/file.py:name`. Functions with a body below may be left out.
 """
 
 import abc
@@ -165,7 +165,7 @@ class Task(Protocol):
 
     def correct_means(self, config: ConfigDict) -> str:
         """Returns the name of the mean of "correct", the head of a table's column."""
-        return self.headline(config)
+        return "accuracy"
 
     # Runs
 
@@ -200,6 +200,7 @@ class _Completed:
 
 def complete_task(name: str, own: Any) -> Task:
     """Returns a task with the shared functions for those that it does not have. Raises UserError that names what it lacks."""
+    own = own() if isinstance(own, type) else own
     needed = [n for n in vars(Task) if getattr(getattr(Task, n), "__isabstractmethod__", False)]
     if all(hasattr(own, n) for n in ("loader", "resolve", "batch_shapes")):
         needed.remove("source")  # the shared functions alone read it

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -208,7 +209,8 @@ def loss(
     An answer for a mixed image is right when it is the class with the larger share.
     """
     mutable = ["batch_stats"] if train else []
-    logits, changed = model.apply(variables, batch["image"], train=train, mutable=mutable, rngs={"dropout": rng})
+    mode = _list_mode(model, train)
+    logits, changed = model.apply(variables, batch["image"], **mode, mutable=mutable, rngs={"dropout": rng})
     _check_logits(config, logits, batch["label"])
     label, weight = batch["label"], batch["weight"]
     smoothing = logits.shape[-1], config.loss.label_smoothing, config.loss.smoothing_over
@@ -224,6 +226,11 @@ def loss(
     return sums, changed
 
 
+def _list_mode(model: nn.Module, train: bool) -> dict[str, Any]:
+    """`train` for the call of a network that takes it."""
+    return {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}
+
+
 def _check_logits(config: ConfigDict, logits: jax.Array, label: jax.Array) -> None:
     expected = (*label.shape, config.model.get("num_classes", logits.shape[-1]))
     if getattr(logits, "shape", None) != expected:
@@ -237,7 +244,7 @@ def _check_logits(config: ConfigDict, logits: jax.Array, label: jax.Array) -> No
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns per example the unsmoothed loss (nats), True if the first choice is right, and the weight, 0 for padding."""
     apply: Callable[..., Any] = model.apply
-    logits = apply(variables, batch["image"], train=False)
+    logits = apply(variables, batch["image"], **_list_mode(model, train=False))
     return {
         "loss": cross_entropy(logits, batch["label"]),
         "correct": jnp.argmax(logits, -1) == batch["label"],

@@ -89,11 +89,13 @@ class NoModule:
         return x
 
 
-def use(model: nn.Module) -> None:
-    """Initialises a network and applies it in training and in evaluation."""
+def use(model: nn.Module, at_start: bool = False) -> None:
+    """Initialises a network, and unless `at_start` applies it in training and in evaluation."""
 
     def apply(images: jax.Array) -> None:
         variables = model.init(jax.random.key(0), images)
+        if at_start:
+            return
         model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
         model.apply(variables, images)
 
@@ -127,6 +129,12 @@ def test_mistakes(fields: dict[str, Any], message: str) -> None:
         use(ResNet(**{**TINY, **fields}))
     said = str(raised.value)
     assert said.startswith("model.") and said.endswith(".") and "\n" not in said and "http" not in said
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm(False), lambda: nn.Dropout(0.5, deterministic=False)])
+def test_what_evaluation_would_refuse_is_found_at_the_start(layer: Any) -> None:
+    with pytest.raises(aj.UserError, match=TWO_MODES):
+        use(ResNet(**TINY, gate=gate(lambda x: layer()(x))), at_start=True)
 
 
 def test_another_error_of_the_gate_stays_as_it_is() -> None:
