@@ -113,8 +113,15 @@ def _start(task: str | None = None) -> None:
 
 def _apply_overrides(config: Any, overrides: Overrides) -> Any:
     from attention_jax.config.config import override, parse_value
+    from attention_jax.tasks import list_text_arguments
 
-    return override(config, {name: parse_value(config, name, text) for name, text in overrides.items()})
+    has_arguments = any(name.startswith("data.args.") for name in overrides)
+    texts = list_text_arguments(config.task, overrides.get("data.source", config.data.source)) if has_arguments else ()
+    values = {
+        name: text if name.removeprefix("data.args.") in texts and text != "None" else parse_value(config, name, text)
+        for name, text in overrides.items()
+    }
+    return override(config, values)
 
 
 def _train(config: str, workdir: str, overrides: Overrides) -> int:

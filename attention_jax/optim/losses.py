@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from attention_jax.errors import UserError
 from attention_jax.kernels.cross_entropy import smoothed_cross_entropy
 from attention_jax.kernels.switch import kernels_are_on
 
@@ -17,6 +18,8 @@ def target_distribution(labels: jax.Array, classes: int, label_smoothing: float 
             2019, Section 5.2). "others" with e is "uniform" with e·K/(K-1).
     """
     onehot = jax.nn.one_hot(labels, classes)
+    if over == "others" and label_smoothing and classes == 1:
+        raise UserError("loss.smoothing_over='others' with one class: there are no others, give 'uniform' or no smoothing.")
     if over == "others" and label_smoothing:
         return jnp.where(onehot > 0, 1.0 - label_smoothing, label_smoothing / (classes - 1))
     return optax.smooth_labels(onehot, label_smoothing)

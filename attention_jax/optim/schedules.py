@@ -1,6 +1,7 @@
 """Learning-rate schedules, functions of the step; steps count from 0, and the last of a run is total_steps - 1."""
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,8 +53,8 @@ def make_schedule(
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "step":
-        steps = [round(share * total_steps) - warmup_steps for share in boundaries]
-        main = optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(steps, factor))
+        steps = Counter(round(share * total_steps) - warmup_steps for share in boundaries)
+        main = optax.piecewise_constant_schedule(learning_rate, {step: factor**times for step, times in steps.items()})
     elif name == "cosine":
         main = optax.cosine_decay_schedule(learning_rate, after, final_share)
     elif name == "linear":

@@ -1,8 +1,12 @@
 """Tasks by name: image classification, translation, and those of the user's own."""
 
 import functools
+import inspect
 
 from attention_jax.config.plugins import load_object
+from attention_jax.data.images import sources
+from attention_jax.data.text import pairs
+from attention_jax.errors import UserError
 from attention_jax.tasks import classification, translation
 from attention_jax.tasks.base import Task, complete_task
 
@@ -13,3 +17,14 @@ TASKS = {"classification": classification, "translation": translation}
 def get_task(name: str) -> Task:
     """Returns a task by its built-in name, dotted path, or `path/to/file.py:name`."""
     return complete_task(name, load_object(name, TASKS, "task"))
+
+
+def list_text_arguments(task: str, source: str) -> set[str]:
+    """Returns the names of a data source's arguments that are annotated as text, which a number on a command line is too."""
+    builtin = {"classification": sources.SOURCES, "translation": pairs.SOURCES}.get(task, {})
+    try:
+        parameters = inspect.signature(load_object(source, builtin, "data source")).parameters.values()
+    except (UserError, TypeError, ValueError):  # said where the source is opened
+        return set()
+    texts = ("str", "Path", "str | None", "str | Path", "str | Path | None")
+    return {each.name for each in parameters if getattr(each.annotation, "__name__", str(each.annotation)) in texts}

@@ -162,17 +162,27 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
     for_training, for_evaluation = make_training_transform(config), make_evaluation_transform(config)
 
     def transform(example: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-        image = example["image"]
+        image, label = example["image"], int(example["label"])
+        if not 0 <= label < source.num_classes:
+            raise UserError(
+                f"data.source={config.data.source}: split {split!r} has the label {label}, which is not from 0 to "
+                f"{source.num_classes - 1}: leave such examples out, or number the classes from 0."
+            )
         return {"image": for_evaluation(image) if rng is None else for_training(image, rng), "label": example["label"]}
 
     def collate(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**batch, "image": preprocess(config, batch["image"])}
 
     source = _source(config, split)
-    if source.num_classes > config.model.num_classes:
+    if source.num_classes > (known := config.model.num_classes):
+        if split == config.data.train_split:
+            raise UserError(
+                f"model.num_classes={known} is fewer than the {source.num_classes} classes of data.source={config.data.source}: "
+                "give None to take the data's."
+            )
         raise UserError(
-            f"model.num_classes={config.model.num_classes} is fewer than the {source.num_classes} classes of "
-            f"data.source={config.data.source}: give None to take the data's."
+            f"data.source={config.data.source}: split {split!r} has {source.num_classes} classes, more than the network's {known}: "
+            f"training never shows the class {known}."
         )
     if training and len(source) != config.data.num_examples:
         raise UserError(

@@ -126,3 +126,12 @@ def test_images_that_predict_cannot_take():
     for images in (np.zeros((2, 8, 8, 1), np.float32), np.zeros((2, 1, 8, 8), np.uint8)):
         with pytest.raises(UserError, match=r"this network takes uint8 of shape \(N, \*\(8, 8, 1\)\)"):
             run.predict(images)
+
+
+def test_folder_whose_name_is_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def make(split, path: str, number: int = 0): ...\n")
+    for source in ("folder", "npz", "mine.py:make"):
+        overrides = {"data.source": source, "data.args.path": "2012", "data.args.number": "2012"}
+        config = cli._apply_overrides(small_config(), overrides)
+        assert (config.data.args.path, config.data.args.number) == ("2012", 2012), source

@@ -15,7 +15,7 @@ from attention_jax.config import load_config, override
 from attention_jax.data import ArraySource, embedded
 from attention_jax.data.embedded import read_digits_split
 from attention_jax.data.images.decoding import decode_image
-from attention_jax.data.images.sources import open_source
+from attention_jax.data.images.sources import open_npz, open_source
 from attention_jax.errors import UserError
 from attention_jax.tasks import classification, get_task
 from tests.helpers.photos import write_photos
@@ -274,3 +274,39 @@ def test_prepared_cifar10():
     labels = [int(source[i]["label"]) for i in range(0, 10_000, 100)]
     assert min(labels) >= 0 and max(labels) <= 9 and len(set(labels)) == 10
     assert len(open_source("tfds", "train[:45000]", {"name": "cifar10", "data_dir": folder})) == 45_000
+
+
+@pytest.mark.parametrize(("labels", "said"), [([-1, 0, 1, 2], "label -1 of example 0 (1 such) is not from 0 to 2")])
+def test_labels_that_are_no_classes(tmp_path, labels, said):
+    np.savez(tmp_path / "set.npz", x_train=np.zeros((4, 8, 8, 1), np.uint8), y_train=np.array(labels))
+    with pytest.raises(UserError) as raised:
+        open_npz("train", str(tmp_path / "set.npz"))
+    assert said in str(raised.value) and "split 'train'" in str(raised.value)
+    with pytest.raises(UserError, match=r"label 3 of example 1 \(1 such\) is not from 0 to 2"):
+        ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 3]), num_classes=3)
+
+
+def test_labels_of_a_strangers_source_are_held_to_its_classes(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np\n"
+        "class Odd:\n"
+        "    num_classes = 2\n"
+        "    def __len__(self): return 40\n"
+        "    def __getitem__(self, i): return {'image': np.zeros((8, 8, 1), np.uint8), 'label': -1 if i == 7 else i % 2}\n"
+        "def make(split): return Odd()\n"
+    )
+    config = classification.resolve(small_config(data__source=f"{path}:make", data__args={}, batch_size=40))
+    loader = classification.loader(config, "train", (0, 1), training=True)
+    with pytest.raises(UserError, match=r"split 'train' has the label -1, which is not from 0 to 1"):
+        loader.training_batch(0)
+
+
+def test_a_class_that_training_never_shows(tmp_path):
+    pixels = np.zeros((4, 8, 8, 1), np.uint8)
+    arrays = {"x_train": pixels, "y_train": np.array([0, 1, 2, 0]), "x_test": pixels, "y_test": np.array([0, 1, 2, 7])}
+    np.savez(tmp_path / "set.npz", **arrays)
+    fields = {"data__source": "npz", "data__args": {"path": str(tmp_path / "set.npz")}, "batch_size": 4}
+    config = classification.resolve(small_config(**fields))
+    with pytest.raises(UserError, match=r"split 'test' has 8 classes, more than the network's 3.*never shows the class 3"):
+        classification.loader(config, "test", (0, 1), training=False)

@@ -293,3 +293,28 @@ def test_wmt14_by_way_of_tfds(tmp_path):
         assert turned[0] == (german, english)
         with pytest.raises(UserError, match="has the languages de, en"):
             open_pairs("tfds", "train", {"name": "wmt14_translate/de-en", "source": "en", "target": "fr"}, "stop")
+
+
+def test_symbols_in_text_are_unknown_words():
+    words = train_tokenizer("words", ["a b c"], None, "", {})
+    assert words.encode("a <pad> b </s> c <s>") == [4, 3, 5, 3, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b'{"joiner": "", "words": [".", "a", "b", "c", "d"]}',
+            "the first four of them <pad>, <s>, </s>, <unk>; it",
+        ),
+        (b'{"joiner": "", "words": ["<pad>", "<s>", "</s>", "<unk>", "a", "a"]}', "give words that differ"),
+        (b'{"joiner": "", "words": [1, 2]}', "words.json cannot be read (TypeError"),
+        (b'{"words": ["<pad>"]}', "words.json cannot be read (KeyError"),
+        (b'{"joi', "words.json cannot be read (JSONDecodeError"),
+        (b"[]", "words.json cannot be read (TypeError"),
+    ],
+)
+def test_words_that_are_no_vocabulary(content, said):
+    with pytest.raises(UserError) as raised:
+        load_tokenizer({"words.json": content})
+    assert said in str(raised.value)

@@ -234,3 +234,13 @@ def test_tree_paths_and_first_match():
     assert tree.nest_by_path({"a/b": 1, "a/c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
     chosen = tree.select_by_path([("a/.*kernel", "x"), ("a", "y"), (".", "z")], params, "rules")
     assert chosen == {"a": {"kernel": "x", "bias": "y"}, "b": ("z", "z")}
+
+
+def test_boundaries_that_fall_on_one_step_both_count():
+    schedule = make_schedule("step", 1.0, 10, boundaries=(0.5, 0.52))
+    np.testing.assert_allclose(values(schedule, np.array([4, 9])), [1.0, 0.01], rtol=1e-6)
+
+
+def test_one_class_has_no_others():
+    with pytest.raises(UserError, match=r"loss.smoothing_over='others' with one class: there are no others"):
+        cross_entropy(jnp.zeros((1, 1)), jnp.array([0]), 0.1, "others")

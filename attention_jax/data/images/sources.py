@@ -44,6 +44,12 @@ class ArraySource:
             raise UserError(f"ArraySource: {len(images)} images but {len(labels)} labels; give one label an image.")
         self.images, self.labels = images, np.asarray(labels, np.int32)
         self.num_classes = num_classes or (int(self.labels.max()) + 1 if len(labels) else 0)
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= self.num_classes))
+        if len(wrong):
+            raise UserError(
+                f"ArraySource: label {self.labels[wrong[0]]} of example {wrong[0]} ({len(wrong)} such) is not from 0 to "
+                f"{self.num_classes - 1}: leave such examples out, or number the classes from 0."
+            )
         self.label_names = tuple(label_names)
 
     def __len__(self) -> int:
@@ -224,7 +230,10 @@ def open_npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_
     classes = classes[:, 0] if classes.ndim == 2 and classes.shape[1] == 1 else classes
     if classes.ndim != 1 or classes.dtype.kind not in "iu":
         raise UserError(f"data.args.labels={labels}: {path} has {classes.dtype} {classes.shape}; give integers of shape [N].")
-    return ArraySource(pixels, classes)
+    try:
+        return ArraySource(pixels, classes)
+    except UserError as error:
+        raise UserError(f"{path}: split {split!r}: {error}") from error
 
 
 def open_tfds(split: str, name: str, data_dir: str | None = None) -> Source:

@@ -30,7 +30,8 @@ class Words:
 
     @functools.cached_property
     def _index(self) -> dict[str, int]:
-        return {word: i for i, word in enumerate(self.words)}
+        # A text that spells out a symbol means its unknown word, not ours.
+        return {word: i for i, word in enumerate(self.words) if i >= len(_SYMBOLS)}
 
     @property
     def vocab_size(self) -> int:
@@ -149,9 +150,26 @@ def load_tokenizer(assets: Mapping[str, bytes]) -> Tokenizer:
     if _SENTENCEPIECE in assets:
         return SentencePiece(assets[_SENTENCEPIECE])
     if _WORDS in assets:
-        saved = json.loads(assets[_WORDS])
-        return Words(tuple(saved["words"]), saved["joiner"])
+        return _read_words(assets[_WORDS])
     raise UserError(f"there is no tokenizer here, only {', '.join(assets) or 'nothing'}.")
+
+
+def _read_words(content: bytes) -> Words:
+    """A vocabulary as `Words.assets` writes it."""
+    try:
+        saved = json.loads(content)
+        words, joiner = tuple(saved["words"]), saved["joiner"]
+        if not (isinstance(joiner, str) and all(isinstance(word, str) for word in words)):
+            raise TypeError("words and joiner are texts")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{_WORDS} cannot be read ({type(error).__name__}: {error}): give one as a checkpoint holds it."
+        ) from error
+    if words[:4] != _SYMBOLS or len(set(words)) < len(words):
+        raise UserError(
+            f"{_WORDS}: give words that differ, the first four of them {', '.join(_SYMBOLS)}; it begins with {words[:4]}."
+        )
+    return Words(words, joiner)
 
 
 def read_tokenizer(path: str) -> Tokenizer:
