@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from attention_jax import storage
 from attention_jax.config.config import config_from_json
 from attention_jax.errors import UserError
+from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.tasks import get_task
 from attention_jax.train import metrics, remote_checkpoints, restore
 
@@ -52,6 +53,7 @@ class Run:
         """Converts raw inputs (uint8 images [N, H, W, C], sentences) to inputs of `model.apply`, as evaluation does."""
         return self.predictor.preprocess(inputs)
 
+    @use_standard_numerics()
     def predict(self, inputs: Any, **options: Any) -> Any:
         """Returns predictions for raw inputs.
 
@@ -69,6 +71,7 @@ class Run:
         return [line["step"] for line in lines], [line[name] for line in lines]
 
 
+@use_standard_numerics()
 def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> Run:
     """Opens a run: network, weights, config, assets, metrics, and `predict`.
 

@@ -4,8 +4,9 @@ The environment variable AJ_KERNELS sets it for a process, `use_kernels` for a p
 caches traced, lowered and compiled programs, those inside of `jax.checkpoint`, loops and custom derivatives included.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -47,3 +48,13 @@ def choose_by_platform(cpu: Callable[..., Any], native: Callable[..., Any], *arr
     if kernels_are_on():
         return jax.lax.platform_dependent(*arrays, cpu=cpu, default=native)
     return native(*arrays)
+
+
+@contextlib.contextmanager
+def use_standard_numerics() -> Iterator[None]:
+    """Turns 64-bit types and strict promotion off in this thread until the context ends; also a decorator.
+
+    Programs of this library are the same whatever flags of JAX a process sets for code of its own.
+    """
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield

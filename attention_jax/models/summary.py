@@ -14,7 +14,7 @@ from jax.extend import core
 
 from attention_jax import tree
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.kernels.switch import use_kernels
+from attention_jax.kernels.switch import use_kernels, use_standard_numerics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Summary:
         return "\n".join([head, *(f"{name:<{width}}  {params:>13,}  {macs:>16,}" for name, (params, macs) in rows)])
 
 
+@use_standard_numerics()
 def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Summary:
     """Counts a network without running it.
 

@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from attention_jax.config.plugins import load_object
 from attention_jax.data.images import sources
@@ -21,7 +23,8 @@ def get_task(name: str) -> Task:
 
 def list_text_arguments(task: str, source: str) -> set[str]:
     """Returns the names of a data source's arguments that are annotated as text, which a number on a command line is too."""
-    builtin = {"classification": sources.SOURCES, "translation": pairs.SOURCES}.get(task, {})
+    of_task: dict[str, Mapping[str, Any]] = {"classification": sources.SOURCES, "translation": pairs.SOURCES}
+    builtin = of_task.get(task, {})
     try:
         parameters = inspect.signature(load_object(source, builtin, "data source")).parameters.values()
     except (UserError, TypeError, ValueError):  # said where the source is opened

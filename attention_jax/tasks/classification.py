@@ -177,12 +177,12 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
     if source.num_classes > (known := config.model.num_classes):
         if split == config.data.train_split:
             raise UserError(
-                f"model.num_classes={known} is fewer than the {source.num_classes} classes of data.source={config.data.source}: "
-                "give None to take the data's."
+                f"model.num_classes={known} is fewer than the {source.num_classes} classes of "
+                f"data.source={config.data.source}: give None to take the data's."
             )
         raise UserError(
-            f"data.source={config.data.source}: split {split!r} has {source.num_classes} classes, more than the network's {known}: "
-            f"training never shows the class {known}."
+            f"data.source={config.data.source}: split {split!r} has {source.num_classes} classes, more than the network's "
+            f"{known}: training never shows the class {known}."
         )
     if training and len(source) != config.data.num_examples:
         raise UserError(

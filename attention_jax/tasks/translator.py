@@ -15,6 +15,7 @@ from attention_jax.config.fields import OF_TASK
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
 from attention_jax.errors import UserError, require_package
+from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths
 
 
@@ -180,7 +181,8 @@ class Translator:
                 # As many rows as fill a power of two, so that few programs are compiled.
                 room = min(size, 1 << (len(part) - 1).bit_length())
                 source = pad_rows([encoded[i] for i in part], room, length)
-                tokens, scores = map(np.asarray, self._compiled(source, chosen))
+                with use_standard_numerics():
+                    tokens, scores = map(np.asarray, self._compiled(source, chosen))
                 for row, i in enumerate(part):
                     found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
         for i, sentence in enumerate(sentences):

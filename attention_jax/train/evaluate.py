@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax.distributed.mesh import find_batch_share, prefetch_batches
+from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.train.program import Program
 
 
@@ -15,6 +16,7 @@ class Interrupted(Exception):
     """Evaluation was stopped before its end."""
 
 
+@use_standard_numerics()
 def evaluate_model(
     program: Program,
     variables: dict[str, Any],

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from attention_jax.config.config import config_to_json
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
+from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate_model
@@ -69,6 +70,7 @@ def catch_stop_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@use_standard_numerics()
 def train_model(
     config: ConfigDict | ResolvedConfig,
     path: str | Path,

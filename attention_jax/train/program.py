@@ -19,6 +19,7 @@ from attention_jax.distributed.mesh import (
 )
 from attention_jax.distributed.sharding import StateSharding, get_sharding_rules, shard_state
 from attention_jax.errors import UserError
+from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.tasks.base import Task
@@ -66,6 +67,7 @@ class Program:
         return ("params", "ema") if self.config.ema.decay else ("params",)
 
 
+@use_standard_numerics()
 def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None) -> Program:
     """Checks a config against its devices, and defines its jitted functions; compiles nothing yet.
 
