@@ -19,7 +19,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="attention_jax-tests-")
 os.environ.update(
     JAX_PLATFORMS="cpu",
     JAX_COMPILATION_CACHE_DIR=_CACHE.name,
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3",
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.05",
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
     MPLBACKEND="agg",
 )
@@ -46,7 +46,8 @@ def without_root() -> list[str]:
 
 
 # Files with the longest tests come first, so that no worker is left with one of them at the end.
-LONG_FILES = ("readme", "parallel", "resume", "tables", "notebooks", "errors", "experiments", "loop", "models", "mixing")
+LONG_FILES = """parallel experiments translation survival notebooks resume transformer counts readme tpu seq2seq parity tables
+switch translate_cli decoding_kernels errors loop models mixing""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,10 +70,14 @@ def root() -> Path:
 
 @pytest.fixture(scope="module")
 def quickly() -> Iterator[None]:
-    """The processes that a module's tests start do not optimise what they compile, which most of their time goes to."""
+    """What a module's tests and their processes compile is not optimised, which much of their time would go to."""
+    import jax
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
         yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

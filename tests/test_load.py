@@ -19,6 +19,8 @@ from attention_jax.train.step import State
 from tests.helpers.make_tiny_run import FIXTURES, LOGITS, RUN
 from tests.helpers.small import as_options
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 # The committed run: made by an earlier version, on another machine. These tests stay as they are.
 
 

@@ -10,6 +10,8 @@ from attention_jax.cli import main as cli
 from tests.conftest import child_environment
 from tests.helpers.small import CONFIG, as_options
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 def sentence(capsys, *arguments: object) -> str:
     """What the command line says on stderr when it ends with exit code 2."""

@@ -25,6 +25,8 @@ from attention_jax.tasks.translator import Translator
 from tests.helpers.small import ROOT
 from tests.helpers.small_text import small_config, untrained_run, write_pairs
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 LINES = ["a b c", "", "h g f e d c b a " * 4, "zebra", "  ", "d", "c b", "a a"]
 
 

@@ -19,6 +19,8 @@ from tests.conftest import ROOT, child_environment
 from tests.helpers import fake_gcloud
 from tests.helpers.small import as_options
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 # In place of the environment's Python on a worker: does what the last word of the command says.
 PYTHON = f"""#!/usr/bin/env bash
 [[ "$1 $2" == "-m attention_jax" ]] || exec {sys.executable} "$@"

@@ -17,6 +17,8 @@ from attention_jax.nn.recurrent import LSTM, Stack
 from attention_jax.search import SearchOptions, beam_search
 from tests.helpers.blocks import close, drawn, numbers, quick
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 6), jnp.int32))
 VOCABULARY = 11
 FIELDS = dict(vocab_size=VOCABULARY, layers=2, features=8, embedding_size=6)

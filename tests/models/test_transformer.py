@@ -18,6 +18,8 @@ from attention_jax.nn.position import sinusoids
 from attention_jax.search import SearchOptions, beam_search, cache_lengths
 from tests.helpers.blocks import close, drawn, numbers, quick
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 TOKENS = (jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.int32))
 TINY = dict(vocab_size=11, layers=2, features=8, hidden=16, heads=2, max_length=12)
 # Vaswani et al. 2017, Table 3, with 37,000 tokens: N(4d² + 2·d·f + f + 5d) + N(8d² + 2·d·f + f + 7d) + V·d.

@@ -11,12 +11,14 @@ import pytest
 
 from attention_jax.config import override
 from attention_jax.models import create_model
-from attention_jax.models.summary import summary
+from attention_jax.models.summary import Summary, summary
 from attention_jax.tables import results
 from attention_jax.tables.results import TableRequest
 from attention_jax.tables.runner import run_table
 from attention_jax.tables.table import load_table
 from attention_jax.tasks import get_task
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 ROOT = Path(__file__).resolve().parents[2]
 _OTHERS = ("preflight",)  # no file of the command `table`
@@ -34,6 +36,12 @@ def network(config):
         known = {"model.vocab_size": 100, "data.bucket_lengths": (8,), "data.num_examples": 1, "data.num_batches": 1}
         config = override(config, known)
     return task.model(task.resolve(config))
+
+
+def uncounted(monkeypatch) -> None:
+    """A table's networks, of which one is trained, are not traced to be counted: seconds, and of no interest here."""
+    monkeypatch.setattr(results, "_count", lambda network, shape: None)
+    monkeypatch.setattr(results, "summary", lambda model, inputs: Summary(0, 0, {}))
 
 
 @pytest.mark.slow
@@ -143,7 +151,7 @@ def test_resnet_rs_rows_are_prefixes():
     ],
 )
 def test_a_row_is_trained_measured_and_pictured(tmp_path, monkeypatch, name, row, columns, picture):
-    monkeypatch.setattr(results, "_count", lambda network, shape: None)  # of no interest here, and seconds a network
+    uncounted(monkeypatch)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = run_table(ROOT / f"experiments/{name}.py", scale="smoke", rows=[row], workdir=tmp_path)
     assert code == 0, said.getvalue()
@@ -163,7 +171,8 @@ def test_a_row_is_trained_measured_and_pictured(tmp_path, monkeypatch, name, row
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "picture"), [("complexity", "crossover"), ("scaling", "softmax")])
-def test_what_is_not_trained_is_computed_and_pictured(tmp_path, name, picture):
+def test_what_is_not_trained_is_computed_and_pictured(tmp_path, monkeypatch, name, picture):
+    uncounted(monkeypatch)
     labels = [row.label for row in load_table(ROOT / f"experiments/{name}.py").computed]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = run_table(ROOT / f"experiments/{name}.py", scale="smoke", rows=labels, workdir=tmp_path)

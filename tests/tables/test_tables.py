@@ -19,6 +19,8 @@ from attention_jax.tables.runner import run_table
 from attention_jax.train.loop import TrainingResult
 from tests.helpers.small_table import ROWS, call, table_text, write_table
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 # A source that cannot be read while a file called "unplugged" lies beside it.
 SOURCE = """
 from pathlib import Path

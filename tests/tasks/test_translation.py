@@ -26,6 +26,8 @@ from experiments.studies import lengths
 from tests.helpers.small_text import as_options, small_config, write_pairs
 from tests.train.test_resume import wait_for
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -27,6 +27,8 @@ from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers.small import FIELDS, ROOT, small_config
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 CONFIG = small_config()
 RUN = "objects://bucket/run"
 
