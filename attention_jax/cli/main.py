@@ -22,6 +22,28 @@ _LOST = ("Gloo", "NCCL", "reset by peer")  # in the error of a failed exchange b
 Overrides = dict[str, str]  # {"batch_size": "64"}: text as the command line has it
 
 
+class _Unbreakable:
+    """A standard stream whose reader may go away, as `head` does: what is left to write is dropped, the command goes on."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._without_reader(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._without_reader(self._stream.flush)
+
+    def _without_reader(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # also for what C++ writes
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     try:
@@ -36,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     values = vars(options)
     command, _ = (values.pop(name) for name in ("command", "parser"))
+    if argv is None and command in ("train", "table"):
+        sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
     try:

@@ -57,7 +57,7 @@ def run_table(
         seeds: number in a row, by default the scale's.
         workdir: folder or URI that holds `row/seed` for each run; by default `runs/<Table.edition>`.
         output: folder or URI of the table and its plots, by default the workdir.
-        dry_run: only prints what would run.
+        dry_run: only prints what would run; returns 1 when a selected row would fail.
     """
     request = _make_request(load_table(file), scale, rows, seeds, workdir, output)
     plans = results.plan_rows(request, count_networks=not dry_run)
@@ -65,7 +65,7 @@ def run_table(
         run.pull()
     if dry_run:
         _say(*_describe_runs(request, plans), *_describe_equal_rows(plans))
-        return 0
+        return 1 if any(plan.broken and plan.row.label in request.selected for plan in plans) else 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
     results.refuse_other_configs(chosen)
     _say(_describe_start(request, chosen), *_describe_equal_rows(plans))

@@ -49,20 +49,31 @@ class TrainingResult:
     first_step: tuple[float, float] | None = None
 
 
+def _send_sigterm(number: int, frame: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def catch_stop_signal() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGTERM or Ctrl-C sets, a request to save and stop; the second acts at once."""
-    stop, numbers = threading.Event(), (signal.SIGTERM, signal.SIGINT)
-    before: dict[int, Any] = {}
+    """Yields an event that the first SIGTERM, SIGHUP or Ctrl-C sets, a request to save and stop; the second acts at once.
+
+    A SIGHUP that is ignored at the start, as nohup does it, stays ignored.
+    """
+    stop = threading.Event()
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def receive(number: int, frame: Any) -> None:
         stop.set()
         for again in numbers:
             signal.signal(again, signal.SIG_DFL)
 
-    # With several processes JAX's own preemption service catches SIGTERM and brings all to one step.
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, receive) for number in numbers}
+    numbers = tuple(number for number in numbers if signal.getsignal(number) != signal.SIG_IGN)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    elif jax.process_count() > 1:  # JAX's own preemption service catches SIGTERM and brings all processes to one step
+        numbers = tuple(number for number in numbers if number == signal.SIGHUP)
+        receive = _send_sigterm
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield stop
     finally:

@@ -186,3 +186,19 @@ def test_full_disk_during_a_save_and_the_same_command_afterwards(tmp_path):
     assert "first: 2" in done.stdout and "second: 0" in done.stdout, done.stdout + done.stderr
     assert "no space is left on the device" in done.stderr and "Traceback" not in done.stderr
     assert int(done.stdout.split("kept: ")[1].split()[0]) >= 2  # a good checkpoint stayed
+
+
+@pytest.mark.slow
+def test_readers_of_the_output_may_go_away(tmp_path):
+    """`train … | head -1` trains to its end."""
+    command = [sys.executable, "-m", "attention_jax", "train", *as_options(), f"--workdir={tmp_path / 'run'}"]
+    quoted = " ".join(f"'{word}'" for word in command)
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {quoted} 2>&1 | head -1"],
+        env=child_environment({"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("\n") == 1 and (tmp_path / "run" / "checkpoints" / "36").is_dir()

@@ -314,6 +314,8 @@ def test_one_failing_seed_leaves_the_others(fake, tmp_path):
 
 def test_a_row_whose_network_cannot_be_built_fails_alone(fake, tmp_path):
     file = write_table(tmp_path, '{"label": "a", "overrides": {"model.name": "resnet2O"}}, {"label": "b"}')
+    assert call(file, workdir=tmp_path / "w", dry_run=True)[0] == 1
+    assert call(file, workdir=tmp_path / "w", dry_run=True, rows=["b"])[0] == 0
     code, text = call(file, workdir=tmp_path / "w")
     assert code == 1 and fake.trained == [("b", 0), ("b", 1)]
     assert "a, seed 0: unknown model 'resnet2O'" in text

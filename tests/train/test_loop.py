@@ -136,6 +136,23 @@ def test_stop_in_an_evaluation_saves_and_the_evaluation_follows(program, finishe
     assert lines(tmp_path) == lines(finished)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_hanging_up_saves_unless_it_is_ignored_as_under_nohup(program, finished, tmp_path, ignored):
+    def hang_up(step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        result = train_model(CONFIG, tmp_path, program, hang_up)
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.stopped, result.step) == ((False, 36) if ignored else (True, 10))
+    assert not train_model(CONFIG, tmp_path, program).stopped
+    assert lines(tmp_path) == lines(finished)
+
+
 def test_damaged_newest_checkpoint_costs_steps_and_nothing_else(program, finished, tmp_path, caplog):
     train_model(CONFIG, tmp_path, program)
     for path in (tmp_path / "checkpoints" / "36" / "state" / "d").iterdir():
