@@ -46,8 +46,19 @@ def without_root() -> list[str]:
 
 
 # Files with the longest tests come first, so that no worker is left with one of them at the end.
-LONG_FILES = """parallel experiments translation survival notebooks resume transformer counts readme tpu seq2seq parity tables
-switch translate_cli decoding_kernels errors loop models mixing""".split()
+LONG_FILES = (
+    "parallel",
+    "experiments",
+    "translation",
+    "survival",
+    "notebooks",
+    "resume",
+    "transformer",
+    "counts",
+    "readme",
+    "tpu",
+    "seq2seq",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
