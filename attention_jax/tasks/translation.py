@@ -175,7 +175,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
     """Returns the loader of one split; evaluation cuts too long pairs, leaves out none, and may have a longer bucket."""
     data = config.data
     if config.evaluation.translate:  # said before the hours of training and not at their end
-        require_package("sacrebleu", "text", "config.evaluation.translate=True")
+        translator.check_bleu(config.evaluation.bleu)
     if training:
         tokens = _tokens(config, split, data.too_long)
         plan = _plan(config, tokens, config.batch_size, data.bucket_lengths)

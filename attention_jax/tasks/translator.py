@@ -82,6 +82,18 @@ def name_bleu(tokenize: str) -> str:
     return "bleu_tokenised" if tokenize == "none" else "bleu"
 
 
+def check_bleu(tokenize: str) -> None:
+    """Raises UserError that names the package that scores with a tokenization need and that is missing."""
+    require_package("sacrebleu", "text", "config.evaluation.translate=True")
+    from sacrebleu.metrics import BLEU
+
+    try:
+        BLEU(tokenize=tokenize)
+    except RuntimeError as error:
+        command = next((line.strip() for line in str(error).splitlines() if "pip install" in line), "")
+        raise UserError(f"config.evaluation.bleu={tokenize!r} needs a package that is missing: {command}.") from error
+
+
 def score_texts(hypotheses: list[str], references: list[str], tokenize: str) -> tuple[dict[str, Any], np.ndarray]:
     """Returns scores of sacrebleu (Post 2018) with their signatures, and which texts match exactly, [N] float32.
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import math
 import os
 import signal
@@ -110,6 +111,7 @@ def train_model(
     with lock_workdir(path, config) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
         run = _Run(program, config, workdir, stop_signal, begin)
         run.evaluate_if_missing()
+        run.open_evaluation()
         run.train(progress)
         run.close()
     return TrainingResult(run.step, run.stopped or stop_signal.is_set(), workdir.folder, run.clock.first)
@@ -158,6 +160,15 @@ class _Run:
         if self.step and missing and self._is_due(self.durations.evaluate_every):
             self.evaluate()
             self.log.flush()
+
+    def open_evaluation(self) -> None:
+        """Reads a batch of evaluation and lowers its program before the first step, so that what must fail fails now."""
+        if self.step:
+            return
+        config, mesh = self.config, self.program.mesh
+        loader = self.task.loader(config, config.data.eval_split, find_batch_share(mesh), training=False)
+        with contextlib.closing(prefetch_batches(itertools.islice(loader.evaluation(), 1), mesh)) as batches:
+            self.program.outputs.lower(self.state.variables(self.program.weights[-1]), next(batches))
 
     def train(self, progress: Callable[[int], None]) -> None:
         """Takes all remaining steps, or those until a signal arrives."""

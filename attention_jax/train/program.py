@@ -44,7 +44,7 @@ class Program:
     abstract_state: State
     init: Callable[[Any], State]
     train_step: jax.stages.Wrapped  # (state, batch, seed) -> (state, sums)
-    outputs: Callable[..., dict[str, jax.Array]]
+    outputs: jax.stages.Wrapped  # (variables, batch) -> {name: [B, ...]}
 
     @property
     def config(self) -> ConfigDict:

@@ -16,7 +16,7 @@ from attention_jax.config.config import config_from_json, list_differences, save
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
 from attention_jax.storage import RemoteFolder, is_remote
-from attention_jax.train.metrics import TIMING
+from attention_jax.train.metrics import METRICS, TIMING
 
 CONFIG, LOCK = "config.json", ".lock"
 EVALUATION = "evaluation.npz"  # outputs of the newest evaluation, example by example
@@ -46,7 +46,9 @@ def lock_workdir(path: str | Path, config: ConfigDict) -> Iterator[Workdir]:
             saved = config_from_json(content.decode()) if content else None
         else:
             saved = read_config(folder)
-        if saved is not None and (lines := list_differences(saved, config)):
+        if saved is not None and (lines := list_differences(saved, config)) and not _has_results(folder, remote):
+            saved, lines = None, []  # a command that failed before its first step: the corrected one may follow
+        if saved is not None and lines:
             raise UserError(
                 f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
             )
@@ -55,6 +57,14 @@ def lock_workdir(path: str | Path, config: ConfigDict) -> Iterator[Workdir]:
             if remote:
                 remote.write(CONFIG, (folder / CONFIG).read_bytes())
         yield Workdir(folder, remote)
+
+
+def _has_results(folder: Path, remote: RemoteFolder | None) -> bool:
+    """True if a run has logged or saved anything."""
+    if remote:
+        return bool(remote.names("checkpoints") or remote.names("log"))
+    log = folder / METRICS
+    return any((folder / "checkpoints").glob("*")) or (log.exists() and log.stat().st_size > 0)
 
 
 def get_staging_folder(uri: str) -> Path:

@@ -1,6 +1,7 @@
 """Invariants of the translation task, on sentences of letters: padding, batching, dividing, interrupting change nothing."""
 
 import dataclasses
+import importlib.util
 import json
 import signal
 
@@ -351,3 +352,13 @@ def test_measures_of_tokenised_text(program, run):
 
 def test_start_and_the_last_token(program):
     assert translation.shift_right(jnp.array([[7, 8, 2, 0]])).tolist() == [[1, 7, 8, 2]]
+
+
+@pytest.mark.parametrize(("tokenize", "extra"), [("ko-mecab", "ko"), ("ja-mecab", "ja")])
+def test_package_of_a_tokenization_is_named_before_training(tokenize, extra, tmp_path):
+    module = {"ko": "mecab_ko", "ja": "MeCab"}[extra]
+    if importlib.util.find_spec(module):
+        pytest.skip(f"the package of {tokenize} is here")
+    config = small_config(write_pairs(tmp_path), evaluation__bleu=tokenize)
+    with pytest.raises(UserError, match=rf"config.evaluation.bleu='{tokenize}' needs a package.*sacrebleu\[{extra}\]"):
+        train_model(config, tmp_path / "run")

@@ -175,3 +175,17 @@ def test_ema_and_raw_weights_are_both_loaded(finished):
     assert (ema.weights, raw.weights) == ("ema", "params")
     leaves = [run.variables["batch_stats"]["stem_norm"]["mean"] for run in (ema, raw)]
     assert not np.array_equal(*leaves)
+
+
+def test_what_evaluation_lacks_is_said_before_the_first_step_and_the_corrected_command_follows(tmp_path):
+    steps = []
+    late = small_config(data__eval_split="tests")
+    with pytest.raises(UserError, match=r"split 'tests'"):
+        train_model(late, tmp_path, progress=steps.append)
+    assert not steps and (tmp_path / "config.json").exists()
+    other = small_config(total_steps=4, schedule__warmup_steps=1, evaluation__every_steps=4, checkpoint__every_steps=4)
+    assert train_model(other, tmp_path, progress=steps.append).step == 4
+    saved = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"belongs to another config"):  # now something is saved
+        train_model(late, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == saved and len(steps) == 4

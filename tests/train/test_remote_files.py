@@ -294,7 +294,8 @@ def test_who_comes_later_takes_the_workdir_over(program, store):
 
 def test_workdir_of_another_config_at_a_uri(program, store):
     with pytest.raises(Killed):
-        train_model(CONFIG, RUN, program, killed_after(1))
+        train_model(CONFIG, RUN, program, killed_after(9))
+    uploads_end()
     other = small_config(schedule__learning_rate=0.5)
     with pytest.raises(UserError, match=r"belongs to another config .*learning_rate"):
         train_model(other, RUN, build_program(other, program.mesh))
