@@ -171,10 +171,13 @@ def test_contradictions_are_refused(folder):
         build_program(small_config(evaluation__batch_size=100))
 
 
+RUN = dict(**ONE_STAGE, total_steps=18, evaluation__every_steps=18)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """(config, program, workdir) of a run with data = 8."""
-    config, workdir = small_config(), tmp_path_factory.mktemp("alone")
+    config, workdir = small_config(**RUN), tmp_path_factory.mktemp("alone")
     program = build_program(config)
     train_model(config, workdir, program)
     return config, program, workdir
@@ -199,7 +202,7 @@ def test_resumed_is_uninterrupted_bitwise_on_eight_devices(uninterrupted, tmp_pa
 def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
     """Begun in parts over fsdp, ended whole: the same state, and its arrays are checked by checksums either way."""
     config, program, alone = uninterrupted
-    in_parts = build_program(small_config(parallel__fsdp=4))
+    in_parts = build_program(small_config(parallel__fsdp=4, **RUN))
     assert train_model(in_parts.config, tmp_path, in_parts, stop_at_step_9).stopped
     assert not train_model(config, tmp_path, program).stopped
     again, _ = checkpoint.Checkpoints(tmp_path, 2, 1, lambda step: None).restore(in_parts.abstract_state)
@@ -212,7 +215,7 @@ def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
 
 
 def test_step_is_compiled_once_and_its_state_donated():
-    program = build_program(small_config())
+    program = build_program(small_config(**ONE_STAGE))
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     state = program.init(0)
     for seed in (0, 1):  # another seed runs through the same program
