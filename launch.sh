@@ -66,8 +66,10 @@ environment() {
     local extras="text plot fast-images $* ${ATTENTION_JAX_EXTRAS:-}"
     installed "$extras" || locked_install "$extras"
   fi
-  local cache="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/attention_jax/xla"
-  if [[ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]] && mkdir -p "$cache" 2>/dev/null; then
+  # Without a home there is no cache: others could prepare a known folder in a shared /tmp, and a cache holds code.
+  local home="${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}"
+  local cache="$home/attention_jax/xla"
+  if [[ -z "${JAX_COMPILATION_CACHE_DIR:-}" && -n "$home" ]] && mkdir -p "$cache" 2>/dev/null; then
     export JAX_COMPILATION_CACHE_DIR="$cache"
   fi
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"

@@ -12,12 +12,20 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from attention_jax.errors import is_own_folder
+
 log = logging.getLogger(__name__)
 
 STAMP = ".attention_jax-verified"  # entries older than this file were complete when they were checked
 _SLACK = 2.0  # seconds; the coarsest file times are this far apart
 _SETTLE = 0.5  # seconds for which a truncated entry must not change: otherwise a process is still writing it
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def _leave_cache() -> None:
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def remove_damaged_entries(folder: str | os.PathLike | None = None) -> list[Path]:
@@ -30,6 +38,10 @@ def remove_damaged_entries(folder: str | os.PathLike | None = None) -> list[Path
     """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") if folder is None else os.fspath(folder)
     if not folder or "://" in folder or not os.path.isdir(folder):
+        return []
+    if not is_own_folder(folder):
+        log.warning("%s holds compiled programs and others may write to it: it is not used; chmod go-w %s.", folder, folder)
+        _leave_cache()
         return []
     begin, removed, stamp = time.time(), [], Path(folder, STAMP)
     with contextlib.suppress(OSError):

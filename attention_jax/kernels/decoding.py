@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
+from attention_jax.errors import is_own_folder
 from attention_jax.kernels.attention import MASKED
 from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
 
@@ -86,16 +87,21 @@ def load_kernels() -> bool:
 def _built() -> Path:
     """The library, built if this machine has not built this source before.
 
-    Raises OSError without a compiler or a place to write, RuntimeError without a home, SubprocessError if the compiler fails.
+    Raises OSError without a compiler or a place to write, RuntimeError without a home or in a folder that others can write
+    to, SubprocessError if the compiler fails.
     """
     source = resources.files("attention_jax.kernels").joinpath("decoding.cc").read_bytes()
     compiler = (os.environ.get("CXX") or "c++").split()
     key = hashlib.sha256(b"\0".join([source, repr([jaxlib.__version__, compiler, _FLAGS, _cpu()]).encode()])).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "attention_jax", "kernels")
     library = folder / f"decoding-{key}.so"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_own_folder(folder) or (library.exists() and library.stat().st_uid != os.geteuid()):
+        raise RuntimeError(
+            f"{folder} holds code and belongs to somebody else, or others may write to it: chmod go-w, or remove it"
+        )
     if not library.exists():
         log.info("building the kernels for decoding on this CPU, once: %s", library)
-        folder.mkdir(parents=True, exist_ok=True)
         # Written beside and renamed, so that processes that start together do not see each other's halves.
         with tempfile.TemporaryDirectory(dir=folder) as work:
             built = Path(work, library.name)

@@ -17,7 +17,7 @@ from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs,
 from attention_jax.data.text.pairs import Pairs, open_pairs
 from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
-from attention_jax.errors import UserError, require_package
+from attention_jax.errors import UserError
 from attention_jax.optim.losses import right_tokens, token_cross_entropy
 from attention_jax.tasks import translator
 from attention_jax.tasks.translator import Translator

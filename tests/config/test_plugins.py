@@ -31,7 +31,8 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_neighbours_are_imported_while_a_file_runs_and_later(elsewhere):
     write(
         elsewhere,
-        mine="import neighbour\nimport parts.one as one\nfrom parts import two\ndef later():\n    from late import x\n    return x",
+        mine="import neighbour\nimport parts.one as one\nfrom parts import two\n"
+        "def later():\n    from late import x\n    return x",
         neighbour="import os\nfrom parts.one import x\n",
         parts__one="x = 1",
         parts__two="from . import one\nfrom .one import x\nimport neighbour\nassert neighbour.x == x == one.x",

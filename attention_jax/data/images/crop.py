@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from attention_jax.data.images.decoding import convert_channels, image_to_array, open_image, raise_broken_image
+from attention_jax.data.images.decoding import check_pixels, convert_channels, image_to_array, open_image, raise_broken_image
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _SIMD = {"bilinear": "bilinear", "bicubic": "catmull_rom"}  # the same kernels: Pillow's bicubic has a = -1/2
@@ -101,6 +101,7 @@ def _fast_part(data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], 
         return None
     if channels != (1 if colours == "Gray" else 3) or colours not in ("Gray", "YCbCr"):
         return None
+    check_pixels(width, height)
     box = choose(height, width)
     scale = _scale(box, size)
     rows, columns, box = _inside(box, scale)

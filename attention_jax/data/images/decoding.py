@@ -7,6 +7,7 @@ and the published accuracies were measured that way. An animation counts as its 
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from attention_jax.errors import one_sentence
 
+MOST_PIXELS = int(os.environ.get("AJ_MOST_PIXELS") or 64_000_000)  # a small file may stand for an image that fills the memory
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
@@ -41,7 +43,15 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
         return Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data)
     if not data:
         raise BrokenImage("an empty file")
-    return Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
+    check_pixels(*image.size)
+    return image
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raises BrokenImage for an image that is too large to decode."""
+    if width * height > MOST_PIXELS:
+        raise BrokenImage(f"{width} x {height} pixels are more than {MOST_PIXELS:,}, see AJ_MOST_PIXELS")
 
 
 def convert_channels(image: Image.Image, channels: int) -> Image.Image:
