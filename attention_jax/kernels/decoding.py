@@ -97,9 +97,7 @@ def _built() -> Path:
     library = folder / f"decoding-{key}.so"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_own_folder(folder) or (library.exists() and library.stat().st_uid != os.geteuid()):
-        raise RuntimeError(
-            f"{folder} holds code and belongs to somebody else, or others may write to it: chmod go-w, or remove it"
-        )
+        raise RuntimeError(f"{folder} holds code and is not yours alone to write to: chmod go-w, or remove it")
     if not library.exists():
         log.info("building the kernels for decoding on this CPU, once: %s", library)
         # Written beside and renamed, so that processes that start together do not see each other's halves.
