@@ -91,6 +91,8 @@ installed() {
 
 # One launch at a time; the others wait and then find it done.
 locked_install() {
+  [[ -w "$ROOT" && -w "$ROOT/pyproject.toml" && (! -e "$VENV" || -w "$VENV") ]] ||
+    fail "$VENV lacks packages and you cannot write to it: ask the owner of $ROOT for ./launch.sh setup, use a copy of your own, or name a Python with ATTENTION_JAX_PYTHON."
   (
     if command -v flock >/dev/null; then # macOS has none
       exec 9<>"$ROOT/pyproject.toml"

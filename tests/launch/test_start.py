@@ -1,6 +1,7 @@
 """How processes find each other where the machines know it: on a TPU slice, and under Slurm."""
 
 import http.server
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from attention_jax.distributed import cluster
 from attention_jax.distributed.mesh import join_processes
 from attention_jax.errors import UserError
-from tests.conftest import child_environment
+from tests.conftest import ROOT, child_environment, without_root
 
 # A TPU host without a TPU: where there are no chips, JAX sets a variable against questions to a metadata server.
 ON_A_SLICE = """
@@ -131,3 +132,16 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
     ours = {"AJ_COORDINATOR": f"127.0.0.1:{free_port()}", "AJ_PROCESSES": "1", "AJ_PROCESS": "0"}
     done = run_python("-c", program, env={**slurm, "SLURM_LOCALID": "0", **ours})
     assert done.stdout == "all\n", done.stderr
+
+
+def test_checkout_that_this_user_cannot_write_to(tmp_path):
+    """One sentence, and nothing made, where the environment would have to be installed by somebody else."""
+    before = without_root()
+    for name in ("launch.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    tmp_path.chmod(0o555)
+    env = child_environment({"ATTENTION_JAX_PYTHON": None})
+    ended = subprocess.run([*before, tmp_path / "launch.sh", "summary", "x"], env=env, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert f"error: {tmp_path}/.venv lacks packages and you cannot write to it: ask the owner" in ended.stderr
+    assert ended.stderr.count("\n") == 1 and sorted(path.name for path in tmp_path.iterdir()) == ["launch.sh", "pyproject.toml"]
