@@ -127,7 +127,7 @@ def _write(path: Path, text: str) -> None:
 
 def render_preflight(module: ModuleType, rows: Sequence[PreflightRow], found: dict[str, Any]) -> str:
     """Formats both tables as Markdown; a row that has no numbers says "not run"."""
-    command = "all" if module.__name__.startswith("preflight") else module.__file__
+    command = "all" if Path(module.__file__ or "").stem == "preflight" else module.__file__
     lines = [f"# {module.title}", "", f"`./launch.sh preflight {command}`", "", *module.notes.strip().splitlines(), ""]
     lines += _table(_HEAD, [row for row in rows if row.published is None], found, _cells)
     published = [row for row in rows if row.published is not None]
