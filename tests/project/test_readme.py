@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 import attention_jax as aj
 from attention_jax.cli import main as cli
+from attention_jax.config.describe import render_fields_page
 from attention_jax.tables.table import load_table
 from tests.helpers import pages
 from tests.helpers.small import FIELDS, ROOT
@@ -27,13 +27,14 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PA
 
 # Overrides that make a training take seconds, by how its command begins. Other trainings are resolved and not run.
 REDUCED = {
+    "train --config=my_": {},
     "train --config=configs/quickstart.py": {**FIELDS, "total_steps": 8, "evaluation.every_steps": 4, "logging.every_steps": 2},
     "train --config=configs/translate_quickstart.py": {
         **{"model.layers": 1, "model.features": 16, "model.hidden": 16, "total_steps": 6, "schedule.warmup_steps": 2},
         **{"evaluation.translate": False, "evaluation.headline": "token_accuracy", "search.max_extra": 2},
     },
 }
-RUN = ("train", "evaluate", "translate", "summary")  # commands that are run
+RUN = ("train", "evaluate", "translate", "summary")  # commands that are run, as is the table of a page's own files
 RESOLVED = ("table", "plot", "preflight", "prepare")  # commands that are parsed and resolved
 
 
@@ -62,7 +63,6 @@ def folder(tmp_path, monkeypatch):
     for name in ("launch.sh", "configs", "experiments"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    _draw_pictures(tmp_path / "pictures")
     jax.config.update("jax_disable_most_optimizations", True)
     yield tmp_path
     jax.config.update("jax_disable_most_optimizations", False)
@@ -80,19 +80,28 @@ def test_everything_in_them_runs(folder, monkeypatch):
                 exec(compile(block.text, page.name, "exec"), namespace)
             elif block.kind == "bash":
                 done += [_run(line, monkeypatch) for line in block.text.splitlines()]
-    assert done.count("train") == 5 and done.count("evaluate") == 2 and done.count("translate") == 3
+    assert done.count("train") == 8 and done.count("evaluate") == 3 and done.count("translate") == 3
     assert {"quickstart", "table"} <= set(done)
 
     assert len(namespace["prediction"].labels) == 599
     assert namespace["maps"]["stage1_gate/map"].ndim == 4 and len(namespace["steps"]) == 2
-    for run in ("mine", "softmax", "pictures"):
+    for run in (
+        "mine",
+        "softmax",
+        "bars",
+        "patches",
+        "signs",
+        "sine",
+        *(f"my_table/{row.slug}/0" for row in load_table("my_table.py").rows),
+    ):
         assert list((folder / "runs" / run / "checkpoints").glob("[0-9]*")), run
     assert len((folder / "translated.txt").read_text().splitlines()) == 3 and (folder / "attention.png").stat().st_size
     assert len(namespace["best"].texts) == 3
-    assert aj.load_run("runs/pictures").labels == list("abcdefghij")
+    assert aj.load_run("runs/bars").labels == ["horizontal", "vertical"] and namespace["accuracy"] > 0.5
     table = load_table("my_table.py")
     config = table.config(table.rows[2], "quick")
     assert config.optimizer.weight_decay == 0 and config.model.gate == "my_gate.py:SpatialSoftmax"
+    assert "| median loss |" in Path("runs/my_table/my_table.md").read_text()
 
 
 def _run(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -103,9 +112,9 @@ def _run(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if command == "quickstart":
         name = "_".join(["quickstart", *arguments[:1]])
         pages.check_library_command(["table", f"experiments/{name}.py", *arguments[1:]])
-    elif command in RESOLVED:
+    elif command in RESOLVED and not any(word.startswith("my_") for word in arguments):
         pages.check_library_command([command, *arguments])
-    elif command in RUN:
+    elif command in (*RUN, "table"):
         if pipe:
             written = shlex.split(text)[1] + "\n"
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(written.encode())))
@@ -118,22 +127,14 @@ def _run(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return command
 
 
-def _draw_pictures(folder: Path) -> None:
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 1)):
-        for level, name in enumerate("abcdefghij"):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = (24 * level + rng.integers(0, 30, (12, 10, 3))).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-
-
 @each_page
 def test_links_and_pictures_exist(page):
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     assert not [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+
+
+def test_the_page_of_fields_is_that_of_the_table():
+    assert (ROOT / "docs" / "fields.md").read_text(encoding="utf-8") == render_fields_page(), "make it anew: config --fields"
 
 
 def test_every_page_is_listed():

@@ -4,41 +4,13 @@ import email
 import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from attention_jax import __version__
-
-
-@pytest.fixture(scope="module")
-def wheel(root, tmp_path_factory) -> Path:
-    """Built without a download, by the build backend that the extra dev installs."""
-    folder = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
-def elsewhere(wheel, tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """A folder, and an environment in which the package is the wheel's and the checkout is out of reach."""
-    site = tmp_path_factory.mktemp("site")
-    with zipfile.ZipFile(wheel) as archive:  # what an installer does with a pure wheel
-        archive.extractall(site)
-    return tmp_path_factory.mktemp("elsewhere"), {"PYTHONPATH": str(site)}
 
 
 def test_holds_the_package_and_nothing_else(wheel, root):
