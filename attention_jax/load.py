@@ -11,9 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax import storage
+from attention_jax.config.code import CODE, bind_code, read_code
 from attention_jax.config.config import config_from_json
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
+from attention_jax.models.registry import list_origins
 from attention_jax.tasks import get_task
 from attention_jax.train import metrics, remote_checkpoints, restore
 
@@ -24,25 +26,38 @@ class Run:
 
     Attributes:
         path, step: of the checkpoint.
-        model, variables: for `model.apply(variables, inputs)`.
+        config: the run's; names of the user's code lead to the copies that the run has.
+        model, variables: for `model.apply(variables, inputs)`; asking for `model` raises UserError where code is not trusted.
         weights: the kind of the weights in `variables`, "ema" or "params".
         assets: {file name: bytes} saved with the checkpoint, such as labels or a tokenizer.
         metrics: the log's lines up to `step`, each {"step": ..., name: value}.
+        untrusted: the code that may not run, for want of trust.
     """
 
     path: Path
     step: int
     config: ConfigDict
-    model: nn.Module
+    model: nn.Module = dataclasses.field(repr=False)
     variables: dict[str, Any]
     weights: str
     assets: dict[str, bytes]
     metrics: list[dict[str, Any]]
+    untrusted: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises UserError for the network of a run that came with code that is not trusted; it is not there."""
+        if name == "model" and self.untrusted:
+            raise UserError(
+                f"{self.path}: this run needs {', '.join(self.untrusted)}, which you have not trained with on this machine: "
+                "read it (run.assets has what is saved), then give load_run(..., trust_code=True) or --trust-code to run it."
+            )
+        raise AttributeError(f"a Run has no {name!r}")
 
     @functools.cached_property
     def predictor(self) -> Any:
         """Predicts for raw inputs; for a translation run, a `Translator`."""
-        return get_task(self.config.task).predictor(self.config, self.assets, self.model, self.variables)
+        model = self.model  # raises UserError that says all that is not trusted
+        return get_task(self.config.task).predictor(self.config, self.assets, model, self.variables)
 
     @property
     def labels(self) -> list[str]:
@@ -72,20 +87,24 @@ class Run:
 
 
 @use_standard_numerics()
-def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> Run:
+def load_run(path: str | Path, weights: str | None = None, average: int = 1, trust_code: bool = False) -> Run:
     """Opens a run: network, weights, config, assets, metrics, and `predict`.
+
+    Code of the user's comes from the run. Unless it was trained with on this machine, everything but the network can be read.
 
     Args:
         path: a workdir (its newest good checkpoint), or the folder of one step; a remote one is copied first.
         weights: "ema" or "params"; None takes the average where there is one.
         average: takes the mean of the newest n checkpoints' weights (Vaswani et al. 2017, Section 6.1: 5 or 20).
+        trust_code: True runs the code that the run came with, whatever it is.
 
     Raises:
         UserError: no checkpoint, one that cannot be read, no such weights, or too few checkpoints for the average.
     """
     path = remote_checkpoints.download_run(str(path), average) if storage.is_remote(path) else path
     state, about, folder = restore.read_newest(path)
-    config = config_from_json(about["config"])
+    code = read_code(about["assets"].get(CODE))
+    config, untrusted = bind_code(config_from_json(about["config"]), code, list_origins(), trust_code)
     has_ema = state.get("ema") is not None
     weights = weights or ("ema" if has_ema else "params")
     if weights not in ("ema", "params") or (weights == "ema" and not has_ema):
@@ -93,8 +112,11 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1) -> 
     workdir = folder.parent.parent
     variables = _mean(workdir, about["step"], weights, average) if average > 1 else _variables(state, weights)
     lines = [line for line in metrics.read_log(workdir / metrics.METRICS) if line["step"] <= about["step"]]
-    model = get_task(config.task).model(config)
-    return Run(folder, about["step"], config, model, variables, weights, about["assets"], lines)
+    model: Any = None if untrusted else get_task(config.task).model(config)
+    run = Run(folder, about["step"], config, model, variables, weights, about["assets"], lines, tuple(untrusted))
+    if untrusted:
+        object.__delattr__(run, "model")
+    return run
 
 
 def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
@@ -117,7 +139,9 @@ def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]
     return jax.tree.map(lambda x: (x / number).astype(np.float32), total)
 
 
-def load_checkpoint(path: str | Path, weights: str | None = None, average: int = 1) -> tuple[nn.Module, dict[str, Any]]:
+def load_checkpoint(
+    path: str | Path, weights: str | None = None, average: int = 1, trust_code: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
     """Opens a run as (model, variables), ready for `model.apply(variables, inputs)`; arguments as in `load_run`."""
-    run = load_run(path, weights, average)
+    run = load_run(path, weights, average, trust_code)
     return run.model, run.variables

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attention_jax.analysis.attention_maps import attention_maps
+from attention_jax.config.code import RunCode, bind_code
 from attention_jax.errors import UserError, one_sentence, require_package
+from attention_jax.models.registry import list_origins
 from attention_jax.tasks import get_task
 from attention_jax.train import metrics
-from attention_jax.train.workdir import read_config
+from attention_jax.train.workdir import read_config, read_workdir_code
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,6 +188,7 @@ def plot_runs(workdirs: Sequence[str], output: str) -> None:
         if config is None:
             raise UserError(f"{folder} is no run's folder: give one that train has made.")
         runs.setdefault(label or path.resolve().name, []).append(list(metrics.read_log(path / metrics.METRICS)))
+        config, _ = bind_code(config, read_workdir_code(path) or RunCode(), list_origins(), trust_code=False)
         scores[get_task(config.task).headline(config)] = None
     figure = plot_learning_curves(runs, metric=" or ".join(scores).replace("_", " "))
     try:

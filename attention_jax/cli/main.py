@@ -148,7 +148,7 @@ def _apply_overrides(config: Any, overrides: Overrides) -> Any:
     return override(config, values)
 
 
-def _train(config: str, workdir: str, overrides: Overrides) -> int:
+def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, overrides: Overrides) -> int:
     from attention_jax.config.config import load_config
 
     loaded = _apply_overrides(load_config(config), overrides)
@@ -158,7 +158,9 @@ def _train(config: str, workdir: str, overrides: Overrides) -> int:
     from attention_jax.train import report
     from attention_jax.train.loop import train_model
     from attention_jax.train.program import build_program
+    from attention_jax.train.workdir import use_saved_code
 
+    loaded = use_saved_code(loaded, workdir, trust_code) if saved_code else loaded
     check_model(loaded.model.to_dict())
     program = build_program(loaded)
     is_main = is_main_process()  # only its folder has the log, where each process has one for a remote workdir
@@ -171,7 +173,7 @@ def _train(config: str, workdir: str, overrides: Overrides) -> int:
     return get_stopped_exit_code() if result.stopped else 0
 
 
-def _evaluate(workdir: str, weights: str | None, average: int, overrides: Overrides) -> int:
+def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Overrides) -> int:
     _start()
     from attention_jax.config.config import override
     from attention_jax.load import load_run
@@ -179,7 +181,8 @@ def _evaluate(workdir: str, weights: str | None, average: int, overrides: Overri
     from attention_jax.train.evaluate import evaluate_model
     from attention_jax.train.program import build_program
 
-    run = load_run(workdir, weights, average)
+    run = load_run(workdir, weights, average, trust_code)
+    _ = run.model  # raises UserError if it is not trusted
     # Scores of translations are the purpose of an evaluation; training may leave them out, because they take long.
     translate = {"evaluation.translate": "True"} if run.config.task == "translation" else {}
     # The devices that are here evaluate it, whatever devices trained it.

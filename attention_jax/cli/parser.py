@@ -56,6 +56,7 @@ def _add_run_options(add: Callable[..., Any]) -> None:
     )
     add("--weights", choices=("ema", "params"), help="default: the average if the run has one")
     add("--average", type=_integer_from(1), default=1, metavar="N", help="use the mean of the newest N checkpoints")
+    add("--trust-code", action="store_true", help="run the code that the run came with, whatever it is")
 
 
 def _add_runs(command: Callable[..., Any]) -> None:
@@ -69,6 +70,8 @@ def _add_runs(command: Callable[..., Any]) -> None:
         metavar="DIR",
         help="for checkpoints and logs; a folder or a URI, as gs://bucket/run",
     )
+    add("--saved-code", action="store_true", help="go on with the code that the run was begun with, where files have changed")
+    add("--trust-code", action="store_true", help="also where someone else began it")
 
     add = command("evaluate", "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
     _add_run_options(add)
@@ -92,6 +95,8 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--workdir", type=_place, metavar="DIR", help="default runs/<file>[-<scale>]")
     add("--output", type=_place, metavar="DIR", help="for the table, chart and pictures; default the workdir")
     add("--dry-run", action="store_true", help="print what would run")
+    add("--rerun-stale", action="store_true", help="move runs aside whose code has changed since, and train them again")
+    add("--trust-code", action="store_true", help="run the code that the runs came with, whatever it is")
 
 
 def _add_rest(command: Callable[..., Any]) -> None:

@@ -50,6 +50,7 @@ def translate_file(
     workdir: str,
     weights: str | None,
     average: int,
+    trust_code: bool,
     source: str | None,
     output: str | None,
     nbest: int | None,
@@ -61,7 +62,7 @@ def translate_file(
     """Translates a file, or standard input, into a file, or onto standard output.
 
     Args:
-        workdir, weights, average: see `load_run`.
+        workdir, weights, average, trust_code: see `load_run`.
         source, output: paths; None for the standard streams.
         nbest: writes this many translations per sentence; None for only the best.
         scores: writes the log probability after the length penalty before the text.
@@ -76,7 +77,7 @@ def translate_file(
     if figure and figure.suffix not in SUFFIXES:
         raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
     with _open_input(source) as file:
-        loaded = load_run(workdir, weights, average)
+        loaded = load_run(workdir, weights, average, trust_code)
         if loaded.config.task != "translation":
             raise UserError(f"{workdir} is a run of the task {loaded.config.task!r}: translate takes one of 'translation'.")
         if nbest:

@@ -12,14 +12,13 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from attention_jax.config.accepted import OPEN, REQUIRED, UNITS, Field
 from attention_jax.config.fields import COMMON, get_own_fields, list_fields, merge_fields
-from attention_jax.config.plugins import load_file, load_object
+from attention_jax.config.plugins import load_file, load_object, strip_origin
 from attention_jax.config.unread import find_unread, refuse_unread
 from attention_jax.config.versions import upgrade_config
 from attention_jax.errors import UserError, suggest_name
@@ -290,7 +289,7 @@ def _apply_piece(piece: object, function: Callable[[ConfigDict], ConfigDict], co
 
 def config_to_json(config: ConfigDict) -> str:
     """Returns the config as JSON, in which tuples become lists; `config_from_json` makes them tuples again."""
-    return json.dumps(config.to_dict(), indent=1, default=list)
+    return json.dumps(strip_origin(config.to_dict()), indent=1, default=list)
 
 
 def config_from_json(text: str) -> ConfigDict:
@@ -298,16 +297,9 @@ def config_from_json(text: str) -> ConfigDict:
     return upgrade_config(ConfigDict(to_tuples(json.loads(text)), type_safe=False))
 
 
-def save_config(path: Path, config: ConfigDict) -> None:
-    """Writes a config as JSON so that a reader sees all of it or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(config_to_json(config))
-    partial.replace(path)
-
-
 def list_differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
     """Returns lines "field: saved … , given …" of the fields that differ and must not on a rerun."""
-    old, new = flatten_config(saved), flatten_config(given)
+    old, new = strip_origin(flatten_config(saved)), strip_origin(flatten_config(given))
     unread = set(find_unread(old, old)) & set(find_unread(new, new))
     pairs = {name: (old.get(name, "nothing"), new.get(name, "nothing")) for name in sorted(old.keys() | new.keys())}
     return [

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import linecache
 import re
 import sys
 import threading
@@ -21,12 +22,25 @@ from typing import Any
 
 from attention_jax.errors import UserError, suggest_name
 
-UNTRUSTED = "untrusted/"  # begins a name of a saved config for which nothing may be imported
-_FROM_RUN = re.compile(rf"(saved-[0-9a-f]{{16}}|{UNTRUSTED[:-1]})/", re.DOTALL)
+UNTRUSTED = "untrusted-code/"  # begins a name of a saved config for which nothing may be imported
+_FROM_RUN = re.compile(rf"(saved-[0-9a-f]{{16}}|{UNTRUSTED[:-1]})/")
 _lock = threading.RLock()  # threads that read data may import at the same time
-_running: list[str] = []  # the file that is being run, and after it those that it loads
-_beside: dict[Path, "Neighbours"] = {}  # of the folders that files were loaded from
+running: list[str] = []  # the file that is being run, by path or name in saved code, and after it those that it loads
+beside: dict[Path, "Neighbours"] = {}  # of the folders that files were loaded from
 _saved: dict[str, "SavedCode"] = {}
+
+
+def find_places(top: str) -> list[Path] | None:
+    """Returns the folders of `sys.path` that have a module of the user's; None for one of Python or an installed package."""
+    if top in sys.stdlib_module_names or top == "attention_jax":
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # of a module without one
+        spec = None
+    found = (spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    places = [Path(place).resolve().parent for place in found]
+    return None if any({"site-packages", "dist-packages"} & {*place.parts} for place in places) else places
 
 
 @functools.cache  # a run saves the text that its process runs, whatever is edited meanwhile
@@ -39,16 +53,16 @@ class Neighbours:
     """Modules that import each other by name; in `sys.modules` they are below the name of this set.
 
     Args:
-        folders: where they are looked for, after what is installed.
+        folders: where they are looked for; what is installed comes before them, other folders of `sys.path` after them.
     """
 
     def __init__(self, name: str, *folders: Path):
-        self.name, self._folders = name, folders
-        self._root = sys.modules[name] = ModuleType(name)
+        self.name, self.folders, self._root = name, folders, ModuleType(name)
+        self._root.__path__ = []
 
     def find(self, dotted: str) -> tuple[str, str | None] | None:
         """Returns (path, text) of a module, text None for a folder without `__init__.py`; None where there is no module."""
-        for path in (folder.joinpath(*dotted.split(".")) for folder in self._folders):
+        for path in (folder.joinpath(*dotted.split(".")) for folder in self.folders):
             for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
                 if file.is_file():
                     return str(file), read_source(file)
@@ -57,8 +71,13 @@ class Neighbours:
         return None
 
     def is_first(self, top: str) -> bool:
-        """True if the module `top` of this set hides one that is installed: here only where it is used already."""
-        return f"{self.name}.{top}" in sys.modules
+        """True if a module `top` of this set comes before any other; not one that `sys.path` has at the same place."""
+        if f"{self.name}.{top}" not in sys.modules:
+            found, places = self.find(top), find_places(top)
+            return bool(
+                found and places is not None and not {*places} & {*self.folders} and (found[1] is not None or not places)
+            )
+        return True
 
     def load(self, dotted: str) -> ModuleType:
         """Returns a module, run when it is first needed. Raises ModuleNotFoundError."""
@@ -72,15 +91,17 @@ class Neighbours:
             return sys.modules[name]
 
     def run(self, dotted: str, path: str, text: str | None) -> ModuleType:
-        """Runs a text as a module. Raises what it raises."""
-        name, is_package = f"{self.name}.{dotted}", text is None or path.endswith("__init__.py")
-        loader: Any = _Loader(self, path, text or "")
-        parts: list[str] | None = [] if is_package else None
-        spec = importlib.util.spec_from_file_location(name, path, loader=loader, submodule_search_locations=parts)
-        assert spec is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        """Runs a text as a module, in which `import` finds its neighbours. Raises what it raises."""
+        name = f"{self.name}.{dotted}"
+        module = sys.modules[name] = ModuleType(name)
+        about: dict[str, Any] = {"__file__": path, "__package__": name.rpartition(".")[0]}
+        if text is None or path.endswith("__init__.py"):
+            about |= {"__package__": name, "__path__": []}
+        vars(module).update(about, __builtins__={**vars(builtins), "__import__": self.import_name})
+        text = text or ""
+        linecache.cache[path] = len(text), None, text.splitlines(True), path  # for tracebacks
         try:
-            loader.exec_module(module)
+            exec(compile(text, path, "exec", dont_inherit=True), vars(module))
         except BaseException:
             del sys.modules[name]
             raise
@@ -99,9 +120,8 @@ class Neighbours:
                 if not error.name or not f"{name}.".startswith(f"{error.name}.") or self.find(name) is None:
                     raise
         module = self.load(dotted) if dotted else self._root
-        for item in fromlist or ():
-            below = f"{dotted}.{item}" if dotted else item
-            if not hasattr(module, item) and (hasattr(module, "__path__") or not dotted) and self.find(below):
+        for item in (fromlist or ()) if hasattr(module, "__path__") else ():
+            if not hasattr(module, item) and self.find(below := f"{dotted}.{item}".strip(".")):
                 self.load(below)
         return module if fromlist else self.load(dotted.partition(".")[0])
 
@@ -116,7 +136,7 @@ class SavedCode(Neighbours):
 
     def __init__(self, names: Mapping[str, str], files: Mapping[str, str]):
         self.names, self.files = names, files
-        content = json.dumps([names, files], sort_keys=True)
+        content = json.dumps([dict(names), dict(files)], sort_keys=True)
         super().__init__(f"saved-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
 
     def find(self, dotted: str) -> tuple[str, str | None] | None:
@@ -131,43 +151,16 @@ class SavedCode(Neighbours):
         """True if the run has a module of this name."""
         return self.find(top) is not None
 
-
-class _Loader:
-    """Runs a text in which `import` finds the neighbours."""
-
-    def __init__(self, neighbours: Neighbours, path: str, text: str):
-        self._neighbours, self._path, self._text = neighbours, path, text
-
-    def create_module(self, spec: Any) -> None:
-        """Leaves it to Python."""
-
-    def get_source(self, name: str) -> str:
-        """Returns the text, for tracebacks."""
-        return self._text
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Runs the text."""
-        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._neighbours.import_name}
-        exec(compile(self._text, self._path, "exec", dont_inherit=True), vars(module))
+    def open(self) -> str:
+        """Makes the code loadable in this process; returns what its names begin with."""
+        _saved.setdefault(self.name, self)
+        return f"{self.name}/"
 
 
 def get_neighbours(folder: Path) -> Neighbours:
     """Returns the modules that a file in a folder may import: those beside it, and `experiments.studies` in experiments/."""
-    if folder not in _beside:
-        name = f"beside_{hashlib.sha1(str(folder).encode()).hexdigest()[:8]}"
-        _beside[folder] = Neighbours(name, folder, folder.parent)
-    return _beside[folder]
-
-
-def name_module(path: Path) -> str:
-    """Returns the name of a file's module among its neighbours."""
-    return path.stem.replace(".", "_")
-
-
-def add_saved_code(code: SavedCode) -> str:
-    """Makes saved code loadable in this process, once; returns what its names begin with."""
-    _saved.setdefault(code.name, code)
-    return f"{code.name}/"
+    name = f"beside_{hashlib.sha1(str(folder).encode()).hexdigest()[:8]}"
+    return beside.setdefault(folder, Neighbours(name, folder, folder.parent))
 
 
 def get_saved_code(name: str) -> SavedCode | None:
@@ -176,31 +169,23 @@ def get_saved_code(name: str) -> SavedCode | None:
     return _saved.get(found[1]) if found else None
 
 
-def is_from_run(name: str) -> bool:
-    """True if a name comes from the config of a saved run, with its saved code or without being trusted."""
-    return bool(_FROM_RUN.match(name))
-
-
-def strip_origin(name: str) -> str:
-    """Returns a name as the config had it that was saved, without the prefix of saved or untrusted code."""
-    return _FROM_RUN.sub("", name, count=1)
-
-
-def get_running_file() -> str | None:
-    """Returns the file whose loading is going on, by its path or its name in saved code."""
-    return _running[0] if _running else None
+def strip_origin(value: Any) -> Any:
+    """Returns a name as it was in the config that was saved; of a dict, with those of its values."""
+    if isinstance(value, Mapping):
+        return {key: strip_origin(item) for key, item in value.items()}
+    return value[found.end() :] if isinstance(value, str) and (found := _FROM_RUN.match(value)) else value
 
 
 def load_file(path: str | Path) -> ModuleType:
     """Runs a Python file once per process and returns its module. Raises UserError when it is missing or does not run."""
-    if is_from_run(str(path)):
+    if _FROM_RUN.match(str(path)):
         return _load_saved_file(str(path))
     resolved = Path(path).expanduser().resolve()
     if not resolved.is_file():
         raise UserError(f"{path}: there is no such file.")
     if resolved.suffix != ".py":
         raise UserError(f"{resolved}: this is no Python file: give one whose name ends in .py.")
-    neighbours, name = get_neighbours(resolved.parent), name_module(resolved)
+    neighbours, name = get_neighbours(resolved.parent), resolved.stem.replace(".", "_")
     if known := sys.modules.get(f"{neighbours.name}.{name}"):
         return known
     return _run_file(str(resolved), lambda: neighbours.run(name, str(resolved), read_source(resolved)))
@@ -209,13 +194,10 @@ def load_file(path: str | Path) -> ModuleType:
 def _load_saved_file(name: str) -> ModuleType:
     """The module that has what a run's config names `name`."""
     code, plain = get_saved_code(name), strip_origin(name)
-    if name.startswith(UNTRUSTED):
-        raise UserError(
-            f"{plain}: this code came with a run and is not trusted: read it, then give load_run(..., trust_code=True) or "
-            "--trust-code."
-        )
     if code is None or plain not in code.names:
-        raise UserError(f"{name}: this is code of a run that is not open: open it with load_run in this process.")
+        raise UserError(
+            f"{plain}: this code came with a run and is not trusted: give load_run(..., trust_code=True) or --trust-code."
+        )
     path = code.names[plain]
     dotted = path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
     return _run_file(f"{code.name}/{path}", lambda: code.load(dotted))
@@ -223,15 +205,15 @@ def _load_saved_file(name: str) -> ModuleType:
 
 def _run_file(path: str, run: Callable[[], ModuleType]) -> ModuleType:
     with _lock:
-        _running.append(path)
+        running.append(path)
         try:
             return run()
+        except UserError:
+            raise
         except Exception as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{path}: this file does not run: {type(error).__name__}: {error}.") from error
         finally:
-            _running.pop()
+            running.pop()
 
 
 def _import_path(dotted: str) -> ModuleType:
@@ -239,7 +221,7 @@ def _import_path(dotted: str) -> ModuleType:
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError:
-        for neighbours in list(_beside.values()):
+        for neighbours in list(beside.values()):
             if neighbours.find(dotted):
                 return neighbours.load(dotted)
         raise
@@ -260,7 +242,7 @@ def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> 
     if spec in builtin:
         return builtin[spec]
     where, name = split_name(spec)
-    if where.endswith(".py") or is_from_run(spec):
+    if where.endswith(".py") or _FROM_RUN.match(spec):
         module = load_file(where or spec)
     elif where:
         try:

@@ -8,14 +8,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from attention_jax.config.plugins import (
-    get_running_file,
-    get_saved_code,
-    is_from_run,
-    load_file,
-    load_object,
-    strip_origin,
-)
+from attention_jax.config import plugins
+from attention_jax.config.plugins import get_saved_code, load_file, load_object, strip_origin
 from attention_jax.errors import UserError, suggest_name
 
 FACTS = ("num_classes", "vocab_size")  # of the data; a network that has no such field is not asked for it
@@ -25,7 +19,7 @@ _FILES: dict[str, str] = {}  # name -> the user's file that registers it
 
 def register_model(name: str, make: Callable[..., nn.Module], **defaults: Any) -> None:
     """Makes `create_model(name)` build `make(**defaults)`, also from a config file. A name is given once."""
-    file = get_running_file()
+    file = plugins.running[0] if plugins.running else None
     if file and (code := get_saved_code(file)):
         name = f"{code.name}/{name}"  # as the config of its run calls it
     if name in _MODELS and (file is None or _FILES.get(name) != file):  # a file that failed is loaded again
@@ -36,9 +30,9 @@ def register_model(name: str, make: Callable[..., nn.Module], **defaults: Any) -
         _FILES[name] = file
 
 
-def find_registering_file(name: str) -> str | None:
-    """Returns the file of the user's that registers a name; None for a built-in name, or one that no file has registered."""
-    return _FILES.get(name)
+def list_origins() -> dict[str, str | None]:
+    """Returns {name of a network: the user's file that registers it, None for any other}."""
+    return {name: _FILES.get(name) for name in _MODELS}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -57,12 +51,12 @@ def find_model(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
         f"unknown model {name!r}{suggest_name(name, _MODELS)}: attention_jax.list_models() lists the names; a network of "
         "your own is path/to/file.py:Network or a dotted path."
     )
-    if not is_from_run(name) and not any(sign in name for sign in ".:"):
+    if strip_origin(name) == name and not any(sign in name for sign in ".:"):
         raise unknown
     try:
         make = load_object(name, {}, "model")
     except UserError as error:
-        if is_from_run(name) or ".py" in name or not suggest_name(name, _MODELS):
+        if strip_origin(name) != name or ".py" in name or not suggest_name(name, _MODELS):
             raise
         raise unknown from error  # a misspelled name with a dot, as in resnet20.plian
     if not callable(make):

@@ -66,7 +66,9 @@ def measure_perplexity(program: Program, run: Run) -> dict[str, float]:
     return {"perplexity": _logged(program, run, "perplexity")}
 
 
-def measure_run(workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program) -> list[str]:
+def measure_run(
+    workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program, trust_code: bool = False
+) -> list[str]:
     """Calls the measures that a finished run lacks; returns the names of the files it wrote.
 
     Collective: a measure may evaluate the network on the devices of all processes. Process 0 alone writes.
@@ -76,7 +78,7 @@ def measure_run(workdir: Path, step: int, measures: Mapping[str, str | Callable[
     lacking = {name: measure for name, measure in measures.items() if read_measure(workdir, step, name) is None}
     if not lacking:
         return []
-    run = load_run(workdir)
+    run = load_run(workdir, trust_code=trust_code)
     for name, measure in lacking.items():
         values = load_object(measure, {}, "measure")(program, run)
         given = values if isinstance(values, Mapping) else {}

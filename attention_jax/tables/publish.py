@@ -90,7 +90,7 @@ def _plots(
     return {
         "": lambda: _chart(table.title, rows),
         "_curves": lambda: _curves(table.title, rows),
-        "_attention": lambda: _attention(table.attention_of, rows),
+        "_attention": lambda: _attention(table.attention_of, rows, request.trust_code),
         **{
             f"_{name}": functools.partial(_custom, load_object(function, {}, "picture"), measured)
             for name, function in table.pictures.items()
@@ -124,12 +124,13 @@ def _custom(plot: Callable[..., Any], measured: Mapping[str, Sequence[Mapping[st
         raise UserError(explain_failure(error)) from error
 
 
-def _attention(label: str | None, rows: Sequence[EstimatedRow]) -> Any:
+def _attention(label: str | None, rows: Sequence[EstimatedRow], trust_code: bool) -> Any:
     """The first test images of different classes, through the first seed of a row that is done."""
     row = next((row for row in rows if row.result.label == label and row.accuracy), None)
     if row is None:
         return None
-    run = load_run(next(run.path for run in row.result.plan.runs if run.correct is not None))
+    path = next(run.path for run in row.result.plan.runs if run.correct is not None)
+    run = load_run(path, trust_code=trust_code)
     loader = get_task(run.config.task).loader(run.config, run.config.data.eval_split, (0, 1), training=False)
     images = dict(sorted(plots.choose_images(loader, _IMAGES).items()))
     return plots.plot_bam(run, np.stack(list(images.values())), [run.labels[label] for label in images])

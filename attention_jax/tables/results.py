@@ -18,12 +18,13 @@ import numpy as np
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
+from attention_jax.config.code import CODE, RunCode, collect_code, compare_code
 from attention_jax.config.config import flatten_config, list_differences
 from attention_jax.config.plugins import load_object
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
-from attention_jax.models.registry import check_model
+from attention_jax.models.registry import check_model, list_origins
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
 from attention_jax.tables.measures import read_arrays, read_measure
@@ -62,7 +63,9 @@ class RemoteWorkdir:
         if remote_checkpoints.list_remote_steps(there)[-1:] != restore.list_steps(run)[-1:]:
             shutil.rmtree(run / restore.FOLDER, ignore_errors=True)
             remote_checkpoints.download_checkpoints(there, run)
-        names = {name for name in self._remote.names(inside) if name in (CONFIG, TIMING) or name.endswith((".txt", ".npz"))}
+        names = {
+            name for name in self._remote.names(inside) if name in (CONFIG, CODE, TIMING) or name.endswith((".txt", ".npz"))
+        }
         for path in run.glob("*.*"):
             if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:
                 path.unlink()
@@ -92,6 +95,7 @@ class TableRequest:
     command: str  # makes the same table again
     remote: RemoteWorkdir | None = None  # what `folder` stands for
     published: RemoteFolder | None = None  # where the output goes instead of `output`
+    trust_code: bool = False  # of runs that came with code
 
     @property
     def workdir(self) -> str | Path:
@@ -158,6 +162,11 @@ class SeedRun:
         saved = workdir.read_config(self.path)
         return list_differences(saved, replace_seed(config, self.seed)) if saved is not None else []
 
+    def code_change(self, code: RunCode) -> str:
+        """Returns the unified diff of the code that the workdir was made with to this one; empty for one without code."""
+        saved = workdir.read_workdir_code(self.path)
+        return compare_code(saved, code) if saved else ""
+
     def seconds(self) -> float | None:
         """Returns the wall-clock time of all calls for this run; None when it was never measured."""
         calls = [line["seconds"] for line in metrics.read_log(self.path / TIMING) if line.get("event") == "call"]
@@ -182,7 +191,12 @@ class RowPlan:
     counts: Summary | None
     network: Summary | None
     runs: tuple[SeedRun, ...]
+    code: RunCode
     broken: Exception | None = None
+
+    def list_stale(self) -> list[SeedRun]:
+        """Returns the runs whose code has changed since."""
+        return [run for run in self.runs if not self.broken and run.code_change(self.code)]
 
     @property
     def durations(self) -> Durations | None:
@@ -199,6 +213,7 @@ class RowResult:
     measured: tuple[dict[str, np.ndarray], ...]  # of each finished seed, as far as it has been measured
     seconds: float | None  # wall-clock time of a run, mean over seeds
     failures: tuple[str, ...]  # a line for each seed that failed
+    is_stale: bool = False  # True if the code of a finished run has changed since
 
     @property
     def label(self) -> str:
@@ -232,6 +247,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
     before, after = flatten_config(base), flatten_config(config)
     changes = {name: after.get(name) for name in [*after, *before] if after.get(name) != before.get(name)}
     resolved = counts = network = broken = None
+    code = RunCode()
     try:
         check_model(config.model.to_dict())
         resolved = resolve_config(config)
@@ -240,6 +256,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         model, inputs = task.model(config), task.example_inputs(config)
         _refuse_without_correct(config, task, model, inputs)
         counts = summary(model, inputs)
+        code = collect_code(config, list_origins())
         if row.network and count_network:
             network = _count(FrozenDict(row.network), tuple(table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on
@@ -249,7 +266,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         SeedRun(seed, request.folder / row.slug / str(seed), total, tuple(table.measures), request.remote)
         for seed in range(request.seeds)
     )
-    return RowPlan(row, config, changes, resolved, counts, network, runs, broken)
+    return RowPlan(row, config, changes, resolved, counts, network, runs, code, broken)
 
 
 def _refuse_without_correct(config: ConfigDict, task: Task, model: nn.Module, inputs: tuple) -> None:
@@ -296,6 +313,7 @@ def read_row(plan: RowPlan) -> RowResult:
         measured=tuple(measured),
         seconds=float(np.mean(known)) if known else None,
         failures=tuple(failures),
+        is_stale=bool(correct) and any(run.correct is not None for run in plan.list_stale()),
     )
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from attention_jax import storage
+from attention_jax.config.code import record_code
 from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
@@ -28,6 +29,7 @@ from attention_jax.tables import results
 from attention_jax.tables.measures import measure_run, read_arrays
 from attention_jax.tables.publish import make_folders, write_table
 from attention_jax.tables.results import FAILURE, ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
+from attention_jax.tables.stale import handle_stale_runs
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import catch_stop_signal, replace_seed, train_model
@@ -45,6 +47,8 @@ def run_table(
     workdir: _Place = None,
     output: _Place = None,
     dry_run: bool = False,
+    rerun_stale: bool = False,
+    trust_code: bool = False,
 ) -> int:
     """Runs what is missing of a table and writes it; the same call goes on where the last one ended.
 
@@ -58,8 +62,10 @@ def run_table(
         workdir: folder or URI that holds `row/seed` for each run; by default `runs/<Table.edition>`.
         output: folder or URI of the table and its plots, by default the workdir.
         dry_run: only prints what would run; returns 1 when a selected row would fail.
+        rerun_stale: moves runs aside whose code has changed since, and trains them again.
+        trust_code: as of `load_run`, for runs that were trained elsewhere.
     """
-    request = _make_request(load_table(file), scale, rows, seeds, workdir, output)
+    request = _make_request(load_table(file), scale, rows, seeds, workdir, output, trust_code)
     plans = results.plan_rows(request, count_networks=not dry_run)
     for run in (run for plan in plans for run in plan.runs):
         run.pull()
@@ -68,6 +74,9 @@ def run_table(
         return 1 if any(plan.broken and plan.row.label in request.selected for plan in plans) else 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
     results.refuse_other_configs(chosen)
+    handle_stale_runs(chosen, rerun_stale)
+    for plan in chosen:
+        record_code(plan.config, plan.code, write=is_main_process())
     _say(_describe_start(request, chosen), *_describe_equal_rows(plans))
     make_folders(request.folder, request.output)
 
@@ -94,7 +103,13 @@ def _say(*lines: str) -> None:
 
 
 def _make_request(
-    table: Table, scale: str | None, rows: Sequence[str] | None, seeds: int | None, workdir: _Place, output: _Place
+    table: Table,
+    scale: str | None,
+    rows: Sequence[str] | None,
+    seeds: int | None,
+    workdir: _Place,
+    output: _Place,
+    trust_code: bool,
 ) -> TableRequest:
     """Checks the arguments of `run_table`."""
     scale = table.scale(scale)
@@ -114,6 +129,7 @@ def _make_request(
         command=_command(table, scale, rows, seeds),
         remote=remote,
         published=published,
+        trust_code=trust_code,
     )
 
 
@@ -148,7 +164,7 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
                     program = program or build_program(plan.resolved or plan.config)
                     stopped = run.correct is None and _train(program, run, functools.partial(_advance, bar, before))
                     if not stopped:
-                        for name in measure_run(run.path, run.total_steps, request.table.measures, program):
+                        for name in measure_run(run.path, run.total_steps, request.table.measures, program, request.trust_code):
                             run.push(name)
                 except Exception as error:  # recorded, so that the others go on
                     failed += 1
@@ -289,6 +305,8 @@ def _status(request: TableRequest, plan: RowPlan, run: SeedRun) -> str:
         return f"would fail ({one_sentence(plan.broken)})"
     if lines := run.difference(plan.config):
         return f"belongs to another config ({'; '.join(lines)})"
+    if run in plan.list_stale():
+        return f"{'done' if run.done else 'begun'}, stale: its code has changed since; --rerun-stale trains it again"
     if run.done:
         return "done"
     if plan.row.label not in request.selected:

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from attention_jax.config.code import CODE, collect_code, record_code
 from attention_jax.config.config import config_to_json
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
+from attention_jax.models.registry import list_origins
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.evaluate import Interrupted, evaluate_model
@@ -108,7 +110,9 @@ def train_model(
     program = program or build_program(config)
     config = replace_seed(program.config, seed)
     program.task.headline(config)  # raises UserError before the workdir is made
-    with lock_workdir(path, config) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
+    code = collect_code(config, list_origins())
+    record_code(config, code, write=is_main_process())
+    with lock_workdir(path, config, code) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
         run = _Run(program, config, workdir, stop_signal, begin)
         run.evaluate_if_missing()
         run.open_evaluation()
@@ -147,10 +151,11 @@ class _Run:
         self.log.time({"event": "start", "step": self.step, **devices})
         self.clock = _Clock(self.log, self.task.examples_per_step(config), begin)
         self.stalls = Stalls(ended=lambda kind, seconds: self.log.time({"event": f"waited for {kind}", "seconds": seconds}))
-        self.assets = self.task.assets(config)
-        if restored and about["assets"] != self.assets:
+        from_data = self.task.assets(config)
+        self.assets = {**from_data, **workdir.code.to_assets()}
+        if restored and {name: content for name, content in about["assets"].items() if name != CODE} != from_data:
             raise UserError(
-                f"{self.folder}: the data give other {' and '.join(self.assets)} now than when this run began: give the old "
+                f"{self.folder}: the data give other {' and '.join(from_data)} now than when this run began: give the old "
                 "data, or another workdir."
             )
 

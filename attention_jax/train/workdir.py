@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,51 +14,73 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from attention_jax.config.config import config_from_json, list_differences, save_config
+from attention_jax.config.code import CODE, RunCode, bind_code, compare_code, read_code
+from attention_jax.config.config import config_from_json, config_to_json, list_differences
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
+from attention_jax.models.registry import list_origins
 from attention_jax.storage import RemoteFolder, is_remote
 from attention_jax.train.metrics import METRICS, TIMING
 
+log = logging.getLogger(__name__)
 CONFIG, LOCK = "config.json", ".lock"
 EVALUATION = "evaluation.npz"  # outputs of the newest evaluation, example by example
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The local folder that a run writes to, and the remote workdir, if any, whose staging folder it is."""
+    """The local folder that a run writes to, the remote workdir, if any, whose staging folder it is, and the run's code."""
 
     folder: Path
     remote: RemoteFolder | None = None
+    code: RunCode = dataclasses.field(default_factory=RunCode)
 
 
 @contextlib.contextmanager
-def lock_workdir(path: str | Path, config: ConfigDict) -> Iterator[Workdir]:
-    """Yields a workdir that belongs to this config and, until the context ends, to this process.
+def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = None) -> Iterator[Workdir]:
+    """Yields a workdir that belongs to this config and code and, until the context ends, to this process.
 
     Raises:
-        UserError: it is a file, cannot be written to, is in use, or was made by another config (the difference is shown).
+        UserError: it is a file, cannot be written to, is in use, or was made by another config or other code (the difference
+            is shown).
     """
     remote = RemoteFolder(str(path), write=is_main_process()) if is_remote(path) else None
     folder = get_staging_folder(str(path)) if remote else Path(path).expanduser().resolve()
-    with _lock(folder, path, active=bool(remote) or is_main_process()):
+    with lock_folder(folder, path, active=bool(remote) or is_main_process()):
         if remote:
             _clear_staging_folder(folder, remote)
-            content = remote.read(CONFIG)
-            saved = config_from_json(content.decode()) if content else None
-        else:
-            saved = read_config(folder)
-        if saved is not None and (lines := list_differences(saved, config)) and not _has_results(folder, remote):
-            saved, lines = None, []  # a command that failed before its first step: the corrected one may follow
-        if saved is not None and lines:
+        saved_config, old_code = (
+            (remote.read if remote else functools.partial(_read, folder))(name) for name in (CONFIG, CODE)
+        )
+        saved = config_from_json(saved_config.decode()) if saved_config else None
+        code = code or RunCode()
+        lines = list_differences(saved, config) if saved is not None else []
+        difference = compare_code(read_code(old_code), code) if old_code else ""
+        if (lines or difference) and not _has_results(folder, remote):
+            # A command that failed before its first step: the corrected one may follow.
+            saved, old_code, lines, difference = None, None, [], ""
+            (folder / CODE).unlink(missing_ok=True)
+            if remote and is_main_process():
+                remote.remove(CODE)
+        if lines:
             raise UserError(
                 f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
             )
-        if saved is None and is_main_process():
-            save_config(folder / CONFIG, config)
+        if difference:
+            raise UserError(
+                f"workdir={path} belongs to other code: give --saved-code to go on with the run's own, or another workdir; "
+                f"what has changed:\n{difference}"
+            )
+        new = {} if old_code else code.to_assets()
+        if new and saved is not None:
+            log.warning("workdir=%s has no copy of its code: the files are used as they are now, and kept from now on.", path)
+        new |= {} if saved is not None else {CONFIG: config_to_json(config).encode()}
+        for name, content in new.items() if is_main_process() else ():  # the config last: with it the workdir is made
+            (partial := folder / f"{name}.partial").write_bytes(content)
+            partial.replace(folder / name)  # a reader sees all of a file or nothing
             if remote:
-                remote.write(CONFIG, (folder / CONFIG).read_bytes())
-        yield Workdir(folder, remote)
+                remote.write(name, content)
+        yield Workdir(folder, remote, code)
 
 
 def _has_results(folder: Path, remote: RemoteFolder | None) -> bool:
@@ -77,8 +101,30 @@ def get_staging_folder(uri: str) -> Path:
 
 def read_config(workdir: Path) -> ConfigDict | None:
     """Reads the config that a workdir was made with; None when it has none."""
-    path = workdir / CONFIG
-    return config_from_json(path.read_text()) if path.exists() else None
+    content = _read(workdir, CONFIG)
+    return config_from_json(content.decode()) if content else None
+
+
+def read_workdir_code(workdir: str | Path) -> RunCode | None:
+    """Reads the code of a workdir, also of a remote one; None when it has none."""
+    content = RemoteFolder(str(workdir)).read(CODE) if is_remote(workdir) else _read(Path(workdir).expanduser(), CODE)
+    return read_code(content) if content else None
+
+
+def _read(folder: Path, name: str) -> bytes | None:
+    return (folder / name).read_bytes() if (folder / name).exists() else None
+
+
+def use_saved_code(config: ConfigDict, path: str | Path, trust_code: bool = False) -> ConfigDict:
+    """Returns a config that takes the user's code from a workdir. Raises UserError if that has none, or none to be trusted."""
+    if (code := read_workdir_code(path)) is None:
+        raise UserError(f"--saved-code: workdir={path} has no copy of its code: leave this option out.")
+    config, untrusted = bind_code(config, code, list_origins(), trust_code)
+    if untrusted:
+        raise UserError(
+            f"--saved-code: {', '.join(untrusted)}: you have not trained with this code: read it, then give --trust-code."
+        )
+    return config
 
 
 def _clear_staging_folder(folder: Path, remote: RemoteFolder) -> None:
@@ -91,8 +137,8 @@ def _clear_staging_folder(folder: Path, remote: RemoteFolder) -> None:
 
 
 @contextlib.contextmanager
-def _lock(workdir: Path, path: str | Path, active: bool) -> Iterator[None]:
-    """Makes a folder and, if active, locks it until the context ends."""
+def lock_folder(workdir: Path, path: str | Path, active: bool) -> Iterator[None]:
+    """Makes a folder and, if active, locks it until the context ends. Raises UserError if it is locked already."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir={path} is a file: give a folder.")
     try:

@@ -8,13 +8,13 @@ import pytest
 
 import attention_jax as aj
 from attention_jax.config import plugins
-from attention_jax.config.plugins import SavedCode, add_saved_code, load_file, load_object
+from attention_jax.config.plugins import SavedCode, load_file, load_object
 
 
 def write(folder: Path, **files: str) -> Path:
-    """Writes files; `__` in a name stands for a slash."""
+    """Writes files; `__` in a name without a slash stands for one."""
     for name, text in files.items():
-        path = folder / f"{name.replace('__', '/')}.py"
+        path = folder / f"{name if '/' in name else name.replace('__', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
@@ -31,19 +31,17 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_neighbours_are_imported_while_a_file_runs_and_later(elsewhere):
     write(
         elsewhere,
-        mine="import neighbour\nimport parts.one as one\nfrom parts import two\n"
-        "def later():\n    from late import x\n    return x",
+        mine="import neighbour\nimport parts.one as one\nfrom parts import two\ndef f():\n    import late\n    return late.y",
         neighbour="import os\nfrom parts.one import x\n",
         parts__one="x = 1",
         parts__two="from . import one\nfrom .one import x\nimport neighbour\nassert neighbour.x == x == one.x",
-        late="from neighbour import x",
+        late="import parts.one\ny = parts.one.x",
     )
     before = list(sys.path), list(sys.meta_path), os.getcwd(), set(sys.modules)
     module = load_file(elsewhere / "mine.py")
-    assert module.later() == module.one.x == module.two.x == 1 and module.neighbour.os is os
+    assert module.f() == module.one.x == module.two.x == 1 and module.neighbour.os is os
     assert before[:3] == (sys.path, sys.meta_path, os.getcwd())
-    added = {name.partition(".")[0] for name in set(sys.modules) - before[3]}
-    assert len(added) == 1, "their plain names stay free"
+    assert not {"neighbour", "parts", "late"} & set(sys.modules), "their plain names stay free"
     assert load_file(elsewhere / "mine.py") is module, "an object keeps its identity"
     with pytest.raises(ModuleNotFoundError, match="neighbour"):
         import neighbour  # noqa: F401
@@ -88,10 +86,10 @@ def test_two_saved_versions_of_a_file_do_not_meet(elsewhere, monkeypatch):
     text = "import helper\ndef f():\n    import late\n    return late.x + helper.x"
     files = [{"mine.py": text, "late.py": f"x = {i}"} for i in (1, 2)]
     codes = [SavedCode({"mine.py": "mine.py"}, {**each, "helper.py": "x = 10"}) for each in files]
-    first, second = (load_object(f"{add_saved_code(code)}mine.py:f", {}, "model") for code in codes)
+    first, second = (load_object(f"{code.open()}mine.py:f", {}, "model") for code in codes)
     assert (first(), second(), first()) == (11, 12, 11)
     again = SavedCode(codes[0].names, codes[0].files)
-    assert load_object(f"{add_saved_code(again)}mine.py:f", {}, "model") is first, "a run opened twice is loaded once"
+    assert load_object(f"{again.open()}mine.py:f", {}, "model") is first, "a run opened twice is loaded once"
 
 
 @pytest.mark.parametrize("name", ["os:getcwd", "os.getcwd", "mine.py:f", "mine", "saved.py:x"])
@@ -99,7 +97,7 @@ def test_untrusted_and_unknown_code_is_not_imported(elsewhere, name):
     write(Path.cwd(), mine="1 / 0", saved="1 / 0")
     with pytest.raises(aj.UserError, match=r"came with a run and is not trusted: .*trust_code=True"):
         load_object(f"{plugins.UNTRUSTED}{name}", {}, "gate")
-    with pytest.raises(aj.UserError, match="code of a run that is not open"):
+    with pytest.raises(aj.UserError, match="came with a run and is not trusted"):
         load_object(f"saved-{'0' * 16}/{name}", {}, "gate")
     assert plugins.strip_origin(f"saved-{'0' * 16}/{name}") == name
 
@@ -109,6 +107,22 @@ def test_registered_names_of_two_versions(elsewhere):
     path = write(elsewhere, config=text.format(3)) / "config.py"
     load_file(path)
     codes = [SavedCode({"mine.small": "config.py"}, {"config.py": text.format(n)}) for n in (4, 5)]
-    names = ["mine.small", *(f"{add_saved_code(code)}mine.small" for code in codes)]
+    names = ["mine.small", *(f"{code.open()}mine.small" for code in codes)]
     assert [aj.create_model(name).features for name in names] == [3, 4, 5]
     assert aj.list_models("*mine.small") == ["mine.small"]
+
+
+def test_a_neighbour_comes_before_another_folder_of_the_path(elsewhere, monkeypatch):
+    write(elsewhere, mine="import helper, data\nx = helper.x", helper="x = 'beside'")
+    write(elsewhere.parent / "path", helper="x = 'on the path'", data="")
+    (elsewhere / "data").mkdir()
+    monkeypatch.syspath_prepend(elsewhere.parent / "path")
+    module = load_file(elsewhere / "mine.py")
+    assert module.x == "beside" and module.data.__file__, "a folder without code hides nothing"
+
+
+def test_a_module_is_one_where_the_path_has_the_same(elsewhere, monkeypatch):
+    write(elsewhere, mine="import same_helper")
+    write(elsewhere, same_helper="")
+    monkeypatch.syspath_prepend(elsewhere)
+    assert load_file(elsewhere / "mine.py").same_helper is sys.modules["same_helper"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attention_jax.config.config import save_config
+from attention_jax.config.config import config_to_json
 from attention_jax.data.embedded import read_digits
 from attention_jax.errors import UserError
 from attention_jax.tables import publish, runner
@@ -270,7 +270,7 @@ def fake(monkeypatch):
         key = (path.parent.name, config.seed)
         state.trained.append(key)
         path.mkdir(parents=True, exist_ok=True)
-        save_config(path / "config.json", config)
+        (path / "config.json").write_text(config_to_json(config))
         progress(2)
         if key in state.fail:
             raise ValueError("no luck")

@@ -1,0 +1,245 @@
+"""The user's code that a run is made with: which files, whether they have changed, and the copies that the run keeps.
+
+A run's `code.json` has the files that its config names, or that register its network, with the files of the user's that they
+import. When the run is opened, names in its config lead to these copies, never to a path or a package, unless that is trusted.
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib.metadata
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from attention_jax.config import plugins, trust
+from attention_jax.config.config import flatten_config
+from attention_jax.config.plugins import Neighbours, SavedCode, read_source, split_name
+from attention_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+CODE = "code.json"  # in a workdir, and among a checkpoint's assets
+# Fields that may name code; any other that names a file, as one of a network's own does, counts too.
+_NAMED = ("task", "model.name", "model.gate", "data.source", "optimizer.name", "schedule.name")
+_FILE = re.compile(r".+\.py:\w+")
+Models = Mapping[str, str | None]  # the name of a network -> the user's file that registers it, None for a built-in one
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCode:
+    """The code of the user's that a run needs: files, folder by folder, and {dotted name: package} of installed ones."""
+
+    folders: tuple[SavedCode, ...] = ()
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_assets(self) -> dict[str, bytes]:
+        """Returns {"code.json": content}, or nothing for a run of built-in names."""
+        folders = [{"names": folder.names, "files": folder.files} for folder in self.folders]
+        content = json.dumps({"folders": folders, "packages": self.packages}, indent=1, sort_keys=True).encode()
+        return {CODE: content} if self.folders or self.packages else {}
+
+    def find(self, spec: str) -> tuple[SavedCode, str, str] | None:
+        """Returns (folder, text of the file, name in it) of what a config names, if a file of the user's has it."""
+        where, name = split_name(spec)
+        for folder in self.folders:
+            for key, found in ((spec, spec), (where, name)):
+                if key in folder.names:
+                    return folder, folder.files[folder.names[key]], found
+        return None
+
+    def files(self) -> dict[str, str]:
+        """Returns {path: text} of all files; those after the first folder have its number."""
+        numbered = [(f" ({i + 1})" * bool(i), folder) for i, folder in enumerate(self.folders)]
+        return {path + number: text for number, folder in numbered for path, text in folder.files.items()}
+
+
+def read_code(content: bytes | None) -> RunCode:
+    """Returns the code of a saved `code.json`, none for None. Raises UserError for another content."""
+    try:
+        plain = json.loads(content or b'{"folders": [], "packages": {}}')
+        folders = tuple(SavedCode(dict(folder["names"]), dict(folder["files"])) for folder in plain["folders"])
+        if any(path not in folder.files for folder in folders for path in folder.names.values()):
+            raise ValueError("a file is missing")
+        return RunCode(folders, dict(plain["packages"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{CODE} is not what was saved with the run ({error}): open another checkpoint.") from error
+
+
+def _list_names(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """(field, what it names) of the fields that may name code."""
+    for field, value in flatten_config(config).items():
+        if isinstance(value, str) and (field in _NAMED or (_FILE.fullmatch(value) and not field.startswith("data.args."))):
+            yield field, value
+
+
+def collect_code(config: ConfigDict, models: Models) -> RunCode:
+    """Returns the user's code that a config names, as this process has loaded it. Raises UserError for a missing file."""
+    names: dict[Path, dict[str, str]] = {}  # of each folder
+    files: dict[Path, dict[str, Path]] = {}
+    saved, packages = {}, {}
+    for field, spec in _list_names(config):
+        where, _ = split_name(spec)
+        registers = models.get(spec) if field == "model.name" else None
+        if code := plugins.get_saved_code(spec):
+            saved[code.name] = code
+            continue
+        if registers or where.endswith(".py"):
+            path = Path(registers or where).expanduser().resolve()
+            if not path.is_file():
+                raise UserError(f"{field}={spec!r}: there is no file {path}.")
+            found = {f"{path.stem.replace('.', '_')}.py": path}
+        elif _is_builtin(field, spec, models):
+            continue
+        elif not (found := _find_module(where, None)):
+            packages[spec] = _name_package(where)
+            continue
+        *_, name = found
+        folder = found[name].parents[name.count("/")]
+        names.setdefault(folder, {})[spec if registers else where] = name
+        _add_files(files.setdefault(folder, {}), found)
+    for folder, found in files.items():
+        _follow_imports(found, plugins.get_neighbours(folder))
+        saved[str(folder)] = SavedCode(names[folder], {name: read_source(path) for name, path in sorted(found.items())})
+    return RunCode(tuple(sorted(saved.values(), key=lambda code: sorted(code.names))), packages)
+
+
+def _is_builtin(field: str, spec: str, models: Models) -> bool:
+    return not split_name(spec)[0] or (field == "model.name" and spec in models)
+
+
+def _add_files(files: dict[str, Path], found: Mapping[str, Path]) -> list[str]:
+    """Adds what was found; returns the names that are new."""
+    new = [name for name in found if name not in files]
+    files.update({name: found[name] for name in new})
+    for name, path in found.items():
+        if files[name] != path:
+            raise UserError(f"{files[name]} and {path} are imported by one name, {name[:-3]}: rename one of them.")
+    return new
+
+
+def _follow_imports(files: dict[str, Path], neighbours: Neighbours) -> None:
+    """Adds the files of the user's that these import, and those that they import in turn."""
+    waiting = list(files)
+    while waiting:
+        name = waiting.pop()
+        is_beside = files[name].parents[name.count("/")] in neighbours.folders  # others import from `sys.path` alone
+        for dotted in _list_imports(read_source(files[name]), name):
+            waiting += _add_files(files, _find_module(dotted, neighbours if is_beside else None))
+
+
+def _list_imports(text: str, name: str) -> Iterator[str]:
+    """Dotted names of what a file `name` imports, at its top or later; the last part of one may be no module."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except SyntaxError:  # of a file that is not used so far
+        return
+    package = name.split("/")[:-1]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}".strip(".") for alias in node.names)
+
+
+def _find_module(dotted: str, neighbours: Neighbours | None) -> dict[str, Path]:
+    """{path below its folder: file} of a module of the user's, after its packages; nothing for an installed one.
+
+    With `neighbours`, as their files import it.
+    """
+    top, *below = dotted.split(".")
+    places = [] if neighbours and neighbours.is_first(top) else plugins.find_places(top)
+    if places is None:
+        return {}
+    beside = neighbours.folders if neighbours else [folder for each in plugins.beside.values() for folder in each.folders]
+    for folders in [places, *([folder] for folder in beside)]:
+        found: dict[str, Path] = {}
+        for number in range(len(below) + 1):
+            base = "/".join([top, *below[:number]])
+            candidates = ((name, folder / name) for folder in folders for name in (f"{base}/__init__.py", f"{base}.py"))
+            found.update(next(([pair] for pair in candidates if pair[1].is_file()), []))
+        if found:
+            return found
+    return {}
+
+
+def _name_package(dotted: str) -> str:
+    names = importlib.metadata.packages_distributions().get(dotted.partition(".")[0], [])
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted({*names})) or "no package"
+
+
+def compare_code(saved: RunCode, given: RunCode) -> str:
+    """Returns the unified diff of the files that have changed, empty if none has; comments and docstrings are no change."""
+    old, new = saved.files(), given.files()
+    lines: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, ""), new.get(name, "")
+        if (name in old) != (name in new) or _read_tree(before) != _read_tree(after):
+            sides = f"{name} of the run", f"{name} now"
+            lines += difflib.unified_diff(before.splitlines(), after.splitlines(), *sides, lineterm="")
+    return "\n".join(lines)
+
+
+@functools.lru_cache(1000)
+def _read_tree(text: str) -> str:
+    """The syntax tree of a text without docstrings; the text itself if it has none."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return text
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def record_code(config: ConfigDict, code: RunCode, write: bool) -> None:
+    """Trusts the code that the user has named, in this process and, with `write`, in the user's trust file."""
+    found = [code.find(plugins.strip_origin(spec)) for _, spec in _list_names(config)]
+    named = {trust.make_entry(text, name) for _, text, name in filter(None, found)}
+    if entries := {*map(trust.make_entry, code.files().values()), *code.packages, *named}:
+        trust.record_trust(entries, write)
+
+
+def bind_code(config: ConfigDict, code: RunCode, models: Models, trust_code: bool) -> tuple[ConfigDict, list[str]]:
+    """Returns a saved config whose names lead to the run's own code, and what is not trusted, for which nothing is imported.
+
+    Args:
+        code: of the run; of an old one, which has none, trusted files are used as they are now.
+        trust_code: True trusts everything.
+    """
+    config, untrusted = config.copy_and_resolve_references(), list[str]()
+    for field, spec in _list_names(config):
+        where, _ = split_name(spec)
+        found = code.find(spec)
+        if not found and _is_builtin(field, spec, models):
+            continue
+        prefix = ""
+        if not (trust_code or trust.are_trusted(_list_entries(spec, found))):
+            prefix = plugins.UNTRUSTED
+            untrusted += [name for name in (found[0].files if found else [spec]) if name not in untrusted]
+        elif found:
+            prefix = found[0].open()
+        elif where.endswith(".py"):
+            log.warning("%s=%s: this run has no copy of its code: the file is used as it is now.", field, spec)
+        *parents, last = field.split(".")
+        section = functools.reduce(lambda section, parent: section[parent], parents, config)
+        with config.unlocked():
+            section[last] = prefix + spec
+    return config, untrusted
+
+
+def _list_entries(spec: str, found: tuple[SavedCode, str, str] | None) -> list[str]:
+    """What must be trusted for a name: all saved files and the name, the file as it is now, or a package's function."""
+    if found:
+        folder, text, name = found
+        return [*map(trust.make_entry, folder.files.values()), trust.make_entry(text, name)]
+    where, name = split_name(spec)
+    path = Path(where).expanduser().resolve()
+    return [trust.make_entry(read_source(path), name) if where.endswith(".py") and path.is_file() else spec]

@@ -1,0 +1,65 @@
+"""A file of the user's own has the code that `train` and `table` were given: its text, and what was named in it.
+
+A trusted file that imports `shutil.rmtree` does not make that a data source.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+# {trust file: entries} of this process: one of several writes no file, and a home may be read-only.
+_recorded: dict[Path, set[str]] = {}
+
+
+def get_trust_file() -> Path:
+    """Returns the path of the trust file, below XDG_STATE_HOME or ~/.local/state."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return Path(base) / "attention_jax" / "trusted_code.json"
+
+
+def make_entry(text: str, name: str = "") -> str:
+    """Returns the entry of a file's text, or of one name in it; a package's function is entered by its dotted name."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}:{name}"
+
+
+def record_trust(entries: Iterable[str], write: bool) -> None:
+    """Trusts entries in this process and, with `write`, from now on; a home that cannot be written to costs a warning."""
+    path = get_trust_file()
+    recorded = _recorded.setdefault(path, set())
+    recorded.update(entries)
+    if not write or recorded <= _read(path):
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs may begin together
+            number, partial = tempfile.mkstemp(dir=path.parent)  # mode 0600
+            with os.fdopen(number, "w") as file:
+                json.dump(sorted(_read(path) | recorded), file, indent=0)
+            os.replace(partial, path)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): later, this code needs trust_code=True or --trust-code.", path, error.strerror)
+
+
+def are_trusted(entries: Iterable[str]) -> bool:
+    """True if all entries were recorded, in this process or in a file that is this user's alone to write."""
+    path = get_trust_file()
+    return {*entries} <= _recorded.get(path, set()) | _read(path)
+
+
+def _read(path: Path) -> set[str]:
+    """The entries of a trust file; none of a file that another user owns or may write to."""
+    with contextlib.suppress(OSError, ValueError), path.open() as file:
+        about = os.fstat(file.fileno())
+        if about.st_uid == os.geteuid() and not about.st_mode & 0o022:
+            return set(json.load(file))
+        log.warning("%s is not read: another user owns it or may write to it.", path)
+    return set()

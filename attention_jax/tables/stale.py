@@ -1,0 +1,48 @@
+"""Runs of a table whose code has changed since: they stay as they are, or are moved aside and trained again."""
+
+import os
+import shutil
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import multihost_utils
+
+from attention_jax.distributed.mesh import is_main_process
+from attention_jax.errors import UserError
+from attention_jax.storage import RemoteFolder
+from attention_jax.tables.results import RowPlan, SeedRun
+from attention_jax.train.workdir import lock_folder
+
+
+def handle_stale_runs(plans: Sequence[RowPlan], rerun: bool) -> None:
+    """Moves runs aside whose code has changed, or lets them be. Raises UserError with the difference for an unfinished one."""
+    for plan in plans:
+        for run in plan.list_stale():
+            if rerun:
+                _move_aside(run)
+            elif not run.done:
+                raise UserError(
+                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} was begun with other code: give --rerun-stale to "
+                    f"move it aside and train it again, or another --workdir; what has changed:\n{run.code_change(plan.code)}"
+                )
+
+
+def _move_aside(run: SeedRun) -> None:
+    """Keeps a run in `<seed>-stale-<number>` beside its folder, which becomes free (collective)."""
+    if is_main_process():
+        place = str(run.place)
+        row = place.rpartition("/")[0]
+        there = RemoteFolder(row).names("") if run.remote else os.listdir(row)
+        target = next(f"{place}-stale-{i}" for i in range(10**6) if f"{run.seed}-stale-{i}" not in there)
+        if run.remote:
+            old, new = RemoteFolder(place), RemoteFolder(target)
+            for name in old.find():
+                new.write(name, old.read(name) or b"")
+            RemoteFolder(row).remove(str(run.seed))  # when all of it is copied
+        else:
+            with lock_folder(run.path, run.path, active=True):  # raises if it is trained just now
+                run.path.rename(target)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("stale run moved")
+    if run.remote:
+        shutil.rmtree(run.path, ignore_errors=True)
