@@ -19,6 +19,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from attention_jax.config.plugins import load_object
@@ -61,6 +62,9 @@ class Gate(nn.Module):
         module = self._make_nnx(make, x.shape[-1]) if is_nnx else self._make_linen(make)
         nn.share_scope(self, module)  # the gate's parameters sit directly under the name of its place
         takes_train = "train" in inspect.signature((make if is_nnx else type(module)).__call__).parameters
+        if is_nnx and self.is_mutable_collection("batch_stats"):  # NNX would write into the caller's numpy arrays
+            for name, value in self.variables.get("batch_stats", {}).items():
+                self.put_variable("batch_stats", name, jax.tree.map(jnp.asarray, value))
         before = jax.tree.leaves(self.variables.get("batch_stats"))
         try:
             y = module(x, train=self.train) if takes_train else module(x)

@@ -174,6 +174,10 @@ def test_a_function_gets_what_it_names() -> None:
     assert given["dtype"] == jnp.bfloat16 and given["norm"](name="norm").name == "norm"
 
 
+def same(a: Any, b: Any) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
 def _train(program: Program, state: Any, steps: int = 2) -> Any:
     loader = program.task.loader(program.config, "train", (0, 1), training=True)
     for batch in loader.training(0, steps):
@@ -209,6 +213,9 @@ def test_an_nnx_gate_draws_in_training_alone(twins: Path) -> None:
     first, again, other = (train(variables, jax.random.key(i)) for i in (0, 0, 1))
     assert (first == again).all() and (first != other).any()
     close(*(quick(ResNet(**one, gate_args=dict(rate=rate)).apply)(variables, images) for rate in (0.5, 0.0)))
+    before = jax.tree.map(np.copy, variables)
+    model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+    assert same(before, variables), "loaded variables are numpy arrays, and stay as they are"
 
 
 def test_mistakes_of_an_nnx_gate(twins: Path) -> None:
