@@ -22,6 +22,7 @@ os.environ.update(
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.05",
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
     MPLBACKEND="agg",
+    XDG_STATE_HOME=f"{_CACHE.name}/state",  # not the user's own trusted code
 )
 for _name in ("XLA_FLAGS", "AJ_COORDINATOR", "AJ_PROCESSES", "AJ_PROCESS", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)

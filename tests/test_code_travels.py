@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +19,9 @@ from attention_jax.cli import main as cli
 from attention_jax.config import trust
 from attention_jax.data import embedded
 from attention_jax.tasks import get_task
-from attention_jax.train import restore
+from attention_jax.train import loop, restore
 from attention_jax.train.program import build_program
-from tests.conftest import without_root
+from tests.conftest import child_environment, without_root
 from tests.helpers.small import CONFIG
 
 FILES = {
@@ -348,8 +350,6 @@ def test_a_remote_workdir_keeps_it_too(made, tmp_path, elsewhere):
 
 
 def test_one_process_alone_writes_the_trust_file(tmp_path, monkeypatch):
-    from attention_jax.train import loop
-
     files = write_files(tmp_path / "files")
     monkeypatch.setattr(loop, "is_main_process", lambda: False)
     monkeypatch.setattr(loop, "_Run", lambda *arguments: pytest.fail("far enough") if trust._recorded else None)
@@ -390,11 +390,35 @@ def test_opening_a_run_changes_nothing_in_the_process(made, elsewhere, run_pytho
 
 
 @pytest.mark.slow
-def test_without_rights_to_the_home_it_trains_and_says_so(tmp_path, root):
-    import subprocess
+def test_of_two_processes_the_first_writes_the_trust_file_and_both_measure(tmp_path, start_cli):
+    files = write_files(tmp_path / "files")
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    joined = {"AJ_COORDINATOR": f"127.0.0.1:{port}", "AJ_PROCESSES": "2"}
+    fields = {**NAMES, "optimizer.weight_decay": 0.0, **SMALL, "task": "classification"}
+    (files / "table.py").write_text(
+        f"title = source = 'x'\nbase = {str(CONFIG)!r}\nrows = [{{'label': 'a', 'overrides': {fields!r}}}]\n"
+        "scales = {'s': {}}\n"
+        "measures = {'errors': 'attention_jax.tables.measures:measure_errors'}\n"
+    )
+    processes = [
+        start_cli(
+            "table",
+            "table.py",
+            f"--workdir={tmp_path / 'run'}",
+            env={**joined, "AJ_PROCESS": str(i), "XDG_STATE_HOME": str(tmp_path / f"state{i}")},
+            cwd=files,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert (tmp_path / "state0/attention_jax/trusted_code.json").exists() and not (tmp_path / "state1").exists()
+    assert (tmp_path / "run/a/0/measure_errors.npz").exists()
 
-    from tests.conftest import child_environment
 
+@pytest.mark.slow
+def test_without_rights_to_the_home_it_trains_and_says_so(tmp_path):
     files = write_files(tmp_path / "files")
     (tmp_path / "home").mkdir(mode=0o500)
     environment = child_environment({"HOME": str(tmp_path / "home"), "XDG_STATE_HOME": None})

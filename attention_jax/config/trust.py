@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from attention_jax.errors import is_own_folder
+
 log = logging.getLogger(__name__)
 # {trust file: entries} of this process: one of several writes no file, and a home may be read-only.
 _recorded: dict[Path, set[str]] = {}
@@ -56,10 +58,9 @@ def are_trusted(entries: Iterable[str]) -> bool:
 
 
 def _read(path: Path) -> set[str]:
-    """The entries of a trust file; none of a file that another user owns or may write to."""
-    with contextlib.suppress(OSError, ValueError), path.open() as file:
-        about = os.fstat(file.fileno())
-        if about.st_uid == os.geteuid() and not about.st_mode & 0o022:
-            return set(json.load(file))
+    """The entries of a trust file; none of one that another user owns or may write to."""
+    with contextlib.suppress(OSError, ValueError):
+        if is_own_folder(path.parent) and is_own_folder(path):
+            return set(json.loads(path.read_text()))
         log.warning("%s is not read: another user owns it or may write to it.", path)
     return set()

@@ -59,9 +59,8 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
         if (lines or difference) and not _has_results(folder, remote):
             # A command that failed before its first step: the corrected one may follow.
             saved, old_code, lines, difference = None, None, [], ""
-            (folder / CODE).unlink(missing_ok=True)
-            if remote and is_main_process():
-                remote.remove(CODE)
+            if is_main_process():
+                remote.remove(CODE) if remote else (folder / CODE).unlink(missing_ok=True)
         if lines:
             raise UserError(
                 f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."

@@ -188,7 +188,7 @@ def test_the_trust_file_is_the_user_s_alone(tmp_path, monkeypatch):
     trust.record_trust(["c"], write=False)
     assert json.loads(path.read_text()) == ["a", "b"] and trust.are_trusted(["a", "c"]), "in this process"
     trust._recorded.clear()
-    path.chmod(0o620)
+    path.chmod(0o602)
     assert not trust.are_trusted(["a"])
     path.chmod(0o600)
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
