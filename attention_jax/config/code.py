@@ -93,7 +93,7 @@ def collect_code(config: ConfigDict, models: Models) -> RunCode:
             if not path.is_file():
                 raise UserError(f"{field}={spec!r}: there is no file {path}.")
             found = {f"{path.stem.replace('.', '_')}.py": path}
-        elif _is_builtin(field, spec, models):
+        elif not where or (field == "model.name" and spec in models):
             continue
         elif not (found := _find_module(where, None)):
             packages[spec] = _name_package(where)
@@ -106,10 +106,6 @@ def collect_code(config: ConfigDict, models: Models) -> RunCode:
         _follow_imports(found, plugins.get_neighbours(folder))
         saved[str(folder)] = SavedCode(names[folder], {name: read_source(path) for name, path in sorted(found.items())})
     return RunCode(tuple(sorted(saved.values(), key=lambda code: sorted(code.names))), packages)
-
-
-def _is_builtin(field: str, spec: str, models: Models) -> bool:
-    return not split_name(spec)[0] or (field == "model.name" and spec in models)
 
 
 def _add_files(files: dict[str, Path], found: Mapping[str, Path]) -> list[str]:
@@ -208,18 +204,13 @@ def record_code(config: ConfigDict, code: RunCode, write: bool) -> None:
 
 
 def bind_code(config: ConfigDict, code: RunCode, models: Models, trust_code: bool) -> tuple[ConfigDict, list[str]]:
-    """Returns a saved config whose names lead to the run's own code, and what is not trusted, for which nothing is imported.
-
-    Args:
-        code: of the run; of an old one, which has none, trusted files are used as they are now.
-        trust_code: True trusts everything.
-    """
+    """Returns a saved config whose names lead to the run's own code, and what is not trusted, for which nothing is imported."""
     config, untrusted = config.copy_and_resolve_references(), list[str]()
     for field, spec in _list_names(config):
         where, _ = split_name(spec)
         found = code.find(spec)
-        if not found and _is_builtin(field, spec, models):
-            continue
+        if not found and (not where or (field == "model.name" and spec in models)):
+            continue  # a built-in name
         prefix = ""
         if not (trust_code or trust.are_trusted(_list_entries(spec, found))):
             prefix = plugins.UNTRUSTED

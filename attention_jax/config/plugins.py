@@ -50,10 +50,9 @@ def read_source(path: Path) -> str:
 
 
 class Neighbours:
-    """Modules that import each other by name; in `sys.modules` they are below the name of this set.
+    """Modules in `folders` that import each other by name; `sys.modules` has them below the name of this set.
 
-    Args:
-        folders: where they are looked for; what is installed comes before them, other folders of `sys.path` after them.
+    What is installed comes before them, and after them other folders of `sys.path`.
     """
 
     def __init__(self, name: str, *folders: Path):
@@ -127,12 +126,7 @@ class Neighbours:
 
 
 class SavedCode(Neighbours):
-    """Files that were saved with a run and import each other; installed modules come after them.
-
-    Args:
-        names: what a config names -> the file that has it.
-        files: path relative to the folder they are imported from -> text.
-    """
+    """Files saved with a run, {path: text}, that import each other; `names` has {what the config names: path}."""
 
     def __init__(self, names: Mapping[str, str], files: Mapping[str, str]):
         self.names, self.files = names, files

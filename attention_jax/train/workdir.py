@@ -41,8 +41,7 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
     """Yields a workdir that belongs to this config and code and, until the context ends, to this process.
 
     Raises:
-        UserError: it is a file, cannot be written to, is in use, or was made by another config or other code (the difference
-            is shown).
+        UserError: it is a file, cannot be written to, is in use, or was made by another config or code (which is shown).
     """
     remote = RemoteFolder(str(path), write=is_main_process()) if is_remote(path) else None
     folder = get_staging_folder(str(path)) if remote else Path(path).expanduser().resolve()
