@@ -176,7 +176,7 @@ def compare_code(saved: RunCode, given: RunCode) -> str:
     lines: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name, ""), new.get(name, "")
-        if (name in old) != (name in new) or _read_tree(before) != _read_tree(after):
+        if _read_tree(before) != _read_tree(after):
             sides = f"{name} of the run", f"{name} now"
             lines += difflib.unified_diff(before.splitlines(), after.splitlines(), *sides, lineterm="")
     return "\n".join(lines)

@@ -134,6 +134,7 @@ def test_names_lead_to_the_saved_code_if_it_is_trusted(elsewhere):
     trust._recorded.clear()  # as in another process
     bound, untrusted = bind_code(config, found, MODELS, False)
     assert untrusted == [] and plugins.load_object(bound.model.gate, {}, "gate") == 1
+    assert plugins.get_saved_code(bound.model.gate).files == found.files()
     assert bound.optimizer.name == "optax.adam", "an installed package is used as it is"
     assert collect_code(bound, MODELS).to_assets() == found.to_assets(), "and its code goes on with it"
 
