@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -19,7 +20,9 @@ _FILES: dict[str, str] = {}  # name -> the user's file that registers it
 
 def register_model(name: str, make: Callable[..., nn.Module], **defaults: Any) -> None:
     """Makes `create_model(name)` build `make(**defaults)`, also from a config file. A name is given once."""
-    file = plugins.running[0] if plugins.running else None
+    # A user's file may be the first to import the package, whose own names it does not register.
+    by_package = sys._getframe(1).f_globals.get("__name__", "").startswith("attention_jax.")
+    file = plugins.running[0] if plugins.running and not by_package else None
     if file and (code := get_saved_code(file)):
         name = f"{code.name}/{name}"  # as the config of its run calls it
     if name in _MODELS and (file is None or _FILES.get(name) != file):  # a file that failed is loaded again

@@ -123,6 +123,19 @@ def test_a_config_file_registers_a_network(folder: Path) -> None:
     assert aj.create_model(f"narrow_{folder.name}", num_classes=3, width=5).width == 5
 
 
+def test_a_file_that_is_the_first_to_import_the_package_registers_none_of_its_names(folder: Path, run_python: Any) -> None:
+    (folder / "mine.py").write_text("import attention_jax as aj\naj.register_model('mine', aj.create_model)\n")
+    program = """
+from attention_jax.config.plugins import load_file
+load_file("mine.py")
+from attention_jax.models.registry import list_origins
+origins = list_origins()
+print(origins["resnet20"], origins["transformer_base"], origins["mine"])
+"""
+    said = run_python("-c", program, cwd=folder).stdout
+    assert said.split() == ["None", "None", str(folder / "mine.py")]
+
+
 def test_bfloat16_needs_a_field_for_it(folder: Path) -> None:
     config = config_of(f"networks_{folder.name}.py:Net", precision="bfloat16")
     assert build_program(config).model.dtype == "bfloat16"
