@@ -15,7 +15,7 @@ def get_stopped_exit_code() -> int:
     return int(os.environ.get("AJ_STOPPED_CODE", "0"))
 
 
-def is_own_folder(folder: str | os.PathLike) -> bool:
+def is_own_folder(folder: "str | os.PathLike") -> bool:
     """True if a folder belongs to this user and nobody else can write to it, as one must that code is loaded from."""
     status = os.stat(folder)
     others = 0o002 if status.st_gid == status.st_uid else 0o022  # many systems give every user a group of the same number

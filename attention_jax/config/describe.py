@@ -65,9 +65,9 @@ def render_fields_page() -> str:
         "",
         "A config has layers, each over the one before: defaults, file, recipe pieces, a table's row, command line. Another",
         "network, gate, data source, optimizer or schedule in a later layer drops the fields of the one before it, and the log",
-        "says which; `num_classes`, `vocab_size` and `dtype` of the network stay. A setting that nothing reads, because another",
-        "field selects something that does not, is refused in the layer that sets it; one of an earlier layer rests, and the",
-        "first lines of a run say so.",
+        "says which; `num_classes`, `vocab_size` and `dtype` of the network stay. A setting that nothing reads, because",
+        "another field selects something that does not, is refused in the layer that sets it; one of an earlier layer rests,",
+        "and the first lines of a run say so.",
     ]
     for task, own in OF_TASK.items():
         text += ["", f"## {task.capitalize()}", "", "| Field | Default | Accepts | Meaning |", "|---|---|---|---|"]
