@@ -22,7 +22,7 @@ from attention_jax.tasks import get_task
 from attention_jax.train import loop, restore
 from attention_jax.train.program import build_program
 from tests.conftest import child_environment, without_root
-from tests.helpers.small import CONFIG
+from tests.helpers.small import CONFIG, small_config
 
 FILES = {
     "my_net.py": '''"""A network."""
@@ -356,6 +356,15 @@ def test_one_process_alone_writes_the_trust_file(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="far enough"):
         train(files, tmp_path / "state", tmp_path / "run")
     assert not (tmp_path / "state").exists()
+
+
+def test_training_leaves_hooks_and_loggers_as_they_were(tmp_path):
+    def describe() -> tuple:
+        return sys.unraisablehook, [logging.getLogger(name).level for name in ("absl", "asyncio", "")]
+
+    before = describe()
+    loop.train_model(small_config(total_steps=1, schedule__warmup_steps=0, schedule__name="constant"), tmp_path / "run")
+    assert describe() == before
 
 
 # Processes of their own

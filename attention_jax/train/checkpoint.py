@@ -9,7 +9,6 @@ import base64
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -82,24 +81,32 @@ class Preservation:
         return [step in self.choose(steps) for step in steps]
 
 
-@functools.cache
 def import_orbax() -> Any:
-    """Imports Orbax when first needed (it takes seconds), silent about what this file reports in one sentence."""
+    """Imports Orbax when first needed (it takes seconds)."""
     try:
         import orbax.checkpoint
     except ImportError as error:
         raise UserError(f"no checkpoint can be read or written ({error}): install orbax-checkpoint.") from error
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    others = sys.unraisablehook
+    return orbax.checkpoint
+
+
+@contextlib.contextmanager
+def silence_orbax() -> Iterator[None]:
+    """Silences what this file reports in one sentence; after a failure for good, as what is left of it is collected later."""
+    before, levels = sys.unraisablehook, {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
 
     def hook(unraisable: Any) -> None:
         # When one file of a save or restore fails, Orbax closes its event loop before the other files have answered.
         if str(unraisable.exc_value) != "Event loop is closed":
-            others(unraisable)
+            before(unraisable)
 
     sys.unraisablehook = hook
-    return orbax.checkpoint
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    yield
+    sys.unraisablehook = before
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 class Checkpoints:

@@ -24,7 +24,7 @@ from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.registry import list_origins
 from attention_jax.tasks.resolve import ResolvedConfig
-from attention_jax.train.checkpoint import Checkpoints
+from attention_jax.train.checkpoint import Checkpoints, silence_orbax
 from attention_jax.train.evaluate import Interrupted, evaluate_model
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program
@@ -84,6 +84,7 @@ def catch_stop_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@silence_orbax()
 @use_standard_numerics()
 def train_model(
     config: ConfigDict | ResolvedConfig,
