@@ -57,7 +57,7 @@ class Neighbours:
 
     def __init__(self, name: str, *folders: Path):
         self.name, self.folders, self._root = name, folders, ModuleType(name)
-        self._root.__path__ = []
+        self._root.__path__, self._first = [], dict[str, bool]()
 
     def find(self, dotted: str) -> tuple[str, str | None] | None:
         """Returns (path, text) of a module, text None for a folder without `__init__.py`; None where there is no module."""
@@ -71,12 +71,11 @@ class Neighbours:
 
     def is_first(self, top: str) -> bool:
         """True if a module `top` of this set comes before any other; not one that `sys.path` has at the same place."""
-        if f"{self.name}.{top}" not in sys.modules:
+        if top not in self._first:  # asked at each import
             found, places = self.find(top), find_places(top)
-            return bool(
-                found and places is not None and not {*places} & {*self.folders} and (found[1] is not None or not places)
-            )
-        return True
+            others = places is None or {*places} & {*self.folders} or (places and found and found[1] is None)
+            self._first[top] = bool(found and not others)
+        return self._first[top]
 
     def load(self, dotted: str) -> ModuleType:
         """Returns a module, run when it is first needed. Raises ModuleNotFoundError."""
