@@ -8,15 +8,12 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
 
-import attention_jax as aj
 from attention_jax.cli import main as cli
 from attention_jax.config.describe import render_fields_page
-from attention_jax.tables.table import load_table
 from tests.helpers import pages
 from tests.helpers.small import FIELDS, ROOT
 
@@ -73,6 +70,8 @@ def test_everything_in_them_runs(folder, monkeypatch):
     namespace: dict = {}
     done = []
     for page in PAGES:
+        if page.name == "extending.md":
+            continue  # test_newcomer.py runs it, with the wheel
         for block in pages.read_blocks(page):
             if block.name:
                 (folder / block.name).write_text(block.text)
@@ -80,28 +79,15 @@ def test_everything_in_them_runs(folder, monkeypatch):
                 exec(compile(block.text, page.name, "exec"), namespace)
             elif block.kind == "bash":
                 done += [_run(line, monkeypatch) for line in block.text.splitlines()]
-    assert done.count("train") == 8 and done.count("evaluate") == 3 and done.count("translate") == 3
+    assert done.count("train") == 3 and done.count("evaluate") == 2 and done.count("translate") == 3
     assert {"quickstart", "table"} <= set(done)
 
     assert len(namespace["prediction"].labels) == 599
     assert namespace["maps"]["stage1_gate/map"].ndim == 4 and len(namespace["steps"]) == 2
-    for run in (
-        "mine",
-        "softmax",
-        "bars",
-        "patches",
-        "signs",
-        "sine",
-        *(f"my_table/{row.slug}/0" for row in load_table("my_table.py").rows),
-    ):
-        assert list((folder / "runs" / run / "checkpoints").glob("[0-9]*")), run
+    assert list((folder / "runs" / "mine" / "checkpoints").glob("[0-9]*"))
     assert len((folder / "translated.txt").read_text().splitlines()) == 3 and (folder / "attention.png").stat().st_size
     assert len(namespace["best"].texts) == 3
-    assert aj.load_run("runs/bars").labels == ["horizontal", "vertical"] and namespace["accuracy"] > 0.5
-    table = load_table("my_table.py")
-    config = table.config(table.rows[2], "quick")
-    assert config.optimizer.weight_decay == 0 and config.model.gate == "my_gate.py:SpatialSoftmax"
-    assert "| median loss |" in Path("runs/my_table/my_table.md").read_text()
+    assert namespace["accuracy"] > 0.5
 
 
 def _run(line: str, monkeypatch: pytest.MonkeyPatch) -> str:

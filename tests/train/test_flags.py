@@ -12,6 +12,8 @@ from attention_jax.train.loop import train_model
 from tests.helpers import small_text
 from tests.helpers.small import small_config
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 
 @contextlib.contextmanager
 def strict():
