@@ -264,3 +264,12 @@ def test_predict_agrees_with_the_stored_outputs(small_run):
         assert stored["step"] == 36 and stored["correct"].shape == (599,)
         assert (stored["correct"] != right).sum() <= 1
     assert abs(right.mean() - run.metrics[-1]["headline"]) < 2 / 599
+
+
+@pytest.mark.parametrize("below", ["", "/checkpoints/370"])
+def test_a_run_that_was_copied_to_a_store_opens_there(below):
+    here, there = aj.load_run(f"{RUN}{below}"), aj.load_run(f"file://{RUN.resolve()}{below}")
+    assert there.step == here.step and there.config == here.config and there.metrics == here.metrics
+    jax.tree.map(np.testing.assert_array_equal, there.variables, here.variables)
+    with pytest.raises(aj.UserError, match="no checkpoint here: there is none"):
+        aj.load_run(f"file://{RUN.resolve().parent}")

@@ -47,13 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_options(add: Callable[..., Any]) -> None:
-    add(
-        "--workdir",
-        required=True,
-        type=_place,
-        metavar="DIR",
-        help="a run's folder, or the folder of one of its checkpoints",
-    )
+    add("--workdir", required=True, type=_place, metavar="DIR", help="a run's folder, or that of one of its checkpoints")
     add("--weights", choices=("ema", "params"), help="default: the average if the run has one")
     add("--average", type=_integer_from(1), default=1, metavar="N", help="use the mean of the newest N checkpoints")
     add("--trust-code", action="store_true", help="run the code that the run came with, whatever it is")
@@ -63,13 +57,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     """Commands that train, or use what was trained."""
     add = command("train", "Train a config; the same command resumes. Any field: --config.key=value.")
     add("--config", required=True, type=_place, metavar="FILE.py[:ARG]", help="defines get_config()")
-    add(
-        "--workdir",
-        required=True,
-        type=_place,
-        metavar="DIR",
-        help="for checkpoints and logs; a folder or a URI, as gs://bucket/run",
-    )
+    add("--workdir", required=True, type=_place, metavar="DIR", help="for checkpoints and logs; or a URI, as gs://bucket/run")
     add("--saved-code", action="store_true", help="go on with the code that the run was begun with, where files have changed")
     add("--trust-code", action="store_true", help="also where someone else began it")
 

@@ -101,3 +101,8 @@ class Field:
     def open(meaning: str) -> "Field":
         """Returns a section that takes any key."""
         return Field(OPEN, dict, "a section of fields", meaning)
+
+    @staticmethod
+    def sequence(default: Any, accepts: str, meaning: str, ok: Callable[[Any], Any]) -> "Field":
+        """Returns a field that is a tuple or a list of what `ok` accepts."""
+        return Field(default, SEQUENCE, accepts, meaning, ok)

@@ -110,9 +110,8 @@ COMMON: dict[str, Any] = {
         "decay": Field.choice(
             "l2", "of sgd, rmsprop; decoupled is w = w - lr·decay·w, and adamw is always that", "l2", "decoupled"
         ),
-        "decay_rules": Field(
+        "decay_rules": Field.sequence(
             ((".*", True),),
-            SEQUENCE,
             "a tuple of (path regex, True or False)",
             "which parameters decay; the first match wins",
             lambda rules: _is_rules(rules, lambda v: isinstance(v, bool)),
@@ -168,9 +167,8 @@ COMMON: dict[str, Any] = {
         ),
         "fsdp": Field.integer(1, "devices", "that divide the batch and also parameters, optimizer state and averages"),
         "model": Field.integer(1, "devices", "that divide a Transformer's heads, hidden layers and vocabulary"),
-        "rules": Field(
+        "rules": Field.sequence(
             (),
-            SEQUENCE,
             f"a tuple of (path regex, {_SHARDINGS})",
             "before the network's own, see attention_jax/distributed/sharding.py",
             lambda rules: _is_rules(rules, _is_sharding),
@@ -196,19 +194,14 @@ _IMAGES: dict[str, Any] = {
     "data": {
         "crop": Field.choice("pad", "how training crops", "pad", "random_resized", "none"),
         "crop_padding": Field.integer(0, "pixels", "a side before a random crop, 0 for none; of pad", low=0),
-        "crop_scale": Field(
+        "crop_scale": Field.sequence(
             (0.08, 1.0),
-            SEQUENCE,
             "(smallest, largest) share of the area, above 0 and up to 1",
             "share of the image's area, of random_resized",
             _range(1),
         ),
-        "crop_ratio": Field(
-            (3 / 4, 4 / 3),
-            SEQUENCE,
-            "(smallest, largest) width / height, above 0",
-            "width / height, of random_resized",
-            _range(math.inf),
+        "crop_ratio": Field.sequence(
+            (3 / 4, 4 / 3), "(smallest, largest) width / height, above 0", "width / height, of random_resized", _range(math.inf)
         ),
         "flip": Field.flag(False, "left-right, with probability 1/2"),
         "randaugment_layers": Field.integer(0, "layers", "N, operations an image; 0 for none", low=0),
@@ -221,16 +214,14 @@ _IMAGES: dict[str, Any] = {
         "eval_resize": Field.integer_or_none(
             None, "pixels", "to take images as they are", "shorter side before the centre crop of evaluation"
         ),
-        "mean": Field(
+        "mean": Field.sequence(
             REQUIRED,
-            SEQUENCE,
             "a tuple of numbers, one a channel",
             "subtracted, in units of the full range",
             lambda value: value and _numbers(-math.inf)(value),
         ),
-        "std": Field(
+        "std": Field.sequence(
             REQUIRED,
-            SEQUENCE,
             "a tuple of positive numbers, one a channel",
             "divided by, in units of the full range",
             lambda value: value and _numbers(0)(value),

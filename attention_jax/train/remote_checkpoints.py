@@ -214,10 +214,26 @@ def download_run(uri: str, number: int = 1) -> Path:
     local = get_staging_folder(workdir) / "copy"
     shutil.rmtree(local, ignore_errors=True)
     got, problems = download_checkpoints(remote, local, [int(step)] if step else None, number)
+    if not got and not list_remote_steps(remote):
+        got, problems = _download_copied_run(remote, local, step, number), []
     if not got:
         problem = f"all are damaged ({', '.join(map(str, problems))})" if problems else "there is none"
         raise UserError(f"{uri}: no checkpoint here: {problem}; give a run's workdir or a step's folder.")
     return local / FOLDER / step if step else local
+
+
+def _download_copied_run(remote: RemoteFolder, local: Path, step: str, number: int) -> list[int]:
+    """Downloads a run that was trained in a folder and copied to a store; returns the steps of its newest checkpoints."""
+    names = remote.find()
+    places = [name.split("/") for name in names if name.startswith(f"{FOLDER}/")]
+    steps = {int(place[1]) for place in places if place[1].isdecimal() and step in ("", place[1])}
+    newest = sorted(steps)[-number:]
+    for name in names:
+        top, _, below = name.partition("/")
+        if not below or (top == FOLDER and below.partition("/")[0] in map(str, newest)):
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            (local / name).write_bytes(remote.read(name) or b"")
+    return newest
 
 
 def download_checkpoints(

@@ -362,3 +362,18 @@ def test_package_of_a_tokenization_is_named_before_training(tokenize, extra, tmp
     config = small_config(write_pairs(tmp_path), evaluation__bleu=tokenize)
     with pytest.raises(UserError, match=rf"config.evaluation.bleu='{tokenize}' needs a package.*sacrebleu\[{extra}\]"):
         train_model(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"beam": 2.5}, "search: beam=2.5 is not right: give a whole number of hypotheses from 1."),
+        ({"beam": 0}, "search: beam=0 is not right: give a whole number of hypotheses from 1."),
+        ({"alpha": -1}, "search: alpha=-1 is not right: give an exponent, 0 or more."),
+        ({"penalty": "none"}, "search: penalty='none' is not right: give one of 'gnmt', 'length'."),
+    ],
+)
+def test_options_of_predict_are_checked(changes, said, tmp_path):
+    with pytest.raises(UserError) as raised:
+        TranslationOptions.from_config(small_config(write_pairs(tmp_path)), **changes)
+    assert str(raised.value) == said
