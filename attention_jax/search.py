@@ -88,12 +88,7 @@ class _State(TypedDict):
 
 
 def beam_search(
-    step: Step,
-    cache: Cache,
-    limits: jax.Array,
-    max_length: int,
-    options: SearchOptions,
-    grow: Grow | None = None,
+    step: Step, cache: Cache, limits: jax.Array, max_length: int, options: SearchOptions, grow: Grow | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
 

@@ -28,14 +28,7 @@ from attention_jax.nn.attention import SelfAttention
 from attention_jax.nn.bam import BAM
 from attention_jax.nn.gates import CBAM, ECA, GlobalContext, SqueezeExcite
 
-GATES = {
-    "se": SqueezeExcite,
-    "bam": BAM,
-    "cbam": CBAM,
-    "eca": ECA,
-    "gc": GlobalContext,
-    "self_attention": SelfAttention,
-}
+GATES = {"se": SqueezeExcite, "bam": BAM, "cbam": CBAM, "eca": ECA, "gc": GlobalContext, "self_attention": SelfAttention}
 _CHANNELS = ("channels", "in_features", "num_features")
 _GIVE = "give a Linen or NNX module class, or a function that returns a Linen module"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from attention_jax.config.code import hash_function
 from attention_jax.config.config import override
 from attention_jax.config.plugins import load_object
 from attention_jax.distributed.mesh import is_main_process
@@ -15,6 +16,8 @@ from attention_jax.load import Run, load_run
 from attention_jax.tasks.translator import name_bleu
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
+
+_Measure = str | Callable[..., Any]
 
 
 def _path(workdir: Path, name: str) -> Path:
@@ -31,9 +34,11 @@ def read_arrays(path: Path, step: int, names: Sequence[str] | None = None) -> di
         return None
 
 
-def read_measure(workdir: Path, step: int, name: str) -> dict[str, np.ndarray] | None:
-    """Reads {name: number or array} of one measure after `step`; None where it is missing. Delete the file to repeat it."""
-    return read_arrays(_path(workdir, name), step)
+def read_measure(workdir: Path, step: int, name: str, measure: _Measure) -> dict[str, np.ndarray] | None:
+    """Reads {name: number or array} of one measure after `step`; None where it is missing, or taken by other code."""
+    found = read_arrays(_path(workdir, name), step)
+    code = found.pop("code", None) if found else None  # none in those that were taken before it was kept
+    return found if code is None or str(code) == hash_function(measure) else None
 
 
 def measure_errors(program: Program, run: Run) -> dict[str, float]:
@@ -67,7 +72,7 @@ def measure_perplexity(program: Program, run: Run) -> dict[str, float]:
 
 
 def measure_run(
-    workdir: Path, step: int, measures: Mapping[str, str | Callable[..., Any]], program: Program, trust_code: bool = False
+    workdir: Path, step: int, measures: Mapping[str, _Measure], program: Program, trust_code: bool = False
 ) -> list[str]:
     """Calls the measures that a finished run lacks; returns the names of the files it wrote.
 
@@ -75,7 +80,7 @@ def measure_run(
 
     Raises UserError when one gives something that cannot be kept.
     """
-    lacking = {name: measure for name, measure in measures.items() if read_measure(workdir, step, name) is None}
+    lacking = {name: measure for name, measure in measures.items() if read_measure(workdir, step, name, measure) is None}
     if not lacking:
         return []
     run = load_run(workdir, trust_code=trust_code)
@@ -83,11 +88,11 @@ def measure_run(
         values = load_object(measure, {}, "measure")(program, run)
         given = values if isinstance(values, Mapping) else {}
         arrays: dict[str, Any] = {key: np.asarray(value) for key, value in given.items()}
-        if not arrays or any(array.dtype == object for array in arrays.values()) or "step" in arrays:
+        if not arrays or any(array.dtype == object for array in arrays.values()) or {"step", "code"} & arrays.keys():
             raise UserError(f"measure {name!r} gave {values!r}: a measure returns {{name: number or array}}.")
         if is_main_process():
             partial = _path(workdir, name).with_suffix(".partial")
             with partial.open("wb") as file:
-                np.savez_compressed(file, step=step, **arrays)
+                np.savez_compressed(file, step=step, code=hash_function(measure), **arrays)
             partial.replace(_path(workdir, name))
     return [_path(workdir, name).name for name in lacking if is_main_process()]

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class SeedRun:
     seed: int
     path: Path
     total_steps: int
-    measures: tuple[str, ...] = ()
+    measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     remote: RemoteWorkdir | None = None
 
     @property
@@ -143,13 +143,14 @@ class SeedRun:
     @property
     def measured(self) -> dict[str, np.ndarray]:
         """Values of all measures after the last step, {name: number or array}."""
-        found = [read_measure(self.path, self.total_steps, name) for name in self.measures]
+        found = [read_measure(self.path, self.total_steps, *measure) for measure in self.measures.items()]
         return {key: value for values in found if values for key, value in values.items()}
 
     @property
     def done(self) -> bool:
         """True if it is trained, evaluated and measured."""
-        return self.correct is not None and all(read_measure(self.path, self.total_steps, name) for name in self.measures)
+        measured = (read_measure(self.path, self.total_steps, *measure) for measure in self.measures.items())
+        return self.correct is not None and all(measured)
 
     @property
     def failure(self) -> str | None:
@@ -263,7 +264,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         broken = error
     total = resolved.durations.total if resolved else 0
     runs = tuple(
-        SeedRun(seed, request.folder / row.slug / str(seed), total, tuple(table.measures), request.remote)
+        SeedRun(seed, request.folder / row.slug / str(seed), total, table.measures, request.remote)
         for seed in range(request.seeds)
     )
     return RowPlan(row, config, changes, resolved, counts, network, runs, code, broken)

@@ -258,11 +258,7 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
     """
     total, right, tokens = (outputs[name].astype(np.float64).sum() for name in ("loss", "right", "tokens"))
     loss = float(total / tokens)
-    scores: dict[str, Any] = {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "token_accuracy": float(right / tokens),
-    }
+    scores: dict[str, Any] = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": float(right / tokens)}
     correct = outputs["right"] / outputs["tokens"]
     if config.evaluation.translate:
         found, correct = translator.score_texts(*read_texts(config, outputs), config.evaluation.bleu)

@@ -139,8 +139,7 @@ class _Run:
         self.begin, self.stopped = begin, False
         self.pending: tuple[int, dict[str, jax.Array]] | None = None  # the last step, and its metrics on the devices
         self.log = Log(self.folder, config.logging.tensorboard, active=is_main_process())
-        sign = -1 if self.task.lower_is_better(config) else 1
-        keep = config.checkpoint.keep_last, config.checkpoint.keep_best, lambda step: _times(sign, self.log.score(step))
+        keep = config.checkpoint.keep_last, config.checkpoint.keep_best, self._rank
         self.checkpoints = (
             RemoteCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
         )
@@ -270,12 +269,12 @@ class _Run:
         """True if a signal asked to stop; collective, as `agree_to_stop` is."""
         return agree_to_stop(self.stop_signal.is_set())
 
+    def _rank(self, step: int) -> float | None:
+        score, sign = self.log.score(step), -1 if self.task.lower_is_better(self.config) else 1
+        return None if score is None else sign * score
+
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.durations.total
-
-
-def _times(sign: int, score: float | None) -> float | None:
-    return None if score is None else sign * score
 
 
 def _save_outputs(path: Path, step: int, outputs: dict[str, np.ndarray]) -> None:

@@ -10,13 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from attention_jax import tree
-from attention_jax.distributed.mesh import (
-    MODEL,
-    check_parallel_mode,
-    make_mesh,
-    map_over_replicas,
-    resolve_batch_norm_group,
-)
+from attention_jax.distributed.mesh import MODEL, check_parallel_mode, make_mesh, map_over_replicas, resolve_batch_norm_group
 from attention_jax.distributed.sharding import StateSharding, get_sharding_rules, shard_state
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics

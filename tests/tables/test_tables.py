@@ -197,21 +197,21 @@ def test_markdown_says_how_it_was_made(story):
 
 def test_measures_become_columns(story):
     from attention_jax.load import load_run
-    from attention_jax.tables.measures import read_measure
+    from attention_jax.tables.measures import measure_errors, read_measure
 
-    rows = records(story.work / "small.csv")
+    rows, own = records(story.work / "small.csv"), f"{story.folder / 'own.py'}:measure"
     for slug, record in zip(("plain", "disk", "bam"), rows.values(), strict=True):
         assert (float(record["seed + steps"]), float(record["seed + steps std"])) == pytest.approx((4.5, 0.5**0.5))
         assert float(record["test error %"]) == pytest.approx(100 - 100 * float(record["accuracy"]))
         for seed in (0, 1):
             run = load_run(story.work / slug / str(seed))
-            kept = read_measure(story.work / slug / str(seed), 4, "own")
+            kept = read_measure(story.work / slug / str(seed), 4, "own", own)
             np.testing.assert_array_equal(kept["bias"], run.variables["params"]["head"]["bias"])
-    assert read_measure(story.work / "plain/0", 3, "own") is None  # of another step
+    assert read_measure(story.work / "plain/0", 3, "own", own) is None  # of another step
     images, labels = read_digits("train")
     run = load_run(story.work / "plain/0")
     wrong = 100 * np.mean(run.predict(images).classes != labels)
-    assert float(read_measure(story.work / "plain/0", 4, "errors")["training error %"]) == pytest.approx(wrong)
+    assert float(read_measure(story.work / "plain/0", 4, "errors", measure_errors)["training error %"]) == pytest.approx(wrong)
     assert "| 4.5 ± 0.71 |" in story.pages[-1] and "bias" not in story.pages[-1]
 
 
