@@ -211,7 +211,9 @@ def test_a_trust_file_that_cannot_be_written(tmp_path, caplog):
 def test_fields_that_name_code_are_known(root):
     """Whoever gives `load_object` another field adds it to `_NAMED`."""
     uses = {path for path in (root / "attention_jax").rglob("*.py") if "load_object(" in path.read_text()}
-    known = "config/plugins config/config config/fields models/gate models/registry data/images/sources data/text/pairs"
+    known = (
+        "config/plugins config/config config/code config/fields models/gate models/registry data/images/sources data/text/pairs"
+    )
     known += " optim/optimizers optim/schedules tasks/__init__ tables/measures tables/publish tables/results tables/table"
     assert {str(path.relative_to(root / "attention_jax"))[:-3] for path in uses} == set(known.split())
     assert code._NAMED == ("task", "model.name", "model.gate", "data.source", "optimizer.name", "schedule.name")

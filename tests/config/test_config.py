@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import re
 import shlex
 
 import pytest
@@ -393,82 +392,3 @@ def test_difference_shows_what_changes_the_numbers_and_nothing_else():
     assert len(configs.list_differences(config, configs.override(config, {"total_epochs": 1}))) == 2
     # What JSON makes of a tuple is no difference.
     assert configs.list_differences(configs.config_from_json(configs.config_to_json(config)), config) == []
-
-
-# Recipe pieces
-
-
-@each_piece
-def test_piece_is_pure_and_changes_one_section(name):
-    # A base in which no piece is taken already.
-    untaken = {"optimizer.nesterov": False, "optimizer.decay_rules": ((".*", True),), "optimizer.weight_decay": 1e-4}
-    config = configs.override(configs.load_config(str(CONFIG)), untaken)
-    before = config.to_dict()
-    after = PIECES[name](config)
-    assert config.to_dict() == before, "the input stays as it was"
-    assert after.is_locked == config.is_locked
-    assert changed(config, after), "it does something"
-    sections = {re.sub("_(steps|epochs|examples)$", "", field.split(".")[0]) for field in changed(config, after)}
-    assert len(sections) == 1
-    assert PIECES[name](config) == after, "the same input gives the same output"
-    assert PIECES[name](after) == after, "a second time changes nothing more"
-    configs.complete_config(after)
-
-
-@each_piece
-def test_changing_what_a_piece_returns_leaves_its_input_alone(name):
-    config = small_config(model__gate_args={"reduction": 4})
-    before = config.to_dict()
-    after = PIECES[name](config)
-    with after.unlocked():
-        after.optimizer.momentum, after.data.args.new, after.model.gate_args.reduction = 0.1, 1, 99
-    assert config.to_dict() == before
-
-
-def test_pieces_compose_one_after_another():
-    config = small_config()
-    pieces = ("cosine_lr", recipes.ema, functools.partial(recipes.squeeze_excite, reduction=2), "label_smoothing")
-    expected = recipes.label_smoothing(recipes.squeeze_excite(recipes.ema(recipes.cosine_lr(config)), reduction=2))
-    assert configs.apply_pieces(config, pieces) == configs.complete_config(expected)
-    assert configs.apply_pieces(config, ()) == config
-    # Row i of an additive table is the base with the first i pieces.
-    for i in range(len(pieces)):
-        row = configs.apply_pieces(config, pieces[: i + 1])
-        assert row == configs.apply_pieces(configs.apply_pieces(config, pieces[:i]), pieces[i:][:1])
-    # Of two pieces that set the same fields the later one counts.
-    assert configs.apply_pieces(config, ("squeeze_excite", "bam")) == configs.complete_config(recipes.bam(config))
-
-
-def test_pieces_by_name_dotted_path_and_file(tmp_path):
-    config, expected = small_config(), recipes.ema(small_config())
-    for spec in ("ema", "attention_jax.recipes.ema", "attention_jax.recipes:ema", recipes.ema):
-        assert configs.apply_pieces(config, (spec,)) == expected
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "def hot(config):\n"
-        "    config = config.copy_and_resolve_references()\n"
-        "    config.schedule.learning_rate = 2.0\n"
-        "    return config\n\n\n"
-        "def wrong(config):\n"
-        "    config = config.copy_and_resolve_references()\n"
-        "    config.schedule.learning_rate = -1.0\n"
-        "    return config\n"
-    )
-    assert changed(config, configs.apply_pieces(config, (f"{path}:hot",))) == {"schedule.learning_rate"}
-    with pytest.raises(UserError, match="schedule.learning_rate=-1.0 is not right"):
-        configs.apply_pieces(config, (f"{path}:wrong",))
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("label_smoothin", "unknown recipe piece 'label_smoothin' (did you mean 'label_smoothing'?)"),
-        ("no.such.module:piece", "the module 'no.such.module' cannot be imported"),
-        ("attention_jax.recipes:emma", "has no 'emma' (did you mean 'ema'?)"),
-        ("nowhere.py:piece", "nowhere.py: there is no such file"),
-    ],
-)
-def test_unknown_piece(spec, said):
-    with pytest.raises(UserError) as raised:
-        configs.apply_pieces(small_config(), (spec,))
-    assert said in str(raised.value)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import parity
+from tests.peers.torch_gates import CBAM, EfficientChannel, GlobalContext, SelfAttention
 
 # PyTorch module name -> path in our tree.
 NAMES = (
@@ -175,81 +176,6 @@ class Bottleneck(nn.Module):
             both = torch.where(of_channels > of_places, of_channels, of_places)
             self.margin = min(self.margin, (of_channels - of_places).abs().min().item())
         return x + x * torch.sigmoid(both)
-
-
-class SelfAttention(nn.Module):
-    """x + gamma · output(softmax(QKᵀ) V), position by position."""
-
-    def __init__(
-        self,
-        channels: int,
-        reduction: int,
-        value_reduction: int,
-        project: bool = True,
-        pool: int = 1,
-        use_bias: bool = False,
-    ):
-        super().__init__()
-        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
-        self.query = nn.Conv2d(channels, channels // reduction, 1, bias=use_bias)
-        self.key = nn.Conv2d(channels, channels // reduction, 1, bias=use_bias)
-        self.value = nn.Conv2d(channels, channels // value_reduction, 1, bias=use_bias)
-        if project:
-            self.output = nn.Conv2d(channels // value_reduction, channels, 1, bias=use_bias)
-        self.gamma = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        query, key, value = self.query(x).flatten(2), self.pool(self.key(x)).flatten(2), self.pool(self.value(x)).flatten(2)
-        attended = []
-        for j in range(query.shape[2]):  # beta_{j,i} of the paper
-            beta = torch.softmax((query[:, :, j : j + 1] * key).sum(dim=1), dim=1)
-            attended.append((beta[:, None] * value).sum(dim=2))
-        y = torch.stack(attended, dim=2).unflatten(2, x.shape[2:])
-        return x + self.gamma * (self.output(y) if hasattr(self, "output") else y)
-
-
-class CBAM(nn.Module):
-    """A channel gate of mean and maximum, then a spatial gate of mean and maximum."""
-
-    def __init__(self, channels: int, reduction: int):
-        super().__init__()
-        self.reduce, self.expand = nn.Linear(channels, channels // reduction), nn.Linear(channels // reduction, channels)
-        self.relu = nn.ReLU()
-        self.spatial_conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-        self.spatial_norm = nn.BatchNorm2d(1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean, most = x.mean(dim=(2, 3)), x.amax(dim=(2, 3))
-        gate = self.expand(self.relu(self.reduce(mean))) + self.expand(self.relu(self.reduce(most)))
-        x = x * torch.sigmoid(gate)[:, :, None, None]
-        maps = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
-        return x * torch.sigmoid(self.spatial_norm(self.spatial_conv(maps)))
-
-
-class EfficientChannel(nn.Module):
-    """x · sigmoid(conv over channels of the means)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(self.conv(x.mean(dim=(2, 3))[:, None]))[:, 0, :, None, None]
-
-
-class GlobalContext(nn.Module):
-    """x + W2 relu(LN(W1 Σ_j a_j x_j))."""
-
-    def __init__(self, channels: int, reduction: int):
-        super().__init__()
-        self.mask = nn.Linear(channels, 1)
-        self.reduce, self.expand = nn.Linear(channels, channels // reduction), nn.Linear(channels // reduction, channels)
-        self.norm, self.relu = nn.LayerNorm(channels // reduction), nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        places = x.flatten(2).transpose(1, 2)
-        context = (torch.softmax(self.mask(places), dim=1) * places).sum(dim=1)
-        return x + self.expand(self.relu(self.norm(self.reduce(context))))[:, :, None, None]
 
 
 class Shift(nn.Module):

@@ -10,7 +10,6 @@ import threading
 import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 import attention_jax as aj
 from attention_jax import storage, tree
@@ -25,42 +24,13 @@ from attention_jax.tables.runner import run_table
 from attention_jax.train import remote_checkpoints, restore
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
+from tests.helpers.objects import Objects
 from tests.helpers.small import FIELDS, ROOT, small_config
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
 CONFIG = small_config()
 RUN = "objects://bucket/run"
-
-
-class Objects(MemoryFileSystem):
-    """Whole objects, as stores have them; `before_write` may refuse one, `written` has the names in order."""
-
-    protocol = "objects"
-    store, pseudo_dirs, written = {}, [""], []
-    before_write = staticmethod(lambda path: None)
-    before_read = staticmethod(lambda path: None)
-    cachable = False
-
-    def _open(self, path, mode="rb", **options):
-        if mode != "rb":
-            raise NotImplementedError(f"an object store does not open with mode {mode!r}")
-        return super()._open(path, mode, **options)
-
-    def pipe_file(self, path, value, mode="overwrite", **options):
-        type(self).before_write(path)
-        self.written.append(path.removeprefix("objects:/").lstrip("/").removeprefix("bucket/run/"))
-        with super()._open(path, "wb") as file:
-            file.write(value)
-
-    def cat_file(self, path, start=None, end=None, **options):
-        type(self).before_read(path)
-        return super().cat_file(path, start, end, **options)
-
-    def mv(self, *arguments, **options):
-        raise NotImplementedError("an object store renames nothing")
-
-    cp_file = mv
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,171 @@
+"""What of a table runs, is left, fails or is refused: decided without training."""
+
+import json
+import os
+import shutil
+import signal
+import types
+
+import numpy as np
+import pytest
+
+from attention_jax.config.config import config_to_json
+from attention_jax.errors import UserError
+from attention_jax.tables import publish, runner
+from attention_jax.tables.runner import run_table
+from attention_jax.train.loop import TrainingResult
+from tests.helpers.small_table import ROWS, call, write_table
+from tests.tables.test_tables import records
+
+# --- what decides who runs, without training ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Runs that "train" by writing what a finished run leaves; `fake.fail` and `fake.stop` are sets of (row, seed)."""
+    state = types.SimpleNamespace(trained=[], fail=set(), stop=set(), kill=set())
+
+    def build(resolved):
+        return types.SimpleNamespace(config=resolved.config)
+
+    def train(config, path, program, progress):
+        key = (path.parent.name, config.seed)
+        state.trained.append(key)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").write_text(config_to_json(config))
+        progress(2)
+        if key in state.fail:
+            raise ValueError("no luck")
+        if key in state.kill:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stopped = key in state.stop
+        step = 2 if stopped else config.total_steps
+        (path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+        correct = np.random.default_rng(config.seed).random(599) < 0.9
+        np.savez(path / "evaluation.npz", step=step, correct=correct)
+        lines = [{"step": 1, "epoch": 0.1, "train/loss": 1.0}, {"step": step, "headline": 0.9}]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        progress(step)
+        return TrainingResult(step, stopped, path)
+
+    monkeypatch.setattr(runner, "build_program", build)
+    monkeypatch.setattr(runner, "train_model", train)
+    monkeypatch.setattr(publish, "_png", lambda figure: b"")  # most of the time that these tests would take
+    return state
+
+
+def test_seeds_of_a_row_come_one_after_another_and_are_not_repeated(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    assert fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    code, text = call(file, workdir=tmp_path / "w", seeds=3, rows=["a"])
+    assert code == 0 and fake.trained[4:] == [("a", 2)]
+    page = (tmp_path / "w" / f"{file.stem}.md").read_text()
+    assert "(2 of 3 seeds)" in page and "--rows=a --seeds=3" in page and "seeds 0 to 2" in page
+
+
+def test_one_failing_seed_leaves_the_others(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    fake.fail = {("a", 0)}
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == 1 and fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert "a, seed 0: ValueError: no luck" in text and "(1 of 2 seeds)" in text
+    assert "Rows of a single seed" in text
+    assert records(tmp_path / "w" / f"{file.stem}.csv")["a"]["status"] == "partial"
+
+
+def test_a_row_whose_network_cannot_be_built_fails_alone(fake, tmp_path):
+    file = write_table(tmp_path, '{"label": "a", "overrides": {"model.name": "resnet2O"}}, {"label": "b"}')
+    assert call(file, workdir=tmp_path / "w", dry_run=True)[0] == 1
+    assert call(file, workdir=tmp_path / "w", dry_run=True, rows=["b"])[0] == 0
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == 1 and fake.trained == [("b", 0), ("b", 1)]
+    assert "a, seed 0: unknown model 'resnet2O'" in text
+    _, text = call(file, workdir=tmp_path / "w", dry_run=True)
+    assert "would fail (unknown model 'resnet2O'" in text
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])  # during a run, which the loop reports, and behind its back
+def test_a_signal_ends_the_table_with_0_or_the_code_that_a_launcher_wants(fake, tmp_path, how, monkeypatch):
+    file = write_table(tmp_path, ROWS)
+    setattr(fake, how, {("a", 1)})
+    if how == "stop":
+        monkeypatch.setenv("AJ_STOPPED_CODE", "75")
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == (75 if how == "stop" else 0) and fake.trained == [("a", 0), ("a", 1)]
+    assert "the same command goes on" in text and "not run" in text
+    setattr(fake, how, set())
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    assert fake.trained[2:] == ([("a", 1)] if how == "stop" else []) + [("b", 0), ("b", 1)]
+
+
+def test_a_run_is_done_when_its_checkpoint_and_its_evaluation_are_there(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    call(file, workdir=tmp_path / "w")
+    evaluation = tmp_path / "w/b/1/evaluation.npz"
+    evaluation.write_bytes(evaluation.read_bytes()[:100])
+    shutil.rmtree(tmp_path / "w/a/1/checkpoints")
+    earlier = dict(np.load(tmp_path / "w/a/0/evaluation.npz"))
+    np.savez(tmp_path / "w/a/0/evaluation.npz", **{**earlier, "step": 2})
+    fake.trained.clear()
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    assert fake.trained == [("a", 0), ("a", 1), ("b", 1)]
+
+
+def test_another_config_is_refused_with_the_difference(fake, tmp_path):
+    call(write_table(tmp_path, ROWS), workdir=tmp_path / "w")
+    changed = write_table(tmp_path, '{"label": "a"}, {"label": "b", "overrides": {"loss.label_smoothing": 0.2}}')
+    with pytest.raises(UserError, match=r"row 'b', seed 0: .*loss.label_smoothing: saved 0.0, given 0.2"):
+        run_table(changed, workdir=tmp_path / "w")
+    assert call(changed, workdir=tmp_path / "w", rows=["a"])[0] == 0  # the row itself is not asked for, and not shown
+    assert records(tmp_path / "w" / f"{changed.stem}.csv")["b"]["status"] == "not run"
+    assert "belongs to another config" in call(changed, workdir=tmp_path / "w", dry_run=True)[1]
+
+
+def test_dry_run_shows_all_and_runs_nothing(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    call(file, workdir=tmp_path / "w", rows=["a"], seeds=1)
+    fake.trained.clear()
+    before = sorted(tmp_path.rglob("*"))
+    code, text = call(file, workdir=tmp_path / "w", rows=["a"], dry_run=True)
+    assert (code, fake.trained, sorted(tmp_path.rglob("*"))) == (0, [], before)
+    assert f"seed 0: done: {tmp_path / 'w/a/0'}" in text
+    assert f"seed 1: would run: {tmp_path / 'w/a/1'}" in text
+    assert f"seed 1: not selected: {tmp_path / 'w/b/1'}" in text
+    assert "b: 4 steps of 32 examples" in text and "ema.decay=0.9999" in text
+
+
+def test_computed_rows_stand_above_trained_ones(fake, tmp_path):
+    rows = [{"label": "numpy", "function": "numpy:array_api"}]  # replaced below by a function of the file's own
+    file = write_table(tmp_path, ROWS, computed=rows, pictures={"both": "numpy:hypot"})
+    own = "_computed = lambda: {'size': 3}\n_seen = []\n_draw = lambda measured: _seen.append(list(measured))\n"
+    text = file.read_text().replace("'numpy:array_api'", "_computed").replace("'numpy:hypot'", "_draw")
+    file.write_text(own + text)
+    code, text = call(file, workdir=tmp_path / "w")
+    assert code == 0 and fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert "1 of 1 rows to compute; 2 of 2 rows x 2 seeds = 4 runs" in text and "numpy: computed in" in text
+    page = (tmp_path / "w" / f"{file.stem}.md").read_text()
+    assert 0 < page.index("| numpy | 3 |") < page.index("| a |") < page.index("Accuracy: mean")
+    found = records(tmp_path / "w" / f"{file.stem}.csv")
+    assert [(row, record["status"]) for row, record in found.items()] == [("numpy", "computed"), ("a", "done"), ("b", "done")]
+    assert found["numpy"]["size"] == "3" and found["a"]["size"] == "" and float(found["a"]["accuracy"]) > 0.8
+    dry = call(file, workdir=tmp_path / "w", rows=["a"], dry_run=True)[1]
+    assert "numpy: not selected" in dry and "seed 0: done" in dry
+
+
+def test_default_workdirs(fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write_table(tmp_path, ROWS)
+    assert call(file.name, output=tmp_path / "results", rows=["a"])[0] == 0
+    assert (tmp_path / "runs" / file.stem / "a/0").is_dir()
+    assert (tmp_path / "results" / f"{file.stem}.csv").exists() and not (
+        tmp_path / "runs" / file.stem / f"{file.stem}.csv"
+    ).exists()
+    assert f"`./launch.sh table {file.name} --rows=a`" in (tmp_path / "results" / f"{file.stem}.md").read_text()
+    assert f"runs/{file.stem}-other/a/0" in call(file.name, scale="other", dry_run=True)[1]
+
+
+def test_a_workdir_that_is_a_file(fake, tmp_path):
+    (tmp_path / "w").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        run_table(write_table(tmp_path, ROWS), workdir=tmp_path / "w")
