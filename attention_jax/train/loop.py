@@ -63,19 +63,18 @@ def catch_stop_signal() -> Iterator[threading.Event]:
     A SIGHUP that is ignored at the start, as nohup does it, stays ignored.
     """
     stop = threading.Event()
-    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, *hang_up)
 
     def receive(number: int, frame: Any) -> None:
         stop.set()
         for again in numbers:
             signal.signal(again, signal.SIG_DFL)
 
-    numbers = tuple(number for number in numbers if signal.getsignal(number) != signal.SIG_IGN)
     if threading.current_thread() is not threading.main_thread():
         numbers = ()
     elif jax.process_count() > 1:  # JAX's own preemption service catches SIGTERM and brings all processes to one step
-        numbers = tuple(number for number in numbers if number == signal.SIGHUP)
-        receive = _send_sigterm
+        numbers, receive = hang_up, _send_sigterm
     before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield stop

@@ -21,7 +21,7 @@ from attention_jax.kernels.switch import use_kernels
 from attention_jax.nn.multihead import attend_rows
 from attention_jax.search import SearchOptions
 from attention_jax.tasks.translator import TranslationOptions, translate_tokens
-from tests.helpers.blocks import close, drawn, numbers
+from tests.helpers.blocks import close, drawn, numbers, quick
 
 SCALE = 0.7
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the kernels are built by a C++ compiler: c++")
@@ -157,14 +157,14 @@ def test_a_search_finds_the_same_with_them(beam: int, translation: tuple) -> Non
 
     traced = text(translate(), variables, source)
     assert "aj_product" in traced and "aj_attend" in traced
-    tokens, scores = jax.jit(translate())(variables, source)
+    tokens, scores = quick(translate())(variables, source)
     assert len(np.unique(tokens)) > 15 and (tokens[:, 0, 20] > 0).any()
-    np.testing.assert_array_equal(jax.jit(translate())(variables, source[:1])[0], tokens[:1])
+    np.testing.assert_array_equal(quick(translate())(variables, source[:1])[0], tokens[:1])
 
     with use_kernels("xla"):
         traced = text(translate(), variables, source)
         assert "aj_product" not in traced and "aj_attend" not in traced
-        without = jax.jit(translate())(variables, source)
+        without = quick(translate())(variables, source)
     np.testing.assert_array_equal(without[0], tokens)
     close(without[1], scores, 1e-4)
 

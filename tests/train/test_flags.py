@@ -29,7 +29,8 @@ def test_wide_types_and_strict_promotion(task, tmp_path):
         config, inputs = small_config(**lengths, mix__mixup_alpha=0.2), np.zeros((2, 8, 8, 1), np.uint8)
     else:
         lengths = {"total_steps": 2, "evaluation__every_steps": 2, "checkpoint__every_steps": 2, "schedule__warmup_steps": 1}
-        config = small_text.small_config(small_text.write_pairs(tmp_path), **lengths, logging__every_steps=1)
+        lengths |= {"logging__every_steps": 1, "evaluation__translate": False, "evaluation__headline": "token_accuracy"}
+        config = small_text.small_config(small_text.write_pairs(tmp_path), **lengths)
         inputs = ["a b c"]
     train_model(config, tmp_path / "without")
     with strict():
