@@ -58,7 +58,7 @@ def test_operation(name, photo):
 @pytest.mark.parametrize("name", ["rotate", "shear_y", "translate_x_rel", "color", "sharpness", "solarize_add", "equalize"])
 def test_results_of_both_transforms(name):
     """One operation in two layers of probability 1/2: the same handful of images comes out of both."""
-    image, fill = PHOTOS["china"], convert_mean_to_fill(MEAN)
+    image, fill = PHOTOS["strong"], convert_mean_to_fill(MEAN)
     ours = make_randaugment(2, 9, "timm", names=[name], fill=fill, resample="bicubic")
     hparams = dict(img_mean=fill, interpolation=Image.BICUBIC)
     theirs = auto_augment.RandAugment(auto_augment.rand_augment_ops(9, hparams=hparams, transforms=[NAMES[name]]), num_layers=2)
