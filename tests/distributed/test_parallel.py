@@ -114,6 +114,7 @@ def test_table_on_two_processes(tmp_path):
     assert done.stdout.count(f"ls {tmp_path}") == 1 and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_brings_two_processes_to_one_step(tmp_path):
     workdir = tmp_path / "run"
     command = local("train", *as_options(total_steps=4000), f"--workdir={workdir}")

@@ -185,6 +185,7 @@ def _train(program: Program, state: Any, steps: int = 2) -> Any:
     return jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_an_nnx_gate_trains_as_its_linen_twin(twins: Path) -> None:
     """The same variables under the same names, and after two steps the same numbers."""
     one = dict(model__stage_sizes=(1,), model__widths=(4,), model__gate_stages=(1,), ema__decay=0.0)

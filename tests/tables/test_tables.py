@@ -119,6 +119,7 @@ def test_rows_that_are_not_chosen_say_not_run(story):
         assert int(last[label].split("|")[4].replace(",", "")) > 1000
 
 
+@pytest.mark.slow
 def test_a_crash_is_recorded_and_the_others_go_on(story):
     assert story.codes[1] == 1
     assert "failed: RuntimeError: the disk was unplugged" in story.pages[1]
@@ -129,6 +130,7 @@ def test_a_crash_is_recorded_and_the_others_go_on(story):
     assert any("BAM" in line and " ± " in line for line in story.pages[1].splitlines())
 
 
+@pytest.mark.slow
 def test_the_rerun_tries_again_what_failed_and_nothing_else(story):
     assert story.codes[2] == 0
     assert "failed" not in story.pages[2] and not (story.work / "disk/0/failure.txt").exists()
@@ -137,6 +139,7 @@ def test_the_rerun_tries_again_what_failed_and_nothing_else(story):
     assert {Path(path).parent.parent.name for path in changed} == {"disk"}
 
 
+@pytest.mark.slow
 def test_a_finished_table_trains_nothing(story):
     assert story.codes[3] == 0
     assert "6 of them done; 0 steps to go" in story.texts[3]
@@ -144,6 +147,7 @@ def test_a_finished_table_trains_nothing(story):
     assert story.pages[3] == story.pages[2]
 
 
+@pytest.mark.slow
 def test_runs_are_ordinary_runs(story):
     seeds = [json.loads((story.work / f"plain/{seed}/config.json").read_text())["seed"] for seed in (0, 1)]
     assert seeds == [0, 1]
@@ -155,6 +159,7 @@ def test_runs_are_ordinary_runs(story):
     assert run.step == 4 and run.weights == "ema"
 
 
+@pytest.mark.slow
 def test_csv_holds_the_numbers_in_full(story):
     rows = records(story.work / "small.csv")
     assert list(rows) == ["plain", "disk", "+ BAM"]
@@ -175,6 +180,7 @@ def test_csv_holds_the_numbers_in_full(story):
     assert rows["plain"]["published top-1 %"] == "91.25"
 
 
+@pytest.mark.slow
 def test_markdown_says_how_it_was_made(story):
     page = story.pages[-1]
     assert page.startswith("# A small table\n\nAfter nobody.\n")
@@ -187,6 +193,7 @@ def test_markdown_says_how_it_was_made(story):
     assert len(columns) == 1
 
 
+@pytest.mark.slow
 def test_measures_become_columns(story):
     from attention_jax.load import load_run
     from attention_jax.tables.measures import measure_errors, read_measure
@@ -207,6 +214,7 @@ def test_measures_become_columns(story):
     assert "| 4.5 ± 0.71 |" in story.pages[-1] and "bias" not in story.pages[-1]
 
 
+@pytest.mark.slow
 def test_the_papers_network_is_counted_beside_the_trained_one(story):
     page, rows = story.pages[0], records(story.work / "small.csv")
     assert "| params, paper's | MACs, paper's | params | MACs |" in page
@@ -234,6 +242,7 @@ def test_a_measure_is_taken_again_when_its_file_is_missing_or_it_failed(story):
     assert timing == story.timing[-1]  # nothing was trained for it
 
 
+@pytest.mark.slow
 def test_files_and_next_commands(story):
     names = {path.name for path in story.work.iterdir() if path.is_file()}
     pictures = {"small.png", "small_curves.png", "small_attention.png", "small_own.png"}

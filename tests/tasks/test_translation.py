@@ -83,6 +83,7 @@ def test_a_run_learns_and_says_how_well(workdir):
     assert "tok:none" in last["eval_ema/bleu_tokenised_signature"] and "version:" in last["eval_ema/chrf_signature"]
 
 
+@pytest.mark.slow
 def test_the_outputs_are_in_the_order_of_the_data(workdir, run, folder):
     """What evaluation keeps of pair i belongs to line i, whatever bucket it was in."""
     with np.load(workdir / "evaluation.npz") as saved:
@@ -221,6 +222,7 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, folder, tmp_pat
     assert (alone / "metrics.jsonl").read_bytes() == (killed / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_other_data_of_the_same_name_are_refused(folder, tmp_path, workdir, config):
     """The tokenizer would be another one, and the numbers of the checkpoint would mean other words."""
     other = write_pairs(tmp_path)
@@ -249,6 +251,7 @@ def test_mistakes_are_said(folder, changes, said):
         begin()
 
 
+@pytest.mark.slow
 def test_the_mean_of_checkpoints(workdir):
     steps = restore.list_steps(workdir)[-2:]
     each = [aj.load_run(workdir / "checkpoints" / str(step), "params").variables["params"] for step in steps]
@@ -344,6 +347,7 @@ def test_an_adopted_tokenizer_reads_the_data_anew(folder, config):
     assert after.side(0, 0).tolist() != before.side(0, 0).tolist()
 
 
+@pytest.mark.slow
 def test_measures_of_tokenised_text(program, run):
     assert measure_bleu(program, run)["tokenised BLEU"] == log(run.path.parent.parent)[-1]["eval_ema/bleu_tokenised"]
     found = lengths.measure_by_length(program, run, number=2)

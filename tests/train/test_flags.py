@@ -22,6 +22,7 @@ def strict():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "translation"])
 def test_wide_types_and_strict_promotion(task, tmp_path):
     if task == "classification":
