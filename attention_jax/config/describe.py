@@ -38,18 +38,18 @@ def _default(name: str, field: Field) -> str:
     return f"{spelled}{field.default!r}"
 
 
-def _rows(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """(name, default, accepted values, meaning)."""
+def _rows(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """(name, default, unit, accepted values, meaning)."""
     for name, field in list_fields(fields).items():
         given = " / ".join(field.names(name)) if field.spelled_in else name
-        yield given, _default(name, field), field.accepts, field.meaning
+        yield given, _default(name, field), field.unit or "–", field.accepts, field.meaning
 
 
 def describe_fields() -> str:
     """Returns the fields of all tasks, a line each, for the help of a command."""
     tables = {"all tasks": COMMON, **OF_TASK}
     return "\n\n".join(
-        f"fields of {task}:\n" + "\n".join(f"  {name}: {meaning}; {accepts}" for name, _, accepts, meaning in _rows(fields))
+        f"fields of {task}:\n" + "\n".join(f"  {name}: {meaning}; {accepts}" for name, *_, accepts, meaning in _rows(fields))
         for task, fields in tables.items()
     )
 
@@ -70,8 +70,8 @@ def render_fields_page() -> str:
         "and the first lines of a run say so.",
     ]
     for task, own in OF_TASK.items():
-        text += ["", f"## {task.capitalize()}", "", "| Field | Default | Accepts | Meaning |", "|---|---|---|---|"]
+        text += ["", f"## {task.capitalize()}", "", "| Field | Default | Unit | Accepts | Meaning |", "|---|---|---|---|---|"]
         for row in _rows(merge_fields(own)):
             cells = [cell.replace("|", "\\|") for cell in row]
-            text.append(f"| `{cells[0]}` | {cells[1]} | {cells[2]} | {cells[3]} |")
+            text.append(f"| `{cells[0]}` | {' | '.join(cells[1:])} |")
     return "\n".join(text) + "\n"

@@ -14,6 +14,8 @@ from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
 from attention_jax.config.plugins import load_object
 
 VERSION = 4
+OPTIMIZERS = ("sgd", "rmsprop", "adamw")
+SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 
 
 def _numbers(low: float, high: float = math.inf) -> Callable[[Any], bool]:
@@ -86,9 +88,7 @@ COMMON: dict[str, Any] = {
         "threads": Field.integer(2, "threads", "that make batches ahead of the step"),
     },
     "optimizer": {
-        "name": Field.named(
-            "sgd", "each reads the fields below that name it; one of your own reads args", "sgd", "rmsprop", "adamw"
-        ),
+        "name": Field.named("sgd", "each reads the fields below that name it; one of your own reads args", *OPTIMIZERS),
         "args": Field.open("keyword arguments of an optimizer of your own or of optax"),
         "momentum": Field.share(0.9, "of sgd, rmsprop: share of the old velocity kept"),
         "nesterov": Field.flag(False, "of sgd"),
@@ -118,7 +118,7 @@ COMMON: dict[str, Any] = {
         ),
     },
     "schedule": {
-        "name": Field.named("cosine", "of the learning rate after the warm-up", "constant", "step", "cosine", "linear", "noam"),
+        "name": Field.named("cosine", "of the learning rate after the warm-up", *SCHEDULES),
         "args": Field.open("keyword arguments of a schedule of your own or of optax"),
         "learning_rate": Field.not_negative(
             REQUIRED, "a rate", "peak, for the global batch; of noam the factor before its formula"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from attention_jax.config.accepted import Field
+from attention_jax.config.fields import OPTIMIZERS, SCHEDULES
 from attention_jax.errors import UserError
 
 Flat = Mapping[str, Any]  # dotted name -> value
@@ -31,10 +32,9 @@ def _on(selector: str) -> Reader:
     return Reader(f"{selector} above 0", lambda flat: flat.get(selector))
 
 
-_OPTIMIZERS, _SCHEDULES = ("sgd", "rmsprop", "adamw"), ("constant", "step", "cosine", "linear", "noam")
 _MIXES = ("mix.mixup_alpha", "mix.cutmix_alpha")
 READERS = {
-    "optimizer.args": _other("optimizer.name", *_OPTIMIZERS),
+    "optimizer.args": _other("optimizer.name", *OPTIMIZERS),
     "optimizer.momentum": _where("optimizer.name", "sgd", "rmsprop"),
     "optimizer.nesterov": _where("optimizer.name", "sgd"),
     "optimizer.rate_in_velocity": _where("optimizer.name", "sgd"),
@@ -43,7 +43,7 @@ READERS = {
     "optimizer.b2": _where("optimizer.name", "adamw", "rmsprop"),
     "optimizer.eps": _where("optimizer.name", "adamw", "rmsprop"),
     "optimizer.decay": _where("optimizer.name", "sgd", "rmsprop"),
-    "schedule.args": _other("schedule.name", *_SCHEDULES),
+    "schedule.args": _other("schedule.name", *SCHEDULES),
     "schedule.warmup_start": _other("schedule.name", "noam"),
     "schedule.final_share": _where("schedule.name", "cosine", "linear"),
     "schedule.boundaries": _where("schedule.name", "step"),

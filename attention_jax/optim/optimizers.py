@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from attention_jax import tree
+from attention_jax.config.fields import OPTIMIZERS
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 
 # What TensorFlow and PyTorch mean by RMSProp: (first value of the second moment, eps inside the root, rate in the velocity).
 RMSPROP = {"tensorflow": (1.0, True, True), "keras": (0.0, True, True), "torch": (0.0, False, False)}
-
-
-OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 
 
 def make_decay_mask(rules: tree.Rules) -> Callable[[Any], Any]:

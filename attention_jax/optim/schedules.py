@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from attention_jax.config.fields import SCHEDULES
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 
-SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 # What a schedule of optax or the user's own may call the peak rate and the steps that it lasts.
 _PEAK, _STEPS = ("learning_rate", "peak_value", "init_value", "value"), ("total_steps", "decay_steps", "transition_steps")
 

@@ -39,7 +39,7 @@ def network(config):
 
 
 def uncounted(monkeypatch) -> None:
-    """A table's networks, of which one is trained, are not traced to be counted: seconds, and of no interest here."""
+    """The networks of a table's other rows are not traced to be counted, which takes seconds and is not looked at here."""
     monkeypatch.setattr(results, "_count", lambda network, shape: None)
     monkeypatch.setattr(results, "summary", lambda model, inputs: Summary(0, 0, {}))
 
