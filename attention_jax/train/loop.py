@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.workdir import EVALUATION, Workdir, lock_workdir
 
+_OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # those whose evaluation another seed of the row has opened
 _LAST = ("grad_norm", "learning_rate")  # not sums: the log has the interval's last value
 
 
@@ -167,12 +169,13 @@ class _Run:
 
     def open_evaluation(self) -> None:
         """Reads a batch of evaluation and lowers its program before the first step, so that what must fail fails now."""
-        if self.step:
+        if self.step or self.program in _OPENED:
             return
         config, mesh = self.config, self.program.mesh
         loader = self.task.loader(config, config.data.eval_split, find_batch_share(mesh), training=False)
         with contextlib.closing(prefetch_batches(itertools.islice(loader.evaluation(), 1), mesh)) as batches:
             self.program.outputs.lower(self.state.variables(self.program.weights[-1]), next(batches))
+        _OPENED.add(self.program)
 
     def train(self, progress: Callable[[int], None]) -> None:
         """Takes all remaining steps, or those until a signal arrives."""

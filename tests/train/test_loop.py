@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import attention_jax as aj
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
-from attention_jax.train import restore
+from attention_jax.train import loop, restore
 from attention_jax.train.loop import replace_seed, train_model
 from attention_jax.train.program import build_program
 from attention_jax.train.workdir import EVALUATION, lock_workdir
@@ -189,3 +190,14 @@ def test_what_evaluation_lacks_is_said_before_the_first_step_and_the_corrected_c
     with pytest.raises(UserError, match=r"belongs to another config"):  # now something is saved
         train_model(late, tmp_path)
     assert (tmp_path / "config.json").read_bytes() == saved and len(steps) == 4
+
+
+def test_seeds_of_a_row_open_their_evaluation_once(program, tmp_path, monkeypatch):
+    calls, evaluation = [], Loader.evaluation
+    monkeypatch.setattr(loop, "_OPENED", weakref.WeakSet())
+    monkeypatch.setattr(Loader, "evaluation", lambda self: calls.append(1) or evaluation(self))
+    for seed in (0, 1):
+        train_model(replace_seed(CONFIG, seed), tmp_path / str(seed), program)
+        calls.append(0)
+    first = calls.index(0)
+    assert calls[first + 1 :] == calls[1 : first + 1]  # one less: that before the first step
