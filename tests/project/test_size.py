@@ -4,15 +4,12 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = sorted(
-    [
-        *(path for path in (ROOT / "attention_jax").rglob("*") if path.suffix in (".py", ".cc")),
-        *(ROOT / "experiments" / "studies").glob("*.py"),
-    ]
-)
+LIBRARY = [path for path in (ROOT / "attention_jax").rglob("*") if path.suffix in (".py", ".cc")]
+STUDIES = [*(ROOT / "experiments" / "studies").glob("*.py")]
 FOLDERS = ("attention_jax", "configs", "experiments", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cc"))
-LINES_OF_LIBRARY = 19_000
+LINES_OF_LIBRARY = 19_000  # of what the wheel has
+LINES_OF_STUDIES = 1_500
 LINES_OF_FILE = 400
 LINES_OF_FUNCTION = 80
 
@@ -23,6 +20,7 @@ def lines(path: Path) -> int:
 
 def test_the_library_is_small():
     assert sum(map(lines, LIBRARY)) < LINES_OF_LIBRARY
+    assert sum(map(lines, STUDIES)) < LINES_OF_STUDIES
 
 
 def test_no_file_is_long():
