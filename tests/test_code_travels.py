@@ -148,6 +148,22 @@ def test_a_change_is_refused_with_the_difference(made, tmp_path, capsys):
     assert "has no copy of its code: leave this option out" in capsys.readouterr().err
 
 
+def test_a_saved_config_goes_on_with_the_saved_code(made, elsewhere, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "4")
+    command = ["train", f"--config={run / 'config.json'}", f"--workdir={run}"]
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
+        assert cli.main(command) == 2
+    assert "my_layers.py" in (error := capsys.readouterr().err) and "give --trust-code" in error
+    assert cli.main(command) == 0
+    assert same_state(run, made / "run")
+    assert restore.read_newest(run)[1]["assets"] == restore.read_newest(made / "run")[1]["assets"]
+    (tmp_path / "bad.json").write_text("[1]")
+    assert cli.main(["config", str(tmp_path / "bad.json")]) == 2
+    assert "bad.json is no saved config" in capsys.readouterr().err
+
+
 # What a config names is not run
 
 

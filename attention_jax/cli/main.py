@@ -148,10 +148,17 @@ def _apply_overrides(config: Any, overrides: Overrides) -> Any:
     return override(config, values)
 
 
-def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, overrides: Overrides) -> int:
+def _load_config(spec: str, trust_code: bool = False) -> Any:
+    """The config of a file of Python, or of a run's config.json."""
+    from attention_jax.config.code import load_saved_config
     from attention_jax.config.config import load_config
+    from attention_jax.models.registry import list_origins
 
-    loaded = _apply_overrides(load_config(config), overrides)
+    return load_saved_config(spec, list_origins(), trust_code) if spec.endswith(".json") else load_config(spec)
+
+
+def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, overrides: Overrides) -> int:
+    loaded = _apply_overrides(_load_config(config, trust_code), overrides)
     _start(loaded.task)
     from attention_jax.distributed.mesh import is_main_process
     from attention_jax.models.registry import check_model
@@ -219,7 +226,6 @@ def _table(file: str, rows: str | None, **options: Any) -> int:
 
 def _config(file: str | None, check: bool, fields: bool, overrides: Overrides) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from attention_jax.config.config import load_config
     from attention_jax.models.registry import check_model
     from attention_jax.tasks import get_task
 
@@ -228,7 +234,7 @@ def _config(file: str | None, check: bool, fields: bool, overrides: Overrides) -
         return 0
     if not file:
         raise UserError("config: give a config file, or --fields.")
-    config = _apply_overrides(load_config(file), overrides)
+    config = _apply_overrides(_load_config(file), overrides)
     get_task(config.task)
     check_model(config.model.to_dict())
     if not check:
@@ -272,7 +278,6 @@ def _summary(model: str, image_size: int, channels: int, length: int, depth: int
 
 def _preflight(file: str | None, rows: str | None, output: str | None, overrides: Overrides, **step: Any) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
-    from attention_jax.config.config import load_config
     from attention_jax.preflight.report import print_report
     from attention_jax.preflight.table import run_preflight_table
 
@@ -282,7 +287,7 @@ def _preflight(file: str | None, rows: str | None, output: str | None, overrides
         return run_preflight_table(file, rows.split(",") if rows else ["*"], output)
     if not (step["config"] and step["topology"]):
         raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
-    return print_report(_apply_overrides(load_config(step["config"]), overrides), step["topology"], step["as_json"])
+    return print_report(_apply_overrides(_load_config(step["config"]), overrides), step["topology"], step["as_json"])
 
 
 def _prepare(name: str, data_dir: str, manual_dir: str | None) -> int:

@@ -14,37 +14,42 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from attention_jax.config import plugins, trust
-from attention_jax.config.config import flatten_config
+from attention_jax.config.config import complete_config, config_from_json, flatten_config
 from attention_jax.config.plugins import Neighbours, SavedCode, read_source, split_name
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, one_sentence
 
 log = logging.getLogger(__name__)
 CODE = "code.json"  # in a workdir, and among a checkpoint's assets
 # Fields that may name code; any other that names a file, as one of a network's own does, counts too.
 _NAMED = ("task", "model.name", "model.gate", "data.source", "optimizer.name", "schedule.name")
 _FILE = re.compile(r".+\.py:\w+")
+_BY_TEXT = ("import_module", "__import__")  # functions that import what a text says
 Models = Mapping[str, str | None]  # the name of a network -> the user's file that registers it, None for a built-in one
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCode:
-    """The code of the user's that a run needs: files, folder by folder, and {dotted name: package} of installed ones."""
+    """The code of the user's that a run needs: files, folder by folder, and {dotted name: package} of installed ones.
+
+    `others` are files that made the run and that it does not need: its table's. They are kept, never run, never compared.
+    """
 
     folders: tuple[SavedCode, ...] = ()
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    others: tuple[SavedCode, ...] = ()
 
     def to_assets(self) -> dict[str, bytes]:
         """Returns {"code.json": content}, or nothing for a run of built-in names."""
-        folders = [{"names": folder.names, "files": folder.files} for folder in self.folders]
-        content = json.dumps({"folders": folders, "packages": self.packages}, indent=1, sort_keys=True).encode()
-        return {CODE: content} if self.folders or self.packages else {}
+        parts = {name: [{"names": f.names, "files": f.files} for f in getattr(self, name)] for name in ("folders", "others")}
+        content = json.dumps({**parts, "packages": self.packages}, indent=1, sort_keys=True).encode()
+        return {CODE: content} if self.folders or self.packages or self.others else {}
 
     def find(self, spec: str) -> tuple[SavedCode, str, str] | None:
         """Returns (folder, text of the file, name in it) of what a config names, if a file of the user's has it."""
@@ -64,11 +69,14 @@ class RunCode:
 def read_code(content: bytes | None) -> RunCode:
     """Returns the code of a saved `code.json`, none for None. Raises UserError for another content."""
     try:
-        plain = json.loads(content or b'{"folders": [], "packages": {}}')
-        folders = tuple(SavedCode(dict(folder["names"]), dict(folder["files"])) for folder in plain["folders"])
+        plain = {"others": [], **json.loads(content or b'{"folders": [], "packages": {}}')}
+        folders, others = (
+            tuple(SavedCode(dict(folder["names"]), dict(folder["files"])) for folder in plain[part])
+            for part in ("folders", "others")
+        )
         if any(path not in folder.files for folder in folders for path in folder.names.values()):
             raise ValueError("a file is missing")
-        return RunCode(folders, dict(plain["packages"]))
+        return RunCode(folders, dict(plain["packages"]), others)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{CODE} is not what was saved with the run ({error}): open another checkpoint.") from error
 
@@ -80,35 +88,52 @@ def _list_names(config: ConfigDict) -> Iterator[tuple[str, str]]:
             yield field, value
 
 
-def collect_code(config: ConfigDict, models: Models) -> RunCode:
-    """Returns the user's code that a config names, as this process has loaded it. Raises UserError for a missing file."""
-    names: dict[Path, dict[str, str]] = {}  # of each folder
-    files: dict[Path, dict[str, Path]] = {}
-    saved, packages = {}, {}
+def collect_code(config: ConfigDict, models: Models, others: Iterable[str | Path] = ()) -> RunCode:
+    """Returns the user's code that a config names, as this process has loaded it. Raises UserError for a missing file.
+
+    Args:
+        others: more files, `file.py:Name` and dotted names, whose copies are kept.
+    """
+    found: dict[Path, tuple[dict[str, str], dict[str, Path]]] = {}
+    saved, packages = dict[str, SavedCode](), dict[str, str]()
     for field, spec in _list_names(config):
         where, _ = split_name(spec)
         registers = models.get(spec) if field == "model.name" else None
         if code := plugins.get_saved_code(spec):
             saved[code.name] = code
-            continue
-        if registers or where.endswith(".py"):
+        elif registers or where.endswith(".py"):
             path = Path(registers or where).expanduser().resolve()
             if not path.is_file():
                 raise UserError(f"{field}={spec!r}: there is no file {path}.")
-            found = {f"{path.stem.replace('.', '_')}.py": path}
+            _add_found(found, spec if registers else where, {f"{path.stem.replace('.', '_')}.py": path})
         elif not where or (field == "model.name" and spec in models):
             continue
-        elif not (found := _find_module(where, None)):
+        elif not _add_found(found, where, _find_module(where, None)):
             packages[spec] = _name_package(where)
-            continue
-        *_, name = found
-        folder = found[name].parents[name.count("/")]
-        names.setdefault(folder, {})[spec if registers else where] = name
-        _add_files(files.setdefault(folder, {}), found)
-    for folder, found in files.items():
-        _follow_imports(found, plugins.get_neighbours(folder))
-        saved[str(folder)] = SavedCode(names[folder], {name: read_source(path) for name, path in sorted(found.items())})
-    return RunCode(tuple(sorted(saved.values(), key=lambda code: sorted(code.names))), packages)
+    folders = [*saved.values(), *_save_folders(found)]
+    found = {}
+    for name in map(str, others):
+        path = Path(name if name.endswith(".py") else split_name(name)[0]).expanduser().resolve()
+        is_file = path.suffix == ".py" and path.is_file()
+        _add_found(found, name, {path.name: path} if is_file else _find_module(split_name(name)[0], None))
+    return RunCode(tuple(sorted(folders, key=lambda code: sorted(code.names))), packages, tuple(_save_folders(found)))
+
+
+def _add_found(all_found: dict[Path, tuple[dict[str, str], dict[str, Path]]], name: str, found: Mapping[str, Path]) -> bool:
+    """Adds the files of what is called `name` to those of their folder; False if there are none."""
+    if found:
+        *_, last = found
+        names, files = all_found.setdefault(found[last].parents[last.count("/")], ({}, {}))
+        names[name] = last
+        _add_files(files, found)
+    return bool(found)
+
+
+def _save_folders(found: Mapping[Path, tuple[dict[str, str], dict[str, Path]]]) -> Iterator[SavedCode]:
+    """The texts of files, and of the user's that they import, folder by folder."""
+    for folder, (names, files) in found.items():
+        _follow_imports(files, plugins.get_neighbours(folder))
+        yield SavedCode(names, {name: read_source(path) for name, path in sorted(files.items())})
 
 
 def _add_files(files: dict[str, Path], found: Mapping[str, Path]) -> list[str]:
@@ -139,12 +164,19 @@ def _list_imports(text: str, name: str) -> Iterator[str]:
         return
     package = name.split("/")[:-1]
     for node in nodes:
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in _BY_TEXT:
+            _warn_of_import(name, node.lineno)
+        elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) + 1 - node.level] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
             yield from (f"{base}.{alias.name}".strip(".") for alias in node.names)
+
+
+@functools.cache  # seeds and rows have the same files
+def _warn_of_import(name: str, line: int) -> None:
+    log.warning("%s imports by a text in line %d: what it imports there is not kept with the run; use `import`.", name, line)
 
 
 def _find_module(dotted: str, neighbours: Neighbours | None) -> dict[str, Path]:
@@ -171,6 +203,13 @@ def _find_module(dotted: str, neighbours: Neighbours | None) -> dict[str, Path]:
 def _name_package(dotted: str) -> str:
     names = importlib.metadata.packages_distributions().get(dotted.partition(".")[0], [])
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted({*names})) or "no package"
+
+
+def warn_of_packages(code: RunCode) -> None:
+    """Warns of packages that a run took something from and that have another version now."""
+    for spec, was in code.packages.items():
+        if (now := _name_package(split_name(spec)[0])) != was:
+            log.warning("%s came from %s when the run began; now it is %s.", spec, was, now)
 
 
 def compare_code(saved: RunCode, given: RunCode) -> str:
@@ -220,12 +259,13 @@ def record_code(config: ConfigDict, code: RunCode, write: bool) -> None:
 
 def bind_code(config: ConfigDict, code: RunCode, models: Models, trust_code: bool) -> tuple[ConfigDict, list[str]]:
     """Returns a saved config whose names lead to the run's own code, and what is not trusted, for which nothing is imported."""
+    warn_of_packages(code)
     config, untrusted = config.copy_and_resolve_references(), list[str]()
     for field, spec in _list_names(config):
         where, _ = split_name(spec)
         found = code.find(spec)
-        if not found and (not where or (field == "model.name" and spec in models)):
-            continue  # a built-in name
+        if plugins.get_saved_code(spec) or (not found and (not where or (field == "model.name" and spec in models))):
+            continue  # a built-in name, or one that leads there already
         prefix = ""
         if not (trust_code or trust.are_trusted(_list_entries(spec, found))):
             prefix = plugins.UNTRUSTED
@@ -239,6 +279,24 @@ def bind_code(config: ConfigDict, code: RunCode, models: Models, trust_code: boo
         with config.unlocked():
             section[last] = prefix + spec
     return config, untrusted
+
+
+def load_saved_config(path: str | Path, models: Models, trust_code: bool) -> ConfigDict:
+    """Returns the config of a run's `config.json`, whose names lead to the code that is saved beside it.
+
+    Raises UserError for a file that is no config, or code that is not trusted.
+    """
+    path = Path(path).expanduser()
+    try:
+        config, code = config_from_json(path.read_text(encoding="utf-8")), path.with_name(CODE)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no saved config ({one_sentence(error)}): give the config.json of a run.") from error
+    bound, untrusted = bind_code(config, read_code(code.read_bytes() if code.exists() else None), models, trust_code)
+    if untrusted:
+        raise UserError(
+            f"{path}: {', '.join(untrusted)}: you have not trained with this code: read it, then give --trust-code."
+        )
+    return complete_config(bound)
 
 
 def _list_entries(spec: str, found: tuple[SavedCode, str, str] | None) -> list[str]:

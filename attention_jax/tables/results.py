@@ -257,7 +257,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         model, inputs = task.model(config), task.example_inputs(config)
         _refuse_without_correct(config, task, model, inputs)
         counts = summary(model, inputs)
-        code = collect_code(config, list_origins())
+        code = collect_code(config, list_origins(), table.list_code(row, request.scale))
         if row.network and count_network:
             network = _count(FrozenDict(row.network), tuple(table.network_shape))
     except Exception as error:  # recorded when the row's turn comes, so that the others go on

@@ -162,7 +162,7 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
                     if plan.broken:
                         raise plan.broken
                     program = program or build_program(plan.resolved or plan.config)
-                    stopped = run.correct is None and _train(program, run, functools.partial(_advance, bar, before))
+                    stopped = run.correct is None and _train(program, run, plan, functools.partial(_advance, bar, before))
                     if not stopped:
                         for name in measure_run(run.path, run.total_steps, request.table.measures, program, request.trust_code):
                             run.push(name)
@@ -192,9 +192,9 @@ def _missing(plan: RowPlan) -> list[SeedRun]:
     return [run for run in plan.runs if plan.broken or not run.done]
 
 
-def _train(program: Program, run: SeedRun, progress: Callable[[int], None]) -> bool:
+def _train(program: Program, run: SeedRun, plan: RowPlan, progress: Callable[[int], None]) -> bool:
     """Trains one seed to its end; returns True if a signal stopped it."""
-    result = train_model(replace_seed(program.config, run.seed), run.place, program, progress)
+    result = train_model(replace_seed(program.config, run.seed), run.place, program, progress, plan.code)
     run.pull()
     if not result.stopped and is_main_process() and run.correct is None:
         if kept := read_arrays(run.path / EVALUATION, run.total_steps):

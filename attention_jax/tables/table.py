@@ -125,6 +125,12 @@ class Table:
         """Returns the stem of a scale's files and workdir: the table file's, with the name of a scale after the first."""
         return self.path.stem if scale == next(iter(self.scales)) else f"{self.path.stem}-{scale}"
 
+    def list_code(self, row: Row, scale: str) -> list[str]:
+        """Returns the files of the user's, and dotted names, that this file names for a row, and this file."""
+        functions = *row.pieces, *self.measures.values(), *self.pictures.values()
+        bases = filter(None, (self.base, self.scales[scale].base))
+        return [*map(str, (self.path, *bases)), *(name for name in functions if isinstance(name, str) and "." in name)]
+
     def select(self, patterns: Sequence[str] | None) -> set[str]:
         """Returns the labels of the rows that any of the labels or shell-style patterns names; None names all."""
         labels = [row.label for row in self.computed] + [row.label for row in self.rows]

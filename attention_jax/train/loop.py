@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax.config.code import CODE, collect_code, record_code
+from attention_jax.config.code import CODE, RunCode, collect_code, record_code
 from attention_jax.config.config import config_to_json
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
@@ -92,6 +92,7 @@ def train_model(
     path: str | Path,
     program: Program | None = None,
     progress: Callable[[int], None] = lambda step: None,
+    code: RunCode | None = None,
 ) -> TrainingResult:
     """Trains to the end of the config, resuming from the newest checkpoint in the workdir.
 
@@ -103,6 +104,7 @@ def train_model(
         path: the workdir, a folder or a URI such as gs://bucket/run; made when missing.
         program: of this config except for the seed, to use what is already compiled.
         progress: called with the number of finished steps.
+        code: the user's, of which the run keeps a copy; by default what the config names.
 
     Raises:
         UserError: a workdir of another config, a checkpoint that cannot be read, a full disk, a loss that is not finite.
@@ -112,7 +114,7 @@ def train_model(
     program = program or build_program(config)
     config = replace_seed(program.config, seed)
     program.task.headline(config)  # raises UserError before the workdir is made
-    code = collect_code(config, list_origins())
+    code = code or collect_code(config, list_origins())
     record_code(config, code, write=is_main_process())
     with lock_workdir(path, config, code) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
         run = _Run(program, config, workdir, stop_signal, begin)

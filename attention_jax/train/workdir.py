@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from attention_jax.config.code import CODE, RunCode, bind_code, compare_code, read_code
+from attention_jax.config.code import CODE, RunCode, bind_code, compare_code, read_code, warn_of_packages
 from attention_jax.config.config import config_from_json, config_to_json, list_differences
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
@@ -69,8 +69,9 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
                 f"workdir={path} belongs to other code: give --saved-code to go on with the run's own, or another workdir; "
                 f"what has changed:\n{difference}"
             )
+        warn_of_packages(read_code(old_code))
         new = {} if old_code else code.to_assets()
-        if new and saved is not None:
+        if code.folders and new and saved is not None:
             log.warning("workdir=%s has no copy of its code: the files are used as they are now, and kept from now on.", path)
         new |= {} if saved is not None else {CONFIG: config_to_json(config).encode()}
         for name, content in new.items() if is_main_process() else ():  # the config last: with it the workdir is made

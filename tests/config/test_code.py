@@ -74,6 +74,32 @@ def test_modules_of_the_path_and_packages(elsewhere, monkeypatch):
     assert found.packages == {"optax.adam": f"optax {importlib.metadata.version('optax')}"}
 
 
+def test_files_of_a_table_are_kept_but_never_compared(elsewhere, monkeypatch):
+    write(elsewhere, table="from parts import piece", parts__piece="x = 1", pieces="", net="")
+    write(elsewhere / "lib", own__nets="")
+    monkeypatch.syspath_prepend(elsewhere / "lib")
+    config, others = config_of(model__gate="net.py:Gate"), ["table.py", "pieces.py:one", "own.nets.measure", "optax.adam"]
+    found = collect_code(config, MODELS, others)
+    assert {name for folder in found.others for name in folder.files} == {
+        "table.py", "parts/piece.py", "pieces.py", "own/nets.py"
+    }  # fmt: skip
+    saved = read_code(found.to_assets()["code.json"])
+    assert saved.to_assets() == found.to_assets()
+    assert compare_code(saved, collect_code(config, MODELS)) == "" and set(saved.files()) == {"net.py"}
+
+
+def test_another_version_of_a_package_and_an_import_by_text_are_said(elsewhere, caplog):
+    code.warn_of_packages(collect_code(config_of(optimizer__name="optax.adam"), MODELS))
+    assert not caplog.records
+    code.warn_of_packages(RunCode((), {"optax.adam": "optax 0.1"}))
+    now = importlib.metadata.version("optax")
+    assert caplog.messages == [f"optax.adam came from optax 0.1 when the run began; now it is optax {now}."]
+    caplog.clear()
+    write(elsewhere, lazy="import importlib\n\nparts = importlib.import_module('parts')")
+    collect_code(config_of(model__gate="lazy.py:Gate"), MODELS)
+    assert "lazy.py imports by a text in line 3" in caplog.text
+
+
 def test_two_files_of_one_name(elsewhere, monkeypatch):
     write(elsewhere, sub__net="import other")
     write(elsewhere / "path", net="x = 1", other="import net")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import attention_jax as aj
+from attention_jax.config.code import read_code
 from attention_jax.tables.runner import run_table
+from attention_jax.train import restore
 from tests.helpers.small_table import SMALL, call, write_table
 
 GATE = "import flax.linen as nn\n\n\nclass Gate(nn.Module):\n    def __call__(self, x):\n        return x * 2\n"
@@ -105,3 +107,8 @@ def test_a_remote_one_too(done, workdir, tmp_path):
         assert call("table0.py", workdir=uri, output=tmp_path / "out", rerun_stale=True)[0] == 0
     assert content(workdir / "gated" / "0-stale-0") == before
     assert content(workdir / "gated" / "0")["code.json"] != before["code.json"]
+
+
+def test_a_run_keeps_the_files_of_its_table(done):
+    code = read_code(restore.read_newest(done / "runs" / "without" / "0")[1]["assets"]["code.json"])
+    assert code.folders == () and "table0.py" in code.others[0].files
