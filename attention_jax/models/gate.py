@@ -12,9 +12,10 @@ place that the network names, from one of
   mode (`module.train()`, `module.eval()`), and its variables are kept as a Linen module's are.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -59,20 +60,16 @@ class Gate(nn.Module):
             for name, value in self.variables.get("batch_stats", {}).items():
                 self.put_variable("batch_stats", name, jax.tree.map(jnp.asarray, value))
         before = jax.tree.leaves(self.variables.get("batch_stats"))
-        try:
+        with explain_modes(what := f"model.gate: {self.gate!r}"):
             y = module(x, train=self.train) if takes_train else module(x)
             if self.is_initializing() and not self.train and not is_nnx:
                 # Initialisation allows what the first evaluation, many steps later, refuses.
                 evaluated: dict[str, Any] = {"train": False} if takes_train else {}
                 jax.eval_shape(lambda v, x: module.clone(parent=None).apply(v, x, **evaluated), self.variables, x)
-        except (ValueError, InvalidRngError, ModifyScopeVariableError) as error:
-            if isinstance(error, ValueError) and not any(n in str(error) for n in ("use_running_average", "deterministic")):
-                raise
-            raise self._train_error(one_sentence(error).partition(" (http")[0].rstrip(".")) from error
         self._check(x, y)
         after = jax.tree.leaves(self.variables.get("batch_stats"))
         if self.train and self.is_mutable_collection("batch_stats") and any(map(lambda a, b: a is b, before, after)):
-            raise self._train_error("its batch statistics stay as they are in training")
+            raise _make_mode_error(what, "its batch statistics stay as they are in training")
         return y
 
     def _call(self, make: Callable[..., Any], takes: Callable[..., Any], more: Mapping[str, Any]) -> Any:
@@ -124,9 +121,21 @@ class Gate(nn.Module):
                 "give its layers the dtype of a field of that name, or return y.astype(x.dtype)."
             )
 
-    def _train_error(self, reason: str) -> UserError:
-        return UserError(
-            f"model.gate: {self.gate!r} has a layer that works otherwise in training than in evaluation, as BatchNorm and "
-            f"Dropout do, and does not say which of them it is in ({reason}): let its __call__ take train, and give that layer "
-            "use_running_average=not train or deterministic=not train."
-        )
+
+@contextlib.contextmanager
+def explain_modes(what: str) -> Iterator[None]:
+    """Raises UserError in place of Flax's errors for a layer that is not told whether it trains."""
+    try:
+        yield
+    except (ValueError, InvalidRngError, ModifyScopeVariableError) as error:
+        if isinstance(error, ValueError) and not any(n in str(error) for n in ("use_running_average", "deterministic")):
+            raise
+        raise _make_mode_error(what, one_sentence(error).partition(" (http")[0].rstrip(".")) from error
+
+
+def _make_mode_error(what: str, reason: str) -> UserError:
+    return UserError(
+        f"{what} has a layer that works otherwise in training than in evaluation, as BatchNorm and Dropout do, and does not "
+        f"say which of them it is in ({reason}): let its __call__ take train, and give that layer "
+        "use_running_average=not train or deterministic=not train."
+    )

@@ -23,6 +23,7 @@ from attention_jax.config.config import config_to_json
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
+from attention_jax.models.gate import explain_modes
 from attention_jax.models.registry import list_origins
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
@@ -104,7 +105,7 @@ def train_model(
         path: the workdir, a folder or a URI such as gs://bucket/run; made when missing.
         program: of this config except for the seed, to use what is already compiled.
         progress: called with the number of finished steps.
-        code: the user's, of which the run keeps a copy; by default what the config names.
+        code: the user's, kept with the run; by default what the config names.
 
     Raises:
         UserError: a workdir of another config, a checkpoint that cannot be read, a full disk, a loss that is not finite.
@@ -175,7 +176,8 @@ class _Run:
             return
         config, mesh = self.config, self.program.mesh
         loader = self.task.loader(config, config.data.eval_split, find_batch_share(mesh), training=False)
-        with contextlib.closing(prefetch_batches(itertools.islice(loader.evaluation(), 1), mesh)) as batches:
+        batches = prefetch_batches(itertools.islice(loader.evaluation(), 1), mesh)
+        with contextlib.closing(batches), explain_modes(f"model {config.model.name!r}"):
             self.program.outputs.lower(self.state.variables(self.program.weights[-1]), next(batches))
         _OPENED.add(self.program)
 

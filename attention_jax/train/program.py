@@ -14,6 +14,7 @@ from attention_jax.distributed.mesh import MODEL, check_parallel_mode, make_mesh
 from attention_jax.distributed.sharding import StateSharding, get_sharding_rules, shard_state
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
+from attention_jax.models.gate import explain_modes
 from attention_jax.optim.optimizers import make_optimizer
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.tasks.base import Task
@@ -89,7 +90,8 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
         return create_state(model, optimizer, inputs, seed, with_ema=bool(config.ema.decay))
 
     try:
-        shapes = jax.eval_shape(init, 0)
+        with explain_modes(f"model {config.model.name!r}"):
+            shapes = jax.eval_shape(init, 0)
     except KeyError as error:  # a rule list that misses a parameter
         raise UserError(str(error.args[0])) from error
     rules = get_sharding_rules(config.model.name, config.parallel.rules)

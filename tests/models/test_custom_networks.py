@@ -162,6 +162,24 @@ def test_mistakes(folder: Path, name: str, fields: dict[str, Any], message: str)
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "layer", ["BatchNorm", "BatchNorm(use_running_average=False)", "Dropout(0.5)", "Dropout(0.5, deterministic=False)"]
+)
+def test_a_layer_that_is_not_told_whether_it_trains(folder: Path, layer: str) -> None:
+    name = f"untold_{len(layer)}.py"
+    layer = layer if "(" in layer else f"{layer}()"
+    (folder / name).write_text(f"""import flax.linen as nn
+
+class Untold(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.{layer}(x.mean((1, 2))))
+""")
+    with pytest.raises(aj.UserError, match=r"untold_\d+.py:Untold' has a layer that works otherwise in training") as caught:
+        train_model(config_of(f"{name}:Untold"), "run")
+    assert "let its __call__ take train" in str(caught.value)
+
+
 def test_summary(folder: Path, capsys: pytest.CaptureFixture) -> None:
     start = ("summary", f"networks_{folder.name}.py:TenClasses")
     assert cli.main([*start, "--image-size=8", "--channels=1"]) == 0
