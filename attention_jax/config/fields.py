@@ -13,7 +13,7 @@ from typing import Any
 from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
 from attention_jax.config.plugins import load_object
 
-VERSION = 4
+VERSION = 5
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 
@@ -203,6 +203,7 @@ _IMAGES: dict[str, Any] = {
         "crop_ratio": Field.sequence(
             (3 / 4, 4 / 3), "(smallest, largest) width / height, above 0", "width / height, of random_resized", _range(math.inf)
         ),
+        "exif_rotation": Field.flag(False, "turn images as their EXIF orientation says"),
         "flip": Field.flag(False, "left-right, with probability 1/2"),
         "randaugment_layers": Field.integer(0, "layers", "N, operations an image; 0 for none", low=0),
         "randaugment_magnitude": Field.not_negative(9, "a magnitude", "M, 0 to 10 in AutoAugment's scale, and beyond"),

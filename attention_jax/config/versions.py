@@ -39,12 +39,14 @@ _ADDED: dict[int, dict[str, Any]] = {
     },
     3: {"parallel": {"fsdp": 1, "model": 1, "rules": ()}},
     4: {"optimizer": {"args": {}}, "schedule": {"args": {}}},
+    5: {"data": {"exif_rotation": False}},  # of image classification alone
 }
 
 
 def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
     plain = config.copy_and_resolve_references().to_dict()
-    for name, default in _ADDED[version].items():
+    added = _ADDED[version] if version != 5 or plain.get("task") == "classification" else {}
+    for name, default in added.items():
         plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
     if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
         plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]

@@ -6,6 +6,7 @@ name, `package.module.name`, or `path/to/file.py:name`. Functions with a body be
 
 import abc
 import functools
+import json
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from attention_jax.data.fingerprint import compute_fingerprint
 from attention_jax.data.loader import Batch, ImagePlan, Loader
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
@@ -107,6 +109,15 @@ class Task(Protocol):
             on_broken=config.data.on_broken,
         )
 
+    def evaluation_loader(self, config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> BatchLoader:
+        """Returns the loader of the evaluation split for a network with these assets, said once what is odd about it."""
+        return self.loader(config, config.data.eval_split, process, training=False)
+
+    def fingerprint(self, config: ConfigDict, split: str) -> dict[str, Any]:
+        """Returns what a split is known by, see `data/fingerprint.py`; nothing where the task has no `source`."""
+        source = self.source(config, split)
+        return {} if source is None else compute_fingerprint(source)
+
     def mix(self, config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
         """Returns a batch as a training step takes it, before it is divided: after mixup, for example."""
         return batch
@@ -196,6 +207,12 @@ class _Completed:
             return getattr(self._own, name)
         shared = getattr(Task, name)
         return types.MethodType(shared, self) if callable(shared) else shared
+
+
+def pack_fingerprints(task: Task, config: ConfigDict, *splits: str) -> bytes:
+    """Returns a `data.json`, {split: fingerprint}, by default of the training and the evaluation split."""
+    splits = splits or (config.data.train_split, config.data.eval_split)
+    return json.dumps({split: task.fingerprint(config, split) for split in splits}).encode()
 
 
 def complete_task(name: str, own: Any) -> Task:

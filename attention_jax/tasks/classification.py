@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from attention_jax.data.fingerprint import compute_fingerprint, read_sample
 from attention_jax.data.images.crop import crop_and_resize, draw_box, resize_and_centre_crop
-from attention_jax.data.images.decoding import BrokenImage, decode_image
+from attention_jax.data.images.decoding import BrokenImage, decode_image, read_orientation, turn_upright
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
-from attention_jax.data.images.sources import Source, open_source
+from attention_jax.data.images.sources import Source, list_used_classes, open_source
 from attention_jax.data.images.transforms import Transform, chain_transforms, flip_at_random, normalise_images, pad_and_crop
 from attention_jax.data.loader import Loader
 from attention_jax.distributed.mesh import BatchShare
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, suggest_name
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
 from attention_jax.optim.mixing import mix_images
 
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H, W, C]
 
 
-def _source(config: ConfigDict, split: str) -> Source:
+def source(config: ConfigDict, split: str) -> Source:
+    """Returns one split of the config's data."""
     return open_source(config.data.source, split, config.data.args.to_dict())
 
 
@@ -51,14 +53,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """
     config, missing = config.copy_and_resolve_references(), unresolved(config)
     if missing:
-        source = _source(config, config.data.train_split)
+        data = source(config, config.data.train_split)
         with config.unlocked():
             if "data.num_examples" in missing:
-                config.data.num_examples = len(source)
+                config.data.num_examples = len(data)
             if "data.image_shape" in missing:
-                config.data.image_shape = _first_shape(config, source)
+                config.data.image_shape = _first_shape(config, data)
             if "model.num_classes" in missing:
-                config.model.num_classes = int(source.num_classes)
+                config.model.num_classes = int(data.num_classes)
     channels = config.data.image_shape[-1]
     for field in ("mean", "std"):
         if len(config.data[field]) != channels:
@@ -71,11 +73,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _first_shape(config: ConfigDict, source: Source) -> tuple[int, ...]:
+def _turn(config: ConfigDict, image: Encoded, channels: int) -> Encoded:
+    return turn_upright(image, channels) if config.data.exif_rotation else image
+
+
+def _first_shape(config: ConfigDict, data: Source) -> tuple[int, ...]:
     if config.data.crop == "random_resized" or config.data.eval_resize:
         raise UserError("data.image_shape=None: data.crop and data.eval_resize need a size: give (height, width, channels).")
     try:
-        return decode_image(source[0]["image"], getattr(source, "channels", 3)).shape
+        channels = getattr(data, "channels", 3)
+        return decode_image(_turn(config, data[0]["image"], channels), channels).shape
     except BrokenImage as error:
         raise UserError(f"data.image_shape=None and the first image cannot be decoded ({error}): give the shape.") from error
 
@@ -113,6 +120,7 @@ def make_evaluation_transform(config: ConfigDict) -> Callable[[Encoded], np.ndar
     shorter, interpolation = data.eval_resize, data.interpolation
 
     def transform(image: Encoded) -> np.ndarray:
+        image = _turn(config, image, shape[2])
         if shorter:
             return resize_and_centre_crop(image, shorter, shape[:2], shape[2], interpolation)
         pixels = decode_image(image, shape[2])
@@ -151,6 +159,7 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
     scale, ratio, interpolation = data.crop_scale, data.crop_ratio, data.interpolation
 
     def transform(image: Encoded, rng: np.random.Generator) -> np.ndarray:
+        image = _turn(config, image, shape[2])
         choose = functools.partial(draw_box, rng=rng, scale=scale, ratio=ratio)
         return augment(crop_and_resize(image, choose, shape[:2], shape[2], interpolation), rng)
 
@@ -159,38 +168,81 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
 
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> Loader:
     """Returns the loader of one split."""
+    data = source(config, split)
+    if training and data.num_classes > (known := config.model.num_classes):
+        raise UserError(
+            f"model.num_classes={known} is fewer than the {data.num_classes} classes of data.source={config.data.source}: give "
+            "None to take the data's."
+        )
+    if training and len(data) != config.data.num_examples:
+        raise UserError(
+            f"data.num_examples={config.data.num_examples} but split {split!r} of data.source={config.data.source} has "
+            f"{len(data)}: give None to take the data's."
+        )
+    return _make_loader(config, split, process, training, data, _number_classes(config, split, data))
+
+
+def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> Loader:
+    """Returns the loader of the evaluation split, whose classes have the numbers that the network has for their names."""
+    split = config.data.eval_split
+    data = source(config, split)
+    known = json.loads(assets["labels.json"])
+    return _make_loader(config, split, process, False, data, _match_classes(config, split, data, known))
+
+
+def _number_classes(config: ConfigDict, split: str, data: Source) -> list[int]:
+    """The network's number of each class of a split that has no names: the same number."""
+    if data.num_classes > (known := config.model.num_classes):
+        raise UserError(
+            f"data.source={config.data.source}: split {split!r} has {data.num_classes} classes, more than the network's "
+            f"{known}: training never shows the class {known}."
+        )
+    return list(range(data.num_classes))
+
+
+def _match_classes(config: ConfigDict, split: str, data: Source, known: list[str]) -> list[int]:
+    """The network's number of each class of a split, by name; says which of the network's it lacks."""
+    names, where = (
+        [str(name) for name in getattr(data, "label_names", ())],
+        f"data.source={config.data.source}: split {split!r}",
+    )
+    unnamed = [str(i) for i in range(len(known))]  # the names of classes in training data without any
+    if len(names) != data.num_classes or (known == unnamed and not {*names} <= {*unnamed}):
+        if names or data.num_classes < len(known):
+            text = "%s has %d classes and the network %d; without names on both sides they are matched by number."
+            logger.info(text, where, data.num_classes, len(known))
+        return _number_classes(config, split, data)
+    number, used = {name: i for i, name in enumerate(known)}, {names[i] for i in list_used_classes(data)}
+    if unknown := [f"{name!r}{suggest_name(name, known)}" for name in names if name in used and name not in number]:
+        raise UserError(f"{where} has classes that the network does not know: {', '.join(unknown)}: rename or remove them.")
+    if names != known and len({*names}) + len(number) < len(names) + len(known):
+        raise UserError(f"{where}: some classes have the same name, so that they cannot be matched: give each its own.")
+    if missing := [name for name in known if name not in used]:
+        text = "%s is a subset: it has no example of %d of the network's %d classes: %s."
+        logger.info(text, where, len(missing), len(known), ", ".join(missing[:10]) + ", …" * (len(missing) > 10))
+    return [number.get(name, -1) for name in names] if names != known else list(range(len(known)))
+
+
+def _make_loader(
+    config: ConfigDict, split: str, process: BatchShare, training: bool, data: Source, classes: Sequence[int]
+) -> Loader:
+    """A loader whose labels are `classes[label]` of the source's."""
     for_training, for_evaluation = make_training_transform(config), make_evaluation_transform(config)
 
     def transform(example: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
         image, label = example["image"], int(example["label"])
-        if not 0 <= label < source.num_classes:
+        if not 0 <= label < data.num_classes:
             raise UserError(
                 f"data.source={config.data.source}: split {split!r} has the label {label}, which is not from 0 to "
-                f"{source.num_classes - 1}: leave such examples out, or number the classes from 0."
+                f"{data.num_classes - 1}: leave such examples out, or number the classes from 0."
             )
-        return {"image": for_evaluation(image) if rng is None else for_training(image, rng), "label": example["label"]}
+        return {"image": for_evaluation(image) if rng is None else for_training(image, rng), "label": np.int32(classes[label])}
 
     def collate(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**batch, "image": preprocess(config, batch["image"])}
 
-    source = _source(config, split)
-    if source.num_classes > (known := config.model.num_classes):
-        if split == config.data.train_split:
-            raise UserError(
-                f"model.num_classes={known} is fewer than the {source.num_classes} classes of "
-                f"data.source={config.data.source}: give None to take the data's."
-            )
-        raise UserError(
-            f"data.source={config.data.source}: split {split!r} has {source.num_classes} classes, more than the network's "
-            f"{known}: training never shows the class {known}."
-        )
-    if training and len(source) != config.data.num_examples:
-        raise UserError(
-            f"data.num_examples={config.data.num_examples} but split {split!r} of data.source={config.data.source} has "
-            f"{len(source)}: give None to take the data's."
-        )
     return Loader(
-        source=source,
+        source=data,
         batch_size=config.batch_size if training else config.evaluation.batch_size,
         seed=config.seed,
         transform=transform,
@@ -199,6 +251,19 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
         process=process,
         on_broken=config.data.on_broken,
     )
+
+
+def fingerprint(config: ConfigDict, split: str) -> dict[str, Any]:
+    """Returns what a split is known by, and says how many of the images read for it are turned by their EXIF orientation."""
+    data = source(config, split)
+    sample = read_sample(data)
+    turned = sum(1 for example in sample if example and read_orientation(example["image"]) > 1)
+    if turned and not config.data.exif_rotation:
+        text = (
+            "data: of %d images of split %r that were looked at, %d carry an EXIF rotation that is not applied (%s=True does)."
+        )
+        logger.warning(text, len(sample), split, turned, "data.exif_rotation")
+    return compute_fingerprint(data, sample)
 
 
 def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
@@ -270,7 +335,7 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
 
 def assets(config: ConfigDict) -> dict[str, bytes]:
     """Returns `labels.json`, the names of the classes."""
-    names = getattr(_source(config, config.data.train_split), "label_names", ())
+    names = getattr(source(config, config.data.train_split), "label_names", ())
     return {"labels.json": json.dumps(list(names) or [str(i) for i in range(config.model.num_classes)]).encode()}
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.distributed.mesh import find_batch_share, prefetch_batches
 from attention_jax.kernels.switch import use_standard_numerics
+from attention_jax.tasks.base import BatchLoader
 from attention_jax.train.program import Program
 
 
@@ -23,6 +24,7 @@ def evaluate_model(
     config: ConfigDict,
     stop: Callable[[], bool] = lambda: False,
     watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    loader: BatchLoader | None = None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Returns metrics over the evaluation split, and the per-example outputs [N, ...] they were computed from.
 
@@ -32,8 +34,9 @@ def evaluate_model(
     Args:
         stop: called before each batch; if it returns True, Interrupted is raised (one batch may still be running).
         watch: wraps the batches.
+        loader: of `Task.evaluation_loader`, which matches classes with those of the network; None takes the split as it is.
     """
-    loader = program.task.loader(config, config.data.eval_split, find_batch_share(program.mesh), training=False)
+    loader = loader or program.task.loader(config, config.data.eval_split, find_batch_share(program.mesh), training=False)
     collected: list[dict[str, Any]] = []
     for batch in watch(prefetch_batches(loader.evaluation(), program.mesh)):
         if stop():

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
+import logging
 import math
 import os
 import signal
@@ -20,20 +22,24 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.code import CODE, RunCode, collect_code, record_code
 from attention_jax.config.config import config_to_json
+from attention_jax.data.fingerprint import DATA, compare_data
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.gate import explain_modes
 from attention_jax.models.registry import list_origins
+from attention_jax.tasks.base import BatchLoader, pack_fingerprints
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
 from attention_jax.train.evaluate import Interrupted, evaluate_model
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
+from attention_jax.train.restore import call_together
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.workdir import EVALUATION, Workdir, lock_workdir
 
+logger = logging.getLogger(__name__)
 _OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # those whose evaluation another seed of the row has opened
 _LAST = ("grad_norm", "learning_rate")  # not sums: the log has the interval's last value
 
@@ -150,18 +156,45 @@ class _Run:
         restored = self.checkpoints.restore(program.abstract_state)
         self.state, about = restored or (program.init(np.uint32(config.seed)), {"sums": {}})
         self.step, self.sums = int(self.state.step), dict(about["sums"])  # weighted sums since the last log line
+        data = self.identify_data(about["assets"].get(DATA)) if restored else self.identify_data()
         self.log.start(self.step)
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         self.log.time({"event": "start", "step": self.step, **devices})
         self.clock = _Clock(self.log, self.task.examples_per_step(config), begin)
         self.stalls = Stalls(ended=lambda kind, seconds: self.log.time({"event": f"waited for {kind}", "seconds": seconds}))
         from_data = self.task.assets(config)
-        self.assets = {**from_data, **workdir.code.to_assets()}
-        if restored and {name: content for name, content in about["assets"].items() if name != CODE} != from_data:
+        self.assets = {**from_data, **workdir.code.to_assets(), **data}
+        if restored and {name: content for name, content in about["assets"].items() if name not in (CODE, DATA)} != from_data:
             raise UserError(
                 f"{self.folder}: the data give other {' and '.join(from_data)} now than when this run began: give the old "
                 "data, or another workdir."
             )
+
+    def identify_data(self, *of_checkpoint: bytes | None) -> dict[str, bytes]:
+        """Returns {"data.json": content}, which the workdir gets too; {} for a run of which it is unknown (collective).
+
+        Raises UserError for data other than those of the checkpoint that is restored.
+        """
+        begin, (saved,) = time.perf_counter(), of_checkpoint or (None,)
+
+        def identify() -> bytes | None:
+            data = pack_fingerprints(self.task, self.config)
+            if change := compare_data(saved, data):
+                raise UserError(
+                    f"{self.folder}: the data are not those that this run began with ({change}): give the old data, or another "
+                    "workdir."
+                )
+            logger.info("data: the fingerprints of both splits took %.2f s.", time.perf_counter() - begin)
+            return saved if of_checkpoint else data
+
+        if content := call_together(lambda: identify() if is_main_process() else None):
+            self.workdir.write(DATA, content)
+        return {DATA: content} if content else {}
+
+    @functools.cached_property
+    def evaluation_loader(self) -> BatchLoader:
+        """Loads the evaluation split, whose classes are those of the training split by name."""
+        return self.task.evaluation_loader(self.config, find_batch_share(self.program.mesh), self.assets)
 
     def evaluate_if_missing(self) -> None:
         """Evaluates the restored state if the run was stopped during that evaluation, or has lost its outputs."""
@@ -174,10 +207,8 @@ class _Run:
         """Reads a batch of evaluation and lowers its program before the first step, so that what must fail fails now."""
         if self.step or self.program in _OPENED:
             return
-        config, mesh = self.config, self.program.mesh
-        loader = self.task.loader(config, config.data.eval_split, find_batch_share(mesh), training=False)
-        batches = prefetch_batches(itertools.islice(loader.evaluation(), 1), mesh)
-        with contextlib.closing(batches), explain_modes(f"model {config.model.name!r}"):
+        batches = prefetch_batches(itertools.islice(self.evaluation_loader.evaluation(), 1), self.program.mesh)
+        with contextlib.closing(batches), explain_modes(f"model {self.config.model.name!r}"):
             self.program.outputs.lower(self.state.variables(self.program.weights[-1]), next(batches))
         _OPENED.add(self.program)
 
@@ -241,7 +272,7 @@ class _Run:
         for weights in self.program.weights:
             try:
                 scores, outputs = evaluate_model(
-                    self.program, self.state.variables(weights), self.config, self.stop, self.watch
+                    self.program, self.state.variables(weights), self.config, self.stop, self.watch, self.evaluation_loader
                 )
             except Interrupted:
                 self.stopped = True

@@ -35,6 +35,13 @@ class Workdir:
     remote: RemoteFolder | None = None
     code: RunCode = dataclasses.field(default_factory=RunCode)
 
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces a file; a reader sees all of it or nothing."""
+        (partial := self.folder / f"{name}.partial").write_bytes(content)
+        partial.replace(self.folder / name)
+        if self.remote:
+            self.remote.write(name, content)
+
 
 @contextlib.contextmanager
 def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = None) -> Iterator[Workdir]:
@@ -74,12 +81,10 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
         if code.folders and new and saved is not None:
             log.warning("workdir=%s has no copy of its code: the files are used as they are now, and kept from now on.", path)
         new |= {} if saved is not None else {CONFIG: config_to_json(config).encode()}
+        workdir = Workdir(folder, remote, code)
         for name, content in new.items() if is_main_process() else ():  # the config last: with it the workdir is made
-            (partial := folder / f"{name}.partial").write_bytes(content)
-            partial.replace(folder / name)  # a reader sees all of a file or nothing
-            if remote:
-                remote.write(name, content)
-        yield Workdir(folder, remote, code)
+            workdir.write(name, content)
+        yield workdir
 
 
 def _has_results(folder: Path, remote: RemoteFolder | None) -> bool:

@@ -1,8 +1,8 @@
 """Encoded images -> pixels, with Pillow.
 
 Colours: grey and palette images are converted, 16-bit grey keeps its upper 8 bits, CMYK is read as Adobe writes it
-(inverted), transparency is dropped. The EXIF orientation is not applied: torchvision, timm and TFDS do not apply it either,
-and the published accuracies were measured that way. An animation counts as its first frame.
+(inverted), transparency is dropped. The EXIF orientation is applied by `turn_upright` alone: torchvision, timm and TFDS do
+not apply it, and the published accuracies were measured that way. An animation counts as its first frame.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from attention_jax.errors import one_sentence
 
@@ -45,7 +45,26 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
         raise BrokenImage("an empty file")
     image = Image.open(io.BytesIO(data))
     check_pixels(*image.size)
+    if (image.format, image.mode) == ("PPM", "I"):  # 16-bit PGM, as Pillow reads it
+        return Image.fromarray(np.asarray(image).astype(np.uint16))
     return image
+
+
+def read_orientation(data: bytes | np.ndarray) -> int:
+    """Returns the EXIF orientation of an image, from 1 to 8; 1, upright, where none can be read."""
+    try:
+        found = open_image(data).getexif().get(ExifTags.Base.Orientation)
+        return found if isinstance(found, int) and 1 < found <= 8 else 1
+    except Exception:  # Pillow has many for damaged bytes, which are reported when they are decoded
+        return 1
+
+
+def turn_upright(data: bytes | np.ndarray, channels: int = 3) -> bytes | np.ndarray:
+    """Returns the pixels uint8 [H, W, channels] of an image that its EXIF orientation turns, any other image as it is."""
+    if read_orientation(data) == 1:
+        return data
+    with raise_broken_image():
+        return image_to_array(convert_channels(ImageOps.exif_transpose(open_image(data)), channels))
 
 
 def check_pixels(width: int, height: int) -> None:

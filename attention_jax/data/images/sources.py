@@ -1,13 +1,17 @@
 """Sources of images: random access to examples by index.
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, C] or encoded bytes, "label": int}` and `num_classes`.
-Optional: `label_names`, `name(i)` (for messages) and, for encoded images, `channels` (1 or 3; 3 without it).
+Optional: `label_names`, `name(i)` (for messages), `fingerprint()`, a text that changes when the examples do (see
+`data/fingerprint.py`) and, for encoded images, `channels` (1 or 3; 3 without it).
 A data set of your own is a function `make(split, **args)` that returns one, named `path/to/file.py:make`.
 """
 
+import functools
 import hashlib
 import io
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +23,8 @@ from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
 from attention_jax.data.images.decoding import BrokenImage
 from attention_jax.errors import UserError, one_sentence, suggest_name
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -59,13 +65,18 @@ class ArraySource:
         return {"image": self.images[index], "label": self.labels[index]}
 
 
+class _Digits(ArraySource):
+    def fingerprint(self) -> str:
+        return embedded.DIGITS_VERSION
+
+
 def open_digits(split: str, channels: int = 1) -> ArraySource:
     """Returns the UCI digits (1,797 images of 8x8 pixels, 10 classes) of split "train" or "test".
 
     Three equal `channels` are for what needs colour images, such as RandAugment's operation on colour.
     """
     images, labels = embedded.read_digits(split)
-    return ArraySource(images.repeat(channels, -1), labels, num_classes=10, label_names=[str(i) for i in range(10)])
+    return _Digits(images.repeat(channels, -1), labels, num_classes=10, label_names=[str(i) for i in range(10)])
 
 
 class FolderSource:
@@ -74,14 +85,14 @@ class FolderSource:
     channels = 3  # grey files among coloured ones are common
 
     def __init__(self, tree: "_LocalTree | _RemoteTree", files: list[str], labels: list[int], label_names: list[str]):
-        self._tree, self._files, self._labels = tree, files, np.asarray(labels, np.int32)
+        self._tree, self._files, self.labels = tree, files, np.asarray(labels, np.int32)
         self.label_names, self.num_classes = tuple(label_names), len(label_names)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self._tree.read(self._files[index]), "label": self._labels[index]}
+        return {"image": self._tree.read(self._files[index]), "label": self.labels[index]}
 
     def name(self, index: int) -> str:
         """Returns the path of one example."""
@@ -91,8 +102,8 @@ class FolderSource:
 def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     """Opens a folder with one folder a class, and images at any depth in it; classes are numbered in the order of their names.
 
-    The numbers are those of `path/train` where that exists, so that they mean the same in every split. Hidden files and
-    files of other kinds are passed over.
+    The numbers are those of `path/train` where that exists, so that they mean the same in every split. Hidden files are passed
+    over, and files of other kinds with a message that counts them.
 
     Args:
         split: a folder in `path`; with `holdout`, "train" or "test".
@@ -122,19 +133,38 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     known = names if of_train is None else of_train
     if unknown := sorted(set(names) - set(known)):
         raise UserError(f"data.source=folder: class {unknown[0]!r} of {here} is not in {tree.root}/train, which names them.")
-    files, labels = [], []
+    files, labels, others = [], [], Counter[str]()
     for name in names:
-        found = [f"{name}/{file}" for file in tree.images(f"{inside}{name}")]
+        listed = [f"{name}/{file}" for file in tree.files(f"{inside}{name}")]
+        found = [file for file in listed if file.lower().endswith(EXTENSIONS)]
+        others.update(os.path.splitext(file)[1].lower() or "without an ending" for file in listed if file not in {*found})
         if not found:
             raise UserError(f"data.source=folder: class {here}/{name} has no image file ({', '.join(EXTENSIONS)}).")
         kept = [file for file in found if not holdout or _is_held_out(file, holdout) == (split == "test")]
         files += [f"{inside}{file}" for file in kept]
         labels += [known.index(name)] * len(kept)
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
+        _report_once(f"data.source=folder: files in {here} that are none of {', '.join(EXTENSIONS)} are passed over: {kinds}.")
     return FolderSource(tree, files, labels, known)
 
 
+@functools.cache  # a run opens its data several times
+def _report_once(text: str) -> None:
+    logger.info("%s", text)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")  # of macOS's archives, of Synology's indexer
+
+
+def _leads_up(folder: str, here: str) -> bool:
+    """True if a folder is a link to `here`, or to one that holds it."""
+    return f"{os.path.realpath(here)}/".startswith(f"{os.path.realpath(folder)}/")
+
+
 class _LocalTree:
-    """The folders and image files beneath a folder on this disk, without the hidden ones."""
+    """The folders and files beneath a folder on this disk, without the hidden ones."""
 
     def __init__(self, path: str):
         self.root = str(Path(path).expanduser().absolute())
@@ -144,15 +174,22 @@ class _LocalTree:
         here = os.path.join(self.root, inside)
         if not os.path.isdir(here):
             return None
-        return sorted(entry.name for entry in os.scandir(here) if entry.is_dir() and not entry.name.startswith("."))
+        entries = (entry for entry in os.scandir(here) if entry.is_dir() and not _is_hidden(entry.name))
+        return sorted(entry.name for entry in entries if not (entry.is_symlink() and _leads_up(entry.path, here)))
 
-    def images(self, inside: str) -> list[str]:
-        """Returns the image files at any depth, relative to the folder `inside` and sorted."""
-        found, top = [], os.path.join(self.root, inside)
+    def files(self, inside: str) -> list[str]:
+        """Returns the files at any depth, relative to the folder `inside` and sorted; of a folder linked into itself once."""
+        found, seen, top = [], set[str](), os.path.join(self.root, inside)
         for folder, folders, files in os.walk(top, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            real = os.path.realpath(folder)
+            if real in seen or (folder != top and _leads_up(folder, top)):
+                _report_once(f"data.source=folder: {folder} leads to {real}, which is read already: it is passed over.")
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not _is_hidden(name))
             below = os.path.relpath(folder, top)
-            found += [name if below == "." else f"{below}/{name}" for name in files if _is_image(name)]
+            found += [name if below == "." else f"{below}/{name}" for name in files if not _is_hidden(name)]
         return sorted(found)
 
     def read(self, file: str) -> bytes:
@@ -169,27 +206,22 @@ class _RemoteTree:
     def __init__(self, uri: str):
         self._folder = storage.RemoteFolder(uri)
         self.root = self._folder.uri
-        self._files = [name for name in self._folder.find() if not any(part.startswith(".") for part in name.split("/"))]
+        self._files = [name for name in self._folder.find() if not any(map(_is_hidden, name.split("/")))]
 
     def folders(self, inside: str) -> list[str] | None:
         start = f"{inside}/" if inside else ""
         names = {name[len(start) :].partition("/")[:2] for name in self._files if name.startswith(start)}
         return sorted(name for name, slash in names if slash) if names else None
 
-    def images(self, inside: str) -> list[str]:
+    def files(self, inside: str) -> list[str]:
         start = f"{inside}/"
-        return sorted(name[len(start) :] for name in self._files if name.startswith(start) and _is_image(name))
+        return sorted(name[len(start) :] for name in self._files if name.startswith(start))
 
     def read(self, file: str) -> bytes:
         content = self._folder.read(file)
         if content is None:
             raise BrokenImage("there is no such file any more")
         return content
-
-
-def _is_image(name: str) -> bool:
-    file = name.rpartition("/")[2]
-    return file.lower().endswith(EXTENSIONS) and not file.startswith(".")
 
 
 def _is_held_out(file: str, share: float) -> bool:
@@ -293,6 +325,12 @@ class _TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._records[index]
         return {"image": record[self._image], "label": np.int32(record[self._label])}
+
+
+def list_used_classes(source: Source) -> list[int]:
+    """Returns the classes that have examples; all where that is not known without reading them."""
+    labels = source.labels if isinstance(source, (ArraySource, FolderSource)) else range(source.num_classes)
+    return np.unique(labels).tolist()
 
 
 SOURCES = {"digits": open_digits, "folder": open_folder, "npz": open_npz, "tfds": open_tfds}

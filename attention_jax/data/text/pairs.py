@@ -1,7 +1,8 @@
 """Sources of sentence pairs: two files aligned by line, tab-separated files, data sets of TensorFlow Datasets, CLDR.
 
-A source of pairs has `len(source)` and `source[i] -> (source sentence, target sentence)`, as a list of pairs has. Your own is
-returned by a function `make(split, **args)`, named `path/to/file.py:make`.
+A source of pairs has `len(source)` and `source[i] -> (source sentence, target sentence)`, as a list of pairs has, and may have
+`fingerprint()`, see `data/fingerprint.py`. Your own is returned by a function `make(split, **args)`, named
+`path/to/file.py:make`.
 """
 
 import contextlib
@@ -165,6 +166,11 @@ def _as_text(text: Any) -> str:
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
+class _CldrPairs(list[Pair]):
+    def fingerprint(self) -> str:
+        return embedded.CLDR_VERSION
+
+
 def open_cldr(
     split: str, kind: str | Sequence[str] | None = None, join: int | tuple[int, int] = 1, everyday: int = 5
 ) -> list[Pair]:
@@ -185,7 +191,7 @@ def open_cldr(
     rng = np.random.default_rng([*split.encode(), least, most])
     numbers = rng.integers(least, most + 1, len(pairs)) if most > 1 else np.ones(len(pairs), int)
     joined = ([pairs[i], *(pairs[other] for other in rng.integers(len(pairs), size=n - 1))] for i, n in enumerate(numbers))
-    return [("; ".join(english for english, _ in row), "; ".join(korean for _, korean in row)) for row in joined]
+    return _CldrPairs(("; ".join(english for english, _ in row), "; ".join(korean for _, korean in row)) for row in joined)
 
 
 SOURCES: dict[str, Callable[..., Pairs]] = {"files": read_files, "tsv": read_tsv, "tfds": open_tfds_pairs, "cldr": open_cldr}
