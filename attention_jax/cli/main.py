@@ -183,8 +183,11 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, overri
 def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Overrides) -> int:
     _start()
     from attention_jax.config.config import override
+    from attention_jax.data.fingerprint import DATA, compare_data
+    from attention_jax.distributed.mesh import find_batch_share, is_main_process
     from attention_jax.load import load_run
     from attention_jax.tasks import get_task
+    from attention_jax.tasks.base import pack_fingerprints
     from attention_jax.train.evaluate import evaluate_model
     from attention_jax.train.program import build_program
 
@@ -195,8 +198,17 @@ def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool,
     # The devices that are here evaluate it, whatever devices trained it.
     here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
     config = _apply_overrides(override(run.config, here), {**translate, **overrides})
-    get_task(config.task).adopt(config, run.assets)
-    scores, _ = evaluate_model(build_program(config), run.variables, config)
+    task = get_task(config.task)
+    task.adopt(config, run.assets)
+    program = build_program(config)
+    loader = task.evaluation_loader(config, find_batch_share(program.mesh), run.assets)
+    if is_main_process() and DATA in run.assets:
+        now = pack_fingerprints(task, config, config.data.eval_split)
+        if change := compare_data(run.assets[DATA], now):
+            wanted = any(f"{name}.".startswith(("data.source.", "data.args.", "data.eval_split.")) for name in overrides)
+            text = "another set than the run's, as you asked" if wanted else "not the data that this run was trained with"
+            print(f"data: this is {text}: {change}.", file=sys.stderr)
+    scores, _ = evaluate_model(program, run.variables, config, loader=loader)
     print(json.dumps({"workdir": workdir, "step": run.step, "weights": run.weights, **scores}))
     return 0
 

@@ -131,6 +131,6 @@ def _attention(label: str | None, rows: Sequence[EstimatedRow], trust_code: bool
         return None
     path = next(run.path for run in row.result.plan.runs if run.correct is not None)
     run = load_run(path, trust_code=trust_code)
-    loader = get_task(run.config.task).loader(run.config, run.config.data.eval_split, (0, 1), training=False)
+    loader = get_task(run.config.task).evaluation_loader(run.config, (0, 1), run.assets)
     images = dict(sorted(plots.choose_images(loader, _IMAGES).items()))
     return plots.plot_bam(run, np.stack(list(images.values())), [run.labels[label] for label in images])

@@ -171,7 +171,7 @@ class _Run:
             )
 
     def identify_data(self, *of_checkpoint: bytes | None) -> dict[str, bytes]:
-        """Returns {"data.json": content}, which the workdir gets too; {} for a run of which it is unknown (collective).
+        """Returns {"data.json": content}, which the workdir gets too; {} for an older run that has none (collective).
 
         Raises UserError for data other than those of the checkpoint that is restored.
         """
