@@ -29,6 +29,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   local --processes P --devices D -- COMMAND  train, evaluate or table on P processes with D CPU devices each
   tpu ACTION NAME --zone=ZONE ... -- COMMAND  on a TPU slice: create, run, watch, status, logs or stop
   slurm [OPTIONS OF SBATCH] -- COMMAND        on a Slurm cluster: several nodes, --array for the rows of a table
+  gke FILE.yaml                               check what a manifest for Kubernetes runs, and apply it
   notebook                                    JupyterLab in experiments/notebooks
   python [ARGUMENTS]                          the environment's Python
   test [--peers] [--fast] [--newest] [PYTEST ARGUMENTS]
@@ -37,7 +38,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   setup [EXTRA ...]                           only make the environment; extras such as cuda, tpu, gcs stay from then on
 
 docs/clusters.md goes through a run on a cluster from nothing. tpu --help and slurm --help list all options; --dry-run prints
-what would run.
+what would run. They and gke check a config or table first, and the files that it names; --no-check leaves that out.
 Every command but help first makes .venv beside this file (once, some minutes). Instead of that,
   ATTENTION_JAX_PYTHON=/path/to/python  takes this interpreter as it is;
   ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.
@@ -224,7 +225,7 @@ case "$command" in
     environment
     exec "$PYTHON" -m attention_jax.launch local "$@"
     ;;
-  tpu | slurm) launch_elsewhere "$command" "$@" ;;
+  tpu | slurm | gke) launch_elsewhere "$command" "$@" ;;
   notebook)
     environment notebook
     exec "$PYTHON" -m jupyterlab "$@" "$ROOT/experiments/notebooks"
@@ -256,5 +257,5 @@ case "$command" in
     if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
 esac

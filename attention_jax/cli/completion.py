@@ -29,7 +29,7 @@ _attention_jax() {{
 }}
 complete -F _attention_jax launch.sh ./launch.sh attention_jax
 """
-LAUNCH_COMMANDS = "quickstart local tpu slurm notebook python test setup"  # those of launch.sh that are not the library's
+LAUNCH_COMMANDS = "quickstart local tpu slurm gke notebook python test setup"  # those of launch.sh that are not the library's
 WITH_FIELDS = ("train", "evaluate", "preflight", "config")
 
 

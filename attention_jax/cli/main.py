@@ -226,20 +226,24 @@ def _translate(**options: Any) -> int:
     return 0
 
 
-def _table(file: str, rows: str | None, **options: Any) -> int:
+def _table(file: str, rows: str | None, files: bool, **options: Any) -> int:
     from attention_jax.tables.table import load_table
 
-    table = load_table(file)
-    _start(table.base_config(table.scale(options["scale"])).task if table.base else None)
+    table, labels = load_table(file), rows.split(",") if rows else None
+    scale = table.scale(options["scale"])
+    _start(table.base_config(scale).task if table.base else None)
+    from attention_jax.cli.files import print_files
     from attention_jax.tables.runner import run_table
 
-    return run_table(file, rows=rows.split(",") if rows else None, **options)
+    code = run_table(file, rows=labels, **options)
+    if files:
+        print_files(file, *(table.config(row, scale) for row in table.rows if row.label in table.select(labels)))
+    return code
 
 
-def _config(file: str | None, check: bool, fields: bool, overrides: Overrides) -> int:
+def _config(file: str | None, check: bool, fields: bool, files: bool, overrides: Overrides) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from attention_jax.models.registry import check_model
-    from attention_jax.tasks import get_task
+    from attention_jax.cli.files import load_named, print_files
 
     if fields:
         print(render_fields_page(), end="")
@@ -247,10 +251,11 @@ def _config(file: str | None, check: bool, fields: bool, overrides: Overrides) -
     if not file:
         raise UserError("config: give a config file, or --fields.")
     config = _apply_overrides(_load_config(file), overrides)
-    get_task(config.task)
-    check_model(config.model.to_dict())
+    load_named(config)
     if not check:
         print(describe_config(config))
+    if files:
+        print_files(file, config)
     return 0
 
 

@@ -83,6 +83,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--workdir", type=_place, metavar="DIR", help="default runs/<file>[-<scale>]")
     add("--output", type=_place, metavar="DIR", help="for the table, chart and pictures; default the workdir")
     add("--dry-run", action="store_true", help="print what would run")
+    add("--files", action="store_true", help="with --dry-run, also print the code and data that the rows name")
     add("--rerun-stale", action="store_true", help="move runs aside whose code has changed since, and train them again")
     add("--trust-code", action="store_true", help="run the code that the runs came with, whatever it is")
 
@@ -90,7 +91,8 @@ def _add_runs(command: Callable[..., Any]) -> None:
 def _add_rest(command: Callable[..., Any]) -> None:
     add = command("config", "Print a config with all its fields and their meanings; * marks what is not the default.")
     add("file", nargs="?", metavar="FILE.py[:ARG]", help="defines get_config(); any field: --config.key=value")
-    add("--check", action="store_true", help="print nothing if the config, its task and its network are right")
+    add("--check", action="store_true", help="print nothing if the config and what it names are right")
+    add("--files", action="store_true", help="also print the code and data that it names")
     add("--fields", action="store_true", help="print the page of all fields, docs/fields.md")
 
     command("completion", "Print the completion script of bash: source <(./launch.sh completion).")

@@ -1,12 +1,12 @@
-"""`python -m attention_jax.launch local | slurm | tpu ...`, as launch.sh calls it."""
+"""`python -m attention_jax.launch gke | local | slurm | tpu ...`, as launch.sh calls it."""
 
 import os
 import sys
 
 from attention_jax.errors import UserError
-from attention_jax.launch import local, slurm, tpu
+from attention_jax.launch import gke, local, slurm, tpu
 
-LAUNCHERS = {"local": local.main, "slurm": slurm.main, "tpu": tpu.main}
+LAUNCHERS = {"gke": gke.main, "local": local.main, "slurm": slurm.main, "tpu": tpu.main}
 
 if __name__ == "__main__":
     try:

@@ -4,8 +4,11 @@ from __future__ import annotations  # for Python 3.9
 
 import argparse
 import itertools
+import os
 import shlex
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +18,8 @@ from attention_jax.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 LAUNCH = ROOT / "launch.sh"
 COMMANDS = ("train", "evaluate", "translate", "table", "quickstart", "prepare", "python")
+# Kinds of file systems that several machines share, as /proc/mounts names them.
+SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "glusterfs", "fuse", "panfs", "wekafs", "pvfs", "9p", "afs")
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,6 +100,105 @@ def find_commit(revision: str | None, command: Sequence[str]) -> str:
         if not Path(file).is_absolute() and not _git("ls-tree", "--name-only", name, "--", file).strip():
             raise UserError(f"{file} is not in commit {name[:12]}: commit it, and give its path from the checkout's folder.")
     return name
+
+
+def add_check_option(parser: argparse._ActionsContainer) -> None:
+    """Adds --no-check, which leaves `check_inputs` out."""
+    parser.add_argument("--no-check", dest="check", action="store_false", help="do not check config, table and files first")
+
+
+def list_check(command: Sequence[str]) -> list[str]:
+    """Returns the command of launch.sh that checks a training or a table; [] for other commands."""
+    if command[:1] == ["table"]:
+        return [*command, "--dry-run", "--files"]
+    if command[:1] != ["train"]:
+        return []
+    parser = Parser("train", add_help=False)
+    for name in ("config", "workdir"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("saved-code", "trust-code", "extend"):
+        parser.add_argument(f"--{name}", action="store_true")
+    options, fields = parser.parse_known_args(command[1:])
+    return ["config", options.config, *fields, "--check", "--files"]
+
+
+def check_inputs(command: Sequence[str], commit: str | None = None) -> None:
+    """Checks a command's config or table in the project's environment, before anything is asked for or paid.
+
+    Args:
+        commit: whose files the job gets; None for a job that runs in this folder, on a file system that it shares.
+
+    Raises:
+        UserError: what the check says, or a file that is not there or that the job would not see.
+    """
+    words = list_check(command)
+    if not words:
+        return
+    require_environment()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path.cwd()
+        if commit:
+            (folder := Path(scratch).resolve() / "commit").mkdir()
+            run_program(archive_command(commit, folder.with_suffix(".tgz")))
+            run_program(["tar", "-xf", folder.with_suffix(".tgz"), "-C", folder])
+            # Its workdir and data at other places are the workers'.
+            words += [f"--{name}={scratch}/run" for name in ("workdir", "output") if words[0] == "table"]
+        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([str(LAUNCH), *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
+        errors = [line[len("error: ") :] for line in done.stderr.splitlines() if line.startswith("error: ")]
+        if done.returncode:
+            if not errors:
+                print(done.stdout + done.stderr, end="", file=sys.stderr)
+            where = f"at commit {commit[:12]}: " if commit else ""
+            reason = errors[-1] if errors else f"{words[1]} would fail, as said above."
+            raise UserError(f"{where}{reason} Nothing was asked for; --no-check leaves this check out.")
+        for line in done.stdout.splitlines():
+            what, is_file, path = line.partition("\t")
+            if is_file:
+                _check_file(what, folder / path, folder if commit else None)
+
+
+def require_environment() -> None:
+    """Offers to make the project's environment if there is none."""
+    stamp = ROOT / ".venv" / "launch.stamp"
+    if os.environ.get("ATTENTION_JAX_PYTHON") or (stamp.exists() and not stamp.read_text().startswith("incomplete")):
+        return
+    text = "the command is checked first in the project's environment, which is not made yet"
+    if not sys.stdin.isatty():
+        raise UserError(f"{text}: make it with ./launch.sh setup, or leave the check out with --no-check.")
+    if input(f"{text}: make it now, in some minutes? [Y/n] ").strip().lower() not in ("", "y", "yes"):
+        raise UserError("nothing was asked for: leave the check out with --no-check.")
+    run_program([LAUNCH, "setup"])
+
+
+def _check_file(what: str, path: Path, sent: Path | None) -> None:
+    """Raises UserError for a file that a job will not see; says where only the job's machines can know.
+
+    Args:
+        what: "code", or the field that names it.
+        sent: the folder of the files that are sent; None if the job shares this machine's.
+    """
+    if sent and sent not in path.parents:
+        if what == "code":
+            raise UserError(f"{path} is outside of the checkout and is not sent: commit it there and give its path from there.")
+        print(f"{what}={path}: not checked: it must be there on every worker, or be a URI.", file=sys.stderr)
+    elif not path.exists():
+        commit = f"{path.relative_to(sent)} is not in the commit, whose files alone are sent" if sent else f"{path} does not exist"
+        raise UserError(f"{what}: {commit}: give a path that the job sees, or leave the check out with --no-check.")
+    elif not sent and not _is_shared(path):
+        text = f"{path} is on a disk of this machine, and not on the file system of the checkout, which all nodes share"
+        if what == "code":
+            raise UserError(f"{text}: put it there.")
+        print(f"{what}: {text}: it must be there on every node.", file=sys.stderr)
+
+
+def _is_shared(path: Path) -> bool:
+    """True for a file on the file system of the checkout, or on one of a kind that machines share."""
+    if path.stat().st_dev == ROOT.stat().st_dev:
+        return True
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    kinds = [(len(Path(place).parts), kind) for place, kind in mounts if Path(place) in [path.resolve(), *path.resolve().parents]]
+    return max(kinds)[1].startswith(SHARED)
 
 
 def archive_command(commit: str, file: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""`./launch.sh slurm [--array[=K]] [--logs=DIR] [--dry-run] [options of sbatch] -- COMMAND ...`.
+"""`./launch.sh slurm [--array[=K]] [--logs=DIR] [--dry-run] [--no-check] [options of sbatch] -- COMMAND ...`.
 
 Submits one job of one or several nodes, or an array with one job per row of a table and a last one that writes the table.
 All other options go to sbatch unchanged: --nodes, --gpus-per-node, --time, --partition, --account, ….
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--logs", default="runs/slurm", metavar="DIR", help="one file per job; default runs/slurm")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and submit nothing")
+    shared.add_check_option(parser)
     options, others = parser.parse_known_args(own)
     shared.check_command(command)
     for word in others:
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         print(shared.quote_words([shared.LAUNCH, "setup"]))
     else:
         shared.run_program([shared.LAUNCH, "setup"])
+        if options.check:
+            shared.check_inputs(command)
         logs.mkdir(parents=True, exist_ok=True)
 
     def submit(text: str, name: str, log: str, script: str, *more: str) -> str:

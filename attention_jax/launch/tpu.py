@@ -42,14 +42,16 @@ def main(arguments: Sequence[str]) -> int:
     own, command = shared.split_arguments(arguments)
     options = _parser().parse_args(own)
     target = TpuSlice(options.name, options.zone, options.project, options.internal_ip)
-    if options.action in ("run", "watch"):
+    if options.action in ("run", "watch") or (options.action == "create" and command):
         shared.check_command(command)
         _check_workdir(command)
     elif command:
-        raise UserError(f"{options.action} takes nothing after ' -- ': {', '.join(shared.COMMANDS)} are for run and watch.")
+        raise UserError(f"{options.action} takes nothing after ' -- ': a command is for create, run and watch.")
     if options.dry_run:
         print("\n".join(_plan(target, options, command)))
         return 0
+    if command and options.check:
+        shared.check_inputs(command, shared.find_commit(options.commit, command))
     return _ACTIONS[options.action](target, options, command) or 0
 
 
@@ -66,7 +68,8 @@ def _parser() -> shared.Parser:
     group.add_argument("--spot", action="store_true", help="cheaper, and may be preempted at any time")
     group.add_argument("--runtime-version", metavar="IMAGE", help="default by the type")
     group.add_argument("--create-flag", action="append", default=[], metavar="FLAG", help="for gcloud, e.g. --network=NAME")
-    group = parser.add_argument_group("run and watch")
+    group = parser.add_argument_group("run and watch, and create with the command that is to run")
+    shared.add_check_option(group)
     group.add_argument("--commit", metavar="REV", help="default the newest, of a checkout without other changes")
     group.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable to send with its value here")
     group.add_argument("--every", type=float, default=30, metavar="SECONDS", help="between two checks of watch; default 30")

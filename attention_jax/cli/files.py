@@ -1,0 +1,65 @@
+"""What configs name: loaded by a check, and listed for a launcher, whose jobs must find the same files."""
+
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from attention_jax.config.config import flatten_config
+from attention_jax.config.fields import OPTIMIZERS, SCHEDULES
+from attention_jax.config.plugins import load_object
+from attention_jax.data.images import sources
+from attention_jax.data.text import pairs
+from attention_jax.models.gate import GATES
+from attention_jax.models.registry import check_model
+from attention_jax.storage import is_remote
+from attention_jax.tasks import TASKS, get_task
+
+
+def load_named(config: ConfigDict) -> None:
+    """Loads the task, network, gate, data source, optimizer and schedule of a config. Raises UserError for the first mistake."""
+    get_task(config.task)
+    check_model(config.model.to_dict())
+    known: dict[str, Mapping[str, Any]] = {
+        "model.gate": GATES,
+        "data.source": (sources if config.task == "classification" else pairs).SOURCES,
+        "optimizer.name": dict.fromkeys(OPTIMIZERS),
+        "schedule.name": dict.fromkeys(SCHEDULES),
+    }
+    flat = flatten_config(config)
+    for field, builtin in known.items():
+        if isinstance(flat.get(field), str) and (config.task in TASKS or field != "data.source"):
+            load_object(flat[field], builtin, field)
+
+
+def print_files(file: str, *configs: ConfigDict) -> None:
+    """Prints "code<TAB>path" for each Python file of the user's, and "field<TAB>path" for files and folders of data.
+
+    Args:
+        file: that the configs come from.
+
+    Raises UserError as `load_named` does.
+    """
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    named = dict.fromkeys([f"code\t{Path(file).resolve()}"] if file.endswith(".json") else [])
+    for config in configs:
+        load_named(config)
+        # Arguments of the built-in sources that are files or folders, and of one of the user's that has the same names.
+        arguments = ("source", "target") if config.data.source == "files" else ("path", "data_dir")
+        values = {f"data.args.{name}": config.data.args.get(name) for name in arguments}
+        if config.data.get("tokenizer") not in ("sentencepiece", "words"):
+            values["data.tokenizer"] = config.data.get("tokenizer")
+        for field, value in values.items():
+            for place in (value,) if isinstance(value, str) else value or ():
+                for split in (config.data.train_split, config.data.eval_split):
+                    if not is_remote(place):
+                        named[f"{field}\t{Path(place.replace('{split}', split)).expanduser()}"] = None
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "").resolve()
+        is_installed = library in path.parents or {"site-packages", "dist-packages"} & {*path.parts}
+        if path.suffix == ".py" and path.is_file() and not is_installed and name.partition(".")[0] not in ("attention_jax", "__main__"):
+            named[f"code\t{path}"] = None
+    print(*named, sep="\n")
