@@ -1,4 +1,4 @@
-"""What configs name: loaded by a check, and listed for a launcher, whose jobs must find the same files."""
+"""Loads what a config names, and lists its files for a launcher, whose jobs must find the same ones."""
 
 import sys
 import sysconfig
@@ -20,7 +20,7 @@ from attention_jax.tasks import TASKS, get_task
 
 
 def load_named(config: ConfigDict) -> None:
-    """Loads the task, network, gate, data source, optimizer and schedule of a config. Raises UserError for the first mistake."""
+    """Loads what a config names: task, network, gate, data source, optimizer, schedule. Raises UserError for a mistake."""
     get_task(config.task)
     check_model(config.model.to_dict())
     known: dict[str, Mapping[str, Any]] = {
@@ -43,7 +43,6 @@ def print_files(file: str, *configs: ConfigDict) -> None:
 
     Raises UserError as `load_named` does.
     """
-    library = Path(sysconfig.get_path("stdlib")).resolve()
     named = dict.fromkeys([f"code\t{Path(file).resolve()}"] if file.endswith(".json") else [])
     for config in configs:
         load_named(config)
@@ -52,14 +51,15 @@ def print_files(file: str, *configs: ConfigDict) -> None:
         values = {f"data.args.{name}": config.data.args.get(name) for name in arguments}
         if config.data.get("tokenizer") not in ("sentencepiece", "words"):
             values["data.tokenizer"] = config.data.get("tokenizer")
+        splits = config.data.train_split, config.data.eval_split
         for field, value in values.items():
-            for place in (value,) if isinstance(value, str) else value or ():
-                for split in (config.data.train_split, config.data.eval_split):
-                    if not is_remote(place):
-                        named[f"{field}\t{Path(place.replace('{split}', split)).expanduser()}"] = None
-    for name, module in list(sys.modules.items()):
+            places = (value,) if isinstance(value, str) else value or ()
+            for place in (place.replace("{split}", split) for place in places if not is_remote(place) for split in splits):
+                named[f"{field}\t{Path(place).expanduser()}"] = None
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    for name, module in [*sys.modules.items()]:
         path = Path(getattr(module, "__file__", None) or "").resolve()
-        is_installed = library in path.parents or {"site-packages", "dist-packages"} & {*path.parts}
-        if path.suffix == ".py" and path.is_file() and not is_installed and name.partition(".")[0] not in ("attention_jax", "__main__"):
+        installed = library in path.parents or {"site-packages", "dist-packages"} & {*path.parts}
+        if path.suffix == ".py" and not installed and name.partition(".")[0] not in ("attention_jax", "__main__"):
             named[f"code\t{path}"] = None
     print(*named, sep="\n")

@@ -183,8 +183,8 @@ def _check_file(what: str, path: Path, sent: Path | None) -> None:
             raise UserError(f"{path} is outside of the checkout and is not sent: commit it there and give its path from there.")
         print(f"{what}={path}: not checked: it must be there on every worker, or be a URI.", file=sys.stderr)
     elif not path.exists():
-        commit = f"{path.relative_to(sent)} is not in the commit, whose files alone are sent" if sent else f"{path} does not exist"
-        raise UserError(f"{what}: {commit}: give a path that the job sees, or leave the check out with --no-check.")
+        missing = f"{path.relative_to(sent)} is not in the commit, whose files are sent" if sent else f"{path} does not exist"
+        raise UserError(f"{what}: {missing}: give a path that the job sees, or leave the check out with --no-check.")
     elif not sent and not _is_shared(path):
         text = f"{path} is on a disk of this machine, and not on the file system of the checkout, which all nodes share"
         if what == "code":
@@ -196,9 +196,9 @@ def _is_shared(path: Path) -> bool:
     """True for a file on the file system of the checkout, or on one of a kind that machines share."""
     if path.stat().st_dev == ROOT.stat().st_dev:
         return True
+    above = [str(place) for place in (path.resolve(), *path.resolve().parents)]
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    kinds = [(len(Path(place).parts), kind) for place, kind in mounts if Path(place) in [path.resolve(), *path.resolve().parents]]
-    return max(kinds)[1].startswith(SHARED)
+    return max((len(place), kind) for place, kind in mounts if place in above)[1].startswith(SHARED)
 
 
 def archive_command(commit: str, file: Path) -> list[str]:

@@ -6,7 +6,8 @@ has, nor root, as a systemd unit would. The supervisor makes the environment thr
 everything into one log, and records the exit code.
 
 The image's Python (3.10 on Ubuntu 22.04) is older than launch.sh needs, and Ubuntu's python3.11 there is a release candidate.
-So uv is installed from PyPI, where the environment comes from anyway; it fetches a Python for launch.sh.
+So uv is installed from PyPI, where the environment comes from anyway, in one version whose files have the hashes below; it
+fetches a Python for launch.sh, whose hashes it brings.
 """
 
 from __future__ import annotations  # for Python 3.9
@@ -28,6 +29,11 @@ HOME = Path.home() / "attention_jax"
 RUN, CODE, TOOLS = HOME / "run", HOME / "code", HOME / "tools"
 LOG, PID, END, ABOUT, JOB = RUN / "log", RUN / "pid", RUN / "end.json", RUN / "about.json", RUN / "job.json"
 MARK = "AJ "  # begins a line that the launcher reads
+# A requirements file for pip, which installs no other file of PyPI: the wheels for Linux on x86_64 and on aarch64.
+UV = (
+    "uv==0.13.9 --hash=sha256:d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19"
+    " --hash=sha256:5435c5ce14a56431208ca0996416d310f1598e8c2c8ba707688985a16bb82dbe"
+)
 
 
 def main(action: str, *rest: str) -> None:
@@ -111,8 +117,11 @@ def _install_uv(env: dict[str, str]) -> list[str]:
     env["PATH"] = f"{TOOLS}/bin:{env.get('PATH', os.defpath)}"
     if shutil.which("uv", path=env["PATH"]):
         return []
+    TOOLS.mkdir(exist_ok=True)
+    (wanted := TOOLS / "uv.txt").write_text(UV)
     # --target: Ubuntu 24.04 lets pip write nowhere else outside an environment.
-    return [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(TOOLS), "uv"]
+    options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--target", str(TOOLS), "-r", str(wanted)]
+    return [sys.executable, "-m", "pip", "install", *options]
 
 
 def read_status() -> dict[str, Any]:

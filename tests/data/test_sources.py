@@ -257,6 +257,19 @@ def test_imagenet_by_way_of_tfds(pretended_tfds, tmp_path, monkeypatch):
     assert len(batches) == 3 and sum(batch["weight"].sum() for batch in batches) == 20
 
 
+def test_a_prepared_set_imports_no_module_that_its_features_name(tmp_path, monkeypatch):
+    """features.json of version 1.0.0 of a set called "strange"; the module lies in the working directory."""
+    pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path / "strange" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"name": "strange", "version": "1.0.0", "fileFormat": "array_record"}')
+    (folder / "features.json").write_text('{"pythonClassName": "planted.Feature", "jsonFeature": {"json": "{}"}}')
+    (tmp_path / "planted.py").write_text("raise SystemExit('it runs')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="its features.json names a class of planted, which is not imported"):
+        open_source("tfds", "train", {"name": "strange", "data_dir": str(tmp_path)})
+
+
 def test_tfds_sets_that_are_not_for_classification(pretended_tfds, tmp_path):
     with pytest.raises(UserError, match="'wider_face' is no classification set"):
         open_source("tfds", "train", {"name": "wider_face", "data_dir": str(tmp_path)})

@@ -49,7 +49,7 @@ def child(tmp_path, monkeypatch):
     return answer
 
 
-@pytest.mark.parametrize("action", ["create", "run", "watch"])
+@pytest.mark.parametrize("action", ["create", "run"])
 def test_a_misspelled_field_asks_for_no_slice(calls, action):
     command = ["train", CONFIG, "--workdir=gs://bucket/x", "--config.optimizer.nane=sgd"]
     with pytest.raises(UserError) as caught:
@@ -110,7 +110,7 @@ def test_the_files_of_a_commit_must_be_in_it(child, monkeypatch, capsys):
     assert child() == ["config", "configs/quickstart.py", "--config.seed", "1", "--check", "--files"]
     with pytest.raises(UserError, match="/elsewhere/gate.py is outside of the checkout and is not sent: commit it there"):
         check("code\t/elsewhere/gate.py")
-    with pytest.raises(UserError, match="data.args.path: data is not in the commit, whose files alone are sent"):
+    with pytest.raises(UserError, match="data.args.path: data is not in the commit, whose files are sent"):
         check("data.args.path\tdata")
     capsys.readouterr()
     check("data.args.path\t/mnt/data")

@@ -279,6 +279,7 @@ def test_compiled_programs_are_kept(checkout):
         ({"XDG_CACHE_HOME": f"{checkout.cwd}/x"}, f"{checkout.cwd}/x/attention_jax/xla\n"),
         ({"JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine\n"),
         ({"XDG_CACHE_HOME": "/dev/null"}, "\n"),  # cannot be made: none, and no complaint
+        ({"HOME": ""}, "\n"),  # no folder that others could prepare
     ):
         process = checkout.start("summary", ATTENTION_JAX_PYTHON=str(own), **given)
         assert process.communicate() == (expected, "")

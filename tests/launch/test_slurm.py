@@ -74,9 +74,8 @@ class Launcher:
 
     def __call__(self, root: Path, *arguments: str) -> subprocess.CompletedProcess:
         """Runs the launcher, without the check of configs: test_check.py has that."""
-        return subprocess.run(
-            [root / "launch.sh", "slurm", "--no-check", *arguments], cwd=self.cwd, env=self.env, capture_output=True, text=True, check=False
-        )
+        words = [root / "launch.sh", "slurm", "--no-check", *arguments]
+        return subprocess.run(words, cwd=self.cwd, env=self.env, capture_output=True, text=True, check=False)
 
     def arrived(self) -> list[list]:
         """[arguments, folder, coordinator, processes, process, hosts] of every process that ran."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from attention_jax import tree
+from attention_jax.launch import worker
 from attention_jax.launch.gcloud import TpuSlice, parse_accelerator
 from attention_jax.train import restore
 from tests.conftest import ROOT, child_environment
@@ -126,9 +127,9 @@ def test_every_word_arrives_unchanged_and_secrets_only_when_named(fleet):
     code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", "--env=TOKEN", *command, TOKEN=secret)
     assert code == 0, stdout + stderr
     names = "pod worker 0,pod worker 1"
-    for worker in (0, 1):
-        place = str(fleet.folder / f"worker-{worker}" / "attention_jax" / "code")
-        assert json.loads(fleet.log(worker).splitlines()[0]) == [command[1:], place, secret, str(worker), names]
+    for number in (0, 1):
+        place = str(fleet.folder / f"worker-{number}" / "attention_jax" / "code")
+        assert json.loads(fleet.log(number).splitlines()[0]) == [command[1:], place, secret, str(number), names]
     assert secret not in (fleet.folder / "calls").read_text() + stderr
     left = [path for path in fleet.folder.rglob("*") if path.is_file() and path.name != "log"]
     assert not [path for path in left if secret.encode() in path.read_bytes()], "no file keeps the value"
@@ -215,6 +216,16 @@ def test_mistakes(fleet, arguments, message):
     code, _, stderr = fleet(*arguments)
     assert code == 2
     assert stderr.startswith(f"error: tpu: {message}") and stderr.count("\n") == 1
+
+
+def test_uv_on_a_worker_is_a_file_of_known_hash(monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "TOOLS", tmp_path / "tools")
+    assert worker._install_uv({"ATTENTION_JAX_PYTHON": sys.executable}) == []
+    env = {"PATH": "/nowhere"}
+    *words, file = worker._install_uv(env)
+    assert words[1:4] == ["-m", "pip", "install"] and "--require-hashes" in words and words[-1] == "-r"
+    assert re.fullmatch(r"uv==\d+\.\d+\.\d+( --hash=sha256:[0-9a-f]{64}){2}", Path(file).read_text())
+    assert env["PATH"].startswith(f"{tmp_path}/tools/bin:")
 
 
 @pytest.mark.parametrize(

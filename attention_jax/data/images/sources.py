@@ -22,6 +22,7 @@ from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
 from attention_jax.data.images.decoding import BrokenImage
+from attention_jax.data.prepared import open_builder
 from attention_jax.errors import UserError, one_sentence, suggest_name
 
 logger = logging.getLogger(__name__)
@@ -278,10 +279,8 @@ def open_tfds(split: str, name: str, data_dir: str | None = None) -> Source:
     """
     import tensorflow_datasets
 
-    if storage.is_remote(data_dir):
-        storage.RemoteFolder(str(data_dir))  # raises when it does not answer, where TFDS would wait in silence
     try:
-        builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+        builder = open_builder(name, data_dir)
         image, label = _image_and_label(name, builder.info)
         # The crop decodes, at the scale that it needs.
         records = builder.as_data_source(split=split, decoders={image: tensorflow_datasets.decode.SkipDecoding()})

@@ -17,6 +17,7 @@ import numpy as np
 from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
+from attention_jax.data.prepared import open_builder
 from attention_jax.errors import UserError, one_sentence
 
 logger = logging.getLogger(__name__)
@@ -119,14 +120,10 @@ def open_tfds_pairs(split: str, name: str, source: str, target: str, data_dir: s
 
     Source and target are languages, e.g. "en" and "de"; `split` and `data_dir` are those of `images.sources.open_tfds`.
     """
-    import tensorflow_datasets
-
-    if storage.is_remote(data_dir):
-        storage.RemoteFolder(str(data_dir))  # raises if it does not answer; TFDS would wait in silence
     with contextlib.suppress(ImportError):  # builders register themselves when they are imported
         __import__(f"tensorflow_datasets.translate.{name.split('_')[0]}")
     try:
-        builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+        builder = open_builder(name, data_dir)
         languages = [language for feature in _translations(builder.info) for language in feature]
         if not {source, target} <= set(languages):
             raise UserError(

@@ -1,0 +1,33 @@
+"""Opens what TensorFlow Datasets has prepared, without TensorFlow."""
+
+import importlib
+import types
+from typing import Any
+
+from attention_jax import storage
+
+
+def open_builder(name: str, data_dir: str | None) -> Any:
+    """Returns the builder of a data set that was prepared as ArrayRecord.
+
+    The features.json of a data set may name classes of any module, which TFDS would import; here it imports its own alone.
+    Raises ValueError for others, and what TFDS raises.
+    """
+    import tensorflow_datasets
+    from tensorflow_datasets.core.features import feature
+
+    if storage.is_remote(data_dir):
+        storage.RemoteFolder(str(data_dir))  # raises when it does not answer, where TFDS would wait in silence
+    feature.importlib = types.SimpleNamespace(import_module=_import_own)
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+        _ = builder.info.features
+    finally:
+        feature.importlib = importlib
+    return builder
+
+
+def _import_own(name: str) -> types.ModuleType:
+    if not name.startswith("tensorflow_datasets."):
+        raise ValueError(f"its features.json names a class of {name}, which is not imported unless you have done so before")
+    return importlib.import_module(name)
