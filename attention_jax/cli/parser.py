@@ -84,7 +84,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--output", type=_place, metavar="DIR", help="for the table, chart and pictures; default the workdir")
     add("--dry-run", action="store_true", help="print what would run")
     add("--files", action="store_true", help="with --dry-run, also print the code and data that the rows name")
-    add("--rerun-stale", action="store_true", help="move runs aside whose code has changed since, and train them again")
+    add("--rerun-stale", action="store_true", help="move runs aside whose code or data have changed, and train them again")
     add("--trust-code", action="store_true", help="run the code that the runs came with, whatever it is")
 
 

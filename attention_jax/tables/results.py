@@ -3,15 +3,15 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,22 +21,23 @@ from ml_collections import ConfigDict
 from attention_jax.config.code import CODE, RunCode, collect_code, compare_code
 from attention_jax.config.config import flatten_config, list_differences
 from attention_jax.config.plugins import load_object
+from attention_jax.data.fingerprint import DATA, compare_data
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
 from attention_jax.models.registry import check_model, list_origins
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
-from attention_jax.tables.measures import read_arrays, read_measure
+from attention_jax.tables.measures import read_arrays, read_measure, refuse_without_correct
 from attention_jax.tables.table import ComputedRow, Row, Table
-from attention_jax.tasks import TASKS
-from attention_jax.tasks.base import Task
+from attention_jax.tasks.base import pack_fingerprints
 from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
 from attention_jax.train import metrics, remote_checkpoints, restore, workdir
 from attention_jax.train.loop import replace_seed
 from attention_jax.train.metrics import TIMING
 from attention_jax.train.workdir import CONFIG, EVALUATION
 
+log = logging.getLogger(__name__)
 FAILURE = "failure.txt"
 
 
@@ -63,9 +64,7 @@ class RemoteWorkdir:
         if remote_checkpoints.list_remote_steps(there)[-1:] != restore.list_steps(run)[-1:]:
             shutil.rmtree(run / restore.FOLDER, ignore_errors=True)
             remote_checkpoints.download_checkpoints(there, run)
-        names = {
-            name for name in self._remote.names(inside) if name in (CONFIG, CODE, TIMING) or name.endswith((".txt", ".npz"))
-        }
+        names = {n for n in self._remote.names(inside) if n in (CONFIG, CODE, DATA, TIMING) or n.endswith((".txt", ".npz"))}
         for path in run.glob("*.*"):
             if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:
                 path.unlink()
@@ -168,6 +167,11 @@ class SeedRun:
         saved = workdir.read_workdir_code(self.path)
         return compare_code(saved, code) if saved else ""
 
+    def data_change(self, data: bytes | None) -> str:
+        """Returns how the data that the run was made with differ from these, as a phrase; empty if they do not."""
+        saved = self.path / DATA
+        return compare_data(saved.read_bytes(), data) if self.step and data and saved.exists() else ""
+
     def seconds(self) -> float | None:
         """Returns the wall-clock time of all calls for this run; None when it was never measured."""
         calls = [line["seconds"] for line in metrics.read_log(self.path / TIMING) if line.get("event") == "call"]
@@ -182,7 +186,8 @@ class SeedRun:
 class RowPlan:
     """A row with its config resolved against the data, and its runs; `broken` is the reason if that failed.
 
-    `network` counts the paper's network, `counts` the one that is trained.
+    `network` counts the paper's network, `counts` the one that is trained; `data` are fingerprints, None where no run has any
+    or they cannot be read.
     """
 
     row: Row
@@ -194,10 +199,18 @@ class RowPlan:
     runs: tuple[SeedRun, ...]
     code: RunCode
     broken: Exception | None = None
+    data: bytes | None = None
+
+    def describe_change(self, run: SeedRun) -> str:
+        """Returns what has changed since a run was made, its code or its data; empty if nothing has."""
+        if self.broken:
+            return ""
+        change = run.data_change(self.data)
+        return "its code has changed since" if run.code_change(self.code) else f"data changed ({change})" if change else ""
 
     def list_stale(self) -> list[SeedRun]:
-        """Returns the runs whose code has changed since."""
-        return [run for run in self.runs if not self.broken and run.code_change(self.code)]
+        """Returns the runs whose code or data have changed since."""
+        return [run for run in self.runs if self.describe_change(run)]
 
     @property
     def durations(self) -> Durations | None:
@@ -214,7 +227,7 @@ class RowResult:
     measured: tuple[dict[str, np.ndarray], ...]  # of each finished seed, as far as it has been measured
     seconds: float | None  # wall-clock time of a run, mean over seeds
     failures: tuple[str, ...]  # a line for each seed that failed
-    is_stale: bool = False  # True if the code of a finished run has changed since
+    is_stale: bool = False  # True if the code or the data of a finished run have changed since
 
     @property
     def label(self) -> str:
@@ -239,10 +252,11 @@ def plan_rows(request: TableRequest, count_networks: bool = True) -> list[RowPla
 
     The papers' networks are large and take seconds to count; a dry run does not print their counts.
     """
-    return [_plan_row(request, row, count_networks) for row in request.table.rows]
+    known: dict[str, bytes | None] = {}  # fingerprints of the data that rows share
+    return [_plan_row(request, row, count_networks, known) for row in request.table.rows]
 
 
-def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
+def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[str, bytes | None]) -> RowPlan:
     table = request.table
     config, base = table.config(row, request.scale), table.base_config(request.scale)
     before, after = flatten_config(base), flatten_config(config)
@@ -255,7 +269,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         config, task = resolved.config, resolved.task
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
         model, inputs = task.model(config), task.example_inputs(config)
-        _refuse_without_correct(config, task, model, inputs)
+        refuse_without_correct(config, task, model, inputs)
         counts = summary(model, inputs)
         code = collect_code(config, list_origins(), table.list_code(row, request.scale))
         if row.network and count_network:
@@ -267,25 +281,21 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool) -> RowPlan:
         SeedRun(seed, request.folder / row.slug / str(seed), total, table.measures, request.remote)
         for seed in range(request.seeds)
     )
-    return RowPlan(row, config, changes, resolved, counts, network, runs, code, broken)
+    has_data = any((run.path / DATA).exists() for run in runs)
+    data = _identify_data(resolved, known) if has_data and resolved and not broken else None
+    return RowPlan(row, config, changes, resolved, counts, network, runs, code, broken, data)
 
 
-def _refuse_without_correct(config: ConfigDict, task: Task, model: nn.Module, inputs: tuple) -> None:
-    """Raises UserError, before anything is trained, for a task whose outputs have no "correct", which rows are compared by."""
-    if config.task in TASKS or getattr(task.metrics, "__func__", None) is not Task.metrics:
-        return  # metrics of the task's own may add it
-    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    made = jax.eval_shape(functools.partial(task.outputs, config, model), variables, task.batch_shapes(config)[0])
-    if "correct" not in made:
-        raise UserError(describe_missing_correct(config.task, sorted(made)))
-
-
-def describe_missing_correct(task: str, given: Sequence[str]) -> str:
-    """Returns the sentence for a task that a table has nothing to compare by."""
-    return (
-        f"task {task!r} gives the outputs {', '.join(given)}: a table compares rows by 'correct', 1 where an example is right "
-        "and 0 where not, so give that too."
-    )
+def _identify_data(resolved: ResolvedConfig, known: dict[str, bytes | None]) -> bytes | None:
+    """The fingerprints of a row's data, read once for all rows that share them; None where they cannot be read."""
+    key = f"{resolved.config.task} {resolved.config.data.to_json_best_effort(sort_keys=True)}"
+    if key not in known:
+        try:
+            known[key] = pack_fingerprints(resolved.task, resolved.config)
+        except UserError as error:
+            log.warning("whether data have changed is unknown: %s", error)
+            known[key] = None
+    return known[key]
 
 
 @functools.cache
@@ -322,18 +332,6 @@ def have_same_examples(a: RowPlan, b: RowPlan) -> bool:
     """True if two rows are evaluated on the same test examples, so that they can be compared example by example."""
     one, other = a.config.data, b.config.data
     return (one.source, one.eval_split, one.args) == (other.source, other.eval_split, other.args)
-
-
-def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
-    """Raises UserError with the difference when a workdir of these rows was made with another config."""
-    for plan in plans:
-        for run in plan.runs:
-            lines = [] if plan.broken else run.difference(plan.config)
-            if lines:
-                raise UserError(
-                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} belongs to another config ({'; '.join(lines)}): "
-                    "give another --workdir, or the table file as it was."
-                )
 
 
 @dataclasses.dataclass(frozen=True)

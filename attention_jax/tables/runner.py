@@ -26,10 +26,10 @@ from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
-from attention_jax.tables.measures import measure_run, read_arrays
+from attention_jax.tables.measures import describe_missing_correct, measure_run, read_arrays
 from attention_jax.tables.publish import make_folders, write_table
 from attention_jax.tables.results import FAILURE, ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
-from attention_jax.tables.stale import handle_stale_runs
+from attention_jax.tables.stale import handle_stale_runs, refuse_other_configs
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import catch_stop_signal, replace_seed, train_model
@@ -62,7 +62,7 @@ def run_table(
         workdir: folder or URI that holds `row/seed` for each run; by default `runs/<Table.edition>`.
         output: folder or URI of the table and its plots, by default the workdir.
         dry_run: only prints what would run; returns 1 when a selected row would fail.
-        rerun_stale: moves runs aside whose code has changed since, and trains them again.
+        rerun_stale: moves runs aside whose code or data have changed since, and trains them again.
         trust_code: as of `load_run`, for runs that were trained elsewhere.
     """
     request = _make_request(load_table(file), scale, rows, seeds, workdir, output, trust_code)
@@ -73,7 +73,7 @@ def run_table(
         _say(*_describe_runs(request, plans), *_describe_equal_rows(plans))
         return 1 if any(plan.broken and plan.row.label in request.selected for plan in plans) else 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
-    results.refuse_other_configs(chosen)
+    refuse_other_configs(chosen)
     handle_stale_runs(chosen, rerun_stale)
     for plan in chosen:
         record_code(plan.config, plan.code, write=is_main_process())
@@ -198,7 +198,7 @@ def _train(program: Program, run: SeedRun, plan: RowPlan, progress: Callable[[in
     run.pull()
     if not result.stopped and is_main_process() and run.correct is None:
         if kept := read_arrays(run.path / EVALUATION, run.total_steps):
-            raise UserError(results.describe_missing_correct(program.config.task, sorted(kept)))
+            raise UserError(describe_missing_correct(program.config.task, sorted(kept)))
         raise UserError(
             f"{run.place}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
         )
@@ -302,11 +302,11 @@ def _describe_runs(request: TableRequest, plans: Sequence[RowPlan]) -> Iterator[
 
 def _status(request: TableRequest, plan: RowPlan, run: SeedRun) -> str:
     if plan.broken:
-        return f"would fail ({one_sentence(plan.broken)})"
+        return f"would fail ({one_sentence(plan.broken)})" + "; whether its data have changed: unknown" * bool(run.step)
     if lines := run.difference(plan.config):
         return f"belongs to another config ({'; '.join(lines)})"
-    if run in plan.list_stale():
-        return f"{'done' if run.done else 'begun'}, stale: its code has changed since; --rerun-stale trains it again"
+    if change := plan.describe_change(run):
+        return f"{'done' if run.done else 'begun'}, stale: {change}; --rerun-stale trains it again"
     if run.done:
         return "done"
     if plan.row.label not in request.selected:

@@ -1,4 +1,4 @@
-"""Runs of a table whose code has changed since: they stay as they are, or are moved aside and trained again."""
+"""Runs of a table that are not its own any more: of another config, or stale, as their code or data have changed since."""
 
 import os
 import shutil
@@ -14,16 +14,29 @@ from attention_jax.tables.results import RowPlan, SeedRun
 from attention_jax.train.workdir import lock_folder
 
 
+def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
+    """Raises UserError with the difference when a workdir of these rows was made with another config."""
+    for plan in plans:
+        for run in plan.runs:
+            lines = [] if plan.broken else run.difference(plan.config)
+            if lines:
+                raise UserError(
+                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} belongs to another config ({'; '.join(lines)}): "
+                    "give another --workdir, or the table file as it was."
+                )
+
+
 def handle_stale_runs(plans: Sequence[RowPlan], rerun: bool) -> None:
-    """Moves runs aside whose code has changed, or lets them be. Raises UserError with the difference for an unfinished one."""
+    """Moves stale runs aside, or lets them be. Raises UserError with the difference for an unfinished one."""
     for plan in plans:
         for run in plan.list_stale():
             if rerun:
                 _move_aside(run)
             elif not run.done:
                 raise UserError(
-                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} was begun with other code: give --rerun-stale to "
-                    f"move it aside and train it again, or another --workdir; what has changed:\n{run.code_change(plan.code)}"
+                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} was begun with other code or data: give "
+                    "--rerun-stale to move it aside and train it again, or another --workdir; what has changed:\n"
+                    f"{run.code_change(plan.code) or plan.describe_change(run)}"
                 )
 
 

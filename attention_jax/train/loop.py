@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import functools
 import itertools
-import logging
 import math
 import os
 import signal
@@ -22,24 +21,22 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.code import CODE, RunCode, collect_code, record_code
 from attention_jax.config.config import config_to_json
-from attention_jax.data.fingerprint import DATA, compare_data
+from attention_jax.data.fingerprint import DATA
 from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.gate import explain_modes
 from attention_jax.models.registry import list_origins
-from attention_jax.tasks.base import BatchLoader, pack_fingerprints
+from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
 from attention_jax.train.evaluate import Interrupted, evaluate_model
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
-from attention_jax.train.restore import call_together
 from attention_jax.train.stalls import Stalls
-from attention_jax.train.workdir import EVALUATION, Workdir, lock_workdir
+from attention_jax.train.workdir import EVALUATION, Workdir, identify_data, lock_workdir
 
-logger = logging.getLogger(__name__)
 _OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # those whose evaluation another seed of the row has opened
 _LAST = ("grad_norm", "learning_rate")  # not sums: the log has the interval's last value
 
@@ -156,7 +153,7 @@ class _Run:
         restored = self.checkpoints.restore(program.abstract_state)
         self.state, about = restored or (program.init(np.uint32(config.seed)), {"sums": {}})
         self.step, self.sums = int(self.state.step), dict(about["sums"])  # weighted sums since the last log line
-        data = self.identify_data(about["assets"].get(DATA)) if restored else self.identify_data()
+        data = identify_data(workdir, self.task, config, about["assets"] if restored else None)
         self.log.start(self.step)
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         self.log.time({"event": "start", "step": self.step, **devices})
@@ -169,27 +166,6 @@ class _Run:
                 f"{self.folder}: the data give other {' and '.join(from_data)} now than when this run began: give the old "
                 "data, or another workdir."
             )
-
-    def identify_data(self, *of_checkpoint: bytes | None) -> dict[str, bytes]:
-        """Returns {"data.json": content}, which the workdir gets too; {} for an older run that has none (collective).
-
-        Raises UserError for data other than those of the checkpoint that is restored.
-        """
-        begin, (saved,) = time.perf_counter(), of_checkpoint or (None,)
-
-        def identify() -> bytes | None:
-            data = pack_fingerprints(self.task, self.config)
-            if change := compare_data(saved, data):
-                raise UserError(
-                    f"{self.folder}: the data are not those that this run began with ({change}): give the old data, or another "
-                    "workdir."
-                )
-            logger.info("data: the fingerprints of both splits took %.2f s.", time.perf_counter() - begin)
-            return saved if of_checkpoint else data
-
-        if content := call_together(lambda: identify() if is_main_process() else None):
-            self.workdir.write(DATA, content)
-        return {DATA: content} if content else {}
 
     @functools.cached_property
     def evaluation_loader(self) -> BatchLoader:

@@ -8,7 +8,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -16,11 +17,14 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.code import CODE, RunCode, bind_code, compare_code, read_code, warn_of_packages
 from attention_jax.config.config import config_from_json, config_to_json, list_differences
+from attention_jax.data.fingerprint import DATA, compare_data
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
 from attention_jax.models.registry import list_origins
 from attention_jax.storage import RemoteFolder, is_remote
+from attention_jax.tasks.base import Task, pack_fingerprints
 from attention_jax.train.metrics import METRICS, TIMING
+from attention_jax.train.restore import call_together
 
 log = logging.getLogger(__name__)
 CONFIG, LOCK = "config.json", ".lock"
@@ -85,6 +89,32 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
         for name, content in new.items() if is_main_process() else ():  # the config last: with it the workdir is made
             workdir.write(name, content)
         yield workdir
+
+
+def identify_data(workdir: Workdir, task: Task, config: ConfigDict, restored: Mapping[str, bytes] | None) -> dict[str, bytes]:
+    """Returns {"data.json": content}, which the workdir gets too; {} for an older run that has none (collective).
+
+    Args:
+        restored: assets of the checkpoint from which the run goes on; None for one that begins.
+
+    Raises UserError for data other than those of the checkpoint.
+    """
+    begin, saved = time.perf_counter(), restored.get(DATA) if restored else None
+
+    def identify() -> bytes | None:
+        data = pack_fingerprints(task, config)
+        if change := compare_data(saved, data):
+            raise UserError(
+                f"{workdir.folder}: the data are not those that this run began with ({change}): give the old data, or another "
+                "workdir."
+            )
+        log.info("data: the fingerprints of both splits took %.2f s.", time.perf_counter() - begin)
+        return data if restored is None else saved
+
+    content = call_together(lambda: identify() if is_main_process() else None)
+    if content:
+        workdir.write(DATA, content)
+    return {DATA: content} if content else {}
 
 
 def _has_results(folder: Path, remote: RemoteFolder | None) -> bool:
