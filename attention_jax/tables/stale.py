@@ -33,10 +33,12 @@ def handle_stale_runs(plans: Sequence[RowPlan], rerun: bool) -> None:
             if rerun:
                 _move_aside(run)
             elif not run.done:
+                difference = run.code_change(plan.code)
                 raise UserError(
-                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} was begun with other code or data: give "
-                    "--rerun-stale to move it aside and train it again, or another --workdir; what has changed:\n"
-                    f"{run.code_change(plan.code) or plan.describe_change(run)}"
+                    f"row {plan.row.label!r}, seed {run.seed}: {run.place} was begun with other "
+                    f"{'code' if difference else 'data'}: give --rerun-stale to move it aside and train it again, or another "
+                    "--workdir; what has changed:\n"
+                    f"{difference or plan.describe_change(run)}"
                 )
 
 

@@ -28,7 +28,7 @@ def fake(monkeypatch):
     def build(resolved):
         return types.SimpleNamespace(config=resolved.config)
 
-    def train(config, path, program, progress):
+    def train(config, path, program, progress, code):
         key = (path.parent.name, config.seed)
         state.trained.append(key)
         path.mkdir(parents=True, exist_ok=True)
