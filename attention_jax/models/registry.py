@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from attention_jax import tree
 from attention_jax.config import plugins
 from attention_jax.config.plugins import get_saved_code, load_file, load_object, strip_origin
 from attention_jax.errors import UserError, suggest_name
@@ -88,6 +89,21 @@ def check_model(model: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"config.model.{key}={own[key]!r} is read by nothing: model {name!r} has no gate here; give model.gate."
                 )
+
+
+def refuse_unread_reduction(model: Mapping[str, Any], params: Any) -> None:
+    """Raises UserError where squeeze-and-excitation's reduction in the section `model` is above the channels, whatever it is.
+
+    Its default gives one hidden unit there.
+    """
+    gate, reduction = ({**find_model(model["name"])[1], **model}).get("gate"), model.get("gate_args", {}).get("reduction", 0)
+    for path, kernel in tree.flatten_by_path(params).items() if gate == "se" else ():
+        place, is_gate, _ = path.rpartition("/reduce/kernel")
+        if is_gate and reduction > (channels := kernel.shape[0]):
+            raise UserError(
+                f"config.model.gate_args.reduction={reduction} is more than the {channels} channels of {place}, where it gives "
+                f"one hidden unit as {channels} does: give 1 to {channels}."
+            )
 
 
 def _refuse_unknown_fields(name: str, fields: Collection[str]) -> None:

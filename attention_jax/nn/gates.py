@@ -35,7 +35,7 @@ class SqueezeExcite(nn.Module):
     """Squeeze-and-excitation (Hu et al. 2018, Section 3): x · sigmoid(W2 relu(W1 mean(x))).
 
     Attributes:
-        reduction: r; the hidden layer has C / r units (16 in the paper).
+        reduction: r; the hidden layer has C / r units (16 in the paper), at least one.
         divisor: rounds the hidden width to the nearest multiple of it, halves up, and to at least one; timm's networks have 8,
             which changes them where C < 128.
         use_bias: the paper's main networks have biases, its ablation section (Table 10 and after) has none.

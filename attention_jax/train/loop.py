@@ -26,7 +26,7 @@ from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_ba
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.gate import explain_modes
-from attention_jax.models.registry import list_origins
+from attention_jax.models.registry import list_origins, refuse_unread_reduction
 from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
@@ -183,6 +183,7 @@ class _Run:
         """Reads a batch of evaluation and lowers its program before the first step, so that what must fail fails now."""
         if self.step or self.program in _OPENED:
             return
+        refuse_unread_reduction(self.config.model.to_dict(), self.state.params)
         batches = prefetch_batches(itertools.islice(self.evaluation_loader.evaluation(), 1), self.program.mesh)
         with contextlib.closing(batches), explain_modes(f"model {self.config.model.name!r}"):
             self.program.outputs.lower(self.state.variables(self.program.weights[-1]), next(batches))

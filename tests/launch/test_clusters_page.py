@@ -68,11 +68,13 @@ def test_commands_of_launch_sh(monkeypatch, capsys):
             assert tpu.main([*rest[:2], "--dry-run", *commit, *rest[2:]]) == 0
         elif command == "slurm":
             assert slurm.main(["--dry-run", *rest]) == 0
+        elif command == "gke":
+            assert (ROOT / rest[0]).exists()
         elif command == "local":
             assert local._parse(rest)[1] == after
         else:
             check_library_command([command, *rest])
-    assert seen == {"train", "evaluate", "preflight", "prepare", "setup", "local", "slurm", "tpu"}
+    assert seen == {"train", "evaluate", "preflight", "prepare", "setup", "local", "slurm", "tpu", "gke", "config"}
     assert "queued-resources create pod" in capsys.readouterr().out
 
 

@@ -13,6 +13,7 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.models.gate import GATES
+from attention_jax.models.registry import refuse_unread_reduction
 from attention_jax.models.resnet import ResNet
 from attention_jax.nn.gates import SqueezeExcite
 from attention_jax.train.program import Program, build_program
@@ -218,3 +219,17 @@ def test_mistakes_of_an_nnx_gate(twins: Path) -> None:
         use(ResNet(**TINY, gate=f"{twins}:Cached"))
     with pytest.raises(aj.UserError, match=r"does not take these arguments \(.*'rates'.*give those that it has"):
         use(ResNet(**TINY, gate=f"{twins}:Channels", gate_args=dict(rates=0.5)))
+
+
+@pytest.mark.parametrize(("reduction", "right"), [(16, False), (999, False), (8, True), (None, True)])
+def test_a_reduction_that_changes_nothing(reduction, right):
+    args = {"reduction": reduction} if reduction else {}
+    model = {"name": "resnet20", "gate": "se", "gate_at": "stage", "gate_args": args, "stage_sizes": (1, 1), "widths": (8, 32)}
+    network = aj.create_model(**model, num_classes=2)
+    params = jax.eval_shape(network.init, jax.random.key(0), IMAGES)["params"]
+    if right:
+        return refuse_unread_reduction(model, params)
+    with pytest.raises(
+        aj.UserError, match=rf"reduction={reduction} is more than the 8 channels of stage1_gate, .*give 1 to 8\."
+    ):
+        refuse_unread_reduction(model, params)
