@@ -266,14 +266,17 @@ def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], 
     for piece in pieces:
         function = load_object(piece, builtin, "recipe piece")
         before, config = config, _apply_piece(piece, function, config)
-        if config.get("model", {}).get("name") != before.get("model", {}).get("name"):
-            # What the piece sets itself is what it gives to a config without the old network's fields. One that reads
-            # those has carried over what it wants.
-            bare, dropped = _drop_fields(before, "model.name", config.model.name)
-            with contextlib.suppress(KeyError, AttributeError):
-                config = _apply_piece(piece, function, bare)
-                _say_what_is_dropped("model.name", before, config, dropped)
-        was, now = flatten_config(before), flatten_config(config)
+        was, now, bare, dropped = flatten_config(before), flatten_config(config), before, dict[str, dict[str, Any]]()
+        for selector in SELECTORS:
+            if was.get(selector) not in (None, now.get(selector)):
+                bare, dropped[selector] = _drop_fields(bare, selector, now.get(selector))
+        # What the piece sets itself is what it gives to a config without the fields of what was selected before. One that
+        # reads those has carried over what it wants.
+        with contextlib.suppress(KeyError, AttributeError):
+            config = _apply_piece(piece, function, bare) if dropped else config
+            for selector, fields in dropped.items():
+                _say_what_is_dropped(selector, before, config, fields)
+        now = flatten_config(config)
         refuse_unread(now, [name for name, value in now.items() if name not in was or was[name] != value], get_fields(config))
     return complete_config(config)
 

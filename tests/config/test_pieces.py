@@ -88,3 +88,28 @@ def test_unknown_piece(spec, said):
     with pytest.raises(UserError) as raised:
         configs.apply_pieces(small_config(), (spec,))
     assert said in str(raised.value)
+
+
+def test_arguments_of_what_a_piece_replaces_go_with_it(caplog):
+    """As on the command line and in rows."""
+    own = {"optimizer.name": "optax.lion", "optimizer.args": {"b1": 0.8}, "optimizer.weight_decay": 0.0}
+    gated = {"model.gate": "se", "model.gate_args": {"reduction": 2}, "schedule.name": "optax.cosine_decay_schedule"}
+    config = small_config(**own, **gated, **{"schedule.args": {"alpha": 0.1}})
+
+    def sgd(config):
+        config = config.copy_and_resolve_references()
+        config.optimizer.name, config.schedule.name, config.model.gate = "sgd", "cosine", "bam"
+        return config
+
+    def keeps(config):
+        args = config.optimizer.args.b1
+        config = sgd(config)
+        config.optimizer.name, config.optimizer.args = "optax.adam", {"b1": args}
+        return config
+
+    with caplog.at_level("INFO"):
+        changed = configs.apply_pieces(config, (sgd,))
+    assert not changed.optimizer.args and not changed.schedule.args and "gate_args" not in changed.model
+    said = "optimizer.name='sgd' takes the place of 'optax.lion', whose fields go with it: optimizer.args.b1=0.8."
+    assert said in caplog.text
+    assert configs.apply_pieces(config, (keeps,)).optimizer.args.to_dict() == {"b1": 0.8}
