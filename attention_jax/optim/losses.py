@@ -34,8 +34,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """[B, K], [B, K] -> [B]: cross entropy in nats with target distributions, in float32."""
-    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+    """[B, K], [B, K] -> [B]: cross entropy in nats with target distributions, in float32.
+
+    A class that the target gives nothing adds nothing, whatever its logit: one of -inf is left out by the network.
+    """
+    return -jnp.where(targets > 0, targets * jax.nn.log_softmax(logits.astype(jnp.float32)), 0).sum(-1)
 
 
 def token_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:

@@ -177,6 +177,16 @@ def test_smoothed_cross_entropy_is_the_definition():
     assert float(cross_entropy(logits, jnp.asarray([2]))[0]) == pytest.approx(-log_p[2], rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, token_cross_entropy])
+def test_a_class_that_the_network_leaves_out_adds_nothing(loss):
+    """A logit of -inf is a probability of 0, which is right where the target has none either: log(1 + e^-1) is left."""
+    logits, labels = jnp.array([[0.0, 1.0, -jnp.inf]]), jnp.array([1])
+    assert float(loss(logits, labels)[0]) == pytest.approx(0.31326163)
+    gradient = jax.grad(lambda logits: loss(logits, labels).sum())(logits)
+    np.testing.assert_allclose(gradient, [[0.26894143, -0.26894143, 0.0]], rtol=1e-5)
+    assert loss(logits, jnp.array([2]))[0] == jnp.inf
+
+
 def test_both_definitions_of_label_smoothing():
     uniform = np.asarray(target_distribution(jnp.asarray([2, 0]), 4, 0.2))
     np.testing.assert_allclose(uniform, [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]], rtol=1e-6)
