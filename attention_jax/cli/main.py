@@ -157,7 +157,7 @@ def _load_config(spec: str, trust_code: bool = False) -> Any:
     return load_saved_config(spec, list_origins(), trust_code) if spec.endswith(".json") else load_config(spec)
 
 
-def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, overrides: Overrides) -> int:
+def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend: bool, overrides: Overrides) -> int:
     loaded = _apply_overrides(_load_config(config, trust_code), overrides)
     _start(loaded.task)
     from attention_jax.distributed.mesh import is_main_process
@@ -174,7 +174,7 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, overri
     if is_main:
         print(report.describe_run(program, overrides))
     with report.show_progress(program.durations.total, active=is_main) as progress:
-        result = train_model(loaded, workdir, program, progress)
+        result = train_model(loaded, workdir, program, progress, extend=extend)
     if is_main:
         print(report.describe_outcome(result))
     return get_stopped_exit_code() if result.stopped else 0

@@ -60,6 +60,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--workdir", required=True, type=_place, metavar="DIR", help="for checkpoints and logs; or a URI, as gs://bucket/run")
     add("--saved-code", action="store_true", help="go on with the code that the run was begun with, where files have changed")
     add("--trust-code", action="store_true", help="also where someone else began it")
+    add("--extend", action="store_true", help="let a shorter run in the workdir go on to a larger total, and say what changes")
 
     add = command("evaluate", "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
     _add_run_options(add)

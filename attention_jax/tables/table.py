@@ -255,8 +255,9 @@ def _check_labels(table: Table) -> None:
         known.add(label)
     slugs: dict[str, str] = {}
     for row in table.rows:
-        if not row.slug or "," in row.label:
-            raise UserError(f"{table.path}: the label {row.label!r} is not right: give letters or digits, without a comma.")
+        if not row.slug or "," in row.label or len(row.slug.encode()) > 200:  # a folder's name has at most 255 bytes
+            text = "give letters or digits, at most 200 bytes of them, without a comma"
+            raise UserError(f"{table.path}: the label {row.label[:50]!r} is not right: {text}.")
         if row.slug in slugs:
             raise UserError(
                 f"{table.path}: the labels {slugs[row.slug]!r} and {row.label!r} share the folder {row.slug!r}: "

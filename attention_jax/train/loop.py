@@ -97,6 +97,7 @@ def train_model(
     program: Program | None = None,
     progress: Callable[[int], None] = lambda step: None,
     code: RunCode | None = None,
+    extend: bool = False,
 ) -> TrainingResult:
     """Trains to the end of the config, resuming from the newest checkpoint in the workdir.
 
@@ -108,6 +109,8 @@ def train_model(
         path: the workdir, a folder or a URI such as gs://bucket/run; made when missing.
         program: of this config except for the seed, to use what is already compiled.
         progress: called with the number of finished steps.
+        extend: a shorter run of this config goes on to the new length, which is logged; its end is not that of a run which
+            was as long from the beginning, because the learning rate before was another.
         code: the user's, kept with the run; by default what the config names.
 
     Raises:
@@ -120,7 +123,7 @@ def train_model(
     program.task.headline(config)  # raises UserError before the workdir is made
     code = code or collect_code(config, list_origins())
     record_code(config, code, write=is_main_process())
-    with lock_workdir(path, config, code) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
+    with lock_workdir(path, config, code, extend) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
         run = _Run(program, config, workdir, stop_signal, begin)
         run.evaluate_if_missing()
         run.open_evaluation()

@@ -9,12 +9,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from attention_jax.config.accepted import UNITS
 from attention_jax.config.code import CODE, RunCode, bind_code, compare_code, read_code, warn_of_packages
 from attention_jax.config.config import config_from_json, config_to_json, list_differences
 from attention_jax.data.fingerprint import DATA, compare_data
@@ -48,8 +49,11 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = None) -> Iterator[Workdir]:
+def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = None, extend: bool = False) -> Iterator[Workdir]:
     """Yields a workdir that belongs to this config and code and, until the context ends, to this process.
+
+    Args:
+        extend: its run may be shorter than this config's, which it then belongs to.
 
     Raises:
         UserError: it is a file, cannot be written to, is in use, or was made by another config or code (which is shown).
@@ -63,6 +67,8 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
             (remote.read if remote else functools.partial(_read, folder))(name) for name in (CONFIG, CODE)
         )
         saved = config_from_json(saved_config.decode()) if saved_config else None
+        if extend and saved is None:
+            raise UserError(f"--extend: workdir={path} has no run: leave --extend out.")
         code = code or RunCode()
         lines = list_differences(saved, config) if saved is not None else []
         difference = compare_code(read_code(old_code), code) if old_code else ""
@@ -71,9 +77,13 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
             saved, old_code, lines, difference = None, None, [], ""
             if is_main_process():
                 remote.remove(CODE) if remote else (folder / CODE).unlink(missing_ok=True)
+        if extend and lines and saved is not None:
+            _check_extension(path, saved, config, lines)
+            saved, lines = None, []
         if lines:
+            give = "--extend, another" if all(line.startswith("total_") for line in lines) else "another"
             raise UserError(
-                f"workdir={path} belongs to another config ({'; '.join(lines)}): give another workdir or the old config."
+                f"workdir={path} belongs to another config ({'; '.join(lines)}): give {give} workdir or the old config."
             )
         if difference:
             raise UserError(
@@ -115,6 +125,18 @@ def identify_data(workdir: Workdir, task: Task, config: ConfigDict, restored: Ma
     if content:
         workdir.write(DATA, content)
     return {DATA: content} if content else {}
+
+
+def _check_extension(path: str | Path, saved: ConfigDict, config: ConfigDict, lines: Sequence[str]) -> None:
+    """Says what --extend changes. Raises UserError if that is not a larger total alone."""
+    (old,), (new,) = ([each[f"total_{unit}"] for unit in UNITS if f"total_{unit}" in each] for each in (saved, config))
+    if len(lines) != 1 or not lines[0].startswith("total_") or new < old:
+        raise UserError(
+            f"--extend: workdir={path} can be given a larger total, in the unit that it has, and nothing else; this changes "
+            f"{'; '.join(lines)}."
+        )
+    if is_main_process():
+        log.warning("workdir=%s is extended: %s; from now on the learning rate is that of the new length.", path, lines[0])
 
 
 def _has_results(folder: Path, remote: RemoteFolder | None) -> bool:

@@ -41,6 +41,7 @@ def test_the_quickstart_is_the_table_it_promises():
         ('{"label": "a"}, {"label": "a"}', {}, "'a' and 'a' share the folder 'a'"),
         ('{"label": "a", "against": "plane"}, {"label": "plain"}', {}, r"against='plane' is no row \(did you mean 'plain'\?\)"),
         ('{"label": "a", "against": "a"}', {}, "compared with itself"),
+        (f'{{"label": "{"잔차" * 50}"}}', {}, "at most 200 bytes of them"),
         ('{"label": "a", "pieces": "ema"}', {}, "pieces='ema' is not right: give a tuple"),
         ('{"label": "a", "published": 3}', {}, "published=3 is not right"),
         ('{"label": "a, b"}', {}, "without a comma"),

@@ -14,7 +14,7 @@ from attention_jax.errors import UserError
 from attention_jax.train import loop, restore
 from attention_jax.train.loop import replace_seed, train_model
 from attention_jax.train.program import build_program
-from attention_jax.train.workdir import EVALUATION, lock_workdir
+from attention_jax.train.workdir import EVALUATION, lock_workdir, read_config
 from tests.helpers.small import small_config
 
 CONFIG = small_config(logging__tensorboard=True, profile__first_step=3, profile__num_steps=2)
@@ -40,6 +40,27 @@ def lines(folder, name="metrics.jsonl"):
 
 
 @pytest.mark.slow
+def test_a_run_is_extended_on_purpose(tmp_path, caplog):
+    def use(extend=False, **fields):
+        with lock_workdir(tmp_path, small_config(**fields), extend=extend):
+            return read_config(tmp_path).total_steps
+
+    with pytest.raises(UserError, match=r"--extend: workdir=.* has no run: leave --extend out"):
+        use(extend=True)
+    assert use() == 36
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"another config \(total_steps: saved 36, given 72\): give --extend, another workdir"):
+        use(total_steps=72)
+    changes = ({"total_steps": 72, "seed": 1}, {"total_steps": 35}, {"total_epochs": 9.0}, {"seed": 1})
+    for fields in changes:
+        with pytest.raises(UserError, match="can be given a larger total, in the unit that it has, and nothing else"):
+            use(extend=True, **fields)
+    assert use(extend=True, total_steps=72) == 72 and "is extended: total_steps: saved 36, given 72;" in caplog.text
+    assert use(extend=True, total_steps=72) == use(total_steps=72) == 72, "the same command, or one without it, resumes"
+    with pytest.raises(UserError, match="another config"):
+        use()
+
+
 def test_log_has_each_interval_and_each_evaluation_once(finished):
     log = lines(finished)
     assert [line["step"] for line in log if "train/loss" in line] == list(range(4, 37, 4))
