@@ -67,7 +67,7 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
         if isinstance(value, (Mapping, ConfigDict)):
             flat.update(flatten_config(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = to_tuples(value)
+            flat[f"{prefix}{key}"] = to_tuples(value)
     return flat
 
 
@@ -134,8 +134,12 @@ def _complete_field(section: Any, last: str, name: str, field: Field) -> None:
     if field.default is OPEN:
         if isinstance(section, dict):
             section.setdefault(last, {})
-        if not isinstance(section, dict) or not isinstance(section[last], dict):
-            raise UserError(f"config.{name} is a section of fields: give it as a ConfigDict.")
+        if (
+            not isinstance(section, dict)
+            or not isinstance(section[last], dict)
+            or any(type(k) is not str for k in section[last])
+        ):
+            raise UserError(f"config.{name} is a section of fields: give it as a ConfigDict, names with values.")
         return
     if not isinstance(section, dict):
         raise UserError(f"config.{name.rpartition('.')[0]} is a section of fields: give it as a ConfigDict.")

@@ -261,6 +261,8 @@ def test_overriding_leaves_the_input_as_it_was():
         ("accumulation", 5, "accumulation=5 does not divide batch_size=32"),
         ("shedule.name", "cosine", "unknown config field 'shedule.name' (did you mean 'schedule.name'?)"),
         ("model", "resnet20", "config.model is a section of fields"),
+        ("model", {1: 2}, "config.model is a section of fields"),
+        ("seed", {1: 2}, "unknown config field 'seed.1'"),
         ("version", 99, "version=99"),
     ],
 )
