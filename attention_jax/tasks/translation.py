@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ def _key(config: ConfigDict) -> str:
     return json.dumps({name: data[name] for name in fields}, sort_keys=True)
 
 
-def _open_split(config: ConfigDict, split: str) -> Pairs:
+def source(config: ConfigDict, split: str) -> Pairs:
+    """Returns one split of the config's sentence pairs."""
     return open_pairs(config.data.source, split, config.data.args.to_dict(), config.data.on_broken)
 
 
@@ -43,7 +45,7 @@ def get_tokenizer(config: ConfigDict) -> Tokenizer:
     key, data = _key(config), config.data
     if key not in _tokenizers:
         if data.tokenizer in TOKENIZERS:
-            pairs = _open_split(config, data.train_split)
+            pairs = source(config, data.train_split)
             lines = (sentence for i in range(len(pairs)) for sentence in pairs[i])
             options = data.tokenizer_options.to_dict()
             _tokenizers[key] = train_tokenizer(data.tokenizer, lines, data.vocab_size, data.joiner, options)
@@ -67,7 +69,7 @@ def _tokens(config: ConfigDict, split: str, too_long: str) -> TokenPairs:
     key = _key(config), split, too_long, max_length, tokenizer
     if key in _encoded:
         return _encoded.setdefault(key, _encoded.pop(key))  # now the newest
-    pairs = _open_split(config, split)
+    pairs = source(config, split)
     sides = (pairs[i] for i in range(len(pairs)))
     encoded = ((tokenizer.encode(source), tokenizer.encode(target)) for source, target in sides)
     tokens, long = TokenPairs.of(encoded, max_length, too_long)
@@ -173,7 +175,12 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
 
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> TokenLoader:
     """Returns the loader of one split; evaluation cuts too long pairs, leaves out none, and may have a longer bucket."""
-    data = config.data
+    data, size = config.data, get_tokenizer(config).vocab_size
+    if size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size} is fewer than the {size} tokens of data.tokenizer={data.tokenizer}: "
+            "give None to take the tokenizer's."
+        )
     if config.evaluation.translate:  # said before the hours of training and not at their end
         translator.check_bleu(config.evaluation.bleu)
     if training:
@@ -194,6 +201,22 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
             f"data.rows_multiple={data.rows_multiple} cannot be divided by {process[1]} processes: give a multiple."
         )
     return TokenLoader(tokens, plan, data.threads, process)
+
+
+def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> TokenLoader:
+    """Returns the loader of the evaluation split, and says how many of its references the tokenizer cannot write."""
+    split, words = config.data.eval_split, get_tokenizer(config)
+    pairs = source(config, split)
+    references = [pairs[i][1] for i in range(len(pairs))]
+    both = [(words.join(text), words.decode(words.encode(text))) for text in references]
+    if lost := [(text, written) for text, written in both if text != written]:
+        forms = sum(unicodedata.normalize("NFKC", text) == unicodedata.normalize("NFKC", written) for text, written in lost)
+        logger.warning(
+            "data: %d of %d references of split %r (%.1f %%), %d of them for their Unicode normal form alone, contain what the "
+            "tokenizer cannot write, for example %.80r, which it writes as %.80r: no translation can equal them.",
+            *(len(lost), len(both), split, 100 * len(lost) / len(both), forms, *lost[0]),
+        )
+    return loader(config, split, process, training=False)
 
 
 def shift_right(target: jax.Array) -> jax.Array:
@@ -244,7 +267,7 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
 
 def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
     """Returns the translations of an evaluation's outputs and their references."""
-    pairs, words = _open_split(config, config.data.eval_split), get_tokenizer(config)
+    pairs, words = source(config, config.data.eval_split), get_tokenizer(config)
     hypotheses = [words.decode(row) for row in outputs["hypothesis"].tolist()]
     return hypotheses, [words.join(pairs[i][1]) for i in range(len(pairs))]
 

@@ -35,6 +35,10 @@ def _read_lines(path: Path | str) -> list[bytes]:
         raise UserError(f"{path}: there is no such file; its folder has {', '.join(names) or 'nothing'}.") from error
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({one_sentence(error)}).") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or 4 * content.count(b"\0", 0, 1000) > len(content[:1000]):
+        raise UserError(f"{path} is UTF-16: convert it to UTF-8, as with iconv -f UTF-16 -t UTF-8.")
+    if b"\n" not in content and b"\r" in content.rstrip(b"\r"):
+        raise UserError(f"{path} ends its lines in CR alone, as old Macs did: convert it, as with tr '\\r' '\\n'.")
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return lines if lines[-1] else lines[:-1]
 

@@ -7,14 +7,16 @@ import dataclasses
 import functools
 import io
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attention_jax import storage
 from attention_jax.errors import UserError, one_sentence, require_package
 
+logger = logging.getLogger(__name__)
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 TOKENIZERS = ("sentencepiece", "words")
 _SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -122,14 +124,25 @@ class SentencePiece:
             raise UserError("data.vocab_size=None: sentencepiece needs a number of tokens, e.g. 8000.")
         model = io.BytesIO()
         symbols: dict[str, Any] = {"pad_id": PAD, "bos_id": BOS, "eos_id": EOS, "unk_id": UNKNOWN}
-        settings = {"character_coverage": 1.0, "normalization_rule_name": "nmt_nfkc", "minloglevel": 2, **options}
-        settings.update(sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, num_threads=1)
+        settings = {"character_coverage": 1.0, "normalization_rule_name": "nmt_nfkc", "minloglevel": 1, **options}
+        longest, long = settings.get("max_sentence_length", 4192), 0  # bytes; sentencepiece's default
+
+        def count() -> Iterator[str]:
+            nonlocal long
+            for line in lines:
+                long += len(line.encode()) > longest
+                yield line
+
+        settings.update(sentence_iterator=count(), model_writer=model, vocab_size=vocab_size, num_threads=1)
         try:
             sentencepiece.SentencePieceTrainer.train(**symbols, **settings)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"data.tokenizer=sentencepiece with data.vocab_size={vocab_size} cannot be trained ({one_sentence(error)})."
             ) from error
+        if long:
+            option = "data.tokenizer_options.max_sentence_length"
+            logger.warning("data: the tokenizer is trained without %d lines of more than %d bytes (%s).", long, longest, option)
         return cls(model.getvalue())
 
 
