@@ -202,12 +202,11 @@ def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool,
     task.adopt(config, run.assets)
     program = build_program(config)
     loader = task.evaluation_loader(config, find_batch_share(program.mesh), run.assets)
-    if is_main_process() and DATA in run.assets:
-        now = pack_fingerprints(task, config, config.data.eval_split)
-        if change := compare_data(run.assets[DATA], now):
-            wanted = any(f"{name}.".startswith(("data.source.", "data.args.", "data.eval_split.")) for name in overrides)
-            text = "another set than the run's, as you asked" if wanted else "not the data that this run was trained with"
-            print(f"data: this is {text}: {change}.", file=sys.stderr)
+    now = pack_fingerprints(task, config, config.data.eval_split)
+    if (change := compare_data(run.assets.get(DATA), now)) and is_main_process():
+        wanted = any(f"{name}.".startswith(("data.source.", "data.args.", "data.eval_split.")) for name in overrides)
+        text = "another set than the run's, as you asked" if wanted else "not the data that this run was trained with"
+        print(f"data: this is {text}: {change}.", file=sys.stderr)
     scores, _ = evaluate_model(program, run.variables, config, loader=loader)
     print(json.dumps({"workdir": workdir, "step": run.step, "weights": run.weights, **scores}))
     return 0

@@ -41,56 +41,32 @@ def compute_fingerprint(source: Any, sample: Sequence[Any] | None = None) -> dic
     sample = read_sample(source) if sample is None else sample
     is_fixed = not sample or sample[0] is None or _hash(sample[0]) == _hash(source[0])
     classes = [str(name) for name in getattr(source, "label_names", ())]
-    return {"examples": len(source), "classes": classes, "contents": _hash(sample).hex() if is_fixed else None}
+    return {"length": len(source), "classes": classes, "contents": _hash(sample).hex() if is_fixed else None}
 
 
 def _hash(value: Any) -> bytes:
     """The SHA-256 of an example, part by part."""
     if isinstance(value, Mapping):
-        parts = [_hash(part) for item in sorted(value.items()) for part in item]
-    elif isinstance(value, (tuple, list)):
-        parts = [_hash(part) for part in value]
+        value = sorted(value.items())
+    if isinstance(value, (tuple, list)):
+        content = b"".join(map(_hash, value))
     elif isinstance(value, (bytes, str)):
-        parts = [value if isinstance(value, bytes) else value.encode(errors="surrogatepass")]
+        content = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
     else:
         array = np.asarray(value)
-        content = repr(value).encode() if array.dtype == object else array.tobytes()
-        parts = [f"{array.dtype.str}{array.shape}".encode(), content]
-    return hashlib.sha256(b"".join(parts)).digest()
+        data = repr(value).encode() if array.dtype == object else array.tobytes()
+        content = repr((array.dtype.str, array.shape)).encode() + data
+    return hashlib.sha256(content).digest()
 
 
 def compare_data(saved: bytes | None, given: bytes | None) -> str:
-    """Returns what differs between two `data.json`, as a phrase: "" where nothing does or nothing is known."""
-    old, new = _read(saved), _read(given)
-    changes = {split: _describe_change(old[split], new[split]) for split in old if split in new}
-    return "; ".join(f"split {split!r} has {change}" for split, change in changes.items() if change)
-
-
-def _read(content: bytes | None) -> dict[str, dict[str, Any]]:
-    """{split: fingerprint}; nothing is known of a file that is missing or damaged."""
+    """Returns what differs between two `data.json`, {split: fingerprint}; "" where nothing does or nothing is known."""
     try:
-        found = json.loads(content or b"{}")
-        return {split: {**fingerprint} for split, fingerprint in found.items()}
-    except (ValueError, AttributeError, TypeError):
-        return {}
-
-
-def _describe_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    changes = []
-    for name, before in old.items():
-        now = new.get(name)
-        if before == now or before is None or now is None:
-            continue
-        if name == "examples":
-            changes.append(f"{now} examples instead of {before}")
-        elif name == "classes":
-            sides = (("no more", before, now), ("new", now, before))
-            lists = [
-                f"{word}: {', '.join([c for c in one if c not in other][:8])}"
-                for word, one, other in sides
-                if {*one} - {*other}
-            ]
-            changes.append(f"other classes ({'; '.join(lists) or 'in another order'})")
-        else:
-            changes.append("other contents")
-    return ", ".join(changes)
+        old, new = (json.loads(content or b"{}") for content in (saved, given))
+        pairs = {
+            split: [(name, old[split][name], new[split].get(name)) for name in old[split]] for split in old if split in new
+        }
+    except (ValueError, AttributeError, TypeError):  # damaged
+        return ""
+    changed = {split: [name for name, a, b in values if a != b and None not in (a, b)] for split, values in pairs.items()}
+    return "; ".join(f"split {split!r} has other {' and '.join(names)}" for split, names in changed.items() if names)

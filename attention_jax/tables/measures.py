@@ -1,15 +1,11 @@
 """Measures that a table takes from its finished runs besides their accuracy; kept in the workdirs, so that none is repeated."""
 
-import functools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from attention_jax.config.code import hash_function
 from attention_jax.config.config import override
@@ -17,8 +13,6 @@ from attention_jax.config.plugins import load_object
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
-from attention_jax.tasks import TASKS
-from attention_jax.tasks.base import Task
 from attention_jax.tasks.translator import name_bleu
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
@@ -38,24 +32,6 @@ def read_arrays(path: Path, step: int, names: Sequence[str] | None = None) -> di
             return found if int(saved["step"]) == step else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def refuse_without_correct(config: ConfigDict, task: Task, model: nn.Module, inputs: tuple) -> None:
-    """Raises UserError, before anything is trained, for a task whose outputs have no "correct", which rows are compared by."""
-    if config.task in TASKS or getattr(task.metrics, "__func__", None) is not Task.metrics:
-        return  # metrics of the task's own may add it
-    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    made = jax.eval_shape(functools.partial(task.outputs, config, model), variables, task.batch_shapes(config)[0])
-    if "correct" not in made:
-        raise UserError(describe_missing_correct(config.task, sorted(made)))
-
-
-def describe_missing_correct(task: str, given: Sequence[str]) -> str:
-    """Returns the sentence for a task that a table has nothing to compare by."""
-    return (
-        f"task {task!r} gives the outputs {', '.join(given)}: a table compares rows by 'correct', 1 where an example is right "
-        "and 0 where not, so give that too."
-    )
 
 
 def read_measure(workdir: Path, step: int, name: str, measure: _Measure) -> dict[str, np.ndarray] | None:

@@ -196,9 +196,7 @@ def _explain(lines: Sequence[EstimatedRow], marked: str) -> str:
     if counts and min(counts) == 1:
         sentences.append("Rows of a single seed: their intervals cover the choice of test examples, not that of the seed.")
     if stale := [line.result.label for line in lines if line.result.is_stale]:
-        sentences.append(
-            f"Stale, as their code or data have changed since (--rerun-stale trains them again): {', '.join(stale)}."
-        )
+        sentences.append(f"Stale, as code or data have changed since (--rerun-stale trains them again): {', '.join(stale)}.")
     for line in lines:
         sentences += [f"{line.result.label}, {failure}" for failure in line.result.failures]
     return "\n".join(sentences)

@@ -8,10 +8,11 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +29,10 @@ from attention_jax.models import create_model
 from attention_jax.models.registry import check_model, list_origins
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
-from attention_jax.tables.measures import read_arrays, read_measure, refuse_without_correct
+from attention_jax.tables.measures import read_arrays, read_measure
 from attention_jax.tables.table import ComputedRow, Row, Table
-from attention_jax.tasks.base import pack_fingerprints
+from attention_jax.tasks import TASKS
+from attention_jax.tasks.base import Task, pack_fingerprints
 from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
 from attention_jax.train import metrics, remote_checkpoints, restore, workdir
 from attention_jax.train.loop import replace_seed
@@ -167,11 +169,6 @@ class SeedRun:
         saved = workdir.read_workdir_code(self.path)
         return compare_code(saved, code) if saved else ""
 
-    def data_change(self, data: bytes | None) -> str:
-        """Returns how the data that the run was made with differ from these, as a phrase; empty if they do not."""
-        saved = self.path / DATA
-        return compare_data(saved.read_bytes(), data) if self.step and data and saved.exists() else ""
-
     def seconds(self) -> float | None:
         """Returns the wall-clock time of all calls for this run; None when it was never measured."""
         calls = [line["seconds"] for line in metrics.read_log(self.path / TIMING) if line.get("event") == "call"]
@@ -205,8 +202,10 @@ class RowPlan:
         """Returns what has changed since a run was made, its code or its data; empty if nothing has."""
         if self.broken:
             return ""
-        change = run.data_change(self.data)
-        return "its code has changed since" if run.code_change(self.code) else f"data changed ({change})" if change else ""
+        if run.code_change(self.code):
+            return "its code has changed since"
+        change = compare_data(workdir.read_workdir_file(run.path, DATA), self.data) if run.step else ""
+        return f"data changed ({change})" if change else ""
 
     def list_stale(self) -> list[SeedRun]:
         """Returns the runs whose code or data have changed since."""
@@ -269,7 +268,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
         config, task = resolved.config, resolved.task
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
         model, inputs = task.model(config), task.example_inputs(config)
-        refuse_without_correct(config, task, model, inputs)
+        _refuse_without_correct(config, task, model, inputs)
         counts = summary(model, inputs)
         code = collect_code(config, list_origins(), table.list_code(row, request.scale))
         if row.network and count_network:
@@ -296,6 +295,24 @@ def _identify_data(resolved: ResolvedConfig, known: dict[str, bytes | None]) -> 
             log.warning("whether data have changed is unknown: %s", error)
             known[key] = None
     return known[key]
+
+
+def _refuse_without_correct(config: ConfigDict, task: Task, model: nn.Module, inputs: tuple) -> None:
+    """Raises UserError, before anything is trained, for a task whose outputs have no "correct", which rows are compared by."""
+    if config.task in TASKS or getattr(task.metrics, "__func__", None) is not Task.metrics:
+        return  # metrics of the task's own may add it
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    made = jax.eval_shape(functools.partial(task.outputs, config, model), variables, task.batch_shapes(config)[0])
+    if "correct" not in made:
+        raise UserError(describe_missing_correct(config.task, sorted(made)))
+
+
+def describe_missing_correct(task: str, given: Sequence[str]) -> str:
+    """Returns the sentence for a task that a table has nothing to compare by."""
+    return (
+        f"task {task!r} gives the outputs {', '.join(given)}: a table compares rows by 'correct', 1 where an example is right "
+        "and 0 where not, so give that too."
+    )
 
 
 @functools.cache

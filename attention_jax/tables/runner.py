@@ -26,7 +26,7 @@ from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
-from attention_jax.tables.measures import describe_missing_correct, measure_run, read_arrays
+from attention_jax.tables.measures import measure_run, read_arrays
 from attention_jax.tables.publish import make_folders, write_table
 from attention_jax.tables.results import FAILURE, ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
 from attention_jax.tables.stale import handle_stale_runs, refuse_other_configs
@@ -198,7 +198,7 @@ def _train(program: Program, run: SeedRun, plan: RowPlan, progress: Callable[[in
     run.pull()
     if not result.stopped and is_main_process() and run.correct is None:
         if kept := read_arrays(run.path / EVALUATION, run.total_steps):
-            raise UserError(describe_missing_correct(program.config.task, sorted(kept)))
+            raise UserError(results.describe_missing_correct(program.config.task, sorted(kept)))
         raise UserError(
             f"{run.place}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
         )

@@ -19,7 +19,7 @@ from attention_jax.data.images.crop import crop_and_resize, draw_box, resize_and
 from attention_jax.data.images.decoding import BrokenImage, decode_image, read_orientation, turn_upright
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
-from attention_jax.data.images.sources import Source, list_used_classes, open_source
+from attention_jax.data.images.sources import ArraySource, FolderSource, Source, open_source
 from attention_jax.data.images.transforms import Transform, chain_transforms, flip_at_random, normalise_images, pad_and_crop
 from attention_jax.data.loader import Loader
 from attention_jax.distributed.mesh import BatchShare
@@ -166,67 +166,8 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
     return transform
 
 
-def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> Loader:
-    """Returns the loader of one split."""
-    data = source(config, split)
-    if training and data.num_classes > (known := config.model.num_classes):
-        raise UserError(
-            f"model.num_classes={known} is fewer than the {data.num_classes} classes of data.source={config.data.source}: give "
-            "None to take the data's."
-        )
-    if training and len(data) != config.data.num_examples:
-        raise UserError(
-            f"data.num_examples={config.data.num_examples} but split {split!r} of data.source={config.data.source} has "
-            f"{len(data)}: give None to take the data's."
-        )
-    return _make_loader(config, split, process, training, data, _number_classes(config, split, data))
-
-
-def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> Loader:
-    """Returns the loader of the evaluation split, whose classes have the numbers that the network has for their names."""
-    split = config.data.eval_split
-    data = source(config, split)
-    known = json.loads(assets["labels.json"])
-    return _make_loader(config, split, process, False, data, _match_classes(config, split, data, known))
-
-
-def _number_classes(config: ConfigDict, split: str, data: Source) -> list[int]:
-    """The network's number of each class of a split that has no names: the same number."""
-    if data.num_classes > (known := config.model.num_classes):
-        raise UserError(
-            f"data.source={config.data.source}: split {split!r} has {data.num_classes} classes, more than the network's "
-            f"{known}: training never shows the class {known}."
-        )
-    return list(range(data.num_classes))
-
-
-def _match_classes(config: ConfigDict, split: str, data: Source, known: list[str]) -> list[int]:
-    """The network's number of each class of a split, by name; says which of the network's it lacks."""
-    names, where = (
-        [str(name) for name in getattr(data, "label_names", ())],
-        f"data.source={config.data.source}: split {split!r}",
-    )
-    unnamed = [str(i) for i in range(len(known))]  # the names of classes in training data without any
-    if len(names) != data.num_classes or (known == unnamed and not {*names} <= {*unnamed}):
-        if names or data.num_classes < len(known):
-            text = "%s has %d classes and the network %d; without names on both sides they are matched by number."
-            logger.info(text, where, data.num_classes, len(known))
-        return _number_classes(config, split, data)
-    number, used = {name: i for i, name in enumerate(known)}, {names[i] for i in list_used_classes(data)}
-    if unknown := [f"{name!r}{suggest_name(name, known)}" for name in names if name in used and name not in number]:
-        raise UserError(f"{where} has classes that the network does not know: {', '.join(unknown)}: rename or remove them.")
-    if names != known and len({*names}) + len(number) < len(names) + len(known):
-        raise UserError(f"{where}: some classes have the same name, so that they cannot be matched: give each its own.")
-    if missing := [name for name in known if name not in used]:
-        text = "%s is a subset: it has no example of %d of the network's %d classes: %s."
-        logger.info(text, where, len(missing), len(known), ", ".join(missing[:10]) + ", …" * (len(missing) > 10))
-    return [number.get(name, -1) for name in names] if names != known else list(range(len(known)))
-
-
-def _make_loader(
-    config: ConfigDict, split: str, process: BatchShare, training: bool, data: Source, classes: Sequence[int]
-) -> Loader:
-    """A loader whose labels are `classes[label]` of the source's."""
+def loader(config: ConfigDict, split: str, process: BatchShare, training: bool, known: Sequence[str] = ()) -> Loader:
+    """Returns the loader of one split; with `known`, the network's names of the classes, labels are numbered as there."""
     for_training, for_evaluation = make_training_transform(config), make_evaluation_transform(config)
 
     def transform(example: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
@@ -241,6 +182,18 @@ def _make_loader(
     def collate(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**batch, "image": preprocess(config, batch["image"])}
 
+    data = source(config, split)
+    if training and data.num_classes > (number := config.model.num_classes):
+        raise UserError(
+            f"model.num_classes={number} is fewer than the {data.num_classes} classes of data.source={config.data.source}: "
+            "give None to take the data's."
+        )
+    if training and len(data) != config.data.num_examples:
+        raise UserError(
+            f"data.num_examples={config.data.num_examples} but split {split!r} of data.source={config.data.source} has "
+            f"{len(data)}: give None to take the data's."
+        )
+    classes = _match_classes(config, split, data, [*known])
     return Loader(
         source=data,
         batch_size=config.batch_size if training else config.evaluation.batch_size,
@@ -253,16 +206,45 @@ def _make_loader(
     )
 
 
+def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> Loader:
+    """Returns the loader of the evaluation split, whose classes are matched with the network's by name."""
+    return loader(config, config.data.eval_split, process, training=False, known=json.loads(assets["labels.json"]))
+
+
+def _match_classes(config: ConfigDict, split: str, data: Source, known: list[str]) -> list[int]:
+    """The network's number of each class of a split, by name where both sides have names; says what it cannot match."""
+    where, names = (
+        f"data.source={config.data.source}: split {split!r}",
+        [str(name) for name in getattr(data, "label_names", ())],
+    )
+    unnamed = [str(i) for i in range(len(known))]  # the names of classes in training data without any
+    nameless = len({*names}) < data.num_classes or len({*known}) < len(known) or (known == unnamed and not {*names} <= {*known})
+    if nameless or not known:
+        if data.num_classes > (number := config.model.num_classes):
+            text = f"{where} has {data.num_classes} classes, more than the network's {number}"
+            raise UserError(f"{text}: training never shows the class {number}.")
+        if known and names != known and (names or data.num_classes < number):
+            text = "%s has %d classes and the network %d, which have no names on both sides: they are matched by number."
+            logger.info(text, where, data.num_classes, number)
+        return list(range(data.num_classes))
+    labels = data.labels if isinstance(data, (ArraySource, FolderSource)) else range(data.num_classes)
+    numbers, used = {name: i for i, name in enumerate(known)}, {names[i] for i in {*map(int, labels)}}
+    if unknown := [f"{name!r}{suggest_name(name, known)}" for name in names if name in used and name not in numbers]:
+        raise UserError(f"{where} has classes that the network does not know: {', '.join(unknown)}: rename or remove them.")
+    if missing := [name for name in known if name not in used]:
+        text = "%s is a subset: it has no example of %d of the network's %d classes: %s."
+        logger.info(text, where, len(missing), len(known), ", ".join(missing[:10]) + ", …" * (len(missing) > 10))
+    return [numbers.get(name, -1) for name in names]
+
+
 def fingerprint(config: ConfigDict, split: str) -> dict[str, Any]:
     """Returns what a split is known by, and says how many of the images read for it are turned by their EXIF orientation."""
     data = source(config, split)
     sample = read_sample(data)
     turned = sum(1 for example in sample if example and read_orientation(example["image"]) > 1)
     if turned and not config.data.exif_rotation:
-        text = (
-            "data: of %d images of split %r that were looked at, %d carry an EXIF rotation that is not applied (%s=True does)."
-        )
-        logger.warning(text, len(sample), split, turned, "data.exif_rotation")
+        text = "data: of %d images looked at in split %r, %d carry an EXIF rotation, which data.exif_rotation=True applies."
+        logger.warning(text, len(sample), split, turned)
     return compute_fingerprint(data, sample)
 
 

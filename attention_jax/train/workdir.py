@@ -64,7 +64,7 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
         if remote:
             _clear_staging_folder(folder, remote)
         saved_config, old_code = (
-            (remote.read if remote else functools.partial(_read, folder))(name) for name in (CONFIG, CODE)
+            (remote.read if remote else functools.partial(read_workdir_file, folder))(name) for name in (CONFIG, CODE)
         )
         saved = config_from_json(saved_config.decode()) if saved_config else None
         if extend and saved is None:
@@ -104,10 +104,8 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
 def identify_data(workdir: Workdir, task: Task, config: ConfigDict, restored: Mapping[str, bytes] | None) -> dict[str, bytes]:
     """Returns {"data.json": content}, which the workdir gets too; {} for an older run that has none (collective).
 
-    Args:
-        restored: assets of the checkpoint from which the run goes on; None for one that begins.
-
-    Raises UserError for data other than those of the checkpoint.
+    `restored` are the assets of the checkpoint from which the run goes on, None for one that begins. Raises UserError if its
+    data were others.
     """
     begin, saved = time.perf_counter(), restored.get(DATA) if restored else None
 
@@ -121,8 +119,7 @@ def identify_data(workdir: Workdir, task: Task, config: ConfigDict, restored: Ma
         log.info("data: the fingerprints of both splits took %.2f s.", time.perf_counter() - begin)
         return data if restored is None else saved
 
-    content = call_together(lambda: identify() if is_main_process() else None)
-    if content:
+    if content := call_together(lambda: identify() if is_main_process() else None):
         workdir.write(DATA, content)
     return {DATA: content} if content else {}
 
@@ -157,17 +154,20 @@ def get_staging_folder(uri: str) -> Path:
 
 def read_config(workdir: Path) -> ConfigDict | None:
     """Reads the config that a workdir was made with; None when it has none."""
-    content = _read(workdir, CONFIG)
+    content = read_workdir_file(workdir, CONFIG)
     return config_from_json(content.decode()) if content else None
 
 
 def read_workdir_code(workdir: str | Path) -> RunCode | None:
     """Reads the code of a workdir, also of a remote one; None when it has none."""
-    content = RemoteFolder(str(workdir)).read(CODE) if is_remote(workdir) else _read(Path(workdir).expanduser(), CODE)
+    content = (
+        RemoteFolder(str(workdir)).read(CODE) if is_remote(workdir) else read_workdir_file(Path(workdir).expanduser(), CODE)
+    )
     return read_code(content) if content else None
 
 
-def _read(folder: Path, name: str) -> bytes | None:
+def read_workdir_file(folder: Path, name: str) -> bytes | None:
+    """Reads a file of a local workdir; None when it has none of this name."""
     return (folder / name).read_bytes() if (folder / name).exists() else None
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from attention_jax.data.images import crop
 from attention_jax.data.images.crop import Box, crop_and_resize, draw_box, resize_and_centre_crop
-from attention_jax.data.images.decoding import BrokenImage, decode_image
+from attention_jax.data.images.decoding import BrokenImage, decode_image, read_orientation, turn_upright
 from attention_jax.preflight.measure import make_photo
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -94,6 +94,33 @@ def test_sixteen_bits_keep_the_upper_eight():
         assert (pixels == np.arange(256).reshape(16, 16, 1)).all(), kind
     with pytest.raises(BrokenImage, match="32 bits"):
         decode_image(encoded(Image.fromarray(levels.astype(np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("maxval", [65535, 1000])
+def test_sixteen_bit_pgm_is_decoded_like_sixteen_bit_png(maxval):
+    levels = np.arange(256).reshape(16, 16)
+    stored = levels * 257 * maxval // 65535
+    data = b"P5 16 16 %d\n" % maxval + stored.astype(">u2").tobytes()
+    pixels = decode_image(data, channels=1)
+    assert np.abs(pixels[..., 0].astype(int) - levels).max() <= (0 if maxval == 65535 else 1)
+    assert (resize_and_centre_crop(data, 16, (16, 16), 1) == pixels).all()
+    assert (crop_and_resize(data, lambda h, w: Box(0, 0, 16, 16), (16, 16), 1) == pixels).all()
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8, 99])
+def test_an_image_is_turned_as_its_exif_orientation_says(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(0, 64, 43), "PNG", exif=exif)
+    turns = {2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 6: lambda x: np.rot90(x, -1), 8: np.rot90}
+    upright = turn_upright(data)
+    assert read_orientation(data) == (orientation if orientation in turns else 1)
+    if orientation in turns:
+        assert (upright == turns[orientation](np.asarray(photo(0, 64, 43)))).all()
+        assert turn_upright(data, channels=1).shape == (*upright.shape[:2], 1)
+    else:
+        assert upright is data
+    assert read_orientation(b"no image") == read_orientation(np.zeros((2, 2, 3), np.uint8)) == 1
 
 
 def test_exif_orientation_is_not_applied():

@@ -323,3 +323,54 @@ def test_a_class_that_training_never_shows(tmp_path):
     config = classification.resolve(small_config(**fields))
     with pytest.raises(UserError, match=r"split 'test' has 8 classes, more than the network's 3.*never shows the class 3"):
         classification.loader(config, "test", (0, 1), training=False)
+
+
+def test_what_systems_leave_in_folders_is_no_class_and_other_kinds_are_counted(folder, caplog):
+    before = open_source("folder", "train", {"path": str(folder)})
+    for name in ("train/__MACOSX/ant/a.jpg", "train/@eaDir/b.jpg", "train/bee/@eaDir/c.jpg", "train/bee/.d/e.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    for name in ("ant/1.jfif", "ant/2.JFIF", "bee/3.avif", "cat/4.pgm", "cat/notes"):
+        (folder / "train" / name).write_bytes(b"")
+    with caplog.at_level("INFO", "attention_jax"):
+        after = [open_source("folder", "train", {"path": str(folder)}) for _ in range(2)][1]
+    assert after.label_names == before.label_names and len(after) == len(before) == 12
+    said = [message for message in caplog.messages if ".jfif" in message]
+    assert len(said) == 1 and "passed over: 2 .jfif, 1 .txt, 1 .avif, 1 .pgm, 1 without an ending" in said[0]
+
+
+def test_a_folder_that_is_linked_into_itself_is_read_once(folder, caplog):
+    expected = open_source("folder", "train", {"path": str(folder)})
+    names = [expected.name(i) for i in range(len(expected))]
+    for link, target in (("ant/loop", "ant"), ("ant/deep/up", "ant"), ("bee/top", "."), ("all", "."), ("cat/data", "..")):
+        (folder / "train" / link).symlink_to(folder / "train" / target, target_is_directory=True)
+    (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "cat" / "deep")
+    with caplog.at_level("INFO", "attention_jax"):
+        found = open_source("folder", "train", {"path": str(folder)})
+    files = [found.name(i) for i in range(len(found))]
+    assert found.label_names == expected.label_names
+    assert [name for name in files if "/cat/" not in name] == [name for name in names if "/cat/" not in name]
+    assert len([name for name in files if "/cat/" in name]) == 4, "one of two names of a folder counts"
+    assert len([message for message in caplog.messages if "which is read already" in message]) == 5
+    elsewhere = folder / "more"
+    elsewhere.mkdir()
+    (elsewhere / "x.jpg").write_bytes(b"")
+    (folder / "train" / "ant" / "linked").symlink_to(elsewhere)
+    assert len(open_source("folder", "train", {"path": str(folder)})) == 13
+
+
+def test_images_that_carry_a_rotation_are_counted_and_turned_on_request(folder, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the right side is the top
+    for number, (width, height) in enumerate([(60, 40), (60, 40)]):
+        Image.new("RGB", (width, height), (200, 0, 0)).save(folder / "train" / "ant" / f"turned{number}.png", exif=exif)
+    config = small_config(
+        **{"data__source": "folder", "data__args": {"path": str(folder)}, "batch_size": 4},
+        **{"data__mean": (0.5,) * 3, "data__std": (0.5,) * 3, "data__image_shape": (8, 8, 3), "data__eval_resize": 8},
+    )
+    with caplog.at_level("WARNING", "attention_jax"):
+        get_task(config.task).fingerprint(config, "train")
+        get_task(config.task).fingerprint(override(config, {"data.exif_rotation": True}), "train")
+    assert caplog.messages == [
+        "data: of 14 images looked at in split 'train', 2 carry an EXIF rotation, which data.exif_rotation=True applies."
+    ]

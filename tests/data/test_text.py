@@ -71,6 +71,22 @@ def test_files_of_unequal_length_and_files_that_are_missing(tmp_path):
         read_tsv("train", f"{tmp_path}/t.tsv")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("eins\nzwei\n".encode("utf-16"), "b is UTF-16: convert it to UTF-8"),
+        ("eins\nzwei\n".encode("utf-16-le"), "b is UTF-16: convert it to UTF-8"),
+        (b"eins\rzwei\r", "b ends its lines in CR alone"),
+        (b"eins\rzwei", "b ends its lines in CR alone"),
+    ],
+)
+def test_other_encodings_and_ends_of_lines_are_named(tmp_path, content, said):
+    write(tmp_path / "a", ["one", "two"])
+    (tmp_path / "b").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_files("train", f"{tmp_path}/a", f"{tmp_path}/b", on_broken="skip")
+
+
 @pytest.mark.parametrize(("made", "said"), [([], "is empty"), ([("a",)], "pair 0"), ([(1, "b")], "pair 0")])
 def test_pairs_of_a_users_file_are_checked(tmp_path, made, said):
     (tmp_path / "mine.py").write_text(f"def make(split):\n    return {made!r}\n")
@@ -100,6 +116,18 @@ def test_tokenizers_give_back_what_they_took(sentencepiece):
 
 def test_training_a_tokenizer_again_gives_the_same(sentencepiece):
     assert train_tokenizer("sentencepiece", ENGLISH + KOREAN, 70, "", {"model_type": "char"}).assets() == sentencepiece.assets()
+
+
+def test_lines_that_a_tokenizer_is_trained_without_are_counted(sentencepiece, caplog):
+    long = ["q" * 5000, "가" * 2000]  # 5,000 and 6,000 bytes of the 4,192 that are the limit
+    with caplog.at_level(logging.WARNING):
+        trained = train_tokenizer("sentencepiece", [*ENGLISH, *long, *KOREAN], 70, "", {"model_type": "char"})
+    assert caplog.messages == [
+        "data: the tokenizer is trained without 2 lines of more than 4192 bytes (data.tokenizer_options.max_sentence_length)."
+    ]
+    assert trained.assets() == sentencepiece.assets() and trained.encode("q")[-1] == UNKNOWN
+    longer = {"model_type": "char", "max_sentence_length": 7000}
+    assert train_tokenizer("sentencepiece", [*ENGLISH, *long, *KOREAN], 70, "", longer).encode("q")[-1] != UNKNOWN
 
 
 def test_byte_pairs_are_joined_and_rare_words_unknown():

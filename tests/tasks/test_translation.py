@@ -226,12 +226,14 @@ def test_killed_runs_end_like_one_left_alone(start_cli, run_cli, folder, tmp_pat
 def test_other_data_of_the_same_name_are_refused(folder, tmp_path, workdir, config):
     """The tokenizer would be another one, and the numbers of the checkpoint would mean other words."""
     other = write_pairs(tmp_path)
-    for split in ("train", "test"):
-        text = (other / f"{split}.y").read_text().replace("H", "Ö")
-        (other / f"{split}.y").write_text(text)
     moved = small_config(other, total_steps=200, evaluation__every_steps=100)
-    with pytest.raises(UserError, match=r"the data give other words\.json now"):
-        train_model(moved, workdir)
+    lines = (other / "train.y").read_text().split("\n")
+    for place, said in ((1, r"the data give other words\.json now"), (0, r"split 'train' has other contents")):
+        changed = [*lines]
+        changed[place] = changed[place].replace("H", "Ö").replace("A", "Ä") + " Ö"
+        (other / "train.y").write_text("\n".join(changed))
+        with pytest.raises(UserError, match=said):
+            train_model(moved, workdir)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from attention_jax.data.images.decoding import BrokenImage
 from attention_jax.data.prepared import open_builder
 from attention_jax.errors import UserError, one_sentence, suggest_name
 
-logger = logging.getLogger(__name__)
+_report_once = functools.cache(logging.getLogger(__name__).info)  # a run opens its data several times
 
 
 class Source(Protocol):
@@ -148,11 +148,6 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
         _report_once(f"data.source=folder: files in {here} that are none of {', '.join(EXTENSIONS)} are passed over: {kinds}.")
     return FolderSource(tree, files, labels, known)
-
-
-@functools.cache  # a run opens its data several times
-def _report_once(text: str) -> None:
-    logger.info("%s", text)
 
 
 def _is_hidden(name: str) -> bool:
@@ -324,12 +319,6 @@ class _TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._records[index]
         return {"image": record[self._image], "label": np.int32(record[self._label])}
-
-
-def list_used_classes(source: Source) -> list[int]:
-    """Returns the classes that have examples; all where that is not known without reading them."""
-    labels = source.labels if isinstance(source, (ArraySource, FolderSource)) else range(source.num_classes)
-    return np.unique(labels).tolist()
 
 
 SOURCES = {"digits": open_digits, "folder": open_folder, "npz": open_npz, "tfds": open_tfds}

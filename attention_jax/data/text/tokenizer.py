@@ -9,7 +9,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +125,9 @@ class SentencePiece:
         model = io.BytesIO()
         symbols: dict[str, Any] = {"pad_id": PAD, "bos_id": BOS, "eos_id": EOS, "unk_id": UNKNOWN}
         settings = {"character_coverage": 1.0, "normalization_rule_name": "nmt_nfkc", "minloglevel": 1, **options}
-        longest, long = settings.get("max_sentence_length", 4192), 0  # bytes; sentencepiece's default
-
-        def count() -> Iterator[str]:
-            nonlocal long
-            for line in lines:
-                long += len(line.encode()) > longest
-                yield line
-
-        settings.update(sentence_iterator=count(), model_writer=model, vocab_size=vocab_size, num_threads=1)
+        longest, long = settings.get("max_sentence_length", 4192), 0  # bytes; sentencepiece's default, beyond which it skips
+        kept = (line for line in lines if len(line.encode()) <= longest or (long := long + 1) == 0)  # counts the others
+        settings.update(sentence_iterator=kept, model_writer=model, vocab_size=vocab_size, num_threads=1)
         try:
             sentencepiece.SentencePieceTrainer.train(**symbols, **settings)
         except (RuntimeError, OSError, ValueError) as error:
