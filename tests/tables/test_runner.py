@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 
 from attention_jax.config.config import config_to_json
+from attention_jax.data.fingerprint import DATA
 from attention_jax.errors import UserError
 from attention_jax.tables import publish, runner
 from attention_jax.tables.runner import run_table
+from attention_jax.tables.table import load_table
+from attention_jax.tasks import classification
+from attention_jax.tasks.base import pack_fingerprints
+from attention_jax.tasks.resolve import resolve_config
 from attention_jax.train.loop import TrainingResult
 from tests.helpers.small_table import ROWS, call, write_table
 from tests.tables.test_tables import records
@@ -133,6 +138,44 @@ def test_dry_run_shows_all_and_runs_nothing(fake, tmp_path):
     assert f"seed 1: would run: {tmp_path / 'w/a/1'}" in text
     assert f"seed 1: not selected: {tmp_path / 'w/b/1'}" in text
     assert "b: 4 steps of 32 examples" in text and "ema.decay=0.9999" in text
+
+
+def test_rows_that_were_made_on_other_data_are_stale(fake, tmp_path, monkeypatch):
+    """Their data are read once for all rows; what cannot be read, or an older run does not know, is unknown."""
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{split}": rng.integers(0, 256, (70, 8, 8, 1), np.uint8) for split in ("train", "test")}
+    arrays |= {f"y_{split}": np.arange(70) % 10 for split in ("train", "test")}
+    np.savez(tmp_path / "set.npz", **arrays)
+    overrides = {"data.source": "npz", "data.args.path": str(tmp_path / "set.npz")}
+    rows = f'{{"label": "a", "overrides": {overrides}}}, {{"label": "b", "overrides": {overrides}, "pieces": ("ema",)}},'
+    file, opened = write_table(tmp_path, rows), []
+
+    def dry() -> str:
+        return call(file, workdir=tmp_path / "w", dry_run=True)[1]
+
+    assert call(file, workdir=tmp_path / "w")[0] == 0 and dry().count(": done: ") == 4
+    for row in "ab":  # as training leaves it
+        resolved = resolve_config(load_table(file).config(load_table(file).rows[0], "tiny"))
+        (tmp_path / "w" / row / "0" / DATA).write_bytes(pack_fingerprints(resolved.task, resolved.config))
+    assert dry().count(": done: ") == 4
+
+    fingerprint = classification.fingerprint
+    monkeypatch.setattr(classification, "fingerprint", lambda *key: opened.append(key[1]) or fingerprint(*key))
+    arrays["x_test"][69] ^= 1
+    np.savez(tmp_path / "set.npz", **arrays)
+    said = dry()
+    stale = "seed 0: done, stale: data changed (split 'test' has other contents); --rerun-stale trains it again: "
+    assert [f"{stale}{tmp_path}/w/{row}/0" in said for row in "ab"] == [True, True] and said.count(": done: ") == 2
+    assert opened == ["train", "test"]
+    fake.trained.clear()
+    assert "Stale, as code or data have changed since" in call(file, workdir=tmp_path / "w")[1] and not fake.trained
+
+    (tmp_path / "w" / "a" / "0" / DATA).write_bytes(b"{")
+    assert dry().count("stale: ") == 1
+    np.savez(tmp_path / "set.npz", **{name: array for name, array in arrays.items() if "test" not in name})
+    assert dry().count(": done: ") == 4, "unknown"
+    (tmp_path / "set.npz").unlink()
+    assert dry().count("whether its data have changed: unknown") == 4
 
 
 def test_computed_rows_stand_above_trained_ones(fake, tmp_path):

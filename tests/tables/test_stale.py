@@ -1,5 +1,6 @@
 """A row whose code has changed since says so, and is trained again on request; nothing is lost."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,22 @@ def test_it_is_trained_again_on_request(workdir):
     assert (
         aj.load_run(workdir / "gated" / "0-stale-0").config.model.gate != aj.load_run(workdir / "gated" / "0").config.model.gate
     )
+
+
+def test_data_are_looked_at_as_code_is(workdir):
+    run = workdir / "without" / "0"
+    assert json.loads((run / "data.json").read_text()) == {
+        "train": {"fingerprint": "digits 1"},
+        "test": {"fingerprint": "digits 1"},
+    }
+    (run / "data.json").write_text('{"test": {"fingerprint": "digits 0"}}')
+    (run / "evaluation.npz").unlink()
+    with pytest.raises(
+        aj.UserError, match=r"was begun with other data: .*\ndata changed \(split 'test' has other fingerprint\)"
+    ):
+        run_table("table0.py", workdir=workdir, rows=["without"])
+    assert call("table0.py", workdir=workdir, rows=["without"], rerun_stale=True)[0] == 0
+    assert "digits 1" in (run / "data.json").read_text() and (workdir / "without" / "0-stale-0" / "data.json").exists()
 
 
 def test_an_unfinished_run_is_refused_with_the_difference(workdir, tmp_path):
