@@ -163,7 +163,8 @@ def _by_epoch(lines: Sequence[Mapping[str, Any]], name: str, factor: float, labe
     rate = next((line["epoch"] / line["step"] for line in lines if "epoch" in line), None)
     points = [(line["step"], line[name]) for line in lines if name in line]
     if rate is None or not points:
-        raise UserError(f"{label}: {name!r} was not logged, so there is no curve to draw.")
+        what = "a line of training (logging.every_*)" if points else repr(name)
+        raise UserError(f"{label}: {what} was not logged, so there is no curve to draw.")
     steps, values = np.array(points, float).T
     return steps * rate, values * factor
 

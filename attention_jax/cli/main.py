@@ -235,7 +235,7 @@ def _table(file: str, rows: str | None, files: bool, **options: Any) -> int:
     from attention_jax.tables.runner import run_table
 
     code = run_table(file, rows=labels, **options)
-    if files:
+    if files and not code:
         print_files(file, *(table.config(row, scale) for row in table.rows if row.label in table.select(labels)))
     return code
 

@@ -91,13 +91,13 @@ def check_model(model: Mapping[str, Any]) -> None:
                 )
 
 
-def refuse_unread_reduction(model: Mapping[str, Any], params: Any) -> None:
+def refuse_unread_reduction(model: Mapping[str, Any], shapes: Callable[[], Any]) -> None:
     """Raises UserError where squeeze-and-excitation's reduction in the section `model` is above the channels, whatever it is.
 
-    Its default gives one hidden unit there.
+    Its default gives one hidden unit there. `shapes` returns the network's parameters or their shapes.
     """
     gate, reduction = ({**find_model(model["name"])[1], **model}).get("gate"), model.get("gate_args", {}).get("reduction", 0)
-    for path, kernel in tree.flatten_by_path(params).items() if gate == "se" else ():
+    for path, kernel in tree.flatten_by_path(shapes()).items() if gate == "se" else ():
         place, is_gate, _ = path.rpartition("/reduce/kernel")
         if is_gate and reduction > (channels := kernel.shape[0]):
             raise UserError(

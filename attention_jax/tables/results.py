@@ -26,7 +26,7 @@ from attention_jax.data.fingerprint import DATA, compare_data
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
-from attention_jax.models.registry import check_model, list_origins
+from attention_jax.models.registry import check_model, list_origins, refuse_unread_reduction
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
 from attention_jax.tables.measures import read_arrays, read_measure
@@ -37,6 +37,7 @@ from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_confi
 from attention_jax.train import metrics, remote_checkpoints, restore, workdir
 from attention_jax.train.loop import replace_seed
 from attention_jax.train.metrics import TIMING
+from attention_jax.train.program import build_optimizer
 from attention_jax.train.workdir import CONFIG, EVALUATION
 
 log = logging.getLogger(__name__)
@@ -265,10 +266,13 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
     try:
         check_model(config.model.to_dict())
         resolved = resolve_config(config)
+        build_optimizer(resolved)
         config, task = resolved.config, resolved.task
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
         model, inputs = task.model(config), task.example_inputs(config)
         _refuse_without_correct(config, task, model, inputs)
+        make = functools.partial(jax.eval_shape, model.init, jax.random.key(0), *inputs)
+        refuse_unread_reduction(config.model.to_dict(), lambda: make()["params"])
         counts = summary(model, inputs)
         code = collect_code(config, list_origins(), table.list_code(row, request.scale))
         if row.network and count_network:

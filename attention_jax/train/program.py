@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -62,6 +63,14 @@ class Program:
         return ("params", "ema") if self.config.ema.decay else ("params",)
 
 
+def build_optimizer(resolved: ResolvedConfig) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Returns the schedule and the optimizer of a config. Raises UserError for arguments that they do not take."""
+    config, durations = resolved.config, resolved.durations
+    shape = {name: config.schedule[name] for name in ("boundaries", "factor", "warmup_start", "final_share", "d_model", "args")}
+    schedule = make_schedule(config.schedule.name, config.schedule.learning_rate, durations.total, durations.warmup, **shape)
+    return schedule, make_optimizer(schedule=schedule, **config.optimizer.to_dict())
+
+
 @use_standard_numerics()
 def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None) -> Program:
     """Checks a config against its devices, and defines its jitted functions; compiles nothing yet.
@@ -72,14 +81,12 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
             (`jax.experimental.topologies`) suffice to compile without running.
     """
     resolved = resolve_config(config)
-    config, task, durations = resolved.config, resolved.task, resolved.durations
+    config, task = resolved.config, resolved.task
     mesh = mesh or make_mesh(config.parallel.data, config.parallel.fsdp, config.parallel.model)
     check_parallel_mode(config.parallel.mode, mesh)
     task.check_batches(config, mesh)
 
-    shape = {name: config.schedule[name] for name in ("boundaries", "factor", "warmup_start", "final_share", "d_model", "args")}
-    schedule = make_schedule(config.schedule.name, config.schedule.learning_rate, durations.total, durations.warmup, **shape)
-    optimizer = make_optimizer(schedule=schedule, **config.optimizer.to_dict())
+    schedule, optimizer = build_optimizer(resolved)
     model = task.model(config, resolve_batch_norm_group(config, mesh) if "batch_norm" in config else None)
     heads, ways = getattr(model, "heads", None), mesh.shape[MODEL]
     if heads and heads % ways:  # it would split single heads, which every layer would then gather

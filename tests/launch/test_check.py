@@ -90,11 +90,14 @@ def test_what_a_config_names_is_listed_and_checked(calls, capsys):
 def test_a_table_is_checked_by_its_dry_run(calls, capsys):
     Path("table.py").write_text(
         f"title, source, base, scales = 't', 's', '{ROOT}/configs/quickstart.py', {{'x': {{}}}}\n"
-        "rows = [{'label': 'good'}, {'label': 'bad', 'overrides': {'data.source': 'folder', 'data.args.path': 'nowhere'}}]\n"
+        "rows = [{'label': 'good'}, {'label': 'bad', 'overrides': {'optimizer.name': 'optax.lionn'}}, {'label': 'wide',\n"
+        "         'overrides': {'model.gate': 'se', 'model.gate_args.reduction': 99}}]\n"
     )
     with pytest.raises(UserError, match=r"table.py would fail, as said above. Nothing was asked for"):
         slurm.main(["--", "table", "table.py", "--workdir=x"])
-    assert "\nbad: " in capsys.readouterr().err and not calls()
+    said = capsys.readouterr().err
+    assert "would fail (optimizer 'optax.lionn': optax has no 'lionn'" in said and not calls()
+    assert "would fail (config.model.gate_args.reduction=99 is more than the 8 channels of stage1_gate" in said
     assert slurm.main(["--", "table", "table.py", "--rows=good", "--workdir=x"]) == 0
 
 

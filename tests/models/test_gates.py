@@ -228,8 +228,8 @@ def test_a_reduction_that_changes_nothing(reduction, right):
     network = aj.create_model(**model, num_classes=2)
     params = jax.eval_shape(network.init, jax.random.key(0), IMAGES)["params"]
     if right:
-        return refuse_unread_reduction(model, params)
+        return refuse_unread_reduction(model, lambda: params)
     with pytest.raises(
         aj.UserError, match=rf"reduction={reduction} is more than the 8 channels of stage1_gate, .*give 1 to 8\."
     ):
-        refuse_unread_reduction(model, params)
+        refuse_unread_reduction(model, lambda: params)

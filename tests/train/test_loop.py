@@ -51,7 +51,7 @@ def test_a_run_is_extended_on_purpose(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"another config \(total_steps: saved 36, given 72\): give --extend, another workdir"):
         use(total_steps=72)
-    changes = ({"total_steps": 72, "seed": 1}, {"total_steps": 35}, {"total_epochs": 9.0}, {"seed": 1})
+    changes = ({"total_steps": 72, "seed": 1}, {"total_steps": 35}, {"total_epochs": 99.0}, {"seed": 1})
     for fields in changes:
         with pytest.raises(UserError, match="can be given a larger total, in the unit that it has, and nothing else"):
             use(extend=True, **fields)
