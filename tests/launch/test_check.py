@@ -90,8 +90,9 @@ def test_what_a_config_names_is_listed_and_checked(calls, capsys):
 def test_a_table_is_checked_by_its_dry_run(calls, capsys):
     Path("table.py").write_text(
         f"title, source, base, scales = 't', 's', '{ROOT}/configs/quickstart.py', {{'x': {{}}}}\n"
-        "rows = [{'label': 'good'}, {'label': 'bad', 'overrides': {'optimizer.name': 'optax.lionn'}}, {'label': 'wide',\n"
-        "         'overrides': {'model.gate': 'se', 'model.gate_args.reduction': 99}}]\n"
+        "_lion = {'optimizer.name': 'optax.lionn', 'optimizer.weight_decay': 0.0}\n"
+        "_wide = {'model.gate': 'se', 'model.gate_args.reduction': 99}\n"
+        "rows = [{'label': 'good'}, {'label': 'bad', 'overrides': _lion}, {'label': 'wide', 'overrides': _wide}]\n"
     )
     with pytest.raises(UserError, match=r"table.py would fail, as said above. Nothing was asked for"):
         slurm.main(["--", "table", "table.py", "--workdir=x"])
