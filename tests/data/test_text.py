@@ -75,6 +75,7 @@ def test_files_of_unequal_length_and_files_that_are_missing(tmp_path):
     ("content", "said"),
     [
         ("eins\nzwei\n".encode("utf-16"), "b is UTF-16: convert it to UTF-8"),
+        ("하나\n둘셋\n".encode("utf-16"), "b is UTF-16: convert it to UTF-8"),
         ("eins\nzwei\n".encode("utf-16-le"), "b is UTF-16: convert it to UTF-8"),
         (b"eins\rzwei\r", "b ends its lines in CR alone"),
         (b"eins\rzwei", "b ends its lines in CR alone"),

@@ -138,6 +138,7 @@ def test_classes_in_another_order_are_matched_and_those_without_names_are_number
     assert labels(("cat", "ant", "bee")) == right and not caplog.messages
     with caplog.at_level("INFO", "attention_jax"):
         assert labels(()) == [1] * 8 + [2] * 8 + [0] * 8 and not caplog.messages
+        assert labels(("ant", "ant", "bee"), b'["ant", "ant", "bee"]') == [1] * 8 + [2] * 8 + [0] * 8 and not caplog.messages
         assert labels((), b'["a", "b", "c", "d"]') and "has 3 classes and the network" in caplog.text
         assert labels(("cat", "ant", "bee"), b'["0", "1", "2"]') and "they are matched by number" in caplog.messages[-1]
     with pytest.raises(UserError, match=r"classes that the network does not know: 'katze' .*, 'ants' \(did you mean 'ant'\?\)"):
