@@ -271,9 +271,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
         task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
         model, inputs = task.model(config), task.example_inputs(config)
         _refuse_without_correct(config, task, model, inputs)
-        refuse_unread_reduction(
-            config.model.to_dict(), lambda: jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-        )
+        refuse_unread_reduction(config.model, lambda: jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
         counts = summary(model, inputs)
         code = collect_code(config, list_origins(), table.list_code(row, request.scale))
         if row.network and count_network:

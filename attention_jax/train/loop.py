@@ -186,7 +186,7 @@ class _Run:
         """Reads a batch of evaluation and lowers its program before the first step, so that what must fail fails now."""
         if self.step or self.program in _OPENED:
             return
-        refuse_unread_reduction(self.config.model.to_dict(), lambda: self.state.params)
+        refuse_unread_reduction(self.config.model, lambda: self.state.params)
         batches = prefetch_batches(itertools.islice(self.evaluation_loader.evaluation(), 1), self.program.mesh)
         with contextlib.closing(batches), explain_modes(f"model {self.config.model.name!r}"):
             self.program.outputs.lower(self.state.variables(self.program.weights[-1]), next(batches))
