@@ -184,8 +184,7 @@ class SeedRun:
 class RowPlan:
     """A row with its config resolved against the data, and its runs; `broken` is the reason if that failed.
 
-    `network` counts the paper's network, `counts` the one that is trained; `data` are fingerprints, None where no run has any
-    or they cannot be read.
+    `network` counts the paper's network, `counts` the one that is trained; `data` are fingerprints, if known and needed.
     """
 
     row: Row
@@ -201,9 +200,7 @@ class RowPlan:
 
     def describe_change(self, run: SeedRun) -> str:
         """Returns what has changed since a run was made, its code or its data; empty if nothing has."""
-        if self.broken:
-            return ""
-        if run.code_change(self.code):
+        if not self.broken and run.code_change(self.code):
             return "its code has changed since"
         change = compare_data(workdir.read_workdir_file(run.path, DATA), self.data) if run.step else ""
         return f"data changed ({change})" if change else ""
@@ -283,8 +280,8 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
         SeedRun(seed, request.folder / row.slug / str(seed), total, table.measures, request.remote)
         for seed in range(request.seeds)
     )
-    has_data = any((run.path / DATA).exists() for run in runs)
-    data = _identify_data(resolved, known) if has_data and resolved and not broken else None
+    can_be_stale = not broken and any((run.path / DATA).exists() for run in runs)
+    data = _identify_data(resolved, known) if resolved and can_be_stale else None
     return RowPlan(row, config, changes, resolved, counts, network, runs, code, broken, data)
 
 

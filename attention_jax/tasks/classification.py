@@ -73,16 +73,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _turn(config: ConfigDict, image: Encoded, channels: int) -> Encoded:
-    return turn_upright(image, channels) if config.data.exif_rotation else image
-
-
 def _first_shape(config: ConfigDict, data: Source) -> tuple[int, ...]:
     if config.data.crop == "random_resized" or config.data.eval_resize:
         raise UserError("data.image_shape=None: data.crop and data.eval_resize need a size: give (height, width, channels).")
     try:
-        channels = getattr(data, "channels", 3)
-        return decode_image(_turn(config, data[0]["image"], channels), channels).shape
+        image, channels = data[0]["image"], getattr(data, "channels", 3)
+        return decode_image(turn_upright(image, channels) if config.data.exif_rotation else image, channels).shape
     except BrokenImage as error:
         raise UserError(f"data.image_shape=None and the first image cannot be decoded ({error}): give the shape.") from error
 
@@ -120,7 +116,7 @@ def make_evaluation_transform(config: ConfigDict) -> Callable[[Encoded], np.ndar
     shorter, interpolation = data.eval_resize, data.interpolation
 
     def transform(image: Encoded) -> np.ndarray:
-        image = _turn(config, image, shape[2])
+        image = turn_upright(image, shape[2]) if data.exif_rotation else image
         if shorter:
             return resize_and_centre_crop(image, shorter, shape[:2], shape[2], interpolation)
         pixels = decode_image(image, shape[2])
@@ -159,7 +155,7 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
     scale, ratio, interpolation = data.crop_scale, data.crop_ratio, data.interpolation
 
     def transform(image: Encoded, rng: np.random.Generator) -> np.ndarray:
-        image = _turn(config, image, shape[2])
+        image = turn_upright(image, shape[2]) if data.exif_rotation else image
         choose = functools.partial(draw_box, rng=rng, scale=scale, ratio=ratio)
         return augment(crop_and_resize(image, choose, shape[:2], shape[2], interpolation), rng)
 

@@ -207,8 +207,7 @@ def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[s
     """Returns the loader of the evaluation split, and says how many of its references the tokenizer cannot write."""
     split, words = config.data.eval_split, get_tokenizer(config)
     pairs = source(config, split)
-    references = [pairs[i][1] for i in range(len(pairs))]
-    both = [(words.join(text), words.decode(words.encode(text))) for text in references]
+    both = [(words.join(text), words.decode(words.encode(text))) for text in (pairs[i][1] for i in range(len(pairs)))]
     if lost := [(text, written) for text, written in both if text != written]:
         forms = sum(unicodedata.normalize("NFKC", text) == unicodedata.normalize("NFKC", written) for text, written in lost)
         logger.warning(

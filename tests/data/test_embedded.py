@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from attention_jax.cli import main as cli
 from attention_jax.config import config as configs
-from attention_jax.config import fields
+from attention_jax.config import defaults, fields, versions
 from attention_jax.data.images.decoding import decode_image
 from attention_jax.data.images.randaugment import make_randaugment
 from attention_jax.data.images.sources import open_source
@@ -206,3 +207,12 @@ def test_configs_of_version_1_get_the_fields_of_version_2():
     new = configs.config_from_json(json.dumps(old))
     configs.complete_config(new)
     assert new.version == fields.VERSION and new.data.to_dict() == now["data"]
+
+
+@pytest.mark.parametrize(("make", "has"), [(defaults.classification, True), (defaults.translation, False)])
+def test_version_5_adds_a_field_of_images_alone(make, has):
+    plain = {**make().to_dict(), "version": 4}
+    plain["data"] = {name: value for name, value in plain["data"].items() if name != "exif_rotation"}
+    upgraded = versions.upgrade_config(ConfigDict(plain))
+    assert upgraded.version == 5 and ("exif_rotation" in upgraded.data) == has
+    assert upgraded.data.get("exif_rotation", False) is False

@@ -359,18 +359,28 @@ def test_a_folder_that_is_linked_into_itself_is_read_once(folder, caplog):
     assert len(open_source("folder", "train", {"path": str(folder)})) == 13
 
 
-def test_images_that_carry_a_rotation_are_counted_and_turned_on_request(folder, caplog):
-    exif = Image.Exif()
+def test_images_that_carry_a_rotation_are_counted_and_turned_on_request(tmp_path, caplog):
+    exif, rng = Image.Exif(), np.random.default_rng(0)
     exif[0x0112] = 6  # the right side is the top
-    for number, (width, height) in enumerate([(60, 40), (60, 40)]):
-        Image.new("RGB", (width, height), (200, 0, 0)).save(folder / "train" / "ant" / f"turned{number}.png", exif=exif)
-    config = small_config(
-        **{"data__source": "folder", "data__args": {"path": str(folder)}, "batch_size": 4},
-        **{"data__mean": (0.5,) * 3, "data__std": (0.5,) * 3, "data__image_shape": (8, 8, 3), "data__eval_resize": 8},
-    )
-    with caplog.at_level("WARNING", "attention_jax"):
-        get_task(config.task).fingerprint(config, "train")
-        get_task(config.task).fingerprint(override(config, {"data.exif_rotation": True}), "train")
-    assert caplog.messages == [
-        "data: of 14 images looked at in split 'train', 2 carry an EXIF rotation, which data.exif_rotation=True applies."
-    ]
+    for number in range(4):
+        image = Image.fromarray(rng.integers(0, 256, (6, 10, 3), np.uint8))
+        for folder, options, content in (("marked", {"exif": exif}, image), ("upright", {}, image.rotate(-90, expand=True))):
+            for split in ("train", "test"):
+                (tmp_path / folder / split / "a").mkdir(parents=True, exist_ok=True)
+                content.save(tmp_path / folder / split / "a" / f"{number}.png", **options)
+    plain = {"data__source": "folder", "data__mean": (0.5,) * 3, "data__std": (0.5,) * 3, "batch_size": 4, "data__crop": "none"}
+    crops = {"data__crop": "random_resized", "data__eval_resize": 9, "data__image_shape": (8, 8, 3)}
+    task = get_task("classification")
+    for fields in (plain, {**plain, **crops}):
+        marked = small_config(**fields, data__args={"path": str(tmp_path / "marked")})
+        turned = task.resolve(override(marked, {"data.exif_rotation": True}))
+        upright = task.resolve(small_config(**fields, data__args={"path": str(tmp_path / "upright")}))
+        assert turned.data.image_shape == upright.data.image_shape and turned.data.image_shape[1] in (6, 8)
+        for name, number in (("training_batch", 0), ("evaluation_batch", 0)):
+            one, other = (getattr(task.loader(c, "train", (0, 1), True), name)(number)["image"] for c in (turned, upright))
+            assert (one == other).all()
+        with caplog.at_level("WARNING", "attention_jax"):
+            for config in (marked, turned, upright):
+                task.fingerprint(config, "train")
+    said = "data: 4 images looked at in split 'train', 4 carry an EXIF rotation, which data.exif_rotation=True applies."
+    assert caplog.messages == [said.replace("data: ", "data: of ")] * 2

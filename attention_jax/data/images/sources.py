@@ -136,9 +136,13 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
         raise UserError(f"data.source=folder: class {unknown[0]!r} of {here} is not in {tree.root}/train, which names them.")
     files, labels, others = [], [], Counter[str]()
     for name in names:
-        listed = [f"{name}/{file}" for file in tree.files(f"{inside}{name}")]
-        found = [file for file in listed if file.lower().endswith(EXTENSIONS)]
-        others.update(os.path.splitext(file)[1].lower() or "without an ending" for file in listed if file not in {*found})
+        found = []
+        for file in tree.files(f"{inside}{name}"):
+            ending = os.path.splitext(file)[1].lower()
+            if ending in EXTENSIONS:
+                found.append(f"{name}/{file}")
+            else:
+                others[ending or "without an ending"] += 1
         if not found:
             raise UserError(f"data.source=folder: class {here}/{name} has no image file ({', '.join(EXTENSIONS)}).")
         kept = [file for file in found if not holdout or _is_held_out(file, holdout) == (split == "test")]
