@@ -53,6 +53,10 @@ class Run:
             )
         raise AttributeError(f"a Run has no {name!r}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: all but the predictor, whose compiled programs cannot be."""
+        return {name: value for name, value in vars(self).items() if name != "predictor"}
+
     @functools.cached_property
     def predictor(self) -> Any:
         """Predicts for raw inputs; for a translation run, a `Translator`."""
@@ -111,7 +115,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1, tru
         raise UserError(f"weights={weights!r}: {folder} has {'ema and params' if has_ema else 'params only'}.")
     workdir = folder.parent.parent
     variables = _mean(workdir, about["step"], weights, average) if average > 1 else _variables(state, weights)
-    lines = [line for line in metrics.read_log(workdir / metrics.METRICS) if line["step"] <= about["step"]]
+    lines = metrics.read_log(workdir, about)
     model: Any = None if untrusted else get_task(config.task).model(config)
     run = Run(folder, about["step"], config, model, variables, weights, about["assets"], lines, tuple(untrusted))
     if untrusted:

@@ -188,7 +188,7 @@ def plot_runs(workdirs: Sequence[str], output: str) -> None:
         config = read_config(path)
         if config is None:
             raise UserError(f"{folder} is no run's folder: give one that train has made.")
-        runs.setdefault(label or path.resolve().name, []).append(list(metrics.read_log(path / metrics.METRICS)))
+        runs.setdefault(label or path.resolve().name, []).append(metrics.read_log(path))
         config, _ = bind_code(config, read_workdir_code(path) or RunCode(), list_origins(), trust_code=False)
         scores[get_task(config.task).headline(config)] = None
     figure = plot_learning_curves(runs, metric=" or ".join(scores).replace("_", " "))

@@ -1,7 +1,6 @@
 """Measures that a table takes from its finished runs besides their accuracy; kept in the workdirs, so that none is repeated."""
 
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
 from attention_jax.tasks.translator import name_bleu
-from attention_jax.train.evaluate import evaluate_model
+from attention_jax.train.evaluate import evaluate_model, read_arrays
 from attention_jax.train.program import Program
 
 _Measure = str | Callable[..., Any]
@@ -22,16 +21,6 @@ _Measure = str | Callable[..., Any]
 
 def _path(workdir: Path, name: str) -> Path:
     return workdir / f"measure_{name}.npz"
-
-
-def read_arrays(path: Path, step: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
-    """Reads arrays, by default all, that a file has of `step`; None where it has none, is missing or cut short."""
-    try:
-        with np.load(path) as saved:
-            found = {name: saved[name] for name in names or saved.files if name != "step"}
-            return found if int(saved["step"]) == step else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
 
 
 def read_measure(workdir: Path, step: int, name: str, measure: _Measure) -> dict[str, np.ndarray] | None:

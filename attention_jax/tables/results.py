@@ -29,19 +29,18 @@ from attention_jax.models import create_model
 from attention_jax.models.registry import check_model, list_origins, refuse_unread_reduction
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
-from attention_jax.tables.measures import read_arrays, read_measure
+from attention_jax.tables.measures import read_measure
 from attention_jax.tables.table import ComputedRow, Row, Table
 from attention_jax.tasks import TASKS
 from attention_jax.tasks.base import Task, pack_fingerprints
 from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
 from attention_jax.train import metrics, remote_checkpoints, restore, workdir
+from attention_jax.train.evaluate import read_arrays
 from attention_jax.train.loop import replace_seed
-from attention_jax.train.metrics import TIMING
 from attention_jax.train.program import build_optimizer
-from attention_jax.train.workdir import CONFIG, EVALUATION
+from attention_jax.train.workdir import CONFIG, EVALUATION, FAILURE
 
 log = logging.getLogger(__name__)
-FAILURE = "failure.txt"
 
 
 class RemoteWorkdir:
@@ -67,7 +66,7 @@ class RemoteWorkdir:
         if remote_checkpoints.list_remote_steps(there)[-1:] != restore.list_steps(run)[-1:]:
             shutil.rmtree(run / restore.FOLDER, ignore_errors=True)
             remote_checkpoints.download_checkpoints(there, run)
-        names = {n for n in self._remote.names(inside) if n in (CONFIG, CODE, DATA, TIMING) or n.endswith((".txt", ".npz"))}
+        names = {n for n in there.names("") if n in (CONFIG, CODE, DATA, metrics.TIMING) or n.endswith((".txt", ".npz"))}
         for path in run.glob("*.*"):
             if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:
                 path.unlink()
@@ -157,8 +156,9 @@ class SeedRun:
     @property
     def failure(self) -> str | None:
         """The reason why the last attempt failed, in one line."""
-        path = self.path / FAILURE
-        return path.read_text().partition("\n")[0] if path.exists() else None
+        with contextlib.suppress(OSError):
+            return (self.path / FAILURE).read_text(errors="replace").partition("\n")[0]
+        return None
 
     def difference(self, config: ConfigDict) -> list[str]:
         """Lists how the config that the workdir was made with differs from this one."""
@@ -172,12 +172,12 @@ class SeedRun:
 
     def seconds(self) -> float | None:
         """Returns the wall-clock time of all calls for this run; None when it was never measured."""
-        calls = [line["seconds"] for line in metrics.read_log(self.path / TIMING) if line.get("event") == "call"]
+        calls = [line["seconds"] for line in metrics.read_timing(self.path / metrics.TIMING) if line["event"] == "call"]
         return sum(calls) if calls else None
 
     def lines(self) -> list[dict[str, Any]]:
         """Reads the log."""
-        return list(metrics.read_log(self.path / metrics.METRICS))
+        return metrics.read_log(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,7 @@ class RowPlan:
         """Returns what has changed since a run was made, its code or its data; empty if nothing has."""
         if not self.broken and run.code_change(self.code):
             return "its code has changed since"
-        change = compare_data(workdir.read_workdir_file(run.path, DATA), self.data) if run.step else ""
+        change = compare_data(workdir.read_workdir_data(run.path), self.data) if run.step else ""
         return f"data changed ({change})" if change else ""
 
     def list_stale(self) -> list[SeedRun]:

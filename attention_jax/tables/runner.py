@@ -26,15 +26,16 @@ from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
-from attention_jax.tables.measures import measure_run, read_arrays
+from attention_jax.tables.measures import measure_run
 from attention_jax.tables.publish import make_folders, write_table
-from attention_jax.tables.results import FAILURE, ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
+from attention_jax.tables.results import ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
 from attention_jax.tables.stale import handle_stale_runs, refuse_other_configs
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
+from attention_jax.train.evaluate import read_arrays
 from attention_jax.train.loop import catch_stop_signal, replace_seed, train_model
 from attention_jax.train.program import Program, build_program
-from attention_jax.train.workdir import EVALUATION
+from attention_jax.train.workdir import EVALUATION, FAILURE, lock_folder
 
 _Place = str | Path | None  # a folder or URI
 
@@ -74,12 +75,17 @@ def run_table(
         return 1 if any(plan.broken and plan.row.label in request.selected for plan in plans) else 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
     refuse_other_configs(chosen)
-    handle_stale_runs(chosen, rerun_stale)
+    make_folders(request.folder, request.output)
+    with lock_folder(request.folder, request.workdir, active=is_main_process()):
+        handle_stale_runs(chosen, rerun_stale)
+        return _run_chosen(request, plans, chosen)
+
+
+def _run_chosen(request: TableRequest, plans: Sequence[RowPlan], chosen: Sequence[RowPlan]) -> int:
+    """Runs what is missing and writes the table; returns the exit code."""
     for plan in chosen:
         record_code(plan.config, plan.code, write=is_main_process())
     _say(_describe_start(request, chosen), *_describe_equal_rows(plans))
-    make_folders(request.folder, request.output)
-
     begin = time.perf_counter()
     computed = [_compute(request, row) for row in request.table.computed] if is_main_process() else []
     stopped, failed = _run_rows(request, plans, computed) if plans else (False, 0)
@@ -149,14 +155,15 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
     with catch_stop_signal() as stop_signal, _progress_bar(chosen) as bar:
         for plan in chosen:
             program, missing = None, _missing(plan)
+            for run in plan.runs if is_main_process() else ():
+                if run.failure is not None:
+                    (run.path / FAILURE).unlink()
+                    run.push(FAILURE)
             for run in missing:
                 if stop_signal.is_set():
                     return True, failed
                 name, before = f"{plan.row.label}, seed {run.seed}", bar.n - run.step  # steps of all runs before this one
                 bar.set_description(name)
-                if is_main_process():
-                    (run.path / FAILURE).unlink(missing_ok=True)
-                    run.push(FAILURE)
                 begin = time.perf_counter()
                 try:
                     if plan.broken:

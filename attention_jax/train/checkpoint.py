@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from jax.experimental import multihost_utils
 from attention_jax import __version__
 from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.train.restore import FOLDER, compute_checksums, describe_damage, list_steps, read_checkpoint
+from attention_jax.train.restore import (
+    FOLDER,
+    Damaged,
+    compute_checksums,
+    describe_damage,
+    list_steps,
+    read_checkpoint,
+    read_content,
+    unpack_description,
+)
 from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
@@ -35,7 +45,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> dict[str, str]:
-    """Returns the `about` that is saved with a state: checksums, versions and assets added.
+    """Returns the `about` that is saved with a state: checksums, versions and assets added, its log compressed.
 
     Raises UserError for a state that is not finite.
     """
@@ -47,6 +57,8 @@ def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str
         )
     encoded = {name: base64.b64encode(data).decode() for name, data in assets.items()}
     added = {"step": step, "checksums": checksums, "packages": get_package_versions(), "assets": encoded}
+    if "log" in about:
+        added["log"] = base64.b64encode(zlib.compress(about["log"])).decode()
     text = json.dumps({**about, **added})
     return {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -109,6 +121,35 @@ def silence_orbax() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
+def _put_back_exchanged(workdir: Path) -> None:
+    """Names each folder after the step that its description has: people move them, and the newest would be another one.
+
+    Raises UserError where the folders cannot be listed, as Orbax would find none there.
+    """
+    folder, wrong = workdir / FOLDER, dict[int, Path]()
+    for step in list_steps(workdir) if is_main_process() else ():
+        with contextlib.suppress(Damaged, UserError):  # `restore` reports them
+            about = unpack_description(read_content(folder, f"{step}/about/metadata") or b"", name="")
+            if about["step"] != step:
+                log.warning(
+                    "%s/%d is the checkpoint of step %d: it is renamed, or moved to %s/", folder, step, about["step"], ASIDE
+                )
+                wrong[about["step"]] = _move_aside(folder / str(step))
+    for step, path in wrong.items():
+        if not (folder / str(step)).exists():
+            path.rename(folder / str(step))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints have their names")
+
+
+def _move_aside(path: Path) -> Path:
+    """Moves a checkpoint to `checkpoints_damaged`; returns its new place."""
+    aside = path.parent.parent / ASIDE
+    aside.mkdir(exist_ok=True)
+    target = next(aside / f"{path.name}-{i}" for i in range(10**6) if not (aside / f"{path.name}-{i}").exists())
+    return Path(shutil.move(path, target))
+
+
 class Checkpoints:
     """The checkpoints of a workdir.
 
@@ -119,7 +160,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
         ocp = import_orbax()
-        list_steps(workdir)  # raises where Orbax would find no checkpoints because it may not look
+        _put_back_exchanged(workdir)
         self._ocp, self._folder = ocp, workdir / FOLDER
         keep = Preservation(keep_last, keep_best, score)
         # Folders are made within `save`: when that fails in the background, Orbax waits 300 seconds before it raises.
@@ -177,10 +218,7 @@ class Checkpoints:
 
     def _move_aside(self, step: int) -> None:
         if is_main_process():
-            aside = self._folder.parent / ASIDE
-            aside.mkdir(exist_ok=True)
-            target = next(aside / f"{step}-{i}" for i in range(10**6) if not (aside / f"{step}-{i}").exists())
-            shutil.move(self._folder / str(step), target)
+            _move_aside(self._folder / str(step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoint moved")
         self._manager.reload()

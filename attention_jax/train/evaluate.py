@@ -1,6 +1,7 @@
 """Evaluation over every example."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,3 +52,13 @@ def evaluate_model(
         order = np.argsort(outputs.pop("index"))
         outputs = {name: values[order] for name, values in outputs.items()}
     return program.task.metrics(config, outputs)
+
+
+def read_arrays(path: Path, step: int | None, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+    """Reads arrays, by default all, that a file has of `step`, or of any; None where it has none, is missing or damaged."""
+    try:
+        with np.load(path) as saved:
+            found = {name: saved[name] for name in names or saved.files if name != "step"}
+            return found if step in (None, int(saved["step"])) else None
+    except Exception:  # damaged archives raise errors of zipfile, zlib, struct and more
+        return None

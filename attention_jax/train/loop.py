@@ -30,12 +30,12 @@ from attention_jax.models.registry import list_origins, refuse_unread_reduction
 from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
-from attention_jax.train.evaluate import Interrupted, evaluate_model
+from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
-from attention_jax.train.workdir import EVALUATION, Workdir, identify_data, lock_workdir
+from attention_jax.train.workdir import EVALUATION, FAILURE, Workdir, explain_disk_errors, identify_data, lock_workdir
 
 _OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # those whose evaluation another seed of the row has opened
 _LAST = ("grad_norm", "learning_rate")  # not sums: the log has the interval's last value
@@ -123,7 +123,7 @@ def train_model(
     program.task.headline(config)  # raises UserError before the workdir is made
     code = code or collect_code(config, list_origins())
     record_code(config, code, write=is_main_process())
-    with lock_workdir(path, config, code, extend) as workdir, catch_stop_signal() as stop_signal, _disk_errors(workdir.folder):
+    with lock_workdir(path, config, code, extend) as workdir, catch_stop_signal() as stop_signal, explain_disk_errors(workdir):
         run = _Run(program, config, workdir, stop_signal, begin)
         run.evaluate_if_missing()
         run.open_evaluation()
@@ -157,7 +157,7 @@ class _Run:
         self.state, about = restored or (program.init(np.uint32(config.seed)), {"sums": {}})
         self.step, self.sums = int(self.state.step), dict(about["sums"])  # weighted sums since the last log line
         data = identify_data(workdir, self.task, config, about["assets"] if restored else None)
-        self.log.start(self.step)
+        self.log.start(self.step, about if restored else None)
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         self.log.time({"event": "start", "step": self.step, **devices})
         self.clock = _Clock(self.log, self.task.examples_per_step(config), begin)
@@ -177,7 +177,8 @@ class _Run:
 
     def evaluate_if_missing(self) -> None:
         """Evaluates the restored state if the run was stopped during that evaluation, or has lost its outputs."""
-        missing = self.log.score(self.step) is None or not (self.folder / EVALUATION).exists()
+        outputs = read_arrays(self.folder / EVALUATION, self.step if self.step == self.durations.total else None)
+        missing = self.log.score(self.step) is None or outputs is None
         if self.step and missing and self._is_due(self.durations.evaluate_every):
             self.evaluate()
             self.log.flush()
@@ -245,6 +246,7 @@ class _Run:
             self.log.write(step, {"epoch": step / self.durations.steps_per_epoch, **means})
             self.sums = {}
             self.clock.lap(step)
+            self.check_folder()
 
     def evaluate(self) -> None:
         """Evaluates and logs; if stopped, leaves nothing: the evaluation is repeated when the run resumes."""
@@ -260,19 +262,34 @@ class _Run:
             prefix = "eval" if weights == "params" else f"eval_{weights}"
             values.update({f"{prefix}/{name}": value for name, value in scores.items()})
         if is_main_process():
+            self.check_folder()
             _save_outputs(self.folder / EVALUATION, self.step, outputs)
         if self.log.score(self.step) is None:
             self.log.write(self.step, {**values, "headline": scores[self.task.headline(self.config)]})
 
     def save(self) -> None:
         """Saves a checkpoint in the background, after the log lines before it."""
+        self.check_folder()
         self.log.flush()
         with self.clock.measured("save", self.step):
-            self.checkpoints.save(self.state, {"config": config_to_json(self.config), "sums": self.sums}, self.assets)
+            about = {"config": config_to_json(self.config), "sums": self.sums, "log": self.log.content}
+            self.checkpoints.save(self.state, about, self.assets)
+
+    def check_folder(self) -> None:
+        """Raises FileNotFoundError if the workdir was removed or renamed since the start."""
+        if not self.workdir.is_there():
+            with contextlib.suppress(UserError):
+                self.checkpoints.wait()  # what it writes may make the folder anew
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
 
     def close(self) -> None:
-        """Waits for the last save and ends the log."""
+        """Waits for the last save and ends the log; what a failed attempt has left goes when all steps are done."""
         self.checkpoints.close()
+        self.check_folder()
+        if is_main_process() and not self.stopped:
+            (self.folder / FAILURE).unlink(missing_ok=True)
+            if self.workdir.remote:
+                self.workdir.remote.remove(FAILURE)
         self.log.time({"event": "call", "step": self.step, "seconds": time.perf_counter() - self.begin})
         self.log.close()
         if self.workdir.remote and is_main_process():
@@ -301,20 +318,6 @@ def _save_outputs(path: Path, step: int, outputs: dict[str, np.ndarray]) -> None
         arrays: dict[str, Any] = {"step": step, **outputs}
         np.savez_compressed(file, **arrays)
     partial.replace(path)
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turns the error of a full or read-only disk into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        raise UserError(
-            f"{folder}: the log could not be written ({os.strerror(error.errno)}): the last good checkpoint is kept; "
-            "fix this and start the same command again."
-        ) from error
 
 
 class _Clock:

@@ -75,6 +75,8 @@ class RemoteCheckpoints:
                     self._remote.write(f"{FOLDER}/{step}.damaged", self._remote.read(f"{FOLDER}/{step}.json") or b"")
                     self._remote.remove(f"{FOLDER}/{step}.json")
                 continue
+            for name, lines in marker["lost"].items() if is_main_process() else ():
+                self._remote.write(name, lines)
             newest, self._segments = step, marker["log"]
             self._logged = sum(map(int, (size for *_, size in marker["log"])))
             break
@@ -122,8 +124,9 @@ class RemoteCheckpoints:
     def _upload(
         self, step: int, arrays: State, packed: dict[str, str], lines: bytes, extra: Mapping[str, bytes], timing: bytes
     ) -> None:
-        remote, here = self._remote, self._local / FOLDER / str(step)
+        remote, here, written = self._remote, self._local / FOLDER / str(step), [TIMING, f"{FOLDER}/{step}"]
         try:
+            self._check_writer([])
             _save_alone(here, arrays, packed)
             files = {str(path.relative_to(here)): path.read_bytes() for path in sorted(here.rglob("*")) if path.is_file()}
             files |= extra
@@ -132,11 +135,11 @@ class RemoteCheckpoints:
             if lines:
                 digest = _digest(lines)
                 segment = f"log/{step:08d}-{digest[:16]}.jsonl"
+                written.append(segment)
                 remote.write(segment, lines)
                 self._segments = [*self._segments, [segment, digest, len(lines)]]
             remote.write(TIMING, timing)
-            if (remote.read_json("writer.json") or {}).get("token") != self._token:
-                raise UserError("another process has taken over this workdir; this one stops")
+            self._check_writer(written)
             listed = {name: [len(content), _digest(content)] for name, content in files.items()}
             remote.write(f"{FOLDER}/{step}.json", json.dumps({"files": listed, "log": self._segments}).encode())
             for old in self._not_kept():
@@ -151,6 +154,16 @@ class RemoteCheckpoints:
             except Exception as error:  # the checkpoint is complete without them
                 text = "%s: TensorBoard's events and traces could not be uploaded (%s); the next checkpoint tries again"
                 log.warning(text, remote.uri, one_sentence(error))
+
+    def _check_writer(self, written: Sequence[str]) -> None:
+        """Raises UserError if the workdir is not this process's any more; what it has `written` to a removed one goes."""
+        found = self._remote.read_json("writer.json")
+        if not found:
+            for name in written:
+                self._remote.remove(name)
+            raise UserError("this workdir was removed while the run was training")
+        if not isinstance(found, dict) or found.get("token") != self._token:
+            raise UserError("another process has taken over this workdir; this one stops")
 
     def _upload_for_people(self) -> None:
         """Uploads TensorBoard's events, which are written anew at each start, and traces."""
@@ -173,16 +186,15 @@ class RemoteCheckpoints:
 
 def list_remote_steps(remote: RemoteFolder) -> list[int]:
     """Returns the steps of the complete checkpoints of a remote workdir, ascending."""
-    try:
-        return sorted(int(match[1]) for name in remote.names(FOLDER) if (match := _MARKER.fullmatch(name)))
-    except OSError as error:
-        raise restore.explain_unreadable("the list of checkpoints", error, f"{remote.uri}/{FOLDER}") from error
+    return sorted(int(match[1]) for name in restore.list_remote_checkpoints(remote) if (match := _MARKER.fullmatch(name)))
 
 
 def download_checkpoint(remote: RemoteFolder, step: int, local: Path) -> dict[str, Any]:
-    """Downloads a checkpoint, the log up to it and its outputs into a local workdir; returns the marker.
+    """Downloads a checkpoint, the log up to it and its outputs into a local workdir.
 
-    Raises Damaged when something is missing or differs from what was written.
+    Returns the marker, with the parts of the log as "lost" that are missing or differ and came from the checkpoint.
+
+    Raises Damaged when anything else is missing or differs from what was written.
     """
     marker = remote.read_json(f"{FOLDER}/{step}.json")
     if not isinstance(marker, dict) or not {"files", "log"} <= marker.keys():
@@ -200,8 +212,19 @@ def download_checkpoint(remote: RemoteFolder, step: int, local: Path) -> dict[st
         path = local / EVALUATION if name == EVALUATION else here / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(get(f"{FOLDER}/{step}/{name}", size, digest))
-    (local / METRICS).write_bytes(b"".join(get(name, size, digest) for name, digest, size in marker["log"]))
-    return marker
+    about = restore.unpack_description(restore.read_content(here, "about/metadata") or b"", str(step))
+    content, lost = b"", {}
+    for name, digest, size in marker["log"]:
+        try:
+            content += get(name, size, digest)
+        except Damaged as damage:
+            lost[name] = (about["log"] or b"")[len(content) : len(content) + size]
+            if _digest(lost[name]) != digest:
+                raise
+            log.warning("%s: %s: the lines come from checkpoint %d", remote.uri, damage, step)
+            content += lost[name]
+    (local / METRICS).write_bytes(content)
+    return {**marker, "lost": lost}
 
 
 def download_run(uri: str, number: int = 1) -> Path:

@@ -73,7 +73,6 @@ def describe_outcome(result: TrainingResult) -> str:
         first = "first step after {:.1f} s ({:.1f} s to trace and compile).".format(*result.first_step)
     if result.stopped:
         return f"{first}\nstopped after step {result.step} and saved; the same command goes on from there."
-    lines = list(metrics.read_log(result.folder / metrics.METRICS))
-    last = next(line for line in reversed(lines) if "headline" in line)
+    last = next(line for line in reversed(metrics.read_log(result.folder)) if "headline" in line)
     scores = {name: v if isinstance(v, str) else round(v, 6) for name, v in last.items() if "/" in name}
     return f"{first}\ndone after step {result.step}: {json.dumps(scores)}"

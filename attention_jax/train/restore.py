@@ -5,10 +5,13 @@ disk, network, memory, a flag of JAX, a bug) is a UserError with the reason: not
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import sys
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from attention_jax import tree
 from attention_jax.errors import UserError, one_sentence
+from attention_jax.storage import RemoteFolder
 from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
@@ -57,8 +61,8 @@ def compute_checksums(state: Any) -> tuple[dict[str, int], bool]:
     return {path: int(checksum) for path, (checksum, _) in found.items()}, all(finite for _, finite in found.values())
 
 
-def _unpack(content: bytes) -> dict[str, Any]:
-    """`about` as it was saved. Raises Damaged."""
+def unpack_description(content: bytes, name: str) -> dict[str, Any]:
+    """Returns `about` as it was saved in a folder of a name. Raises Damaged if it is not, or that of another step."""
     try:
         packed = json.loads(content)
         right = hashlib.sha256(packed["text"].encode()).hexdigest() == packed["sha256"]
@@ -67,7 +71,38 @@ def _unpack(content: bytes) -> dict[str, Any]:
     if not right:
         raise Damaged("its description is not what was saved")
     about = json.loads(packed["text"])
-    return {**about, "assets": {name: base64.b64decode(text) for name, text in about["assets"].items()}}
+    if name.isdecimal() and int(name) != about["step"]:
+        raise Damaged(f"it is the checkpoint of step {about['step']}")
+    assets = {name: base64.b64decode(text) for name, text in about["assets"].items()}
+    return {**about, "assets": assets, "log": zlib.decompress(base64.b64decode(about["log"])) if "log" in about else None}
+
+
+def read_description(place: Path | RemoteFolder) -> dict[str, Any] | None:
+    """Returns `about` of the newest checkpoint of a workdir that has a good one, whatever its arrays; None without any.
+
+    Raises UserError when one cannot be read.
+    """
+    names = list_remote_checkpoints(place) if isinstance(place, RemoteFolder) else map(str, list_steps(place))
+    for step in sorted(map(int, filter(str.isdecimal, names)), reverse=True):
+        content = read_content(place, f"{FOLDER}/{step}/about/metadata", f"checkpoint {step}")
+        with contextlib.suppress(Damaged):
+            return unpack_description(content or b"", str(step))
+    return None
+
+
+def read_content(place: Path | RemoteFolder, name: str, what: str = "") -> bytes | None:
+    """Returns the content of a workdir's file, or None when there is none. Raises UserError when it cannot be read.
+
+    Args:
+        what: is read, for messages; by default the file's name.
+    """
+    try:
+        return place.read(name) if isinstance(place, RemoteFolder) else (place / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        folder = f"{getattr(place, 'uri', place)}/{name}".removesuffix("/about/metadata")
+        raise explain_unreadable(what or name, error, folder) from error
 
 
 def describe_damage(error: Exception, folder: Path | str) -> str:
@@ -136,7 +171,7 @@ def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tup
     base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/state/"}}
     options: dict[str, Any] = {"open": True, "read": True, "context": ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})}
     try:
-        about = _unpack((folder / "about" / "metadata").read_bytes())
+        about = unpack_description((folder / "about" / "metadata").read_bytes(), folder.name)
         specs = {path: {"driver": "zarr", "kvstore": {**base, "path": path.replace("/", ".")}} for path in about["checksums"]}
         opening = {path: ts.open(spec, **options) for path, spec in specs.items()}
         stores = {path: store.result() for path, store in opening.items()}
@@ -201,6 +236,23 @@ def list_steps(workdir: Path) -> list[int]:
         raise explain_unreadable("the list of checkpoints", error, folder) from error
 
 
+def list_remote_checkpoints(remote: RemoteFolder) -> list[str]:
+    """Returns the names of what is in the folder of checkpoints. Raises UserError if it cannot be read."""
+    try:
+        return remote.names(FOLDER)
+    except OSError as error:
+        raise explain_unreadable("the list of checkpoints", error, f"{remote.uri}/{FOLDER}") from error
+
+
+def refuse_undecodable(path: Path) -> None:
+    """Raises UserError for a path whose bytes are not UTF-8, which is how TensorStore would name it."""
+    if os.fsencode(path) != str(path).encode(errors="replace"):
+        raise UserError(
+            f"{path}: checkpoints cannot be kept in a folder of this name where names of files are in "
+            f"{sys.getfilesystemencoding()}: set PYTHONUTF8=1, or give another name."
+        )
+
+
 def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """Returns a state as nested dicts of numpy arrays, whatever devices wrote it, its `about`, and the step's folder.
 
@@ -211,6 +263,7 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
         UserError: there is no checkpoint, only damaged ones, or one that cannot be read; says what was found there.
     """
     path = Path(path).expanduser().resolve()
+    refuse_undecodable(path)
     if os.path.isdir(path / "about"):  # False where one may not look; Path.is_dir raises
         candidates = [path]
     else:

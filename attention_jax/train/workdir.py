@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
-import functools
 import hashlib
+import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -24,21 +26,52 @@ from attention_jax.errors import UserError
 from attention_jax.models.registry import list_origins
 from attention_jax.storage import RemoteFolder, is_remote
 from attention_jax.tasks.base import Task, pack_fingerprints
-from attention_jax.train.metrics import METRICS, TIMING
-from attention_jax.train.restore import call_together
+from attention_jax.train import restore
+from attention_jax.train.metrics import METRICS, TIMING, warn_once
 
 log = logging.getLogger(__name__)
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 CONFIG, LOCK = "config.json", ".lock"
+FAILURE = "failure.txt"  # why the last attempt of a table failed
 EVALUATION = "evaluation.npz"  # outputs of the newest evaluation, example by example
+
+
+def _list_damage(found: ConfigDict, kept: ConfigDict) -> list[str]:
+    return [line for line in list_differences(found, kept) if not line.startswith("total_")]  # which --extend changes
+
+
+def _check_json(content: bytes) -> bytes | None:
+    with contextlib.suppress(ValueError):
+        return content if json.loads(content) else None
+    return None
+
+
+# name of a file that checkpoints have too: (parses it, lists differences of two)
+_SAVED: dict[str, tuple[Callable[[bytes], Any], Callable[[Any, Any], Any]]] = {
+    CONFIG: (lambda content: config_from_json(content.decode()), _list_damage),
+    CODE: (read_code, compare_code),
+    DATA: (_check_json, lambda found, kept: ""),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The local folder that a run writes to, the remote workdir, if any, whose staging folder it is, and the run's code."""
+    """The local folder that a run writes to, the remote workdir, if any, whose staging folder it is, and the run's code.
+
+    `lock` is its open lock file; None in a process that has none.
+    """
 
     folder: Path
     remote: RemoteFolder | None = None
     code: RunCode = dataclasses.field(default_factory=RunCode)
+    lock: TextIO | None = None
+
+    def is_there(self) -> bool:
+        """True if the folder is still this process's: not removed, renamed, or replaced by another one."""
+        try:
+            return self.lock is None or os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.folder / LOCK))
+        except OSError:
+            return (self.folder / METRICS).exists()  # the lock alone was removed
 
     def write(self, name: str, content: bytes) -> None:
         """Replaces a file; a reader sees all of it or nothing."""
@@ -60,23 +93,22 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
     """
     remote = RemoteFolder(str(path), write=is_main_process()) if is_remote(path) else None
     folder = get_staging_folder(str(path)) if remote else Path(path).expanduser().resolve()
-    with lock_folder(folder, path, active=bool(remote) or is_main_process()):
+    with lock_folder(folder, path, active=bool(remote) or is_main_process()) as lock:
         if remote:
             _clear_staging_folder(folder, remote)
-        saved_config, old_code = (
-            (remote.read if remote else functools.partial(read_workdir_file, folder))(name) for name in (CONFIG, CODE)
-        )
-        saved = config_from_json(saved_config.decode()) if saved_config else None
+        code = code or RunCode()
+        saved = old_code = None
+        new: dict[str, bytes | None] = {}
+        if _has_results(folder, remote):
+            (saved, new[CONFIG]), (old_code, new[CODE]) = (_read_saved(remote or folder, name) for name in (CONFIG, CODE))
+        elif is_main_process():  # a command that failed before its first step: the corrected one may follow
+            with _explain_writing(path):
+                remote.remove(CODE) if remote else (folder / CODE).unlink(missing_ok=True)
+        restored = [name for name, content in new.items() if content]
+        lines = list_differences(saved, config) if saved is not None else []
+        difference = compare_code(old_code, code) if old_code else ""
         if extend and saved is None:
             raise UserError(f"--extend: workdir={path} has no run: leave --extend out.")
-        code = code or RunCode()
-        lines = list_differences(saved, config) if saved is not None else []
-        difference = compare_code(read_code(old_code), code) if old_code else ""
-        if (lines or difference) and not _has_results(folder, remote):
-            # A command that failed before its first step: the corrected one may follow.
-            saved, old_code, lines, difference = None, None, [], ""
-            if is_main_process():
-                remote.remove(CODE) if remote else (folder / CODE).unlink(missing_ok=True)
         if extend and lines and saved is not None:
             _check_extension(path, saved, config, lines)
             saved, lines = None, []
@@ -90,14 +122,20 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
                 f"workdir={path} belongs to other code: give --saved-code to go on with the run's own, or another workdir; "
                 f"what has changed:\n{difference}"
             )
-        warn_of_packages(read_code(old_code))
-        new = {} if old_code else code.to_assets()
-        if code.folders and new and saved is not None:
+        warn_of_packages(old_code or RunCode())
+        new |= {} if old_code else code.to_assets()
+        if code.folders and not old_code and saved is not None:
             log.warning("workdir=%s has no copy of its code: the files are used as they are now, and kept from now on.", path)
         new |= {} if saved is not None else {CONFIG: config_to_json(config).encode()}
-        workdir = Workdir(folder, remote, code)
-        for name, content in new.items() if is_main_process() else ():  # the config last: with it the workdir is made
-            workdir.write(name, content)
+        workdir = Workdir(folder, remote, code, lock)
+        with _explain_writing(path):
+            for name in restored if is_main_process() else ():
+                log.warning("workdir=%s: %s is damaged or missing: it is restored from the newest checkpoint.", path, name)
+                if damaged := restore.read_content(remote or folder, name):
+                    workdir.write(f"{name}.damaged", damaged)
+            for name, content in new.items() if is_main_process() else ():  # the config last: with it the workdir is made
+                if content:
+                    workdir.write(name, content)
         yield workdir
 
 
@@ -119,7 +157,7 @@ def identify_data(workdir: Workdir, task: Task, config: ConfigDict, restored: Ma
         log.info("data: the fingerprints of both splits took %.2f s.", time.perf_counter() - begin)
         return data if restored is None else saved
 
-    if content := call_together(lambda: identify() if is_main_process() else None):
+    if content := restore.call_together(lambda: identify() if is_main_process() else None):
         workdir.write(DATA, content)
     return {DATA: content} if content else {}
 
@@ -136,10 +174,30 @@ def _check_extension(path: str | Path, saved: ConfigDict, config: ConfigDict, li
         log.warning("workdir=%s is extended: %s; from now on the learning rate is that of the new length.", path, lines[0])
 
 
+def _read_saved(place: Path | RemoteFolder, name: str) -> tuple[Any, bytes | None]:
+    """(a workdir's config or code, None without any; the copy in its newest checkpoint if the file is not that).
+
+    What counts is the copy, which has a checksum. Raises UserError for a damaged file without one.
+    """
+    parse, compare = _SAVED[name]
+    content, about = restore.read_content(place, name), restore.read_description(place)
+    copy = None if about is None else about["config"].encode() if name == CONFIG else about["assets"].get(name)
+    kept = parse(copy) if copy else None
+    try:
+        found = None if content is None else parse(content or b"?")
+        if kept is None or (found is not None and not compare(found, kept)):
+            return found, None
+    except (UserError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if kept is None:
+            reason = f"{getattr(place, 'uri', place)}/{name} is damaged, and no checkpoint has a copy: give another workdir."
+            raise error if isinstance(error, UserError) else UserError(reason) from error
+    return kept, copy
+
+
 def _has_results(folder: Path, remote: RemoteFolder | None) -> bool:
     """True if a run has logged or saved anything."""
     if remote:
-        return bool(remote.names("checkpoints") or remote.names("log"))
+        return bool(restore.list_remote_checkpoints(remote) or remote.names("log"))
     log = folder / METRICS
     return any((folder / "checkpoints").glob("*")) or (log.exists() and log.stat().st_size > 0)
 
@@ -154,21 +212,24 @@ def get_staging_folder(uri: str) -> Path:
 
 def read_config(workdir: Path) -> ConfigDict | None:
     """Reads the config that a workdir was made with; None when it has none."""
-    content = read_workdir_file(workdir, CONFIG)
-    return config_from_json(content.decode()) if content else None
+    return _read_with_warning(workdir, CONFIG)
 
 
 def read_workdir_code(workdir: str | Path) -> RunCode | None:
     """Reads the code of a workdir, also of a remote one; None when it has none."""
-    content = (
-        RemoteFolder(str(workdir)).read(CODE) if is_remote(workdir) else read_workdir_file(Path(workdir).expanduser(), CODE)
-    )
-    return read_code(content) if content else None
+    return _read_with_warning(RemoteFolder(str(workdir)) if is_remote(workdir) else Path(workdir).expanduser(), CODE)
 
 
-def read_workdir_file(folder: Path, name: str) -> bytes | None:
-    """Reads a file of a local workdir; None when it has none of this name."""
-    return (folder / name).read_bytes() if (folder / name).exists() else None
+def _read_with_warning(place: Path | RemoteFolder, name: str) -> Any:
+    value, copy = _read_saved(place, name)
+    if copy:
+        warn_once("%s/%s is damaged or missing: the newest checkpoint's copy is read.", getattr(place, "uri", place), name)
+    return value
+
+
+def read_workdir_data(workdir: Path) -> bytes | None:
+    """Reads the fingerprints of the data of a local workdir; None when it has none."""
+    return _read_with_warning(workdir, DATA)
 
 
 def use_saved_code(config: ConfigDict, path: str | Path, trust_code: bool = False) -> ConfigDict:
@@ -193,19 +254,62 @@ def _clear_staging_folder(folder: Path, remote: RemoteFolder) -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(workdir: Path, path: str | Path, active: bool) -> Iterator[None]:
-    """Makes a folder and, if active, locks it until the context ends. Raises UserError if it is locked already."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"workdir={path} is a file: give a folder.")
+def _explain_writing(path: str | Path) -> Iterator[None]:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / LOCK).open("w") if active else None
+        yield
     except OSError as error:
         raise UserError(f"workdir={path} cannot be written to ({error.strerror}): give a folder that can.") from error
+
+
+@contextlib.contextmanager
+def lock_folder(workdir: Path, path: str | Path, active: bool) -> Iterator[TextIO | None]:
+    """Makes a folder; if active, locks it until the context ends, and yields the lock. Raises UserError if it is in use."""
+    restore.refuse_undecodable(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir={path} is a file: give a folder.")
+    with _explain_writing(path):
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK).open("w") if active else None
     with lock or contextlib.nullcontext():
         if lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"workdir={path} is in use by another process: wait for it or give another folder.") from error
+        yield lock
+
+
+@contextlib.contextmanager
+def explain_disk_errors(workdir: Workdir) -> Iterator[None]:
+    """Turns the error of a full or read-only disk, or of a workdir that is gone, into one sentence."""
+    folder = workdir.folder
+    try:
         yield
+    except (OSError, UserError) as error:
+        if not workdir.is_there():
+            _remove_remade_folder(folder)
+            raise UserError(
+                f"{folder} was removed, renamed or replaced: training has stopped and wrote nothing there since: start the "
+                "same command again with the workdir where it is now."
+            ) from error
+        if isinstance(error, UserError):
+            raise
+        path = str(error.filename or "")
+        if error.errno not in _OF_DISKS and not path.startswith(f"{folder}/"):
+            raise
+        raise UserError(
+            f"{folder}: {os.path.basename(path) or 'the log'} could not be written ({error.strerror}): the last good "
+            "checkpoint is kept; fix this and start the same command again."
+        ) from error
+
+
+def _remove_remade_folder(folder: Path) -> None:
+    """Removes the folder that a save in the background has made again, if it has nothing but one unfinished save."""
+    quiet = 0
+    while quiet < 5:  # when a save has failed, writes that TensorStore has begun go on
+        names = {path.relative_to(folder).parts[:2] for path in folder.rglob("*")}
+        is_ours = folder.exists() and {name for name, *_ in names} <= {restore.FOLDER} and len(names) <= 2
+        quiet = 0 if is_ours else quiet + 1
+        if is_ours:
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)

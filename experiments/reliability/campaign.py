@@ -166,7 +166,7 @@ def read_end(workdir: Path, remote: bool = False) -> dict[str, Any]:
 def count_repeated_steps(workdir: Path) -> int:
     """Returns the number of steps that a call had logged and the next call computed again."""
     total = last = 0
-    for line in metrics.read_log(workdir / metrics.TIMING):
+    for line in metrics.read_timing(workdir / metrics.TIMING):
         if line["event"] == "start":
             total += max(0, last - line["step"])
             last = line["step"]
@@ -189,7 +189,8 @@ class Campaign:
     def __init__(self, folder: Path):
         self.folder, self.results = folder, folder / "results.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        self.done = {line["name"]: line for line in metrics.read_log(self.results)}
+        lines = self.results.read_text().splitlines() if self.results.exists() else []
+        self.done = {line["name"]: line for line in map(json.loads, lines)}
         self._alone: dict[tuple[int, int], dict[str, Any]] = {}
 
     def alone(self, processes: int, devices: int) -> dict[str, Any]:

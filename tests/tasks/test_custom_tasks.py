@@ -125,7 +125,7 @@ def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
 
 def curve(workdir: str) -> dict[int, float]:
-    return {line["step"]: line["headline"] for line in read_log(Path(workdir) / METRICS) if "headline" in line}
+    return {line["step"]: line["headline"] for line in read_log(Path(workdir)) if "headline" in line}
 
 
 def test_trains_resumes_evaluates_and_opens(write_config: Callable, capsys: pytest.CaptureFixture) -> None:

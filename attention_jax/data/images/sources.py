@@ -21,7 +21,7 @@ import numpy as np
 from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
-from attention_jax.data.images.decoding import BrokenImage
+from attention_jax.data.images.decoding import BrokenImage, raise_broken_image
 from attention_jax.data.prepared import open_builder
 from attention_jax.errors import UserError, one_sentence, suggest_name
 
@@ -287,6 +287,10 @@ def open_tfds(split: str, name: str, data_dir: str | None = None) -> Source:
             _ = records[0]
         except ImportError:  # without TensorFlow, tfds.testing.mock_data has decoded images alone
             records = builder.as_data_source(split=split)
+        except RuntimeError as error:
+            if isinstance(error, NotImplementedError):
+                raise
+            # of array_record: the record is damaged, and the loader leaves it out
         return _TfdsSource(records, builder.info.features, image, label)
     except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
         raise UserError(
@@ -321,7 +325,8 @@ class _TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
+        with raise_broken_image():
+            record = self._records[index]
         return {"image": record[self._image], "label": np.int32(record[self._label])}
 
 
