@@ -37,9 +37,10 @@ def write_table(
 ) -> str:
     """Writes the table's files from the runs that are done; returns the text to print: the table and the files' paths."""
     table = request.table
-    rows = render.estimate_rows([read_row(plan) for plan in plans])
+    findings = render.draw_findings(table, [read_row(plan) for plan in plans])
+    rows = findings.rows
     stem = table.edition(request.scale)
-    printed = [render.render_text(table.title, rows, computed), "", "written:"]
+    printed = [render.render_text(request, findings, computed), "", "written:"]
 
     def write(name: str, content: bytes) -> None:
         if request.published:
@@ -49,7 +50,7 @@ def write_table(
             _write(request.output / name, content)
             printed.append(f"  {request.output / name}")
 
-    write(f"{stem}.md", render.render_markdown(request, rows, computed, machine).encode())
+    write(f"{stem}.md", render.render_markdown(request, findings, computed, machine).encode())
     write(f"{stem}.csv", render.render_csv(rows, computed).encode())
     for name, plot in _plots(request, rows, computed).items() if with_plots else ():
         try:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from attention_jax.models.summary import Summary
-from attention_jax.tables.results import ComputedResult, RowResult, TableRequest, have_same_examples
-from attention_jax.tables.statistics import Estimate, compute_mean_and_std, estimate_accuracy, estimate_difference
+from attention_jax.tables.results import ComputedResult, RowResult, TableRequest
+from attention_jax.tables.statistics import MIN_SEEDS, Estimate, compute_mean_and_std, estimate_accuracy
+from attention_jax.tables.table import Claim, Table
+from attention_jax.tables.verdicts import STILL_LEARNING, Comparison, compare_rows, describe_seeds, judge_claim, order_agreement
 from attention_jax.tasks import get_task
 
 _ABSENT = "–"
@@ -20,38 +22,55 @@ _LONGEST = 60  # characters of a cell in a terminal
 
 @dataclasses.dataclass(frozen=True)
 class EstimatedRow:
-    """A row with its estimates; None where there is nothing to estimate from."""
+    """A row with its accuracy, None where there is none, and its differences, to the row of `compare_to` and to `against`."""
 
     result: RowResult
     accuracy: Estimate | None
     std: float
-    before: Estimate | None
+    before: Comparison | None
     before_label: str | None
-    against: Estimate | None
+    against: Comparison | None
 
 
-def estimate_rows(results: Sequence[RowResult]) -> list[EstimatedRow]:
-    """Estimates accuracies, and differences to the row before and to `against`, with their intervals."""
-    by_label = {result.label: result for result in results}
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """All that a table says of its rows."""
 
-    def compare(result: RowResult, other: RowResult | None) -> Estimate | None:
-        if other is None or result.correct is None or other.correct is None:
-            return None
-        if not have_same_examples(result.plan, other.plan) or result.correct.shape[1] != other.correct.shape[1]:
-            return None
-        return estimate_difference(result.correct, other.correct)
+    rows: list[EstimatedRow]
+    comparisons: dict[tuple[str, str], Comparison]
+    claims: dict[Claim, str]  # with their verdicts
+    orders: dict[str, tuple[float, int]]  # published column -> Kendall's tau, and the number of rows
 
-    return [
+    @property
+    def is_learning(self) -> bool:
+        """True if a row was still learning at the end of its training."""
+        return any(comparison.reason == STILL_LEARNING for comparison in self.comparisons.values())
+
+
+def draw_findings(table: Table, results: Sequence[RowResult]) -> Findings:
+    """Estimates accuracies, makes the planned comparisons, and judges the table's claims."""
+    others = table.list_compared([result.plan.row for result in results])
+    against = {result.label: result.plan.row.against for result in results}
+    planned = [*others.items(), *against.items(), *((claim.row, claim.over) for claim in table.claims)]
+    made = compare_rows(results, [(row, other) for row, other in planned if other], table.selected_on)
+    rows = [
         EstimatedRow(
             result=result,
             accuracy=None if result.correct is None else estimate_accuracy(result.correct),
             std=math.nan if result.correct is None else compute_mean_and_std(result.correct)[1],
-            before=compare(result, before),
-            before_label=before.label if before else None,
-            against=compare(result, by_label.get(result.plan.row.against or "")),
+            before=made.get((result.label, others[result.label] or "")),
+            before_label=others[result.label],
+            against=made.get((result.label, against[result.label] or "")),
         )
-        for result, before in zip(results, [None, *results])
+        for result in results
     ]
+    claims = {claim: judge_claim(claim, made.get((claim.row, claim.over))) for claim in table.claims}
+    orders = {}
+    for column, sign in table.published_order.items():
+        published = {r.label: sign * float(r.plan.row.published[column]) for r in results if column in r.plan.row.published}
+        if agreement := order_agreement(results, published):
+            orders[column] = agreement
+    return Findings(rows, made, claims, orders)
 
 
 def name_metric(lines: Sequence[EstimatedRow]) -> str:
@@ -118,7 +137,7 @@ def _measure(line: EstimatedRow, column: str) -> str:
     if values is None:
         return _ABSENT
     mean, std = values
-    return f"{mean:.4g}" if math.isnan(std) else f"{mean:.4g} ± {std:.2g}"
+    return f"{mean:.4g}" if math.isnan(std) or std < 1e-9 * abs(mean) else f"{mean:.4g} ± {std:.2g}"
 
 
 def _counts(counts: Summary | None) -> list[str]:
@@ -134,67 +153,132 @@ def _accuracy(line: EstimatedRow) -> str:
     return f"{100 * line.accuracy.value:.2f}{std}{partial}"
 
 
-def _difference(estimate: Estimate | None, mark: str) -> str:
-    """In percentage points; `mark` goes around an interval that excludes 0."""
-    if estimate is None:
+def _difference(comparison: Comparison | None, mark: str) -> str:
+    """In percentage points, with both intervals; `mark` goes around a difference that is judged to be one."""
+    if comparison is None:
         return _ABSENT
-    # + 0.0 turns a rounded -0.0 into 0.0.
-    value, low, high = (round(100 * x, 2) + 0.0 for x in (estimate.value, estimate.low, estimate.high))
-    text = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return mark.format(text) if estimate.excludes_zero else text
+    text = f"{_points(comparison.estimate.value)} {_interval(comparison.estimate)}"
+    if comparison.estimate.seeds < MIN_SEEDS:
+        return f"{text} ({comparison.reason})"
+    text += f" ({_interval(comparison.corrected)})"
+    return mark.format(text) if comparison.differs else text
+
+
+def _points(share: float) -> str:
+    return f"{round(100 * share, 2) + 0.0:+.2f}"  # + 0.0 turns a rounded -0.0 into 0.0
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"[{_points(estimate.low)}, {_points(estimate.high)}]"
 
 
 def _detectable(line: EstimatedRow) -> str:
-    compared = [line.before]
-    if line.result.plan.row.against not in (None, line.before_label):
-        compared.append(line.against)
-    values = [f"{100 * estimate.detectable:.2f}" for estimate in compared if estimate]
-    return "; ".join(values) or _ABSENT
+    compared = dict.fromkeys(filter(None, (line.before, line.against)))
+    if not compared:
+        return _ABSENT
+    return "; ".join(
+        describe_seeds(c.estimate.seeds) if c.estimate.seeds < MIN_SEEDS else f"{100 * c.estimate.detectable:.2f}"
+        for c in compared
+    )
 
 
-def _cells(lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
-    """Head and rows as texts."""
-    published = _published(lines)
-    measured = _measured(lines)
-    networks = any(line.result.plan.row.network for line in lines)
+def _head_of_differences(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[str], bool]:
+    """Heads of the columns of differences, and True if the second names its row in each cell."""
     others = {line.result.plan.row.against for line in lines} - {None}
-    head = ["row", *(("params, paper's", "MACs, paper's") if networks else ()), "params", "MACs"]
-    head += [*(f"{column} (published)" for column in published), f"{name_metric(lines)} %", *measured, "Δ to the row before"]
-    head += [f"Δ to {next(iter(others))}" if len(others) == 1 else "Δ to another row"] if others else []
-    head += ["detectable", "s a run"]
-    table = [head]
+    first = {"previous": "Δ to the row before", "baseline": f"Δ to {lines[0].result.label}"}.get(table.compare_to or "")
+    second = [f"Δ to {next(iter(others))}" if len(others) == 1 else "Δ to another row"] if others else []
+    return [*([first] if first else []), *second], len(others) > 1
+
+
+def _cells(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
+    """Head and rows of the first table as texts: at most seven columns, the score and its differences first."""
+    heads, is_named = _head_of_differences(table, lines)
+    published = _published(lines)[: 4 - len(heads)]
+    cells = [["row", f"{name_metric(lines)} %", *heads, "detectable", *(f"{column} (published)" for column in published)]]
     for line in lines:
-        row, plan = line.result.plan.row, line.result.plan
-        cells = [row.label, *(_counts(plan.network) if networks else ()), *_counts(plan.counts)]
-        cells += [str(row.published.get(column, _ABSENT)) for column in published]
-        cells += [_accuracy(line), *(_measure(line, column) for column in measured), _difference(line.before, mark)]
-        if others:
-            named = f" to {row.against}" if line.against and len(others) > 1 else ""
-            cells.append(_difference(line.against, mark) + named)
-        cells += [_detectable(line), _ABSENT if line.result.seconds is None else f"{line.result.seconds:.1f}"]
-        table.append(cells)
-    return table
+        row = line.result.plan.row
+        differences = [_difference(line.before, mark)] if table.compare_to in ("previous", "baseline") else []
+        if len(heads) > len(differences):
+            named = f" to {row.against}" if row.against and is_named else ""
+            differences.append(_difference(line.against, mark) + named)
+        shown = (str(row.published.get(column, _ABSENT)) for column in published)
+        cells.append([row.label, _accuracy(line), *differences, _detectable(line), *shown])
+    return cells
 
 
-def _explain(lines: Sequence[EstimatedRow], marked: str) -> str:
-    """The meaning of the columns, and the reasons of seeds that failed."""
-    examples = sorted({line.result.correct.shape[1] for line in lines if line.result.correct is not None})
-    count = f" on {' or '.join(f'{n:,}' for n in examples)} test examples" if examples else ""
-    counts = [line.result.done for line in lines if line.result.done]
+def _cost_cells(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[list[str]], str]:
+    """Head and rows of the second table, what rows cost and all else that was measured, and what is the same in all rows."""
+    rest = _published(lines)[4 - len(_head_of_differences(table, lines)[0]) :]
+    networks = any(line.result.plan.row.network for line in lines)
+    measured = _measured(lines)
+    columns = {"row": [line.result.label for line in lines]}
+    for name, counts in (
+        ("paper's", [line.result.plan.network for line in lines]),
+        ("", [line.result.plan.counts for line in lines]),
+    ):
+        if networks or not name:
+            for i, what in enumerate(("params", "MACs")):
+                columns[f"{what}, {name}" if name else what] = [_counts(each)[i] for each in counts]
+    columns |= {f"{c} (published)": [str(line.result.plan.row.published.get(c, _ABSENT)) for line in lines] for c in rest}
+    columns |= {name: [_measure(line, name) for line in lines] for name in measured}
+    seconds = [line.result.seconds for line in lines]
+    columns["s a run"] = [_ABSENT if value is None else f"{value:.1f}" for value in seconds]
+    constant = {name: values[0] for name, values in columns.items() if len(lines) > 1 and len({*values}) == 1}
+    varying = {name: values for name, values in columns.items() if name not in constant}
+    same = "; ".join(f"{name} {value}" for name, value in constant.items() if value != _ABSENT)
+    return [list(varying), *map(list, zip(*varying.values()))], f"The same in all rows: {same}." if same else ""
+
+
+def _summarize(findings: Findings) -> str:
+    """The finding in a sentence."""
+    judged = [c for c in findings.comparisons.values() if not c.reason]
+    differ = [c for c in judged if c.differs]
+    reasons = dict.fromkeys(c.reason for c in findings.comparisons.values() if c.reason)
+    parts = []
+    if judged:
+        named = "; ".join(f"{c.row} {_points(c.estimate.value)} points to {c.other}" for c in differ)
+        parts.append(f"{len(differ)} of {len(judged)} planned differences are found{f': {named}' if named else ''}.")
+    if reasons:
+        number = len(findings.comparisons) - len(judged)
+        parts.append(f"{number} of {len(findings.comparisons)} are not judged: {', '.join(reasons)}.")
+    return " ".join(parts)
+
+
+def _describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
+    """Where the numbers come from."""
+    said = dict[str, None]()
+    for line in lines:
+        data, correct = line.result.plan.config.data, line.result.correct
+        arguments = ", ".join(f"{name}={value!r}" for name, value in data.args.items())
+        count = "" if correct is None else f"{correct.shape[1]:,} examples of "
+        known = "" if data.num_examples is None else f"{data.num_examples:,} examples of "
+        text = f"{data.source}{f' ({arguments})' if arguments else ''}, trained on {known}{data.train_split}, judged on {count}"
+        said[f"{text}{data.eval_split}"] = None
+    stand_in = any(line.result.plan.row.network for line in lines)
+    networks = " The networks stand in for the papers'; their costs are below." if stand_in else ""
+    return f"Data: {'; '.join(said)}; {describe_seeds(seeds)} a row.{networks}"
+
+
+def _explain(table: Table, findings: Findings, marked: str) -> str:
+    """The meaning of the columns, the verdicts, and the reasons of seeds that failed."""
+    lines = findings.rows
     sentences = [
-        f"{name_metric(lines).capitalize()}: mean ± standard deviation over seeds{count}.",
+        f"{name_metric(lines).capitalize()}: mean ± standard deviation over seeds.",
         "Δ: difference in percentage points with its 95 % interval, from a bootstrap over seeds and over test examples, which "
-        f"are paired. {marked}: the interval excludes 0. Nothing is corrected for the number of comparisons.",
-        "Detectable: the smallest true difference, in points, that the comparison would have found with 80 % power.",
-        "MACs: multiply-adds of one example. Seconds: wall-clock time of a run, mean over seeds; the first one compiles.",
+        f"are paired, and in parentheses the interval after Holm's correction for the {len(findings.comparisons)} comparisons "
+        f"that the table plans. {marked}: the corrected interval excludes 0.",
+        "Detectable: the smallest true difference, in points, that one comparison alone would have found with 80 % power.",
     ]
-    if any(line.result.plan.row.network for line in lines):
+    if findings.is_learning:
         sentences.append(
-            "The paper's: parameters and multiply-adds of the network in the paper; the columns after them and all results "
-            "belong to the network that was trained."
+            "Learning speed: in some rows the last tenth of training still moved the score by more than is detectable."
         )
-    if counts and min(counts) == 1:
-        sentences.append("Rows of a single seed: their intervals cover the choice of test examples, not that of the seed.")
+    if table.selected_on:
+        sentences.append(f"Rows or budgets were chosen on the split {table.selected_on!r}, which therefore judges nothing.")
+    for claim, verdict in findings.claims.items():
+        sentences.append(f"Claim: {claim.text} ({claim.row} over {claim.over}): **{verdict}**.")
+    for column, (tau, number) in findings.orders.items():
+        sentences.append(f"Kendall's τ of the order of {number} rows with the published {column}: {tau:+.2f}.")
     if stale := [line.result.label for line in lines if line.result.is_stale]:
         sentences.append(f"Stale, as code or data have changed since (--rerun-stale trains them again): {', '.join(stale)}.")
     for line in lines:
@@ -202,14 +286,23 @@ def _explain(lines: Sequence[EstimatedRow], marked: str) -> str:
     return "\n".join(sentences)
 
 
-def render_text(title: str, lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
+_COSTS = "MACs: multiply-adds of one example. Seconds: wall-clock time of a run, mean over seeds; the first one compiles."
+
+
+def render_text(request: TableRequest, findings: Findings, computed: Sequence[ComputedResult] = ()) -> str:
     """Formats the table as aligned plain text."""
-    parts = [title]
+    table, parts = request.table, [_title(request.table, findings)]
     if computed:
         parts += [_aligned_table(_computed_cells(computed)), _computed_failures(computed)]
-    if lines:
-        parts += [_aligned_table(_cells(lines, "{}*")), _explain(lines, "Star")]
+    if findings.rows:
+        costs, same = _cost_cells(table, findings.rows)
+        parts += [_summarize(findings), _aligned_table(_cells(table, findings.rows, "{}*"))]
+        parts += [_explain(table, findings, "Star").replace("**", ""), same, _aligned_table(costs), _COSTS]
     return "\n\n".join(filter(None, parts))
+
+
+def _title(table: Table, findings: Findings) -> str:
+    return f"{'Learning speed: ' * findings.is_learning}{table.title}"
 
 
 def _aligned_table(cells: Sequence[Sequence[str]]) -> str:
@@ -225,18 +318,21 @@ def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 or cell.startswith(("failed", "not run")) else cell.rjust(width)
 
 
-def render_markdown(
-    request: TableRequest, lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult], machine: str
-) -> str:
-    """Formats the page: title, source, tables, their meaning, and the command that made them."""
-    parts = [f"# {request.table.title}", request.table.source]
+def render_markdown(request: TableRequest, findings: Findings, computed: Sequence[ComputedResult], machine: str) -> str:
+    """Formats the page: title, finding, data, tables, their meaning, and the command that made them."""
+    table = request.table
+    parts = [f"# {_title(table, findings)}", _summarize(findings), table.source]
     scale = f"scale {request.scale}"
+    if findings.rows:
+        parts.insert(2, _describe_data(findings.rows, request.seeds))
     if computed:
         parts += [_markdown_table(_computed_cells(computed)), _computed_failures(computed)]
-    if lines:
-        parts += [_markdown_table(_cells(lines, "**{}**")), _explain(lines, "Bold")]
+    if findings.rows:
+        costs, same = _cost_cells(table, findings.rows)
+        parts += [_markdown_table(_cells(table, findings.rows, "**{}**")), _explain(table, findings, "Bold")]
+        parts += [same, _markdown_table(costs), _COSTS]
         scale += f", seeds 0 to {request.seeds - 1}"
-    parts += [request.table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
+    parts += [table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -270,13 +366,19 @@ def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult]
         for column in _measured(lines):
             mean, std = _mean_and_std(line, column) or (None, math.nan)
             record |= {column: mean, f"{column} std": None if math.isnan(std) else std}
-        for name, label, difference in (
+        for name, label, comparison in (
             ("before", line.before_label, line.before),
             ("against", plan.row.against, line.against),
         ):
             record[name] = label
             for field in ("value", "low", "high", "detectable"):
-                record[f"{name}_{field.replace('value', 'difference')}"] = difference and getattr(difference, field)
+                column = f"{name}_{field.replace('value', 'difference')}"
+                record[column] = comparison and getattr(comparison.estimate, field)
+            for field in ("low", "high"):
+                record[f"{name}_corrected_{field}"] = comparison and getattr(comparison.corrected, field)
+            record[f"{name}_judged"] = comparison and (
+                comparison.reason or ("differs" if comparison.differs else "no difference")
+            )
         record["seconds"] = result.seconds
         records.append(record)
     out = io.StringIO()

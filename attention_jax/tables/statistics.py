@@ -5,11 +5,14 @@ both taken as samples: an interval says what other seeds on other examples of th
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit  # Student's quantile; JAX brings SciPy
+from scipy.special import stdtr, stdtrit  # Student's law and its quantile; JAX brings SciPy
 
 RESAMPLES = 10_000
+MIN_SEEDS = 3  # below, nothing is called different
 _Z_95, _Z_80 = 1.959964, 0.841621  # normal quantiles of a two-sided 95 % interval and of 80 % power
 
 
@@ -21,11 +24,37 @@ class Estimate:
     low: float  # ends of its 95 % interval
     high: float
     detectable: float  # the smallest true difference from 0 that would have been seen with 80 % power at 5 %
+    freedom: float = math.inf  # degrees of freedom, whose quantile of Student's law stretches the interval
+    seeds: int = 0  # of the row that has fewer
+    variances: tuple[float, float] = (0.0, 0.0)  # from seeds, and from examples
 
     @property
     def excludes_zero(self) -> bool:
         """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def p_value(self) -> float:
+        """The level at which the interval would end at 0."""
+        half = self.value - self.low if self.value > 0 else self.high - self.value
+        if half <= 0 or self.value == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return float(2 * stdtr(self.freedom, -stdtrit(self.freedom, 0.975) * abs(self.value) / half))
+
+    def widen(self, level: float) -> "Estimate":
+        """Returns the estimate with the interval of another level than 0.05."""
+        ratio = stdtrit(self.freedom, 1 - level / 2) / stdtrit(self.freedom, 0.975)
+        low, high = (self.value + float(ratio) * (end - self.value) for end in (self.low, self.high))
+        return dataclasses.replace(self, low=low, high=high)
+
+    def count_seeds_needed(self, most: int = 1000) -> int | None:
+        """Returns how many seeds a row would find a difference of this size with 80 % power; None for more than `most`."""
+        from_seeds, from_examples = self.variances
+        for seeds in range(MIN_SEEDS, most + 1):
+            error = math.sqrt(from_seeds * self.seeds / seeds + from_examples)
+            if (stdtrit(2 * (seeds - 1), 0.975) + _Z_80) * error <= abs(self.value):
+                return seeds
+        return None
 
 
 def compute_mean_and_std(correct: np.ndarray) -> tuple[float, float]:
@@ -37,11 +66,12 @@ def compute_mean_and_std(correct: np.ndarray) -> tuple[float, float]:
 def estimate_accuracy(correct: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
     """[S, N] -> accuracy with the interval of this row alone; made as in `estimate_difference`."""
     rng = np.random.default_rng(0)
-    deviations = _seed_deviations(rng, correct, resamples) + _example_deviations(rng, correct.sum(0) / len(correct), resamples)
-    return _estimate(float(correct.mean()), deviations, [correct], correct.mean(0))
+    effects = Effects(correct.sum(0) / len(correct))
+    deviations = _seed_deviations(rng, correct, resamples) + effects.draw(rng, resamples)
+    return _estimate(float(correct.mean()), deviations, [correct], effects)
 
 
-def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
+def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, groups: np.ndarray | None = None) -> Estimate:
     """Accuracy of `a` [S_a, N] minus that of `b` [S_b, N], rows that were evaluated on the same N examples.
 
     A bootstrap over seeds and test examples. Examples are drawn once for both rows, so that what makes an example hard
@@ -55,15 +85,19 @@ def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES
     seeds a row do. Coverage is simulated in `tests/tables/test_statistics.py`.
 
     The result for (b, a) is exactly the negative; the draws have a fixed seed.
+
+    Args:
+        groups: [N], equal for examples that share an image or a sentence and are therefore drawn together.
     """
     # Half of the draws are made with the roles exchanged; that is what makes the result exactly antisymmetric.
-    deviations = np.concatenate([_deviations(a, b, resamples // 2), -_deviations(b, a, resamples // 2)])
-    return _estimate(float(a.mean() - b.mean()), deviations, [a, b], a.mean(0) - b.mean(0))
+    forward, backward = (_deviations(*rows, resamples // 2, groups) for rows in ((a, b), (b, a)))
+    effects = Effects(a.mean(0) - b.mean(0), groups)
+    return _estimate(float(a.mean() - b.mean()), np.concatenate([forward, -backward]), [a, b], effects)
 
 
-def _deviations(a: np.ndarray, b: np.ndarray, resamples: int) -> np.ndarray:
+def _deviations(a: np.ndarray, b: np.ndarray, resamples: int, groups: np.ndarray | None) -> np.ndarray:
     rng = np.random.default_rng(0)
-    from_examples = _example_deviations(rng, a.sum(0) / len(a) - b.sum(0) / len(b), resamples)
+    from_examples = Effects(a.sum(0) / len(a) - b.sum(0) / len(b), groups).draw(rng, resamples)
     if min(len(a), len(b)) == 1:  # half of the seeds' part would look like all of it
         return from_examples
     return _seed_deviations(rng, a, resamples) - _seed_deviations(rng, b, resamples) + from_examples
@@ -78,17 +112,31 @@ def _seed_deviations(rng: np.random.Generator, correct: np.ndarray, resamples: i
     return rng.multinomial(n - 1, np.full(n, 1 / n), resamples) @ (by_seed - by_seed.mean()) / (n - 1)
 
 
-def _example_deviations(rng: np.random.Generator, effects: np.ndarray, resamples: int) -> np.ndarray:
-    """[N] -> [resamples], how far the mean of N drawn examples is from that of all."""
-    # Few values occur, at most (S_a + 1)(S_b + 1), and how often each is drawn is all that counts: no matrix of draws.
-    values, counts = np.unique(effects.round(12), return_counts=True)
-    n = len(effects)
-    return rng.multinomial(n, counts / n, resamples) @ (values - values @ counts / n) / n
+class Effects:
+    """What each example, or group of examples, says of a mean: effects [N] and the groups [N] that they are drawn by."""
+
+    def __init__(self, effects: np.ndarray, groups: np.ndarray | None = None):
+        _, which = np.unique(np.arange(len(effects)) if groups is None else groups, return_inverse=True)
+        self.sizes, self.total, self.mean = np.bincount(which), len(effects), float(effects.mean())
+        self.deviations = np.bincount(which, effects - self.mean)  # a group's sum
+
+    def draw(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
+        """Returns [resamples], how far the mean of as many drawn groups is from that of all."""
+        # Few values occur, at most (S_a + 1)(S_b + 1), and how often each is drawn is all that counts: no matrix of draws.
+        pairs = np.stack([self.deviations.round(12), self.sizes], 1)
+        values, counts = np.unique(pairs, axis=0, return_counts=True)
+        drawn = rng.multinomial(len(self.sizes), counts / len(self.sizes), resamples) @ values
+        return drawn[:, 0] / drawn[:, 1]
+
+    def variance(self) -> float:
+        """Returns the variance of the mean."""
+        return float((self.deviations**2).sum()) / self.total**2
 
 
-def _estimate(value: float, deviations: np.ndarray, rows: list[np.ndarray], effects: np.ndarray) -> Estimate:
-    one_seed = min(map(len, rows)) == 1
-    stretch = 1.0 if one_seed else stdtrit(_degrees_of_freedom(rows, effects), 0.975) / _Z_95
+def _estimate(value: float, deviations: np.ndarray, rows: Sequence[np.ndarray], effects: Effects) -> Estimate:
+    seeds = min(map(len, rows))
+    freedom = math.inf if seeds == 1 else _degrees_of_freedom(rows, effects)
+    stretch = stdtrit(freedom, 0.975) / _Z_95
     low, high = stretch * np.quantile(deviations, [0.025, 0.975])
     return Estimate(
         value=value,
@@ -96,12 +144,18 @@ def _estimate(value: float, deviations: np.ndarray, rows: list[np.ndarray], effe
         high=value + float(high),
         # (1.96 + 0.84) standard errors where deviations are normal: what the interval needs, and the power on top.
         detectable=float((high - low) / 2 + _Z_80 * deviations.std()),
+        freedom=freedom,
+        seeds=seeds,
+        variances=(sum(_seed_variance(row) for row in rows) if seeds > 1 else 0.0, effects.variance()),
     )
 
 
-def _degrees_of_freedom(rows: list[np.ndarray], effects: np.ndarray) -> float:
+def _seed_variance(row: np.ndarray) -> float:
+    return float(row.mean(1).var(ddof=1)) / len(row)
+
+
+def _degrees_of_freedom(rows: Sequence[np.ndarray], effects: Effects) -> float:
     """Welch and Satterthwaite's, of a sum of variances that are estimated from few seeds each and many examples."""
-    parts = [(row.mean(1).var(ddof=1) / len(row), len(row) - 1) for row in rows]
-    parts.append((effects.var() / len(effects), len(effects)))
+    parts = [(_seed_variance(row), len(row) - 1) for row in rows] + [(effects.variance(), len(effects.sizes))]
     total = sum(variance for variance, _ in parts)
-    return total**2 / sum(variance**2 / free for variance, free in parts) if total else np.inf
+    return total**2 / sum(variance**2 / free for variance, free in parts) if total else math.inf

@@ -80,6 +80,20 @@ class Scale:
 
 
 @dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of a paper about two rows: that `row` is better than `over`, or with `sign` -1 worse.
+
+    Attributes:
+        text: the claim in the paper's words, with its source.
+    """
+
+    text: str
+    row: str
+    over: str
+    sign: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """The content of a table file.
 
@@ -97,6 +111,10 @@ class Table:
             for every finished run and kept in its workdir; numbers become columns, arrays are for `pictures`.
         pictures: {name: function {label: [a run's measures, ...]} -> Figure, or "dotted.path:function"}, written beside the
             table; a computed row comes as {label: [its function's result]}.
+        compare_to: "previous" compares each row with the one before it, "baseline" with the first; None only with `against`.
+        claims: of papers, each judged by two rows of the table.
+        published_order: {column of `published`: 1 where higher is better, -1 where lower}, whose order is compared with ours.
+        selected_on: the split that rows, rates or budgets were chosen on, which then judges nothing.
         attention_of: label of the row whose BAM modules are plotted.
         next_commands: (why, command) pairs printed at the end; `{workdir}` in a command is the table's workdir.
     """
@@ -112,6 +130,10 @@ class Table:
     network_shape: tuple[int, ...] | tuple[tuple[int, ...], ...] = (1, 224, 224, 3)
     measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     pictures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    compare_to: str | None = "previous"
+    claims: tuple[Claim, ...] = ()
+    published_order: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    selected_on: str = ""
     attention_of: str | None = None
     next_commands: tuple[tuple[str, str], ...] = ()
 
@@ -124,6 +146,15 @@ class Table:
     def edition(self, scale: str) -> str:
         """Returns the stem of a scale's files and workdir: the table file's, with the name of a scale after the first."""
         return self.path.stem if scale == next(iter(self.scales)) else f"{self.path.stem}-{scale}"
+
+    def list_compared(self, rows: Sequence[Row]) -> dict[str, str | None]:
+        """Returns {label of a row: label of the row that `compare_to` compares it with}."""
+        labels = [row.label for row in rows]
+        others: dict[str | None, list[str | None]] = {
+            "previous": [None, *labels[:-1]],
+            "baseline": [None, *labels[:1] * (len(labels) - 1)],
+        }
+        return dict(zip(labels, others.get(self.compare_to, [None] * len(labels))))
 
     def list_code(self, row: Row, scale: str) -> list[str]:
         """Returns the files of the user's, and dotted names, that this file names for a row, and this file."""
@@ -168,6 +199,14 @@ _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
     **{"title": _TEXT, "source": _TEXT, "notes": _TEXT, "label": _TEXT},
     **{"rows": _LIST, "computed": _LIST, "next_commands": _LIST, "measures": _FUNCTIONS, "pictures": _FUNCTIONS},
     "base": ((str, _NONE), "the path of a config file"),
+    "compare_to": ((str, _NONE), "'previous', 'baseline' or None"),
+    "claims": _LIST,
+    "published_order": (dict, "a dict of column: 1 or -1"),
+    "selected_on": _TEXT,
+    "text": _TEXT,
+    "row": _TEXT,
+    "over": _TEXT,
+    "sign": (int, "1 or -1"),
     "scales": (dict, "a dict of name: {'seeds': ..., 'overrides': {...}}"),
     "published": (dict, "a dict of column: cell"),
     "pieces": ((list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma"),
@@ -193,6 +232,7 @@ def load_table(path: str | Path) -> Table:
         "rows": rows,
         "computed": computed,
         "scales": {name: _make(path, f"scales[{name!r}]", Scale, scale) for name, scale in given["scales"].items()},
+        "claims": tuple(_make(path, f"claims[{i}]", Claim, claim) for i, claim in enumerate(given.get("claims", ()))),
         "next_commands": tuple(given.get("next_commands", ())),
     }
     table = Table(path=path, **{**given, **changed})
@@ -267,6 +307,9 @@ def _check_labels(table: Table) -> None:
         if row.against == row.label:
             raise UserError(f"{table.path}: row {row.label!r} is compared with itself: give another label as against.")
     others = [(f"row {row.label!r}: against", row.against) for row in table.rows]
+    others += [("claims", label) for claim in table.claims for label in (claim.row, claim.over)]
+    if table.compare_to not in ("previous", "baseline", None):
+        raise UserError(f"{table.path}: compare_to={table.compare_to!r} is not right: give 'previous', 'baseline' or None.")
     for where, other in [*others, ("attention_of", table.attention_of)]:
         if other is not None and other not in labels:
             raise UserError(

@@ -75,7 +75,7 @@ def test_one_failing_seed_leaves_the_others(fake, tmp_path):
     code, text = call(file, workdir=tmp_path / "w")
     assert code == 1 and fake.trained == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert "a, seed 0: ValueError: no luck" in text and "(1 of 2 seeds)" in text
-    assert "Rows of a single seed" in text
+    assert "(one seed)" in text
     assert records(tmp_path / "w" / f"{file.stem}.csv")["a"]["status"] == "partial"
 
 

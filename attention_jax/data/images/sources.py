@@ -21,6 +21,7 @@ import numpy as np
 from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
+from attention_jax.data.images.cued import ClutteredDigits, CuedDigits
 from attention_jax.data.images.decoding import BrokenImage, raise_broken_image
 from attention_jax.data.prepared import open_builder
 from attention_jax.errors import UserError, one_sentence, suggest_name
@@ -330,7 +331,14 @@ class _TfdsSource:
         return {"image": record[self._image], "label": np.int32(record[self._label])}
 
 
-SOURCES = {"digits": open_digits, "folder": open_folder, "npz": open_npz, "tfds": open_tfds}
+SOURCES = {
+    "cued_digits": CuedDigits,
+    "cluttered_digits": ClutteredDigits,
+    "digits": open_digits,
+    "folder": open_folder,
+    "npz": open_npz,
+    "tfds": open_tfds,
+}
 
 
 def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:

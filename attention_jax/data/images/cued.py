@@ -1,0 +1,192 @@
+"""Images made of UCI digits, in which a network must look at the right place.
+
+Each is a pure function of the split, the index, the arguments and `VERSION`. The digits of the splits are different ones: two
+thirds of those for training, the third third as "validation", and those of the test.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from attention_jax.data.embedded import read_digits
+from attention_jax.errors import UserError
+
+VERSION = 1
+SIDE = 8  # pixels of a digit
+_SPLITS = ("train", "validation", "test")
+_COLOURS = ((255, 40, 40), (40, 255, 40), (70, 70, 255), (255, 255, 0))  # red, green, blue, yellow
+_ARROW = np.array([[0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]], np.float32)
+
+
+@functools.cache
+def read_base_digits(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns images float32 [N, 8, 8] from 0 to 1, labels [N] and their numbers [N] among all digits of a split."""
+    if split not in _SPLITS:
+        raise UserError(f"data: there is no split {split!r}; these images have {', '.join(_SPLITS)}.")
+    images, labels = read_digits("test" if split == "test" else "train")
+    numbers = np.arange(len(images))
+    held_out = numbers % 3 == 2
+    chosen = numbers if split == "test" else numbers[held_out if split == "validation" else ~held_out]
+    return images[chosen, ..., 0].astype(np.float32) / 255, labels[chosen], chosen
+
+
+class MadeOfDigits:
+    """A source of images that are made when they are read.
+
+    Attributes:
+        arguments: what it was made with.
+    """
+
+    num_classes = 10
+    label_names = tuple(map(str, range(10)))
+
+    def __init__(self, split: str, number: int | None, canvas: Sequence[int], noise: float, **arguments: Any):
+        self.split, self.canvas, self.noise, self.arguments = split, tuple(canvas), noise, arguments
+        self.digits, self.labels, self.numbers = read_base_digits(split)
+        self._number = number or {"train": 10_000, "validation": 2_000, "test": 2_000}[split]
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.make(index)
+        return {"image": example["image"], "label": example["label"]}
+
+    def fingerprint(self) -> str:
+        """Returns the version and the arguments."""
+        given = {"number": len(self), "canvas": self.canvas, "noise": self.noise, **self.arguments}
+        return f"{type(self).__name__} {VERSION} {sorted(given.items())}"
+
+    def groups(self) -> list[int]:
+        """Returns the group of each example."""
+        return [self.make(index)["group"] for index in range(len(self))]
+
+    def make(self, index: int, cue: int | None = None) -> dict[str, Any]:
+        """Returns an example with what it was made of: "image", "label", "box" and "group"; see the classes below."""
+        raise NotImplementedError
+
+    def start(self, index: int) -> tuple[np.random.Generator, np.ndarray]:
+        """Returns the randomness of an example and an empty canvas [H, W, 3]."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        seed = (VERSION, _SPLITS.index(self.split), index)
+        return np.random.default_rng(seed), np.zeros((*self.canvas, 3), np.float32)
+
+    def finish(self, canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """[H, W, 3] from 0 to 255 -> uint8, with noise."""
+        noisy = canvas + self.noise * rng.standard_normal(canvas.shape, np.float32)
+        return np.clip(noisy, 0, 255).round().astype(np.uint8)
+
+
+class CuedDigits(MadeOfDigits):
+    """Digits far apart, and between them a cue that says which of them is the label.
+
+    An example has "box" (top, left, bottom, right) of that digit, "boxes" of all, "cue", its number among them, and "group",
+    the number of the left digit among all: examples that share it are not independent.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        key: str = "colour",
+        digits: int = 2,
+        distance: int | None = None,
+        canvas: Sequence[int] = (16, 32),
+        clutter: int = 0,
+        informative: bool = True,
+        noise: float = 12.0,
+        number: int | None = None,
+    ):
+        height, width = canvas
+        if key not in ("colour", "arrow") or not 2 <= digits <= (len(_COLOURS) if key == "colour" else 2):
+            raise UserError(
+                f"data.args: key={key!r}, digits={digits}: give 'colour' with 2 to {len(_COLOURS)} digits, or 'arrow' with 2."
+            )
+        self.columns = np.linspace(0, width - SIDE, digits).round().astype(int)  # of the digits' left sides
+        if distance is not None:  # between the two outer ones
+            self.columns = np.linspace(0, distance + SIDE, digits).round().astype(int) + (width - distance - 2 * SIDE) // 2
+        if height < SIDE or self.columns[0] < 0 or np.diff(self.columns).min() < SIDE + (6 if digits == 2 else 0):
+            raise UserError(
+                f"data.args: canvas={(height, width)}, distance={distance}: too small for {digits} digits and a cue."
+            )
+        super().__init__(split, number, canvas, noise, key=key, digits=digits, distance=distance, clutter=clutter)
+        self.arguments["informative"] = informative
+
+    def make(self, index: int, cue: int | None = None) -> dict[str, Any]:
+        """Returns an example as the class describes it; `cue` draws the same image with the cue for another of its digits."""
+        rng, canvas = self.start(index)
+        count, key = len(self.columns), self.arguments["key"]
+        chosen = rng.integers(len(self.digits), size=count)
+        colours = rng.permutation(count) if key == "colour" else np.zeros(count, int)
+        drawn = int(rng.integers(count))
+        cue = drawn if cue is None else cue
+        shown = cue if self.arguments["informative"] else int(rng.integers(count))
+        tops = rng.integers(self.canvas[0] - SIDE + 1, size=count)
+        for _ in range(self.arguments["clutter"]):
+            draw_piece(canvas, rng, self.digits, 4)
+        boxes = []
+        for left, top, which, colour in zip(self.columns, tops, chosen, colours):
+            ink = np.array(_COLOURS[colour] if key == "colour" else (255, 255, 255), np.float32)
+            canvas[top : top + SIDE, left : left + SIDE] = self.digits[which][..., None] * ink
+            boxes.append((int(top), int(left), int(top) + SIDE, int(left) + SIDE))
+        self._draw_cue(canvas, int(colours[shown]), shown)
+        return {
+            "image": self.finish(canvas, rng),
+            "label": self.labels[chosen[cue]],
+            "box": boxes[cue],
+            "boxes": boxes,
+            "cue": cue,
+            "group": int(self.numbers[chosen[0]]),
+        }
+
+    def _draw_cue(self, canvas: np.ndarray, colour: int, place: int) -> None:
+        """A framed patch of a colour, or an arrow to the left or right, in the middle."""
+        row, column = self.canvas[0] // 2, self.canvas[1] // 2
+        if self.arguments["key"] == "arrow":
+            arrow = _ARROW if place == 0 else _ARROW[:, ::-1]
+            canvas[row - 3 : row + 2, column - 3 : column + 2] = 255 * arrow[..., None]
+        else:
+            canvas[row - 3 : row + 3, column - 3 : column + 3] = 255
+            canvas[row - 2 : row + 2, column - 2 : column + 2] = _COLOURS[colour]
+
+
+class ClutteredDigits(MadeOfDigits):
+    """One digit among pieces of others (Mnih et al. 2014, arXiv 1406.6247, Section 4.1: 8x8 of 60x60 pixels, four pieces).
+
+    An example has "box" (top, left, bottom, right) of the digit, and "group", its number among all digits.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        canvas: Sequence[int] = (24, 24),
+        pieces: int = 8,
+        piece: int = 5,
+        noise: float = 12.0,
+        number: int | None = None,
+    ):
+        if min(canvas) < SIDE or not 1 <= piece <= SIDE or pieces < 0:
+            raise UserError(f"data.args: canvas={tuple(canvas)}, piece={piece}, pieces={pieces}: the digit has {SIDE} pixels.")
+        super().__init__(split, number, canvas, noise, pieces=pieces, piece=piece)
+
+    def make(self, index: int, cue: int | None = None) -> dict[str, Any]:
+        """Returns an example as the class describes it."""
+        rng, canvas = self.start(index)
+        for _ in range(self.arguments["pieces"]):
+            draw_piece(canvas, rng, self.digits, self.arguments["piece"])
+        which = int(rng.integers(len(self.digits)))
+        top, left = (int(rng.integers(side - SIDE + 1)) for side in self.canvas)
+        place = canvas[top : top + SIDE, left : left + SIDE]
+        np.maximum(place, 255 * self.digits[which][..., None], out=place)
+        box = (top, left, top + SIDE, left + SIDE)
+        return {"image": self.finish(canvas, rng), "label": self.labels[which], "box": box, "group": int(self.numbers[which])}
+
+
+def draw_piece(canvas: np.ndarray, rng: np.random.Generator, digits: np.ndarray, side: int) -> None:
+    """Draws a square piece of a random digit at a random place of a canvas [H, W, 3]."""
+    digit = digits[rng.integers(len(digits))]
+    (a, b), (top, left) = rng.integers(SIDE - side + 1, size=2), (rng.integers(n - side + 1) for n in canvas.shape[:2])
+    place = canvas[top : top + side, left : left + side]
+    np.maximum(place, 255 * digit[a : a + side, b : b + side, None], out=place)

@@ -1,0 +1,164 @@
+"""What a table may say of its differences: which are compared, which are judged, and whether a claim holds.
+
+A difference is judged when its rows have three seeds each (Bouthillier et al. 2021, arXiv 2103.03098, on what one seed hides),
+when their training has converged, and when nothing was chosen on the examples that judge. The judgement is Holm's (1979) over
+all comparisons that the table's file plans, so that a table of equals calls any of them different in at most 5 %.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from attention_jax.tables.results import RowResult, have_same_examples
+from attention_jax.tables.statistics import MIN_SEEDS, Estimate, estimate_difference
+from attention_jax.tables.table import Claim
+from attention_jax.tasks import get_task
+
+LEVEL = 0.05
+STILL_LEARNING = "still learning"  # why a comparison is not judged
+_NUMBERS = ("no", "one", "two")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The difference of a row to another one, as shares.
+
+    Attributes:
+        corrected: with the interval after Holm's correction.
+        reason: why nothing is judged, as a few words; empty where it is.
+    """
+
+    row: str
+    other: str
+    estimate: Estimate
+    corrected: Estimate
+    reason: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """True if the rows are judged to be different."""
+        return not self.reason and self.corrected.excludes_zero
+
+
+def judge_claim(claim: Claim, comparison: Comparison | None) -> str:
+    """Returns "agrees", "disagrees", "not run", or "cannot tell here" with the reason."""
+    if comparison is None:
+        return "not run"
+    if comparison.reason:
+        return f"cannot tell here ({comparison.reason})"
+    if not comparison.differs:
+        needed = comparison.estimate.count_seeds_needed()
+        return f"cannot tell here (would need {f'{needed} seeds' if needed else 'other or more test examples'})"
+    return "agrees" if comparison.estimate.value * claim.sign > 0 else "disagrees"
+
+
+def correct_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
+    """Returns the level at which each comparison is judged, by Holm's step-down rule: level / m for the smallest p, and so on.
+
+    From the first that is not below its level, all others are judged at that level.
+    """
+    levels, current = [0.0] * len(p_values), 0.0
+    failed = False
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        if not failed:
+            current = level / (len(p_values) - place)
+            failed = p_values[index] > current
+        levels[index] = current
+    return levels
+
+
+def compare_rows(
+    results: Sequence[RowResult], pairs: Sequence[tuple[str, str]], selected_on: str = ""
+) -> dict[tuple[str, str], Comparison]:
+    """Returns the comparisons of pairs (row, other) of labels that are planned and can be made.
+
+    Args:
+        selected_on: the split that rows, budgets or rates were chosen on.
+    """
+    rows = {result.label: result for result in results}
+    made: dict[tuple[str, str], tuple[Estimate, str]] = {}
+    for row, other in dict.fromkeys(pairs):
+        a, b = rows.get(row), rows.get(other)
+        if a is None or b is None or a.correct is None or b.correct is None:
+            continue
+        if not have_same_examples(a.plan, b.plan) or a.correct.shape[1] != b.correct.shape[1]:
+            continue
+        estimate = estimate_difference(a.correct, b.correct, groups=read_groups(a))
+        made[row, other] = estimate, _find_reason(estimate, (a, b), selected_on)
+    judged = [pair for pair, (_, reason) in made.items() if not reason]
+    levels = dict(zip(judged, correct_levels([made[pair][0].p_value for pair in judged])))
+    return {
+        pair: Comparison(*pair, estimate, estimate.widen(levels.get(pair, LEVEL)), reason)
+        for pair, (estimate, reason) in made.items()
+    }
+
+
+def _find_reason(estimate: Estimate, rows: Sequence[RowResult], selected_on: str) -> str:
+    if estimate.seeds < MIN_SEEDS:
+        return describe_seeds(estimate.seeds)
+    if any(selected_on == row.plan.config.data.eval_split for row in rows):
+        return "chosen on the examples that judge"
+    moved = [measure_last_tenth(row) for row in rows]
+    if None in moved:
+        return "no evaluation before the last tenth of training"
+    return STILL_LEARNING if max(filter(None, moved), default=0) >= max(estimate.detectable, 1e-9) else ""
+
+
+def measure_last_tenth(result: RowResult) -> float | None:
+    """Returns how far the last tenth of training moved the score, as a share, mean over seeds; None if that was not logged."""
+    config = result.plan.config
+    name = f"{'eval_ema' if config.ema.decay else 'eval'}/{get_task(config.task).correct_means(config).replace(' ', '_')}"
+    moves = []
+    for run in result.plan.runs:
+        scores = {line["step"]: line[name] for line in run.lines() if name in line} if run.correct is not None else {}
+        before = [step for step in scores if step <= 0.9 * run.total_steps]
+        if before and run.total_steps in scores:
+            moves.append(scores[run.total_steps] - scores[max(before)])
+    return abs(float(np.mean(moves))) if moves else None
+
+
+def read_groups(result: RowResult) -> np.ndarray | None:
+    """Returns [N], equal for test examples that are drawn together; None where the row's source has no `groups()`."""
+    config, task = result.plan.config, get_task(result.plan.config.task)
+    source = getattr(task, "source", None)  # a task may have its own loader in place of it
+    groups = getattr(source(config, config.data.eval_split), "groups", None) if source else None
+    return None if groups is None else np.asarray(groups())
+
+
+def describe_seeds(number: int) -> str:
+    """Returns "one seed", "two seeds" or "5 seeds"."""
+    return f"{_NUMBERS[number] if number < len(_NUMBERS) else number} seed{'' if number == 1 else 's'}"
+
+
+def order_agreement(results: Sequence[RowResult], published: Mapping[str, float]) -> tuple[float, int] | None:
+    """Returns Kendall's tau of the rows' accuracies and published numbers, higher better in both, and the number of rows.
+
+    None for less than three rows.
+    """
+    pairs = [(float(r.correct.mean()), published[r.label]) for r in results if r.correct is not None and r.label in published]
+    if len(pairs) < 3:
+        return None
+    tau = float(kendalltau(*zip(*pairs)).statistic)
+    return None if math.isnan(tau) else (tau, len(pairs))
+
+
+def measure_false_verdicts(results: Sequence[RowResult]) -> tuple[int, int]:
+    """Returns how often halves of a row's seeds are called different at 5 %, and the number of comparisons.
+
+    Every row is compared with itself, once for each way to halve its seeds, which are an even number.
+    """
+    wrong = total = 0
+    for result in results:
+        if result.correct is None or len(result.correct) % 2 or len(result.correct) < 2 * MIN_SEEDS:
+            continue
+        seeds, groups = range(len(result.correct)), read_groups(result)
+        for half in itertools.combinations(seeds, len(seeds) // 2):
+            if 0 in half:  # the other ones are the same halves exchanged
+                rest = [seed for seed in seeds if seed not in half]
+                wrong += estimate_difference(result.correct[list(half)], result.correct[rest], groups=groups).excludes_zero
+                total += 1
+    return wrong, total
