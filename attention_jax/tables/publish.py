@@ -37,10 +37,10 @@ def write_table(
 ) -> str:
     """Writes the table's files from the runs that are done; returns the text to print: the table and the files' paths."""
     table = request.table
-    findings = render.draw_findings(table, [read_row(plan) for plan in plans])
-    rows = findings.rows
+    conclusions = render.draw_conclusions(table, [read_row(plan) for plan in plans])
+    rows = conclusions.rows
     stem = table.edition(request.scale)
-    printed = [render.render_text(request, findings, computed), "", "written:"]
+    printed = [render.render_text(request, conclusions, computed), "", "written:"]
 
     def write(name: str, content: bytes) -> None:
         if request.published:
@@ -50,7 +50,7 @@ def write_table(
             _write(request.output / name, content)
             printed.append(f"  {request.output / name}")
 
-    write(f"{stem}.md", render.render_markdown(request, findings, computed, machine).encode())
+    write(f"{stem}.md", render.render_markdown(request, conclusions, computed, machine).encode())
     write(f"{stem}.csv", render.render_csv(rows, computed).encode())
     for name, plot in _plots(request, rows, computed).items() if with_plots else ():
         try:

@@ -12,8 +12,15 @@ import numpy as np
 from attention_jax.models.summary import Summary
 from attention_jax.tables.results import ComputedResult, RowResult, TableRequest
 from attention_jax.tables.statistics import MIN_SEEDS, Estimate, compute_mean_and_std, estimate_accuracy
-from attention_jax.tables.table import Claim, Table
-from attention_jax.tables.verdicts import STILL_LEARNING, Comparison, compare_rows, describe_seeds, judge_claim, order_agreement
+from attention_jax.tables.table import PublishedFinding, Table
+from attention_jax.tables.verdicts import (
+    STILL_LEARNING,
+    Comparison,
+    compare_rows,
+    describe_seeds,
+    judge_finding,
+    order_agreement,
+)
 from attention_jax.tasks import get_task
 
 _ABSENT = "–"
@@ -33,12 +40,12 @@ class EstimatedRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Findings:
+class Conclusions:
     """All that a table says of its rows."""
 
     rows: list[EstimatedRow]
     comparisons: dict[tuple[str, str], Comparison]
-    claims: dict[Claim, str]  # with their verdicts
+    findings: dict[PublishedFinding, str]  # with their verdicts
     orders: dict[str, tuple[float, int]]  # published column -> Kendall's tau, and the number of rows
 
     @property
@@ -47,11 +54,11 @@ class Findings:
         return any(comparison.reason == STILL_LEARNING for comparison in self.comparisons.values())
 
 
-def draw_findings(table: Table, results: Sequence[RowResult]) -> Findings:
-    """Estimates accuracies, makes the planned comparisons, and judges the table's claims."""
+def draw_conclusions(table: Table, results: Sequence[RowResult]) -> Conclusions:
+    """Estimates accuracies, makes the planned comparisons, and judges the published findings."""
     others = table.list_compared([result.plan.row for result in results])
     against = {result.label: result.plan.row.against for result in results}
-    planned = [*others.items(), *against.items(), *((claim.row, claim.over) for claim in table.claims)]
+    planned = [*others.items(), *against.items(), *((finding.row, finding.over) for finding in table.findings)]
     made = compare_rows(results, [(row, other) for row, other in planned if other], table.selected_on)
     rows = [
         EstimatedRow(
@@ -64,13 +71,13 @@ def draw_findings(table: Table, results: Sequence[RowResult]) -> Findings:
         )
         for result in results
     ]
-    claims = {claim: judge_claim(claim, made.get((claim.row, claim.over))) for claim in table.claims}
+    findings = {finding: judge_finding(finding, made.get((finding.row, finding.over))) for finding in table.findings}
     orders = {}
     for column, sign in table.published_order.items():
         published = {r.label: sign * float(r.plan.row.published[column]) for r in results if column in r.plan.row.published}
         if agreement := order_agreement(results, published):
             orders[column] = agreement
-    return Findings(rows, made, claims, orders)
+    return Conclusions(rows, made, findings, orders)
 
 
 def name_metric(lines: Sequence[EstimatedRow]) -> str:
@@ -201,8 +208,8 @@ def _cells(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[list[
         if len(heads) > len(differences):
             named = f" to {row.against}" if row.against and is_named else ""
             differences.append(_difference(line.against, mark) + named)
-        shown = (str(row.published.get(column, _ABSENT)) for column in published)
-        cells.append([row.label, _accuracy(line), *differences, _detectable(line), *shown])
+        others = (str(row.published.get(column, _ABSENT)) for column in published)
+        cells.append([row.label, _accuracy(line), *differences, _detectable(line), *others])
     return cells
 
 
@@ -229,18 +236,18 @@ def _cost_cells(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[list[
     return [list(varying), *map(list, zip(*varying.values()))], f"The same in all rows: {same}." if same else ""
 
 
-def _summarize(findings: Findings) -> str:
+def _summarize(conclusions: Conclusions) -> str:
     """The finding in a sentence."""
-    judged = [c for c in findings.comparisons.values() if not c.reason]
+    judged = [c for c in conclusions.comparisons.values() if not c.reason]
     differ = [c for c in judged if c.differs]
-    reasons = dict.fromkeys(c.reason for c in findings.comparisons.values() if c.reason)
+    reasons = dict.fromkeys(c.reason for c in conclusions.comparisons.values() if c.reason)
     parts = []
     if judged:
         named = "; ".join(f"{c.row} {_points(c.estimate.value)} points to {c.other}" for c in differ)
         parts.append(f"{len(differ)} of {len(judged)} planned differences are found{f': {named}' if named else ''}.")
     if reasons:
-        number = len(findings.comparisons) - len(judged)
-        parts.append(f"{number} of {len(findings.comparisons)} are not judged: {', '.join(reasons)}.")
+        number = len(conclusions.comparisons) - len(judged)
+        parts.append(f"{number} of {len(conclusions.comparisons)} are not judged: {', '.join(reasons)}.")
     return " ".join(parts)
 
 
@@ -254,30 +261,30 @@ def _describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
         known = "" if data.num_examples is None else f"{data.num_examples:,} examples of "
         text = f"{data.source}{f' ({arguments})' if arguments else ''}, trained on {known}{data.train_split}, judged on {count}"
         said[f"{text}{data.eval_split}"] = None
-    stand_in = any(line.result.plan.row.network for line in lines)
-    networks = " The networks stand in for the papers'; their costs are below." if stand_in else ""
+    substitutes = any(line.result.plan.row.network for line in lines)
+    networks = " The networks are substitutes for the papers'; their costs are below." if substitutes else ""
     return f"Data: {'; '.join(said)}; {describe_seeds(seeds)} a row.{networks}"
 
 
-def _explain(table: Table, findings: Findings, marked: str) -> str:
+def _explain(table: Table, conclusions: Conclusions, marked: str) -> str:
     """The meaning of the columns, the verdicts, and the reasons of seeds that failed."""
-    lines = findings.rows
+    lines = conclusions.rows
     sentences = [
         f"{name_metric(lines).capitalize()}: mean ± standard deviation over seeds.",
         "Δ: difference in percentage points with its 95 % interval, from a bootstrap over seeds and over test examples, which "
-        f"are paired, and in parentheses the interval after Holm's correction for the {len(findings.comparisons)} comparisons "
-        f"that the table plans. {marked}: the corrected interval excludes 0.",
+        "are paired, and in parentheses the interval after Holm's correction for the "
+        f"{len(conclusions.comparisons)} comparisons that the table plans. {marked}: the corrected interval excludes 0.",
         "Detectable: the smallest true difference, in points, that one comparison alone would have found with 80 % power.",
     ]
-    if findings.is_learning:
+    if conclusions.is_learning:
         sentences.append(
             "Learning speed: in some rows the last tenth of training still moved the score by more than is detectable."
         )
     if table.selected_on:
         sentences.append(f"Rows or budgets were chosen on the split {table.selected_on!r}, which therefore judges nothing.")
-    for claim, verdict in findings.claims.items():
-        sentences.append(f"Claim: {claim.text} ({claim.row} over {claim.over}): **{verdict}**.")
-    for column, (tau, number) in findings.orders.items():
+    for finding, verdict in conclusions.findings.items():
+        sentences.append(f"Published: {finding.text} ({finding.row} over {finding.over}): **{verdict}**.")
+    for column, (tau, number) in conclusions.orders.items():
         sentences.append(f"Kendall's τ of the order of {number} rows with the published {column}: {tau:+.2f}.")
     if stale := [line.result.label for line in lines if line.result.is_stale]:
         sentences.append(f"Stale, as code or data have changed since (--rerun-stale trains them again): {', '.join(stale)}.")
@@ -289,20 +296,20 @@ def _explain(table: Table, findings: Findings, marked: str) -> str:
 _COSTS = "MACs: multiply-adds of one example. Seconds: wall-clock time of a run, mean over seeds; the first one compiles."
 
 
-def render_text(request: TableRequest, findings: Findings, computed: Sequence[ComputedResult] = ()) -> str:
+def render_text(request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult] = ()) -> str:
     """Formats the table as aligned plain text."""
-    table, parts = request.table, [_title(request.table, findings)]
+    table, parts = request.table, [_title(request.table, conclusions)]
     if computed:
         parts += [_aligned_table(_computed_cells(computed)), _computed_failures(computed)]
-    if findings.rows:
-        costs, same = _cost_cells(table, findings.rows)
-        parts += [_summarize(findings), _aligned_table(_cells(table, findings.rows, "{}*"))]
-        parts += [_explain(table, findings, "Star").replace("**", ""), same, _aligned_table(costs), _COSTS]
+    if conclusions.rows:
+        costs, same = _cost_cells(table, conclusions.rows)
+        parts += [_summarize(conclusions), _aligned_table(_cells(table, conclusions.rows, "{}*"))]
+        parts += [_explain(table, conclusions, "Star").replace("**", ""), same, _aligned_table(costs), _COSTS]
     return "\n\n".join(filter(None, parts))
 
 
-def _title(table: Table, findings: Findings) -> str:
-    return f"{'Learning speed: ' * findings.is_learning}{table.title}"
+def _title(table: Table, conclusions: Conclusions) -> str:
+    return f"{'Learning speed: ' * conclusions.is_learning}{table.title}"
 
 
 def _aligned_table(cells: Sequence[Sequence[str]]) -> str:
@@ -318,18 +325,18 @@ def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 or cell.startswith(("failed", "not run")) else cell.rjust(width)
 
 
-def render_markdown(request: TableRequest, findings: Findings, computed: Sequence[ComputedResult], machine: str) -> str:
+def render_markdown(request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult], machine: str) -> str:
     """Formats the page: title, finding, data, tables, their meaning, and the command that made them."""
     table = request.table
-    parts = [f"# {_title(table, findings)}", _summarize(findings), table.source]
+    parts = [f"# {_title(table, conclusions)}", _summarize(conclusions), table.source]
     scale = f"scale {request.scale}"
-    if findings.rows:
-        parts.insert(2, _describe_data(findings.rows, request.seeds))
+    if conclusions.rows:
+        parts.insert(2, _describe_data(conclusions.rows, request.seeds))
     if computed:
         parts += [_markdown_table(_computed_cells(computed)), _computed_failures(computed)]
-    if findings.rows:
-        costs, same = _cost_cells(table, findings.rows)
-        parts += [_markdown_table(_cells(table, findings.rows, "**{}**")), _explain(table, findings, "Bold")]
+    if conclusions.rows:
+        costs, same = _cost_cells(table, conclusions.rows)
+        parts += [_markdown_table(_cells(table, conclusions.rows, "**{}**")), _explain(table, conclusions, "Bold")]
         parts += [same, _markdown_table(costs), _COSTS]
         scale += f", seeds 0 to {request.seeds - 1}"
     parts += [table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]

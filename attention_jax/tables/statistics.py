@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtr, stdtrit  # Student's law and its quantile; JAX brings SciPy
+from scipy.special import stdtr, stdtrit  # Student's distribution and its quantile; JAX brings SciPy
 
 RESAMPLES = 10_000
 MIN_SEEDS = 3  # below, nothing is called different
@@ -24,7 +24,7 @@ class Estimate:
     low: float  # ends of its 95 % interval
     high: float
     detectable: float  # the smallest true difference from 0 that would have been seen with 80 % power at 5 %
-    freedom: float = math.inf  # degrees of freedom, whose quantile of Student's law stretches the interval
+    freedom: float = math.inf  # degrees of freedom, of Student's distribution, whose quantile stretches the interval
     seeds: int = 0  # of the row that has fewer
     variances: tuple[float, float] = (0.0, 0.0)  # from seeds, and from examples
 
@@ -113,7 +113,7 @@ def _seed_deviations(rng: np.random.Generator, correct: np.ndarray, resamples: i
 
 
 class Effects:
-    """What each example, or group of examples, says of a mean: effects [N] and the groups [N] that they are drawn by."""
+    """Effects of examples [N] on a mean, drawn by groups [N]."""
 
     def __init__(self, effects: np.ndarray, groups: np.ndarray | None = None):
         _, which = np.unique(np.arange(len(effects)) if groups is None else groups, return_inverse=True)

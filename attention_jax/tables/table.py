@@ -80,11 +80,11 @@ class Scale:
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-    """A claim of a paper about two rows: that `row` is better than `over`, or with `sign` -1 worse.
+class PublishedFinding:
+    """A finding of a paper about two rows: that `row` is better than `over`, or with `sign` -1 worse.
 
     Attributes:
-        text: the claim in the paper's words, with its source.
+        text: the finding in the paper's words, with its source.
     """
 
     text: str
@@ -112,7 +112,7 @@ class Table:
         pictures: {name: function {label: [a run's measures, ...]} -> Figure, or "dotted.path:function"}, written beside the
             table; a computed row comes as {label: [its function's result]}.
         compare_to: "previous" compares each row with the one before it, "baseline" with the first; None only with `against`.
-        claims: of papers, each judged by two rows of the table.
+        findings: of papers, each judged by two rows of the table.
         published_order: {column of `published`: 1 where higher is better, -1 where lower}, whose order is compared with ours.
         selected_on: the split that rows, rates or budgets were chosen on, which then judges nothing.
         attention_of: label of the row whose BAM modules are plotted.
@@ -131,7 +131,7 @@ class Table:
     measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     pictures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     compare_to: str | None = "previous"
-    claims: tuple[Claim, ...] = ()
+    findings: tuple[PublishedFinding, ...] = ()
     published_order: Mapping[str, int] = dataclasses.field(default_factory=dict)
     selected_on: str = ""
     attention_of: str | None = None
@@ -200,7 +200,7 @@ _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
     **{"rows": _LIST, "computed": _LIST, "next_commands": _LIST, "measures": _FUNCTIONS, "pictures": _FUNCTIONS},
     "base": ((str, _NONE), "the path of a config file"),
     "compare_to": ((str, _NONE), "'previous', 'baseline' or None"),
-    "claims": _LIST,
+    "findings": _LIST,
     "published_order": (dict, "a dict of column: 1 or -1"),
     "selected_on": _TEXT,
     "text": _TEXT,
@@ -232,7 +232,9 @@ def load_table(path: str | Path) -> Table:
         "rows": rows,
         "computed": computed,
         "scales": {name: _make(path, f"scales[{name!r}]", Scale, scale) for name, scale in given["scales"].items()},
-        "claims": tuple(_make(path, f"claims[{i}]", Claim, claim) for i, claim in enumerate(given.get("claims", ()))),
+        "findings": tuple(
+            _make(path, f"findings[{i}]", PublishedFinding, finding) for i, finding in enumerate(given.get("findings", ()))
+        ),
         "next_commands": tuple(given.get("next_commands", ())),
     }
     table = Table(path=path, **{**given, **changed})
@@ -307,7 +309,7 @@ def _check_labels(table: Table) -> None:
         if row.against == row.label:
             raise UserError(f"{table.path}: row {row.label!r} is compared with itself: give another label as against.")
     others = [(f"row {row.label!r}: against", row.against) for row in table.rows]
-    others += [("claims", label) for claim in table.claims for label in (claim.row, claim.over)]
+    others += [("findings", label) for finding in table.findings for label in (finding.row, finding.over)]
     if table.compare_to not in ("previous", "baseline", None):
         raise UserError(f"{table.path}: compare_to={table.compare_to!r} is not right: give 'previous', 'baseline' or None.")
     for where, other in [*others, ("attention_of", table.attention_of)]:

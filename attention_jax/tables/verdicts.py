@@ -1,4 +1,4 @@
-"""What a table may say of its differences: which are compared, which are judged, and whether a claim holds.
+"""Decides what a table may say of its differences: which are compared and judged, and whether published findings hold.
 
 A difference is judged when its rows have three seeds each (Bouthillier et al. 2021, arXiv 2103.03098, on what one seed hides),
 when their training has converged, and when nothing was chosen on the examples that judge. The judgement is Holm's (1979) over
@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 
 from attention_jax.tables.results import RowResult, have_same_examples
 from attention_jax.tables.statistics import MIN_SEEDS, Estimate, estimate_difference
-from attention_jax.tables.table import Claim
+from attention_jax.tables.table import PublishedFinding
 from attention_jax.tasks import get_task
 
 LEVEL = 0.05
@@ -44,7 +44,7 @@ class Comparison:
         return not self.reason and self.corrected.excludes_zero
 
 
-def judge_claim(claim: Claim, comparison: Comparison | None) -> str:
+def judge_finding(finding: PublishedFinding, comparison: Comparison | None) -> str:
     """Returns "agrees", "disagrees", "not run", or "cannot tell here" with the reason."""
     if comparison is None:
         return "not run"
@@ -53,7 +53,7 @@ def judge_claim(claim: Claim, comparison: Comparison | None) -> str:
     if not comparison.differs:
         needed = comparison.estimate.count_seeds_needed()
         return f"cannot tell here (would need {f'{needed} seeds' if needed else 'other or more test examples'})"
-    return "agrees" if comparison.estimate.value * claim.sign > 0 else "disagrees"
+    return "agrees" if comparison.estimate.value * finding.sign > 0 else "disagrees"
 
 
 def correct_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:

@@ -198,7 +198,7 @@ def test_markdown_says_how_it_was_made(story):
     assert page.startswith(
         "# A small table\n\n1 of 1 are not judged: two seeds.\n\nData: digits, trained on 1,198 examples of "
     )
-    assert "\n\nAfter nobody.\n\n" in page and "two seeds a row. The networks stand in for the papers'" in page
+    assert "\n\nAfter nobody.\n\n" in page and "two seeds a row. The networks are substitutes for the papers'" in page
     assert "top-1 % (published)" in page and "91.25" in page
     assert "Only for a test." in page
     assert f"./launch.sh table {story.file}" in page and "scale tiny, seeds 0 to 1" in page

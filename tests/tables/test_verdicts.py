@@ -10,8 +10,8 @@ import pytest
 
 from attention_jax.tables import verdicts
 from attention_jax.tables.statistics import estimate_difference
-from attention_jax.tables.table import Claim, Row
-from attention_jax.tables.verdicts import compare_rows, correct_levels, judge_claim, measure_false_verdicts, order_agreement
+from attention_jax.tables.table import PublishedFinding, Row
+from attention_jax.tables.verdicts import compare_rows, correct_levels, judge_finding, measure_false_verdicts, order_agreement
 from tests.helpers.small import small_config
 from tests.tables.test_statistics import draw
 
@@ -100,24 +100,24 @@ def test_what_was_chosen_on_the_test_split_is_not_judged():
     assert compare(results, selected_on="test").reason == "chosen on the examples that judge"
 
 
-def test_claims():
-    claim = Claim("deeper is better", "row 1", "row 0")
+def test_findings():
+    finding = PublishedFinding("deeper is better", "row 1", "row 0")
     better, worse = compare(rows(0.5, 2.0)), compare(rows(2.0, 0.5))
-    assert judge_claim(claim, better) == "agrees" and judge_claim(claim, worse) == "disagrees"
-    assert judge_claim(dataclasses.replace(claim, sign=-1), worse) == "agrees"
-    assert judge_claim(claim, None) == "not run"
-    assert judge_claim(claim, compare(rows(2.0, 0.5, seeds=1))) == "cannot tell here (one seed)"
+    assert judge_finding(finding, better) == "agrees" and judge_finding(finding, worse) == "disagrees"
+    assert judge_finding(dataclasses.replace(finding, sign=-1), worse) == "agrees"
+    assert judge_finding(finding, None) == "not run"
+    assert judge_finding(finding, compare(rows(2.0, 0.5, seeds=1))) == "cannot tell here (one seed)"
     seeds_matter = [
         result(f"row {i}", correct) for i, correct in enumerate(draw(np.random.default_rng(1), 3, 4000, (1.0, 1.1), 0.2))
     ]
     needed = compare(seeds_matter).estimate.count_seeds_needed()
     assert needed and 4 < needed < 200
-    assert judge_claim(claim, compare(seeds_matter)) == f"cannot tell here (would need {needed} seeds)"
+    assert judge_finding(finding, compare(seeds_matter)) == f"cannot tell here (would need {needed} seeds)"
     few = [
         result(f"row {i}", correct)
         for i, correct in enumerate(draw(np.random.default_rng(2), 5, 60, (1.0, 1.05), 0.0, noise=0.0))
     ]
-    assert judge_claim(claim, compare(few)) == "cannot tell here (would need other or more test examples)"
+    assert judge_finding(finding, compare(few)) == "cannot tell here (would need other or more test examples)"
 
 
 def test_the_seeds_that_are_said_to_be_needed_find_the_difference():

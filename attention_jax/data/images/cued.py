@@ -122,7 +122,7 @@ class CuedDigits(MadeOfDigits):
         colours = rng.permutation(count) if key == "colour" else np.zeros(count, int)
         drawn = int(rng.integers(count))
         cue = drawn if cue is None else cue
-        shown = cue if self.arguments["informative"] else int(rng.integers(count))
+        cued = cue if self.arguments["informative"] else int(rng.integers(count))
         tops = rng.integers(self.canvas[0] - SIDE + 1, size=count)
         for _ in range(self.arguments["clutter"]):
             draw_piece(canvas, rng, self.digits, 4)
@@ -131,7 +131,7 @@ class CuedDigits(MadeOfDigits):
             ink = np.array(_COLOURS[colour] if key == "colour" else (255, 255, 255), np.float32)
             canvas[top : top + SIDE, left : left + SIDE] = self.digits[which][..., None] * ink
             boxes.append((int(top), int(left), int(top) + SIDE, int(left) + SIDE))
-        self._draw_cue(canvas, int(colours[shown]), shown)
+        self._draw_cue(canvas, int(colours[cued]), cued)
         return {
             "image": self.finish(canvas, rng),
             "label": self.labels[chosen[cue]],
