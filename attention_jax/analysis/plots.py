@@ -88,7 +88,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A row of `plot_rows`: accuracies as shares, `by_seed` [S], pooled `value`, ends `low` and `high` of its interval."""
+    """A row of `plot_rows`: accuracies or differences as shares, `by_seed` [S], pooled, and the ends of its interval."""
 
     label: str
     by_seed: Sequence[float]
@@ -97,10 +97,12 @@ class Bar:
     high: float
 
 
-def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") -> "Figure":
-    """Plots rows from top to bottom: each seed a dot, the pooled value a tick, the row's own 95 % interval a line.
+def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", baseline: str = "") -> "Figure":
+    """Plots rows from top to bottom: each seed a dot, the pooled value a tick, the 95 % interval a line.
 
-    Intervals of single rows share the luck of the test examples: they may overlap where the paired difference is certain.
+    Args:
+        baseline: the row that the bars are differences to, which a line at zero marks; "" for accuracies. Intervals of single
+            rows share the luck of the test examples: they may overlap where the paired difference is certain.
     """
     figure = make_figure(8, 1.5 + 0.5 * len(bars))
     axes = figure.add_subplot()
@@ -115,7 +117,11 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy") ->
         )
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_xlabel(f"{metric} %   (dots: seeds; tick: mean; band: 95 % interval of the row alone)")
+    if baseline:
+        axes.axvline(0, color=_GREY, linewidth=1)
+        axes.set_xlabel(f"{metric}, points above {baseline}   (dots: seeds; tick: mean; band: 95 % interval of the difference)")
+    else:
+        axes.set_xlabel(f"{metric} %   (dots: seeds; tick: mean; band: 95 % interval of the row alone)")
     axes.set_title(title, loc="left", fontsize=11)
     style_axes(axes)
     axes.grid(False, axis="y")

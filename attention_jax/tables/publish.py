@@ -16,6 +16,7 @@ from attention_jax.load import load_run
 from attention_jax.tables import render
 from attention_jax.tables.render import EstimatedRow
 from attention_jax.tables.results import ComputedResult, RowPlan, TableRequest, explain_failure, read_row
+from attention_jax.tables.verdicts import compare_rows
 from attention_jax.tasks import get_task
 
 _IMAGES = 5  # in the plot of BAM's maps
@@ -100,12 +101,21 @@ def _plots(
 
 
 def _chart(title: str, rows: Sequence[EstimatedRow]) -> Any:
+    """Differences to the first row that is done; of a single row its accuracy."""
+    done = [(row.result, row.result.correct, row.accuracy) for row in rows if row.accuracy and row.result.correct is not None]
+    if not done:
+        return None
+    (first, correct, _), metric = done[0], render.name_metric(rows)
+    compared = compare_rows([result for result, *_ in done], [(result.label, first.label) for result, *_ in done[1:]])
     bars = [
-        plots.Bar(row.result.label, row.result.correct.mean(1), row.accuracy.value, row.accuracy.low, row.accuracy.high)
-        for row in rows
-        if row.accuracy and row.result.correct is not None
+        plots.Bar(made.row, each.mean(1) - correct.mean(), made.estimate.value, made.estimate.low, made.estimate.high)
+        for result, each, _ in done[1:]
+        if (made := compared.get((result.label, first.label)))
     ]
-    return plots.plot_rows(bars, title, render.name_metric(rows)) if bars else None
+    if bars:
+        return plots.plot_rows(bars, title, metric, baseline=first.label)
+    alone = [plots.Bar(result.label, each.mean(1), own.value, own.low, own.high) for result, each, own in done]
+    return plots.plot_rows(alone, title, metric)
 
 
 def _curves(title: str, rows: Sequence[EstimatedRow]) -> Any:

@@ -56,6 +56,15 @@ def test_row_chart_shows_every_seed_and_interval():
     assert nothing_is_cut_off(figure)
 
 
+def test_row_chart_of_differences_has_a_line_at_zero():
+    bars = [plots.Bar("deeper", [-0.01, 0.03], 0.01, -0.02, 0.04), plots.Bar("wider", [0.2, 0.22], 0.21, 0.19, 0.23)]
+    (axes,) = plots.plot_rows(bars, "A title", baseline="plain").axes
+    assert "points above plain" in axes.get_xlabel()
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [-2, 4])
+    np.testing.assert_allclose(axes.lines[-1].get_xdata(), 0)
+    assert axes.get_xlim()[0] < -2 and axes.get_xlim()[1] > 23
+
+
 def test_learning_curves_mean_over_seeds_by_epoch():
     runs = {"a": [lines(0.0), lines(0.02)], "b": [lines(0.01)], "stopped early": [lines(0.0), lines(0.0, steps=5)]}
     figure = plots.plot_learning_curves(runs, "A title")
