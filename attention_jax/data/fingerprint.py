@@ -54,7 +54,7 @@ def _hash(value: Any) -> bytes:
         content = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
     else:
         array = np.asarray(value)
-        data = repr(value).encode() if array.dtype == object else array.tobytes()
+        data = b"" if array.dtype == object else array.tobytes()  # bytes of objects are places in memory
         content = repr((array.dtype.str, array.shape)).encode() + data
     return hashlib.sha256(content).digest()
 
@@ -66,7 +66,7 @@ def compare_data(saved: bytes | None, given: bytes | None) -> str:
         pairs = {
             split: [(name, old[split][name], new[split].get(name)) for name in old[split]] for split in old if split in new
         }
-    except (ValueError, AttributeError, TypeError):  # damaged
+    except (ValueError, AttributeError, TypeError, LookupError):  # damaged
         return ""
     changed = {split: [name for name, a, b in values if a != b and None not in (a, b)] for split, values in pairs.items()}
     return "; ".join(f"split {split!r} has other {' and '.join(names)}" for split, names in changed.items() if names)

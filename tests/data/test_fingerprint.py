@@ -84,7 +84,7 @@ def test_what_is_unknown_is_no_change():
     known = {"length": 3, "classes": [], "contents": "ab"}
     assert change(known, {**known, "contents": None}) == change({"fingerprint": "x"}, known) == ""
     assert compare_data(None, pack(test=known)) == compare_data(pack(train=known), pack(test=known)) == ""
-    for damaged in (b"", b"{", b"[1]", b'{"test": 3}', b"\xff", b"null"):
+    for damaged in (b"", b"{", b"[1]", b'{"test": [7, 8]}', b'{"test": 3}', b"\xff", b"null"):
         assert compare_data(damaged, pack(test=known)) == "" == compare_data(pack(test=known), damaged)
 
 
