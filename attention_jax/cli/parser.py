@@ -84,6 +84,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--workdir", type=_place, metavar="DIR", help="default runs/<file>[-<scale>]")
     add("--output", type=_place, metavar="DIR", help="for the table, chart and pictures; default the workdir")
     add("--dry-run", action="store_true", help="print what would run")
+    add("--aa", action="store_true", help="train each row twice, with other seeds, and count how often they seem to differ")
     add("--files", action="store_true", help="with --dry-run, also print the code and data that the rows name")
     add("--rerun-stale", action="store_true", help="move runs aside whose code or data have changed, and train them again")
     add("--trust-code", action="store_true", help="run the code that the runs came with, whatever it is")

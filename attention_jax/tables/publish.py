@@ -16,7 +16,7 @@ from attention_jax.load import load_run
 from attention_jax.tables import render
 from attention_jax.tables.render import EstimatedRow
 from attention_jax.tables.results import ComputedResult, RowPlan, TableRequest, explain_failure, read_row
-from attention_jax.tables.verdicts import compare_rows
+from attention_jax.tables.verdicts import compare_rows, measure_false_verdicts
 from attention_jax.tasks import get_task
 
 _IMAGES = 5  # in the plot of BAM's maps
@@ -62,6 +62,20 @@ def write_table(
         if figure is not None:
             write(f"{stem}{name}.png", _png(figure))
     return "\n".join(printed)
+
+
+def write_false_verdicts(request: TableRequest, plans: Sequence[RowPlan]) -> str:
+    """Writes how often a table calls halves of a row's seeds different, which are equal; returns that as a sentence."""
+    wrong, total = measure_false_verdicts([read_row(plan) for plan in plans])
+    share = f"{100 * wrong / total:.1f} %" if total else "no share"
+    text = (
+        f"{share} of {total} comparisons of a row with itself, other seeds, would be called different at 5 %, uncorrected: "
+        f"each of {len(plans)} rows has {request.seeds} seeds, halved in every way."
+    )
+    page = f"# Equal rows: {request.table.title}\n\n{text}\n\nMade by `{request.command}` (scale {request.scale}).\n"
+    name, content = f"{request.table.edition(request.scale)}_aa.md", page.encode()
+    request.published.write(name, content) if request.published else _write(request.output / name, content)
+    return text
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -97,6 +97,7 @@ class TableRequest:
     remote: RemoteWorkdir | None = None  # what `folder` stands for
     published: RemoteFolder | None = None  # where the output goes instead of `output`
     trust_code: bool = False  # of runs that came with code
+    aa: bool = False  # each row has twice its seeds, whose halves are compared
 
     @property
     def workdir(self) -> str | Path:

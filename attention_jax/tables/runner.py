@@ -27,9 +27,10 @@ from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
 from attention_jax.tables.measures import measure_run
-from attention_jax.tables.publish import make_folders, write_table
+from attention_jax.tables.publish import make_folders, write_false_verdicts, write_table
 from attention_jax.tables.results import ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
 from attention_jax.tables.stale import handle_stale_runs, refuse_other_configs
+from attention_jax.tables.statistics import MIN_SEEDS
 from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.evaluate import read_arrays
@@ -50,6 +51,7 @@ def run_table(
     dry_run: bool = False,
     rerun_stale: bool = False,
     trust_code: bool = False,
+    aa: bool = False,
 ) -> int:
     """Runs what is missing of a table and writes it; the same call goes on where the last one ended.
 
@@ -65,8 +67,9 @@ def run_table(
         dry_run: only prints what would run; returns 1 when a selected row would fail.
         rerun_stale: moves runs aside whose code or data have changed since, and trains them again.
         trust_code: as of `load_run`, for runs that were trained elsewhere.
+        aa: trains each row twice, with other seeds, and says how often its halves would be called different.
     """
-    request = _make_request(load_table(file), scale, rows, seeds, workdir, output, trust_code)
+    request = _make_request(load_table(file), scale, rows, seeds, workdir, output, trust_code, aa)
     plans = results.plan_rows(request, count_networks=not dry_run)
     for run in (run for plan in plans for run in plan.runs):
         run.pull()
@@ -92,6 +95,7 @@ def _run_chosen(request: TableRequest, plans: Sequence[RowPlan], chosen: Sequenc
     done = time.perf_counter()
     if is_main_process():
         _say("", write_table(request, plans, computed, describe_machine(), with_plots=True))
+        _say(*([write_false_verdicts(request, plans)] if request.aa else []))
     what = " and ".join([*(["computing"] if request.table.computed else []), *(["training"] if plans else [])])
     _say(f"{done - begin:.0f} s of {what}, {time.perf_counter() - done:.0f} s for the table and its plots.")
     uncomputed = [result.row.label for result in computed if result.failure]
@@ -116,6 +120,7 @@ def _make_request(
     workdir: _Place,
     output: _Place,
     trust_code: bool,
+    aa: bool,
 ) -> TableRequest:
     """Checks the arguments of `run_table`."""
     scale = table.scale(scale)
@@ -128,14 +133,15 @@ def _make_request(
     return TableRequest(
         table=table,
         scale=scale,
-        seeds=seeds or table.scales[scale].seeds,
+        seeds=2 * max(seeds or table.scales[scale].seeds, MIN_SEEDS) if aa else seeds or table.scales[scale].seeds,
         folder=folder,
         output=folder if published else Path(place).expanduser(),
         selected=frozenset(table.select(rows)),
-        command=_command(table, scale, rows, seeds),
+        command=_command(table, scale, rows, seeds) + " --aa" * aa,
         remote=remote,
         published=published,
         trust_code=trust_code,
+        aa=aa,
     )
 
 

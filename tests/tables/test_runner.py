@@ -127,6 +127,16 @@ def test_another_config_is_refused_with_the_difference(fake, tmp_path):
     assert "belongs to another config" in call(changed, workdir=tmp_path / "w", dry_run=True)[1]
 
 
+def test_rows_are_trained_twice_to_see_how_often_equals_seem_to_differ(fake, tmp_path):
+    code, text = call(write_table(tmp_path, ROWS), workdir=tmp_path / "w", seeds=2, aa=True)
+    assert code == 0 and fake.trained == [(row, seed) for row in "ab" for seed in range(6)]
+    page = (tmp_path / "w" / "table0_aa.md").read_text()
+    assert (
+        "% of 20 comparisons of a row with itself" in page and "has 6 seeds" in page and "--seeds=2 --aa` (scale tiny)" in page
+    )
+    assert page.splitlines()[2] in text
+
+
 def test_dry_run_shows_all_and_runs_nothing(fake, tmp_path):
     file = write_table(tmp_path, ROWS)
     call(file, workdir=tmp_path / "w", rows=["a"], seeds=1)
