@@ -124,6 +124,18 @@ def same_state(one: Path, other: Path) -> bool:
     return jax.tree.all(jax.tree.map(lambda x, y: (np.asarray(x) == y).all(), a, b))
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda text: b"", lambda text: text[:50], lambda text: text.replace(b"nn.relu", b"nn.reLu")]
+)
+def test_a_damaged_copy_of_the_code_is_restored_from_the_checkpoint(damage, made, tmp_path, capsys):
+    run, files = shutil.copytree(made / "run", tmp_path / "run"), write_files(tmp_path / "files")
+    code = (run / "code.json").read_bytes()
+    (run / "code.json").write_bytes(damage(code))
+    aj.load_run(run, trust_code=True)
+    assert train(files, made / "state", run) == 0 and (run / "code.json").read_bytes() == code
+    assert damage(code) == ((run / "code.json.damaged").read_bytes() if damage(code) else b"")
+
+
 def test_a_change_is_refused_with_the_difference(made, tmp_path, capsys):
     run = shutil.copytree(made / "run", tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "4")

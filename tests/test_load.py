@@ -1,6 +1,7 @@
 """Opening what was trained: on this machine, on another, by a later version."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -273,3 +274,9 @@ def test_a_run_that_was_copied_to_a_store_opens_there(below):
     jax.tree.map(np.testing.assert_array_equal, there.variables, here.variables)
     with pytest.raises(aj.UserError, match="no checkpoint here: there is none"):
         aj.load_run(f"file://{RUN.resolve().parent}")
+
+
+def test_a_run_is_pickled_after_it_has_predicted(run, images):
+    before = run.predict(images).probabilities  # compiled, which a pickle has no room for
+    again = pickle.loads(pickle.dumps(run))
+    assert (again.predict(images).probabilities == before).all() and again.labels == run.labels

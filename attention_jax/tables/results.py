@@ -203,7 +203,7 @@ class RowPlan:
         """Returns what has changed since a run was made, its code or its data; empty if nothing has."""
         if not self.broken and run.code_change(self.code):
             return "its code has changed since"
-        change = compare_data(workdir.read_workdir_data(run.path), self.data) if run.step else ""
+        change = compare_data(restore.read_content(run.path, DATA), self.data) if run.step else ""
         return f"data changed ({change})" if change else ""
 
     def list_stale(self) -> list[SeedRun]:

@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -30,7 +29,7 @@ from attention_jax.train import restore
 from attention_jax.train.metrics import METRICS, TIMING, warn_once
 
 log = logging.getLogger(__name__)
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EINVAL)
 CONFIG, LOCK = "config.json", ".lock"
 FAILURE = "failure.txt"  # why the last attempt of a table failed
 EVALUATION = "evaluation.npz"  # outputs of the newest evaluation, example by example
@@ -40,17 +39,10 @@ def _list_damage(found: ConfigDict, kept: ConfigDict) -> list[str]:
     return [line for line in list_differences(found, kept) if not line.startswith("total_")]  # which --extend changes
 
 
-def _check_json(content: bytes) -> bytes | None:
-    with contextlib.suppress(ValueError):
-        return content if json.loads(content) else None
-    return None
-
-
 # name of a file that checkpoints have too: (parses it, lists differences of two)
 _SAVED: dict[str, tuple[Callable[[bytes], Any], Callable[[Any, Any], Any]]] = {
     CONFIG: (lambda content: config_from_json(content.decode()), _list_damage),
     CODE: (read_code, compare_code),
-    DATA: (_check_json, lambda found, kept: ""),
 }
 
 
@@ -227,11 +219,6 @@ def _read_with_warning(place: Path | RemoteFolder, name: str) -> Any:
     return value
 
 
-def read_workdir_data(workdir: Path) -> bytes | None:
-    """Reads the fingerprints of the data of a local workdir; None when it has none."""
-    return _read_with_warning(workdir, DATA)
-
-
 def use_saved_code(config: ConfigDict, path: str | Path, trust_code: bool = False) -> ConfigDict:
     """Returns a config that takes the user's code from a workdir. Raises UserError if that has none, or none to be trusted."""
     if (code := read_workdir_code(path)) is None:
@@ -304,11 +291,12 @@ def explain_disk_errors(workdir: Workdir) -> Iterator[None]:
 
 
 def _remove_remade_folder(folder: Path) -> None:
-    """Removes the folder that a save in the background has made again, if it has nothing but one unfinished save."""
+    """Removes the folder that a save in the background has made again, if it has nothing but an unfinished checkpoint."""
     quiet = 0
     while quiet < 5:  # when a save has failed, writes that TensorStore has begun go on
         names = {path.relative_to(folder).parts[:2] for path in folder.rglob("*")}
-        is_ours = folder.exists() and {name for name, *_ in names} <= {restore.FOLDER} and len(names) <= 2
+        unfinished = (top == restore.FOLDER and all("tmp" in name for name in below) for top, *below in names)
+        is_ours = folder.exists() and all(unfinished)
         quiet = 0 if is_ours else quiet + 1
         if is_ours:
             shutil.rmtree(folder, ignore_errors=True)

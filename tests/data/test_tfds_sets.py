@@ -5,9 +5,12 @@ import shutil
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attention_jax.cli import main as cli
+from attention_jax.data.images import sources
+from attention_jax.data.loader import Loader
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -139,3 +142,35 @@ def test_names_and_folders_that_are_not_there(capsys, tensorflow, tmp_path):
     assert code == 2 and "'Not a name' is no data set that can be prepared" in said
     code, said = prepare(capsys, "cifar10", f"--data_dir={tmp_path}", "--manual_dir=nowhere")
     assert code == 2 and said == "error: --manual_dir=nowhere: there is no such folder.\n"
+
+
+def test_a_damaged_record_is_left_out_as_a_broken_image_is(tmp_path, monkeypatch, caplog):
+    writing = pytest.importorskip("array_record.python.array_record_module")
+    reading = pytest.importorskip("array_record.python.array_record_data_source")
+    writer = writing.ArrayRecordWriter(str(tmp_path / "records"), "group_size:1")
+    contents = [np.random.default_rng(i).bytes(1000) for i in range(8)]
+    for content in contents:
+        writer.write(content)
+    writer.close()
+    data = bytearray((tmp_path / "records").read_bytes())
+    data[data.index(contents[0][:50])] ^= 1  # the first, at which a source is looked at
+    (tmp_path / "records").write_bytes(data)
+
+    class Records(reading.ArrayRecordDataSource):
+        def __getitem__(self, index):
+            return {"image": super().__getitem__(index), "label": index}
+
+    features = {
+        "image": types.SimpleNamespace(shape=(8, 8, 1)),
+        "label": types.SimpleNamespace(num_classes=8, names="abcdefgh"),
+    }
+    info = types.SimpleNamespace(features=features)
+    made = types.SimpleNamespace(info=info, as_data_source=lambda **options: Records([str(tmp_path / "records")]))
+    monkeypatch.setattr(sources, "open_builder", lambda name, folder: made)
+    monkeypatch.setattr(sources, "_image_and_label", lambda name, info: ("image", "label"))
+    source = sources.open_source("tfds", "train", {"name": "set"})
+    loader = Loader(source, 4, 0, lambda example, rng: {"label": example["label"]}, lambda batch: batch)
+    weights = np.concatenate([batch["weight"] for batch in loader.evaluation()])
+    assert weights.tolist() == [0, *[1] * 7] and source[7]["image"] == contents[7]
+    assert "example 0 cannot be decoded (Corrupted Riegeli/records file: chunk data hash mismatch" in caplog.text
+    assert "data: 1 of 8 images could not be decoded" in caplog.text

@@ -79,6 +79,29 @@ def test_one_failing_seed_leaves_the_others(fake, tmp_path):
     assert records(tmp_path / "w" / f"{file.stem}.csv")["a"]["status"] == "partial"
 
 
+def test_what_an_attempt_left_goes_when_the_run_is_done(fake, tmp_path):
+    file, left = write_table(tmp_path, ROWS), tmp_path / "w" / "a" / "0" / "failure.txt"
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    left.write_text("of an attempt before\n")
+    assert call(file, workdir=tmp_path / "w")[0] == 0 and not left.exists() and len(fake.trained) == 4
+
+
+def test_a_second_table_in_a_workdir_is_refused_and_the_first_is_undisturbed(fake, tmp_path, monkeypatch):
+    file, seen = write_table(tmp_path, ROWS), []
+    train = runner.train_model
+
+    def second(config, path, *more):
+        before = {path: path.read_bytes() for path in (tmp_path / "w").rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match=r"w is in use by another process: wait for it or give another folder"):
+            run_table(file, workdir=tmp_path / "w", rerun_stale=True)
+        assert call(file, workdir=tmp_path / "w", dry_run=True)[0] == 0
+        seen.append(before == {path: path.read_bytes() for path in (tmp_path / "w").rglob("*") if path.is_file()})
+        return train(config, path, *more)
+
+    monkeypatch.setattr(runner, "train_model", second)
+    assert call(file, workdir=tmp_path / "w")[0] == 0 and seen == [True] * 4 and len(fake.trained) == 4
+
+
 def test_a_row_whose_network_cannot_be_built_fails_alone(fake, tmp_path):
     file = write_table(tmp_path, '{"label": "a", "overrides": {"model.name": "resnet2O"}}, {"label": "b"}')
     assert call(file, workdir=tmp_path / "w", dry_run=True)[0] == 1
