@@ -53,12 +53,16 @@ class FeedForward(nn.Module):
 
 
 class Sublayer(nn.Module):
-    """LayerNorm(x + F(x)) for the norm "post" (Section 3.1), x + F(LayerNorm(x)) for "pre", x + F(x) for "none"."""
+    """LayerNorm(x + F(x)) for the norm "post" (Section 3.1), x + F(LayerNorm(x)) for "pre", x + F(x) for "none".
+
+    Without `residual`, x + is left out.
+    """
 
     norm: str
     norm_eps: float
     dropout: float
     dtype: Any
+    residual: bool = True
 
     def setup(self) -> None:
         if self.norm != "none":
@@ -67,9 +71,8 @@ class Sublayer(nn.Module):
     def __call__(self, x: jax.Array, function: Callable[..., jax.Array], rng: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D] around `function(x, rng)`; `rng` is the key of all dropout, None in evaluation."""
         inside, outside = (None, None) if rng is None else jax.random.split(rng)
-        if self.norm == "pre":
-            return x + drop(function(self.layer_norm(x), inside), self.dropout, outside)
-        x = x + drop(function(x, inside), self.dropout, outside)
+        y = drop(function(self.layer_norm(x) if self.norm == "pre" else x, inside), self.dropout, outside)
+        x = x + y if self.residual else y
         return self.layer_norm(x) if self.norm == "post" else x
 
 
@@ -114,6 +117,9 @@ class Transformer(EncoderDecoder):
         key_size, value_size: d_k and d_v; None is d_model / h.
         norm: see `Sublayer`; "post" as in the paper, "pre" as in today's tensor2tensor, "none".
         final_norm: a last layer norm on encoder and decoder; None is only with "pre". `torch.nn.Transformer` always has it.
+        residual: False leaves the residual connections out, to measure what they do.
+        causal: False lets a target position see those after it, but for padding, when `decode` is given all of them; the loss
+            then reads its answers, and `decode_step`, which has no later tokens, does not.
         norm_eps: of layer norm; 1e-6 in tensor2tensor, 1e-5 in PyTorch.
         activation: of the feed-forward layers, "relu" as in the paper, "gelu" (the exact one), "swish".
         positions: see `position.Positions`.
@@ -143,6 +149,8 @@ class Transformer(EncoderDecoder):
     value_size: int | None = None
     norm: str = "post"
     final_norm: bool | None = None
+    residual: bool = True
+    causal: bool = True
     norm_eps: float = 1e-6
     activation: str = "relu"
     positions: str = "sinusoidal"
@@ -187,7 +195,7 @@ class Transformer(EncoderDecoder):
             dtype=dtype,
         )
         feed_forward = functools.partial(FeedForward, self.hidden, self.features, self.activation, self.relu_dropout, dtype)
-        sublayer = functools.partial(Sublayer, self.norm, self.norm_eps, self.dropout, dtype)
+        sublayer = functools.partial(Sublayer, self.norm, self.norm_eps, self.dropout, dtype, self.residual)
         layer = nn.remat(TransformerLayer) if self.remat else TransformerLayer
         self.encoder = [layer(False, sublayer, attention, feed_forward) for _ in range(self.layers)]
         self.decoder = [layer(True, sublayer, attention, feed_forward) for _ in range(self.layers)]
@@ -223,7 +231,8 @@ class Transformer(EncoderDecoder):
         self.target_positions.check_length(length)
         x = self.embed_tokens(self.target_embedding, self.target_positions, target, jnp.arange(length), train)
         source_mask = (source != self.pad)[:, None, None, :]
-        return self._logits(self._apply_layers(self.decoder, train, x, causal_mask(length), memory, source_mask))
+        mask = causal_mask(length) if self.causal else (target != self.pad)[:, None, None, :] | jnp.eye(length, dtype=bool)
+        return self._logits(self._apply_layers(self.decoder, train, x, mask, memory, source_mask))
 
     def embed_tokens(
         self, table: nn.Embed, encoding: position.Positions, tokens: jax.Array, positions: jax.Array, train: bool = False

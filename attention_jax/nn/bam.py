@@ -43,6 +43,7 @@ class BAM(nn.Module):
         batch_norm: "paper" normalises the end of each branch (equations 3 and 5), "code" every hidden layer and not the
             end. Both have ReLU after hidden layers and a bias in every layer, as the released code counts them.
         channel, spatial: False leaves the branch out.
+        skip: False gives F · M(F), without F.
         norm: makes the normalisation layer; a network passes its own.
         dtype: of the computation; None takes the input's and the parameters'.
     """
@@ -53,6 +54,7 @@ class BAM(nn.Module):
     batch_norm: str = "paper"
     channel: bool = True
     spatial: bool = True
+    skip: bool = True
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = None
 
@@ -70,7 +72,7 @@ class BAM(nn.Module):
         if self.spatial:
             branches["spatial"] = self._spatial_branch(x)
         attention = nn.sigmoid(functools.reduce(_COMBINE[self.combine], branches.values()))
-        output = x * (1 + attention)
+        output = x * (1 + attention) if self.skip else x * attention
 
         if self.is_mutable_collection("attention"):
             for name, branch in branches.items():

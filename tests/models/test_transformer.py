@@ -117,6 +117,30 @@ def test_no_gradient_from_the_future(fields: dict[str, Any]) -> None:
     np.testing.assert_array_equal(seen, np.tril(np.ones((6, 6), bool)))
 
 
+def test_without_the_mask_a_place_sees_what_comes_after_it() -> None:
+    """And still no padding."""
+    model, variables = made(causal=False)
+    source, target = tokens(1, 1, 5), tokens(2, 1, 6)
+    changed = target.copy()
+    changed[0, 5] = target[0, 5] % 8 + 3
+    apply = quick(model.apply)
+    before, after = apply(variables, source, target), apply(variables, source, changed)
+    assert (np.abs(before - after).max(-1) > 1e-6).all()
+    close(apply(variables, source, np.pad(target, ((0, 0), (0, 3))))[:, :6], before, 1e-5)
+    masked = quick(Transformer(**TINY).apply)
+    close(masked(variables, source, target)[:, :5], masked(variables, source, changed)[:, :5], 1e-6)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre", "none"])
+def test_without_residual_connections_a_silent_layer_silences_all(norm: str) -> None:
+    for residual in (True, False):
+        model, variables = made(norm=norm, residual=residual, final_norm=False)
+        flat = {path: 0 * leaf if "mlp/output" in path else leaf for path, leaf in tree.flatten_by_path(variables).items()}
+        silent = jax.tree.unflatten(jax.tree.structure(variables), [flat[path] for path in tree.flatten_by_path(variables)])
+        logits = quick(model.apply)(silent, tokens(1, 1, 5), tokens(2, 1, 6))
+        assert (np.ptp(np.asarray(logits), axis=1).max() > 1e-4) == residual, "every place has the same logits"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", VARIANTS)
 def test_padding_changes_nothing(fields: dict[str, Any]) -> None:

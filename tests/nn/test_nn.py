@@ -135,6 +135,12 @@ class TestBAM:
         how = {"sum": np.add, "product": np.multiply, "max": np.maximum}[combine]
         close(1 / (1 + np.exp(-how(channel[:, None, None, :], spatial[..., None]))), seen["map"], 1e-4)
 
+    def test_without_the_skip(self) -> None:
+        x = numbers("x", 2, 8, 6, 8)
+        module = BAM(reduction=2, norm=evaluating, skip=False)
+        variables = drawn(module, x)
+        close(quick(module.apply)(variables, x), quick(BAM(reduction=2, norm=evaluating).apply)(variables, x) - x)
+
     def test_one_branch(self) -> None:
         """The channel branch alone is the same everywhere, the spatial branch alone for every channel."""
         x = numbers("x", 2, 8, 6, 8)
