@@ -67,7 +67,8 @@ def judge_workdir(entry: str, truth: Truth, run: Path, name: str, before: dict[s
     after = {*list_hashes(run).values()}
     for path, digest in before.items():
         damaged = path.startswith(name) or (name.startswith("newest") and path.startswith("checkpoints"))
-        if digest not in after and not damaged and not (path == "metrics.jsonl" and entry.startswith("train")):
+        trains = entry == "table" or entry.startswith("train")  # and restores the log from a checkpoint
+        if digest not in after and not damaged and not (path == "metrics.jsonl" and trains):
             raise Problem(f"{path} is lost")
     if name == "metrics.jsonl":
         _judge_log(truth, run, log)

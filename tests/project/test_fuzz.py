@@ -16,5 +16,5 @@ def test_damage_ends_right_or_in_one_sentence(tmp_path: Path, monkeypatch: pytes
     pairs = [pair for pair in Fuzz(tmp_path / "fuzz").pairs() if pair.entry in ENTRIES]
     outcomes = try_pairs(random.Random(17).sample(pairs, 60), draws=1, number=17)
     assert not {pair: ends for pair, ends in outcomes.items() if any(end.startswith("FAULT") for end in ends)}
-    counts = [sum(ends == [kind] for ends in outcomes.values()) for kind in ("right", "refused")]
-    assert min(counts) >= 10, counts
+    right, refused = (sum(ends == [kind] for ends in outcomes.values()) for kind in ("right", "refused"))
+    assert right >= 40 and refused >= 5, (right, refused)  # checkpoints have copies of most that is damaged
