@@ -26,11 +26,13 @@ _recipe = ("cosine_lr", "ema", "label_smoothing")
 
 rows = [
     {"label": "plain", "pieces": ("no_shortcuts",)},
-    {"label": "residual"},
+    {"label": "residual", "against": "plain"},
     {"label": "residual + SE", "pieces": (_se,), "against": "residual"},
     {"label": "residual + BAM", "pieces": (_bam,), "against": "residual"},
     {"label": "residual + recipe", "pieces": _recipe, "against": "residual"},
 ]
+
+compare_to = None  # but with `against`
 
 scales = {
     "quick": {"seeds": 5},

@@ -283,7 +283,7 @@ def _explain(table: Table, conclusions: Conclusions, marked: str) -> str:
     if table.selected_on:
         sentences.append(f"Rows or budgets were chosen on the split {table.selected_on!r}, which therefore judges nothing.")
     for finding, verdict in conclusions.findings.items():
-        sentences.append(f"Published: {finding.text} ({finding.row} over {finding.over}): **{verdict}**.")
+        sentences.append(f"Published: {finding.text} ({finding.row} over {finding.over}): {verdict}.")
     for column, (tau, number) in conclusions.orders.items():
         sentences.append(f"Kendall's τ of the order of {number} rows with the published {column}: {tau:+.2f}.")
     if stale := [line.result.label for line in lines if line.result.is_stale]:
@@ -304,7 +304,7 @@ def render_text(request: TableRequest, conclusions: Conclusions, computed: Seque
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
         parts += [_summarize(conclusions), _aligned_table(_cells(table, conclusions.rows, "{}*"))]
-        parts += [_explain(table, conclusions, "Star").replace("**", ""), same, _aligned_table(costs), _COSTS]
+        parts += [_explain(table, conclusions, "Star"), same, _aligned_table(costs), _COSTS]
     return "\n\n".join(filter(None, parts))
 
 
