@@ -10,6 +10,10 @@ class UserError(Exception):
     """A message of what is wrong, where, and what would be right; the command line prints it and exits with 2."""
 
 
+class NoSplit(UserError):
+    """A source has no split of this name, which is no error where "validation" is looked for (see `data/splits.py`)."""
+
+
 def get_stopped_exit_code() -> int:
     """Returns the exit code of a command that a signal stopped after saving: AJ_STOPPED_CODE, by default 0."""
     return int(os.environ.get("AJ_STOPPED_CODE", "0"))

@@ -12,6 +12,7 @@ from attention_jax.config.config import flatten_config
 from attention_jax.config.fields import OPTIMIZERS, SCHEDULES
 from attention_jax.config.plugins import load_object
 from attention_jax.data.images import sources
+from attention_jax.data.splits import NAMES, VALIDATION
 from attention_jax.data.text import pairs
 from attention_jax.models.gate import GATES
 from attention_jax.models.registry import check_model
@@ -51,11 +52,14 @@ def print_files(file: str, *configs: ConfigDict) -> None:
         values = {f"data.args.{name}": config.data.args.get(name) for name in arguments}
         if config.data.get("tokenizer") not in ("sentencepiece", "words"):
             values["data.tokenizer"] = config.data.get("tokenizer")
-        splits = config.data.train_split, config.data.eval_split
+        train, judge = config.data.train_split, config.data.eval_split
+        splits = (train, *(NAMES if judge == VALIDATION else [judge]))
         for field, value in values.items():
             places = (value,) if isinstance(value, str) else value or ()
-            for place in (place.replace("{split}", split) for place in places if not is_remote(place) for split in splits):
-                named[f"{field}\t{Path(place).expanduser()}"] = None
+            for place, split in ((place, split) for place in places if not is_remote(place) for split in splits):
+                path = Path(place.replace("{split}", split)).expanduser()
+                if split == train or judge != VALIDATION or path.exists():
+                    named[f"{field}\t{path}"] = None
     library = Path(sysconfig.get_path("stdlib")).resolve()
     for name, module in [*sys.modules.items()]:
         path = Path(getattr(module, "__file__", None) or "").resolve()

@@ -82,9 +82,9 @@ COMMON: dict[str, Any] = {
         "source": Field.name(REQUIRED, "a built-in name, a dotted path, or path/to/file.py:make"),
         "args": Field.open("keyword arguments of the source"),
         "train_split": Field.name("train", "as the source spells its splits"),
-        "eval_split": Field.name("test", "every example of it is evaluated"),
+        "eval_split": Field.name("test", "evaluated in full; 'validation' may be a tenth of the training split"),
         "on_broken": Field.choice("skip", "at an example that cannot be read", "skip", "stop"),
-        "num_examples": Field.integer_or_none(None, "examples", "for the data's own", "examples of the training split"),
+        "num_examples": Field.integer_or_none(None, "examples", "for the data's own", "examples that are trained on"),
         "threads": Field.integer(2, "threads", "that make batches ahead of the step"),
     },
     "optimizer": {

@@ -6,7 +6,7 @@ from importlib import resources
 
 import numpy as np
 
-from attention_jax.errors import UserError
+from attention_jax.errors import NoSplit, UserError
 
 DIGITS_VERSION, CLDR_VERSION = "digits 1", "cldr 1"  # fingerprints: another text when an image or a pair changes
 
@@ -31,7 +31,7 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns images uint8 [N, 8, 8, 1] and labels int32 [N] of split "train" or "test" of the UCI digits."""
     splits = read_digits_split()
     if split not in splits:
-        raise UserError(f"data.source=digits: there is no split {split!r}; it has 'train' and 'test'.")
+        raise NoSplit(f"data.source=digits: there is no split {split!r}; it has 'train' and 'test'.")
     images, labels = _all_digits()
     return images[splits[split]], labels[splits[split]]
 
@@ -57,7 +57,7 @@ def read_cldr(split: str, kind: str | None = None) -> tuple[list[str], list[str]
     """
     splits = dict.fromkeys(row[0] for row in _all_pairs())
     if split not in splits:
-        raise UserError(f"data.source=cldr: there is no split {split!r}; it has 'train', 'dev' and 'test'.")
+        raise NoSplit(f"data.source=cldr: there is no split {split!r}; it has 'train', 'dev' and 'test'.")
     rows = [row for row in _all_pairs() if row[0] == split and kind in (None, row[1])]
     if not rows:
         kinds = dict.fromkeys(row[1] for row in _all_pairs() if row[0] == split)

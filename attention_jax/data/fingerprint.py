@@ -18,8 +18,8 @@ DATA = "data.json"  # in a workdir, and among a checkpoint's assets
 SAMPLE = 64  # examples that are read
 
 
-def read_sample(source: Any) -> list[Any]:
-    """Returns the examples at 64 fixed places of a source, or all of fewer; None for an image that cannot be decoded."""
+def read_sample(source: Any, number: int = SAMPLE) -> list[Any]:
+    """Returns the examples at fixed places of a source, or all of fewer; None for an image that cannot be decoded."""
 
     def read(place: int) -> Any:
         try:
@@ -28,7 +28,7 @@ def read_sample(source: Any) -> list[Any]:
             return None
 
     with ThreadPoolExecutor(8) as pool:  # remote examples wait for their store
-        return list(pool.map(read, np.linspace(0, len(source) - 1, min(len(source), SAMPLE)).astype(int).tolist()))
+        return list(pool.map(read, np.linspace(0, len(source) - 1, min(len(source), number)).astype(int).tolist()))
 
 
 def compute_fingerprint(source: Any, sample: Sequence[Any] | None = None) -> dict[str, Any]:

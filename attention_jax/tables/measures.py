@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from attention_jax.config.code import hash_function
-from attention_jax.config.config import override
 from attention_jax.config.plugins import load_object
-from attention_jax.distributed.mesh import is_main_process
+from attention_jax.distributed.mesh import find_batch_share, is_main_process
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
 from attention_jax.tasks.translator import name_bleu
@@ -32,8 +31,9 @@ def read_measure(workdir: Path, step: int, name: str, measure: _Measure) -> dict
 
 def measure_errors(program: Program, run: Run) -> dict[str, float]:
     """Measures the error on the training split, without augmentation, and on the evaluation split, in percent."""
-    config = override(run.config, {"data.eval_split": run.config.data.train_split})
-    scores, _ = evaluate_model(program, run.variables, config)
+    data, share = run.config.data, find_batch_share(program.mesh)
+    loader = program.task.loader(run.config, data.train_split, share, training=False)
+    scores, _ = evaluate_model(program, run.variables, run.config, loader=loader)
     last = next(line["headline"] for line in reversed(run.metrics) if "headline" in line)
     return {"training error %": 100 - 100 * scores["accuracy"], "test error %": 100 - 100 * last}
 

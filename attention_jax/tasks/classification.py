@@ -22,6 +22,7 @@ from attention_jax.data.images.randaugment_ops import GREY
 from attention_jax.data.images.sources import ArraySource, FolderSource, Source, open_source
 from attention_jax.data.images.transforms import Transform, chain_transforms, flip_at_random, normalise_images, pad_and_crop
 from attention_jax.data.loader import Loader
+from attention_jax.data.splits import open_split
 from attention_jax.distributed.mesh import BatchShare
 from attention_jax.errors import UserError, suggest_name
 from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
@@ -33,7 +34,8 @@ Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H
 
 def source(config: ConfigDict, split: str) -> Source:
     """Returns one split of the config's data."""
-    return open_source(config.data.source, split, config.data.args.to_dict())
+    data = config.data
+    return open_split(data, split, lambda name: open_source(data.source, name, data.args.to_dict()))
 
 
 def unresolved(config: ConfigDict) -> list[str]:
@@ -223,7 +225,8 @@ def _match_classes(config: ConfigDict, split: str, data: Source, known: list[str
             text = "%s has %d classes and the network %d, which have no names on both sides: they are matched by number."
             logger.info(text, where, data.num_classes, number)
         return list(range(data.num_classes))
-    labels = data.labels if isinstance(data, (ArraySource, FolderSource)) else range(data.num_classes)
+    part: Any = data
+    labels = part.labels if isinstance(getattr(data, "base", data), (ArraySource, FolderSource)) else range(data.num_classes)
     numbers, used = {name: i for i, name in enumerate(known)}, {names[i] for i in {*map(int, labels)}}
     if unknown := [f"{name!r}{suggest_name(name, known)}" for name in names if name in used and name not in numbers]:
         raise UserError(f"{where} has classes that the network does not know: {', '.join(unknown)}: rename or remove them.")

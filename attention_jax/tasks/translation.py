@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from attention_jax.data.splits import VALIDATION, open_split
 from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs, choose_buckets, count_rows
 from attention_jax.data.text.pairs import Pairs, open_pairs
 from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
@@ -32,12 +33,14 @@ def _key(config: ConfigDict) -> str:
     """The fields that a tokenizer is made from."""
     fields = ("source", "args", "train_split", "tokenizer", "tokenizer_options", "vocab_size", "joiner", "on_broken")
     data = config.data.to_dict()
-    return json.dumps({name: data[name] for name in fields}, sort_keys=True)
+    chosen: dict[str, Any] = {name: data[name] for name in fields}
+    return json.dumps(chosen | {"validation": data["eval_split"] == VALIDATION}, sort_keys=True)  # which may be carved
 
 
 def source(config: ConfigDict, split: str) -> Pairs:
     """Returns one split of the config's sentence pairs."""
-    return open_pairs(config.data.source, split, config.data.args.to_dict(), config.data.on_broken)
+    data = config.data
+    return open_split(data, split, lambda name: open_pairs(data.source, name, data.args.to_dict(), data.on_broken))
 
 
 def get_tokenizer(config: ConfigDict) -> Tokenizer:

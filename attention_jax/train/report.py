@@ -38,6 +38,9 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
         f"{durations.steps_per_epoch} batches of {config.batch_size}, seed {config.seed}",
         "overrides": ", ".join(f"{name}={value}" for name, value in overrides.items()) or "none",
     }
+    if config.data.eval_split.startswith("test") and durations.evaluate_every < durations.total:
+        chosen = f"checkpoint.keep_best={config.checkpoint.keep_best} chooses on split {config.data.eval_split!r}"
+        rows["checkpoints"] = f"{chosen}, where only the last may be judged: choose with data.eval_split='validation'"
     if resting := list_resting(flatten_config(config), get_fields(config)):
         rows["not read"] = ", ".join(resting)
     width = max(map(len, rows))

@@ -13,9 +13,9 @@ from scipy.special import rel_entr  # JAX brings SciPy
 
 from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.data.text.batches import pad_rows
-from attention_jax.data.text.pairs import open_pairs
 from attention_jax.data.text.tokenizer import EOS, PAD, load_tokenizer
 from attention_jax.load import Run
+from attention_jax.tasks import translation
 from attention_jax.tasks.translation import shift_right
 from attention_jax.train.program import Program
 
@@ -62,7 +62,7 @@ def collect_attention(run: Run, pairs: int) -> Iterator[tuple[str, list[np.ndarr
     key (the decoder's first sees one), and the number of keys [N, T] that each sees.
     """
     data, tokenizer = run.config.data, load_tokenizer(run.assets)
-    rows = open_pairs(data.source, data.eval_split, data.args.to_dict(), data.on_broken)
+    rows = translation.source(run.config, data.eval_split)
     rows = [rows[i] for i in range(min(pairs, len(rows)))]
     tokens = [[[*tokenizer.encode(text)[: data.max_length - 1], EOS] for text in side] for side in zip(*rows, strict=True)]
     source, target = (pad_rows(side, len(side), max(map(len, side))) for side in tokens)

@@ -8,9 +8,9 @@ import numpy as np
 
 from attention_jax.analysis import plots
 from attention_jax.config import override
-from attention_jax.data.text.pairs import open_pairs
 from attention_jax.data.text.tokenizer import load_tokenizer
 from attention_jax.load import Run
+from attention_jax.tasks import translation
 from attention_jax.tasks.resolve import resolve_config
 from attention_jax.tasks.translation import read_texts
 from attention_jax.tasks.translator import name_bleu, score_texts
@@ -35,7 +35,7 @@ def measure_by_length(program: Program, run: Run, number: int = 4) -> dict[str, 
     config, tokenizer = run.config, load_tokenizer(run.assets)
     with np.load(run.path.parent.parent / EVALUATION) as saved:
         outputs = {name: saved[name] for name in saved.files}
-    pairs = open_pairs(config.data.source, config.data.eval_split, config.data.args.to_dict(), config.data.on_broken)
+    pairs = translation.source(config, config.data.eval_split)
     lengths = np.array([len(tokenizer.encode(pairs[i][0])) + 1 for i in range(len(pairs))])
     ranges = split_lengths(lengths, number)
     members = [np.flatnonzero((low <= lengths) & (lengths <= high)) for low, high in ranges]

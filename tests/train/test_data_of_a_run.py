@@ -14,10 +14,13 @@ import attention_jax as aj
 from attention_jax.cli import main as cli
 from attention_jax.data.fingerprint import DATA
 from attention_jax.errors import UserError
+from attention_jax.tables.measures import measure_errors
 from attention_jax.tasks import classification
 from attention_jax.tasks.base import Task
 from attention_jax.train import restore
 from attention_jax.train.loop import train_model
+from attention_jax.train.program import build_program
+from attention_jax.train.report import describe_run
 from tests.helpers.small import small_config
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -216,6 +219,51 @@ def test_an_older_run_without_fingerprint_goes_on(tmp_path, monkeypatch, capsys)
     assert train_model(config_of(data), tmp_path / "run").step == 24
     assert not (tmp_path / "run" / DATA).exists() and DATA not in aj.load_run(tmp_path / "run").assets
     assert "this is" not in evaluate(tmp_path / "run", capsys)[1]
+
+
+def test_what_validates_a_run_is_carved_out_of_its_training_split(run, data, capsys, tmp_path):
+    _, said = evaluate(run, capsys, "--config.data.eval_split=validation")
+    text = (
+        "this run was trained on these examples: they are carved out of split 'train', and its data.eval_split='test' left none"
+    )
+    assert text in said
+    for at in ("train", "test"):  # it was trained on other data
+        shutil.rmtree(data / at / "cat")
+        shutil.copytree(data / at / "bee", data / at / "cat")
+    options = ["--config.data.eval_split=validation", f"--config.data.args.path={data}"]
+    assert "was trained on these" not in evaluate(run, capsys, *options)[1]
+
+
+def test_a_run_knows_the_examples_that_are_carved(trained, tmp_path, capsys, monkeypatch):
+    config, run = config_of(trained[0], data__eval_split="validation"), tmp_path / "run"
+    program = build_program(config)
+    assert train_model(config, run, program).step == 24
+    found = json.loads((run / DATA).read_text())
+    assert (found["train"]["length"], found["validation"]["length"]) == (21, 3)
+    assert len(outputs_of(run)["correct"]) == 3
+    scores, said = evaluate(run, capsys)
+    assert scores["accuracy"] == outputs_of(run)["correct"].mean() and "data: this" not in said
+    evaluate(run, capsys, "--config.data.eval_split=test")
+    # Its training error is that of the examples that it was trained on.
+    read = []
+    monkeypatch.setattr(
+        "attention_jax.tables.measures.evaluate_model", lambda *_, loader: read.append(loader) or ({"accuracy": 1}, {})
+    )
+    measure_errors(program, aj.load_run(run))
+    assert len(read[0].source) == 21
+    with pytest.raises(UserError, match="another config"):
+        train_model(config_of(trained[0]), run)
+
+
+def test_a_run_says_that_its_best_checkpoint_is_chosen_on_the_test(trained):
+    def said(**fields):
+        return describe_run(build_program(config_of(trained[0], **fields)), {})
+
+    assert (
+        "checkpoint.keep_best=1 chooses on split 'test', where only the last may be judged: choose with data.eval_split="
+        in said()
+    )
+    assert "keep_best" not in said(data__eval_split="validation") + said(evaluation__every_steps=24)
 
 
 def test_a_task_without_source_has_no_fingerprint():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from attention_jax.data.embedded import read_digits
-from attention_jax.errors import UserError
+from attention_jax.errors import NoSplit, UserError
 
 VERSION = 1
 SIDE = 8  # pixels of a digit
@@ -24,7 +24,7 @@ _ARROW = np.array([[0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 
 def read_base_digits(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns images float32 [N, 8, 8] from 0 to 1, labels [N] and their numbers [N] among all digits of a split."""
     if split not in _SPLITS:
-        raise UserError(f"data: there is no split {split!r}; these images have {', '.join(_SPLITS)}.")
+        raise NoSplit(f"data: there is no split {split!r}; these images have {', '.join(_SPLITS)}.")
     images, labels = read_digits("test" if split == "test" else "train")
     numbers = np.arange(len(images))
     held_out = numbers % 3 == 2

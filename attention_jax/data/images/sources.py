@@ -24,7 +24,7 @@ from attention_jax.data import embedded
 from attention_jax.data.images.cued import ClutteredDigits, CuedDigits
 from attention_jax.data.images.decoding import BrokenImage, raise_broken_image
 from attention_jax.data.prepared import open_builder
-from attention_jax.errors import UserError, one_sentence, suggest_name
+from attention_jax.errors import NoSplit, UserError, one_sentence, suggest_name
 
 _report_once = functools.cache(logging.getLogger(__name__).info)  # a run opens its data several times
 
@@ -116,7 +116,7 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     if not 0 <= holdout < 1:
         raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
     if holdout and split not in ("train", "test"):
-        raise UserError(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
+        raise NoSplit(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
     tree = (_RemoteTree if storage.is_remote(path) else _LocalTree)(path)
     folders = tree.folders("")
     if folders is None:
@@ -125,7 +125,7 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
     here = f"{tree.root}/{inside}".rstrip("/")
     names = folders if holdout else tree.folders(split)
     if names is None:
-        raise UserError(
+        raise NoSplit(
             f"data split {split!r}: {tree.root} has no folder of that name{suggest_name(split, folders)}; give one of "
             f"{', '.join(folders[:5]) or 'its sub-folders'}, or data.args.holdout where the classes are in {tree.root} itself."
         )
@@ -250,7 +250,7 @@ def open_npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_
         for argument, pattern in (("images", images), ("labels", labels)):
             name = pattern.replace("{split}", split)
             if name not in archive.files:
-                raise UserError(
+                raise NoSplit(
                     f"data.args.{argument}={pattern}: {path} has no array {name!r} for split {split!r}; "
                     f"it has {', '.join(archive.files) or 'none'}."
                 )
