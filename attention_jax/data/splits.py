@@ -85,7 +85,7 @@ def _identify(make: Callable[[str], Any], split: str) -> tuple | str:
     except UserError as error:
         cause = error.__cause__  # a KeyError may come from the user's own function, "Unknown split" from TFDS
         if isinstance(error, NoSplit) or isinstance(cause, (KeyError, FileNotFoundError)) or "Unknown split" in str(cause):
-            return f"{split}: {error}"
+            return str(error).rstrip(".")
         raise
     return len(source), compute_fingerprint(read_sample(source))
 
