@@ -11,7 +11,7 @@ from tests.helpers.small_table import ROOT, ROWS, call, write_table
 def test_a_stranger_adds_a_row_in_one_line(tmp_path):
     text = (ROOT / "experiments/quickstart.py").read_text()
     text = text.replace('base = "..', f'base = "{ROOT}')
-    anchor = '    {"label": "residual"},\n'
+    anchor = '    {"label": "residual", "against": "plain"},\n'
     assert text.count(anchor) == 1
     file = tmp_path / "mine.py"
     file.write_text(
