@@ -31,7 +31,9 @@ class Subset:
 
     def __getattr__(self, name: str) -> Any:
         """Returns an attribute of the source; if it is about each example, the part of these examples."""
-        value = getattr(self.__dict__["base"], name)
+        if name.startswith("__"):  # which copying and pickling ask for before there is a source
+            raise AttributeError(name)
+        value = getattr(self.base, name)
         of_these: dict[str, Callable[..., Any]] = {
             "name": lambda index: value(int(self.indices[index])),
             "groups": lambda: np.asarray(value())[self.indices].tolist(),

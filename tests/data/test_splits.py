@@ -1,7 +1,9 @@
 """The split "validation": a source's own by any name, else a tenth of the training split, which training leaves out."""
 
+import copy
 import hashlib
 import logging
+import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -309,3 +311,9 @@ def test_launchers_look_for_the_files_that_are_there(tmp_path, capsys):
     assert cli.main(["config", str(small_text.CONFIG), "--check", "--files", *options]) == 0
     named = [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("data.args")]
     assert sorted(named) == ["dev.x", "dev.y", "train.x", "train.y"]
+
+
+def test_a_part_of_a_source_can_be_copied_and_pickled():
+    part = Subset(ArraySource(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4)), np.array([1, 3]))
+    for again in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+        assert len(again) == 2 and again.labels.tolist() == [1, 3] and again.num_classes == 4
