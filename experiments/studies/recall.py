@@ -137,7 +137,8 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BN: jax.Array) -> jax.Array:
-        own_BND = nn.Embed(self.vocab_size, self.features // 2, name="embedding")(tokens_BN)
+        unit = nn.initializers.normal(1.0)  # as large as the sinusoids (Vaswani et al. 2017, Section 3.4)
+        own_BND = nn.Embed(self.vocab_size, self.features // 2, embedding_init=unit, name="embedding")(tokens_BN)
         before_BND = jnp.pad(own_BND, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         x_BND = self._pass_layers(jnp.concatenate([own_BND, before_BND], -1))
         return nn.Dense(self.vocab_size, name="head")(nn.LayerNorm(name="norm")(x_BND[:, -1]))
