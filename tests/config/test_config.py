@@ -44,7 +44,7 @@ def fields(task: str = "classification") -> list[tuple[str, ...]]:
                 found.append(tuple(f"{prefix}{name}{end}" for end in ends))
         return found
 
-    return of(config_fields.merge_fields(config_fields.OF_TASK[task]), "")
+    return of(config_fields.merge_fields(config_fields.OF_TASK.get(task, {})), "")
 
 
 # Files
@@ -98,7 +98,7 @@ def test_field_that_is_missing_has_its_default_or_is_named(path):
 
 def test_defaults_are_accepted_and_have_a_meaning():
     for task in config_fields.OF_TASK:
-        for name, field in config_fields.list_fields(config_fields.merge_fields(config_fields.OF_TASK[task])).items():
+        for name, field in config_fields.list_fields(config_fields.merge_fields(config_fields.OF_TASK.get(task, {}))).items():
             if field.default not in (OPEN, REQUIRED):
                 assert field.error(field.default) is None, name
             assert field.meaning and field.accepts and field.spelled_in in ("", *UNITS), name
