@@ -65,6 +65,7 @@ def test_a_misspelled_field_submits_no_job(calls):
     assert not calls() and not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_what_a_config_names_is_listed_and_checked(calls, capsys):
     """On the machine of the job: the network, gate, optimizer and data, with all that they import."""
     Path("parts.py").write_text("from nearby import G\n")
@@ -178,6 +179,7 @@ def test_options_of_train_are_those_of_the_command():
     assert shared.list_check(["train", "--config=c.py", "--workdir=w", *flags]) == ["config", "c.py", "--check", "--files"]
 
 
+@pytest.mark.slow
 def test_a_manifest_is_checked_before_it_is_applied(calls, tmp_path):
     text = (ROOT / "docs" / "gke_jobset.yaml").read_text()
     file = tmp_path / "mine.yaml"

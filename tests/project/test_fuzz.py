@@ -10,6 +10,7 @@ from experiments.reliability.fuzz import Fuzz, try_pairs
 ENTRIES = ("train, finished", "evaluate", "load_run", "table", "table --dry-run", "config --check")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 def test_damage_ends_right_or_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # restored at the end
