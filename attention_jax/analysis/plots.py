@@ -119,7 +119,7 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
     axes.set_ylim(len(bars) - 0.4, -0.6)
     if baseline:
         axes.axvline(0, color=_GREY, linewidth=1)
-        axes.set_xlabel(f"{metric}, points above {baseline}   (dots: seeds; tick: mean; band: 95 % interval of the difference)")
+        axes.set_xlabel(f"{metric}, points above {baseline}\n(dots: seeds; tick: mean; band: 95 % interval of the difference)")
     else:
         axes.set_xlabel(f"{metric} %   (dots: seeds; tick: mean; band: 95 % interval of the row alone)")
     axes.set_title(title, loc="left", fontsize=11)

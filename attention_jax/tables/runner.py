@@ -177,8 +177,8 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
                     program = program or build_program(plan.resolved or plan.config)
                     stopped = run.correct is None and _train(program, run, plan, functools.partial(_advance, bar, before))
                     if not stopped:
-                        for name in measure_run(run.path, run.total_steps, request.table.measures, program, request.trust_code):
-                            run.push(name)
+                        for file in measure_run(run.path, run.total_steps, request.table.measures, program, request.trust_code):
+                            run.push(file)
                 except Exception as error:  # recorded, so that the others go on
                     failed += 1
                     bar.total -= before + run.total_steps - bar.n  # the rest of it will not be done

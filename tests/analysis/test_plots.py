@@ -58,8 +58,10 @@ def test_row_chart_shows_every_seed_and_interval():
 
 def test_row_chart_of_differences_has_a_line_at_zero():
     bars = [plots.Bar("deeper", [-0.01, 0.03], 0.01, -0.02, 0.04), plots.Bar("wider", [0.2, 0.22], 0.21, 0.19, 0.23)]
-    (axes,) = plots.plot_rows(bars, "A title", baseline="plain").axes
-    assert "points above plain" in axes.get_xlabel()
+    figure = plots.plot_rows(bars, "A title", "exact match", baseline="a row with a rather long name")
+    (axes,) = figure.axes
+    assert nothing_is_cut_off(figure)
+    assert "points above a row" in axes.get_xlabel()
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [-2, 4])
     np.testing.assert_allclose(axes.lines[-1].get_xdata(), 0)
     assert axes.get_xlim()[0] < -2 and axes.get_xlim()[1] > 23
