@@ -151,6 +151,7 @@ def test_a_failing_worker_is_named_with_its_last_lines_and_the_rest_is_stopped(f
     wait_for(lambda: "saved" in fleet.log(0), "the other worker had stopped")
 
 
+@pytest.mark.slow
 def test_a_run_is_started_looked_at_and_stopped(fleet):
     command = ["--commit=HEAD", "--", "train", "--workdir=gs://bucket/x", "--wait"]
     code, stdout, _ = fleet("create", *CREATE)
@@ -171,6 +172,7 @@ def test_a_run_is_started_looked_at_and_stopped(fleet):
     assert not (fleet.folder / "worker-0").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_every_command_and_contacts_nothing(fleet):
     command = ["--", "train", "--workdir=gs://bucket/x", *NASTY]
     shown = []

@@ -40,6 +40,7 @@ def coverage(seeds, seed_std, means=(2.0, 1.8), trials=300, **model):
 
 
 # The standard error of a coverage of 0.95 from 300 trials is 0.013.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "seed_std", "model"),
     [
@@ -56,6 +57,7 @@ def test_interval_covers_the_truth(seeds, seed_std, model):
     assert share > 0.91
 
 
+@pytest.mark.slow
 def test_drawing_as_many_seeds_as_there_are_covers_worse(monkeypatch):
     """Rao & Wu: with n draws out of n = 3 seeds a third of the seeds' variance is missing."""
     model = dict(seeds=3, seed_std=0.1, example_std=0.3, means=(0.8, 0.6))
@@ -117,6 +119,7 @@ def test_pairing_cancels_what_makes_an_example_hard():
     assert paired.high - paired.low < 0.6 * (shuffled.high - shuffled.low)
 
 
+@pytest.mark.slow
 def test_planted_effects_are_found_as_often_as_promised():
     rng = np.random.default_rng(2)
     shift = 0.3

@@ -119,6 +119,7 @@ def test_findings():
     assert judge_finding(finding, compare(few)) == "cannot tell here (would need other or more test examples)"
 
 
+@pytest.mark.slow
 def test_the_seeds_that_are_said_to_be_needed_find_the_difference():
     """At least in the promised 80 % of tables; half as many seeds do not."""
     rng = np.random.default_rng(3)
@@ -136,6 +137,7 @@ def test_the_seeds_that_are_said_to_be_needed_find_the_difference():
     assert share_that_finds_it(needed) >= 0.76 and share_that_finds_it(needed // 2) < 0.8
 
 
+@pytest.mark.slow
 def test_equal_rows_are_seldom_called_different(monkeypatch):
     """Tables of five equal rows, four comparisons each: any of them is called different in about 5 %, not in 15."""
     monkeypatch.setattr(verdicts, "estimate_difference", lambda a, b, groups: estimate_difference(a, b, 600))
@@ -148,6 +150,7 @@ def test_equal_rows_are_seldom_called_different(monkeypatch):
     assert wrong / trials <= 0.09 and wrong < wrong_alone
 
 
+@pytest.mark.slow
 def test_rows_against_themselves(monkeypatch):
     monkeypatch.setattr(verdicts, "estimate_difference", lambda a, b, groups: estimate_difference(a, b, 600))
     equal = [result("a", draw(np.random.default_rng(seed), 6, 400, (1.0,), 0.1)[0]) for seed in range(20)]
