@@ -20,6 +20,7 @@ from attention_jax.tables.verdicts import (
     describe_seeds,
     judge_finding,
     order_agreement,
+    read_groups,
 )
 from attention_jax.tasks import get_task
 
@@ -63,7 +64,7 @@ def draw_conclusions(table: Table, results: Sequence[RowResult]) -> Conclusions:
     rows = [
         EstimatedRow(
             result=result,
-            accuracy=None if result.correct is None else estimate_accuracy(result.correct),
+            accuracy=None if result.correct is None else estimate_accuracy(result.correct, groups=read_groups(result)),
             std=math.nan if result.correct is None else compute_mean_and_std(result.correct)[1],
             before=made.get((result.label, others[result.label] or "")),
             before_label=others[result.label],

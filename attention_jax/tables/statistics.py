@@ -63,10 +63,10 @@ def compute_mean_and_std(correct: np.ndarray) -> tuple[float, float]:
     return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan")
 
 
-def estimate_accuracy(correct: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
+def estimate_accuracy(correct: np.ndarray, resamples: int = RESAMPLES, groups: np.ndarray | None = None) -> Estimate:
     """[S, N] -> accuracy with the interval of this row alone; made as in `estimate_difference`."""
     rng = np.random.default_rng(0)
-    effects = Effects(correct.sum(0) / len(correct))
+    effects = Effects(correct.sum(0) / len(correct), groups)
     deviations = _seed_deviations(rng, correct, resamples) + effects.draw(rng, resamples)
     return _estimate(float(correct.mean()), deviations, [correct], effects)
 

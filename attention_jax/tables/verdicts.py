@@ -6,6 +6,7 @@ all comparisons that the table's file plans, so that a table of equals calls any
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,11 @@ def compare_rows(
     Args:
         selected_on: the split that rows, budgets or rates were chosen on.
     """
-    rows = {result.label: result for result in results}
+    rows = {result.label: result for result in results if result.correct is not None}
+    groups, moved = (
+        functools.cache(lambda label: read_groups(rows[label])),
+        functools.cache(lambda label: measure_last_tenth(rows[label])),
+    )
     made: dict[tuple[str, str], tuple[Estimate, str]] = {}
     for row, other in dict.fromkeys(pairs):
         a, b = rows.get(row), rows.get(other)
@@ -87,8 +92,9 @@ def compare_rows(
             continue
         if not have_same_examples(a.plan, b.plan) or a.correct.shape[1] != b.correct.shape[1]:
             continue
-        estimate = estimate_difference(a.correct, b.correct, groups=read_groups(a))
-        made[row, other] = estimate, _find_reason(estimate, (a, b), selected_on)
+        estimate = estimate_difference(a.correct, b.correct, groups=groups(row))
+        selected = selected_on in (a.plan.config.data.eval_split, b.plan.config.data.eval_split)
+        made[row, other] = estimate, _find_reason(estimate, selected, moved(row), moved(other))
     judged = [pair for pair, (_, reason) in made.items() if not reason]
     levels = dict(zip(judged, correct_levels([made[pair][0].p_value for pair in judged])))
     return {
@@ -97,12 +103,11 @@ def compare_rows(
     }
 
 
-def _find_reason(estimate: Estimate, rows: Sequence[RowResult], selected_on: str) -> str:
+def _find_reason(estimate: Estimate, selected: bool, *moved: float | None) -> str:
     if estimate.seeds < MIN_SEEDS:
         return describe_seeds(estimate.seeds)
-    if any(selected_on == row.plan.config.data.eval_split for row in rows):
+    if selected:
         return "chosen on the examples that judge"
-    moved = [measure_last_tenth(row) for row in rows]
     if None in moved:
         return "no evaluation before the last tenth of training"
     return STILL_LEARNING if max(filter(None, moved), default=0) >= max(estimate.detectable, 1e-9) else ""

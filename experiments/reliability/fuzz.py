@@ -224,7 +224,7 @@ class Fuzz:
                     for number in range(8):
                         corrupt.write_image(scratch / "images" / split / label / f"{number}.png", rng)
             suffix = {"CMYK": ".jpg", "turned by EXIF": ".jpg", "an animation": ".gif"}.get(fault, ".png")
-            file = scratch / "images" / "test" / "a" / f"odd{suffix}"  # every image of which is read
+            file = scratch / "images" / "test" / "a" / f"odd{suffix}"  # all of whose images are read
             write(file, rng)
             options = {"source": "folder", "args.path": scratch / "images", "image_shape": "(8, 8, 1)"}
             words = [f"--config.data.{name}={value}" for name, value in options.items()]

@@ -33,7 +33,7 @@ def test_the_answer_is_the_value_of_the_key_at_its_distance():
 
 
 def test_each_range_is_asked_for_equally_often():
-    """The places of the pairs say nothing of which is asked for: every range always has two."""
+    """The places of the pairs do not betray the pair that is asked for: every range always has two."""
     source = Dictionaries("test")
     examples = [source[index] for index in range(400)]
     asked = np.histogram([example["distance"] for example in examples], source.edges)[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention_jax.tables import verdicts
-from attention_jax.tables.statistics import estimate_difference
+from attention_jax.tables.statistics import estimate_accuracy, estimate_difference
 from attention_jax.tables.table import PublishedFinding, Row
 from attention_jax.tables.verdicts import compare_rows, correct_levels, judge_finding, measure_false_verdicts, order_agreement
 from tests.helpers.small import small_config
@@ -63,6 +63,8 @@ def test_examples_of_one_group_count_as_one():
     together, apart = estimate_difference(*many, groups=groups), estimate_difference(*many)
     assert together.high - together.low == pytest.approx(once.high - once.low, rel=0.03)
     assert apart.high - apart.low == pytest.approx((once.high - once.low) / 2, rel=0.05)
+    alone, grouped = estimate_accuracy(a), estimate_accuracy(many[0], groups=groups)
+    assert grouped.high - grouped.low == pytest.approx(alone.high - alone.low, rel=0.03)
 
 
 def test_groups_come_from_the_source(monkeypatch):

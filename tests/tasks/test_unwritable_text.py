@@ -1,4 +1,4 @@
-"""What a translation's vocabulary cannot write is said before the first step."""
+"""References that the vocabulary of a translation cannot write are counted before the first step."""
 
 import unicodedata
 from pathlib import Path

@@ -4,6 +4,7 @@ Each is a pure function of the split, the index, the arguments and `VERSION`. Th
 thirds of those for training, the third third as "validation", and those of the test.
 """
 
+import abc
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,7 @@ def read_base_digits(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images[chosen, ..., 0].astype(np.float32) / 255, labels[chosen], chosen
 
 
-class MadeOfDigits:
+class MadeOfDigits(abc.ABC):
     """A source of images that are made when they are read.
 
     Attributes:
@@ -44,7 +45,7 @@ class MadeOfDigits:
 
     def __init__(self, split: str, number: int | None, canvas: Sequence[int], noise: float, **arguments: Any):
         self.split, self.canvas, self.noise, self.arguments = split, tuple(canvas), noise, arguments
-        self.digits, self.labels, self.numbers = read_base_digits(split)
+        self.digits, self.digit_labels, self.numbers = read_base_digits(split)
         self._number = number or {"train": 10_000, "validation": 2_000, "test": 2_000}[split]
 
     def __len__(self) -> int:
@@ -63,9 +64,9 @@ class MadeOfDigits:
         """Returns the group of each example."""
         return [self.make(index)["group"] for index in range(len(self))]
 
-    def make(self, index: int, cue: int | None = None) -> dict[str, Any]:
+    @abc.abstractmethod
+    def make(self, index: int) -> dict[str, Any]:
         """Returns an example with what it was made of: "image", "label", "box" and "group"; see the classes below."""
-        raise NotImplementedError
 
     def start(self, index: int) -> tuple[np.random.Generator, np.ndarray]:
         """Returns the randomness of an example and an empty canvas [H, W, 3]."""
@@ -134,7 +135,7 @@ class CuedDigits(MadeOfDigits):
         self._draw_cue(canvas, int(colours[cued]), cued)
         return {
             "image": self.finish(canvas, rng),
-            "label": self.labels[chosen[cue]],
+            "label": self.digit_labels[chosen[cue]],
             "box": boxes[cue],
             "boxes": boxes,
             "cue": cue,
@@ -171,7 +172,7 @@ class ClutteredDigits(MadeOfDigits):
             raise UserError(f"data.args: canvas={tuple(canvas)}, piece={piece}, pieces={pieces}: the digit has {SIDE} pixels.")
         super().__init__(split, number, canvas, noise, pieces=pieces, piece=piece)
 
-    def make(self, index: int, cue: int | None = None) -> dict[str, Any]:
+    def make(self, index: int) -> dict[str, Any]:
         """Returns an example as the class describes it."""
         rng, canvas = self.start(index)
         for _ in range(self.arguments["pieces"]):
@@ -181,7 +182,12 @@ class ClutteredDigits(MadeOfDigits):
         place = canvas[top : top + SIDE, left : left + SIDE]
         np.maximum(place, 255 * self.digits[which][..., None], out=place)
         box = (top, left, top + SIDE, left + SIDE)
-        return {"image": self.finish(canvas, rng), "label": self.labels[which], "box": box, "group": int(self.numbers[which])}
+        return {
+            "image": self.finish(canvas, rng),
+            "label": self.digit_labels[which],
+            "box": box,
+            "group": int(self.numbers[which]),
+        }
 
 
 def draw_piece(canvas: np.ndarray, rng: np.random.Generator, digits: np.ndarray, side: int) -> None:
