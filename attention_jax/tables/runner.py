@@ -124,6 +124,7 @@ def _make_request(
 ) -> TableRequest:
     """Checks the arguments of `run_table`."""
     scale = table.scale(scale)
+    table = table.keep_rows(scale)
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds={seeds} is not right: give a whole number from 1.")
     remote = RemoteWorkdir(str(workdir)) if storage.is_remote(workdir) else None

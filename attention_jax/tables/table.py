@@ -70,6 +70,7 @@ class Scale:
             rows name other networks than the base.
         base: config file in place of the table's; in the table file its path is relative to that file's folder.
         arguments: {name: value} for the functions of computed rows.
+        rows: labels of the trained rows that it has; all where it is empty.
     """
 
     seeds: int = 1
@@ -77,6 +78,7 @@ class Scale:
     row_overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     base: str | Path | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +144,11 @@ class Table:
         if name is not None and name not in self.scales:
             raise UserError(f"--scale={name}: {self.path} has {', '.join(self.scales)}{suggest_name(name, self.scales)}.")
         return name or next(iter(self.scales))
+
+    def keep_rows(self, scale: str) -> "Table":
+        """Returns the table with the trained rows of a scale alone."""
+        kept = self.scales[scale].rows
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if not kept or row.label in kept))
 
     def edition(self, scale: str) -> str:
         """Returns the stem of a scale's files and workdir: the table file's, with the name of a scale after the first."""
@@ -310,6 +317,7 @@ def _check_labels(table: Table) -> None:
             raise UserError(f"{table.path}: row {row.label!r} is compared with itself: give another label as against.")
     others = [(f"row {row.label!r}: against", row.against) for row in table.rows]
     others += [("findings", label) for finding in table.findings for label in (finding.row, finding.over)]
+    others += [(f"scales[{name!r}]: rows", label) for name, scale in table.scales.items() for label in scale.rows]
     if table.compare_to not in ("previous", "baseline", None):
         raise UserError(f"{table.path}: compare_to={table.compare_to!r} is not right: give 'previous', 'baseline' or None.")
     for where, other in [*others, ("attention_of", table.attention_of)]:

@@ -52,6 +52,7 @@ def test_the_quickstart_is_the_table_it_promises():
         ('{"label": "a"}', {"title": 3}, "title=3 is not right: give a text"),
         ('{"label": "a"}', {"scales": {"x": {"seed": 3}}}, r"scales\['x'\] has no 'seed' \(did you mean 'seeds'\?\)"),
         ('{"label": "a"}', {"scales": {"x": {"seeds": 0}}}, "seeds=0 is not right"),
+        ('{"label": "a"}', {"scales": {"x": {"rows": ["b"]}}}, r"scales\['x'\]: rows='b' is no row"),
         ('{"label": "a"}', {"scales": {}}, "at least one row and one scale"),
         ('{"label": "a"}', {"next_commands": ["ls"]}, r"give pairs \(why, command\)"),
         ('{"label": "a", "network": "resnet18"}', {}, "row 'a': network='resnet18' is not right: give a dict"),
@@ -112,3 +113,11 @@ def test_row_overrides_of_a_scale_stay_where_a_row_names_a_network(tmp_path):
     table = load_table(path)
     found = {(row.label, scale): table.config(row, scale).model.get("widths") for row in table.rows for scale in table.scales}
     assert found == {("a", "base"): None, ("a", "rows"): (2, 4, 8), ("b", "base"): (2, 4, 8), ("b", "rows"): (2, 4, 8)}
+
+
+def test_a_scale_may_train_some_rows_alone(tmp_path):
+    path = write_table(tmp_path, ROWS, scales={"few": {"seeds": 1, "rows": ["b"]}, "all": {"seeds": 1}})
+    found = {scale: call(path, scale=scale, workdir=tmp_path / "w", dry_run=True)[1] for scale in ("few", "all")}
+    assert {scale: (out.count("\na: "), out.count("\nb: ")) for scale, out in found.items()} == {"few": (0, 1), "all": (1, 1)}
+    with pytest.raises(UserError, match="no row is called 'a'"):
+        run_table(path, scale="few", rows=["a"], workdir=tmp_path / "w", dry_run=True)
