@@ -216,39 +216,40 @@ def choose_images(loader: Any, number: int) -> dict[int, np.ndarray]:
     return chosen
 
 
-def plot_bam(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None) -> "Figure":
-    """Plots what the network's BAM modules do to images, one row for each image.
+def plot_attention(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None) -> "Figure":
+    """Plots what the network's attention modules do to images, one row for each image.
 
-    For every module: the features F that enter it, the channel map, the spatial map, the map M(F) that the two make, and the
-    features F' that leave it. A column has one scale for all images; F and F' share theirs. Raises UserError when the network
-    has no BAM module with both branches.
+    For every module its maps: of channels as bars around 0.5, of positions as images; of self-attention the mean over
+    queries. BAM also has the features F that enter it, its map M(F), and the features F' that leave it. A column has one
+    scale for all images; F and F' share theirs. Raises UserError when the network has no module with maps.
 
     Args:
         images: uint8 [N, H, W, C].
         labels: the true classes' names, written beside the predicted ones.
     """
     images = np.asarray(images)
-    arrays = attention_maps(run.model, run.variables, run.preprocess(images))
-    maps = {path: np.asarray(array) for path, array in arrays.items()}
-    places = [path.rpartition("/")[0] for path in maps if path.endswith("/channel")]
-    places = [place for place in places if f"{place}/spatial" in maps]
-    if not places:
-        raise UserError(f"{run.path}: this network has no BAM module with a channel and a spatial branch; nothing to plot.")
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in attention_maps(run.model, run.variables, run.preprocess(images)).items():
+        place, _, name = path.rpartition("/")
+        if array.ndim in (2, 3, 4, 5) and (array.ndim, name) != (4, "weights"):  # those are of heads and tokens
+            modules.setdefault(place, {})[name] = np.asarray(array, np.float32)
+    if not modules:
+        raise UserError(f"{run.path}: this network has no attention module that gives maps of images; nothing to plot.")
 
-    # A row of panels for each image and one of scales; columns: the image, and a gap and five maps for each module. In inches.
-    rows, widths = len(images), [0.9, *[0.2, *[0.9] * 5] * len(places)]
-    width, height = sum(widths) + 0.1 * len(widths) + 1.4, rows + 1.65
+    # A row of panels for each image and one of scales; columns: the image, and a gap and the maps of each module. In inches.
+    columns = {place: _list_columns(maps) for place, maps in modules.items()}
+    rows, widths = len(images), [0.9, *(width for each in columns.values() for width in (0.2, *[0.9] * len(each)))]
+    width, height = sum(widths) + 0.1 * len(widths) + 1.4, rows + 1.8
     figure = make_figure(width, height)
     figure.set_layout_engine("none")
-    edges = {"left": 1.25 / width, "right": 1 - 0.15 / width, "top": 1 - 0.7 / height, "bottom": 0.8 / height}
+    edges = {"left": 1.25 / width, "right": 1 - 0.15 / width, "top": 1 - 0.85 / height, "bottom": 0.8 / height}
     ratios = {"width_ratios": widths, "height_ratios": [*[0.9] * rows, 0.08]}
     panels = figure.subplots(
         rows + 1, len(widths), squeeze=False, gridspec_kw={**edges, **ratios, "wspace": 0.1, "hspace": 0.13}
     )
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
-    for axes in (*panels[:, 1::6].flat, panels[-1, 0]):
-        axes.axis("off")
+    panels[-1, 0].axis("off")
     predicted = run.predict(images).labels
     for row, axes in enumerate(panels[:-1, 0]):
         axes.imshow(images[row].squeeze(), cmap="gray")
@@ -257,37 +258,65 @@ def plot_bam(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None
         text, colour = f"{truth}predicted: {predicted[row]}", COLOURS[1] if wrong else "black"
         axes.set_ylabel(text, rotation=0, ha="right", va="center", color=colour)
     panels[0, 0].set_title("image", fontsize=10)
-    for i, place in enumerate(places):
-        grid = panels[:, 2 + 6 * i : 7 + 6 * i]
-        _plot_bam_module(grid, place, maps)
-        c, (_, h, w) = maps[f"{place}/channel"].shape[1], maps[f"{place}/spatial"].shape
-        middle, heading = grid[0, 2].get_position(), f"{place.replace('_', ' ')}: {c} channels of {h}x{w}"
-        figure.text((middle.x0 + middle.x1) / 2, 1 - 0.3 / height, heading, ha="center", fontweight="bold")
-    caption = (
-        "F, M(F) and F' are means over channels. The channel and the spatial map are each branch's own after a sigmoid: "
-        "0.5 is neutral."
-    )
-    figure.text(0.5, 0.08 / height, textwrap.fill(caption, int(11 * width)), ha="center", va="bottom", color=_GREY)
+    first = 1
+    for place, each in columns.items():
+        for axes in panels[:, first]:
+            axes.axis("off")
+        grid = panels[:, first + 1 : first + 1 + len(each)]
+        _plot_columns(grid, each)
+        left, right = grid[0, 0].get_position().x0, grid[0, -1].get_position().x1
+        heading = _describe_place(place, modules[place], "\n" if len(each) < 3 else ": ")
+        figure.text((left + right) / 2, 1 - 0.48 / height, heading, ha="center", fontweight="bold", fontsize=9)
+        first += 1 + len(each)
+    caption = "Scales, channel and spatial maps are after a sigmoid: 0.5 is neutral. Weights are shares of all positions"
+    if any("map" in maps for maps in modules.values()):
+        caption = (
+            "F, M(F) and F' are means over channels. The channel and the spatial map are each branch's own after a sigmoid: "
+            "0.5 is neutral"
+        )
+    figure.text(0.5, 0.08 / height, textwrap.fill(f"{caption}.", int(11 * width)), ha="center", va="bottom", color=_GREY)
     return figure
 
 
-def _plot_bam_module(panels: np.ndarray, place: str, maps: Mapping[str, np.ndarray]) -> None:
-    """Five columns: maps [N, H, W], and the channel map [N, C] as bars around 0.5; in the last row their scales."""
-    before, after, both = (np.abs(maps[f"{place}/{name}"]).mean(-1) for name in ("input", "output", "map"))
-    channel, spatial = maps[f"{place}/channel"], maps[f"{place}/spatial"]
-    top = max(before.max(), after.max())
+def _describe_place(place: str, maps: Mapping[str, np.ndarray], between: str) -> str:
+    """A module's name, and the sizes of what it weighs."""
+    channels = [array.shape[1] for array in maps.values() if array.ndim == 2]
+    sides = [array.shape[1:3] for array in maps.values() if array.ndim > 2]
+    sizes = [*(f"{number} channels" for number in channels[:1]), *(f"{h}x{w}" for h, w in sides[:1])]
+    return f"{place.removesuffix('/gate').replace('_', ' ')}{between}{' of '.join(sizes)}"
 
-    def around_half(values: np.ndarray) -> tuple[float, float]:
-        reach = max(np.abs(values - 0.5).max(), 0.01)
-        return 0.5 - reach, 0.5 + reach
 
-    columns = {
-        "F": (before, (0, top), "viridis"),
-        "channel": (channel, (0, 1), ""),
-        "spatial": (spatial, around_half(spatial), "PuOr_r"),
-        "M(F)": (both, around_half(both), "PuOr_r"),
-        "F'": (after, (0, top), "viridis"),
-    }
+def _around_half(values: np.ndarray) -> tuple[float, float]:
+    reach = max(np.abs(values - 0.5).max(), 0.01)
+    return 0.5 - reach, 0.5 + reach
+
+
+_POOLED: dict[int, tuple[int, ...]] = {3: (), 4: (3,), 5: (1, 2)}  # dimensions of a map -> axes of channels or queries
+# Name of a map -> its title, in the order of columns: BAM's features and maps.
+_TITLES = {"input": "F", "channel": "channel", "spatial": "spatial", "map": "M(F)", "output": "F'"}
+
+
+def _list_columns(maps: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, tuple[float, float], str]]:
+    """{title: (maps [N, C] or [N, H, W], their scale, colours)} of one module."""
+    columns = {}
+    features = [np.abs(maps[name]).mean(-1) for name in ("input", "output") if name in maps and maps[name].ndim == 4]
+    for name in sorted(maps, key=[*_TITLES, *maps].index):
+        values, title = maps[name], _TITLES.get(name, name)
+        if values.ndim == 2:
+            columns[title] = values, (min(0.0, values.min()), max(1.0, values.max())), ""
+        elif values.ndim == 4 and name in ("input", "output"):
+            columns[title] = np.abs(values).mean(-1), (0.0, max(map(np.max, features))), "viridis"
+        elif name == "weights":
+            mean = values.mean((1, 2)) if values.ndim == 5 else values
+            columns[title] = mean, (0.0, mean.max()), "viridis"
+        else:
+            mean = values.mean(_POOLED[values.ndim])
+            columns[title] = mean, _around_half(mean), "PuOr_r"
+    return columns
+
+
+def _plot_columns(panels: np.ndarray, columns: Mapping[str, tuple[np.ndarray, tuple[float, float], str]]) -> None:
+    """Maps as images, and those of channels as bars around 0.5; in the last row their scales."""
     for (*column, scale), (title, (values, (low, high), colours)) in zip(panels.T, columns.items(), strict=True):
         column[0].set_title(title, fontsize=10)
         for axes, array in zip(column, values, strict=True):
@@ -302,4 +331,4 @@ def _plot_bam_module(panels: np.ndarray, place: str, maps: Mapping[str, np.ndarr
         else:
             scale.axis("off")
         for x, value, side in ((0.03, low, "left"), (0.97, high, "right")):
-            scale.text(x, -0.6, f"{round(value, 2):g}", transform=scale.transAxes, ha=side, va="top", fontsize=9)
+            scale.text(x, -0.6, f"{value:.2g}", transform=scale.transAxes, ha=side, va="top", fontsize=9)

@@ -1,4 +1,4 @@
-"""Writes a table's files: Markdown, CSV, chart, learning curves, BAM's maps, and the table file's own plots."""
+"""Writes a table's files: Markdown, CSV, chart, learning curves, attention maps, and the table file's own plots."""
 
 import functools
 import io
@@ -19,7 +19,7 @@ from attention_jax.tables.results import ComputedResult, RowPlan, TableRequest, 
 from attention_jax.tables.verdicts import compare_rows, measure_false_verdicts
 from attention_jax.tasks import get_task
 
-_IMAGES = 5  # in the plot of BAM's maps
+_IMAGES = 5  # in the plot of attention maps
 
 
 def make_folders(*folders: Path) -> None:
@@ -156,6 +156,8 @@ def _attention(label: str | None, rows: Sequence[EstimatedRow], trust_code: bool
         return None
     path = next(run.path for run in row.result.plan.runs if run.correct is not None)
     run = load_run(path, trust_code=trust_code)
+    if "image" not in get_task(run.config.task).batch_shapes(run.config)[0]:
+        raise UserError(f"attention_of={label!r}: its task {run.config.task!r} has no images: give a row of image networks.")
     loader = get_task(run.config.task).evaluation_loader(run.config, (0, 1), run.assets)
     images = dict(sorted(plots.choose_images(loader, _IMAGES).items()))
-    return plots.plot_bam(run, np.stack(list(images.values())), [run.labels[label] for label in images])
+    return plots.plot_attention(run, np.stack(list(images.values())), [run.labels[label] for label in images])

@@ -117,7 +117,7 @@ class Table:
         findings: of papers, each judged by two rows of the table.
         published_order: {column of `published`: 1 where higher is better, -1 where lower}, whose order is compared with ours.
         selected_on: the split that rows, rates or budgets were chosen on, which then judges nothing.
-        attention_of: label of the row whose BAM modules are plotted.
+        attention_of: label of the row whose attention maps are plotted.
         next_commands: (why, command) pairs printed at the end; `{workdir}` in a command is the table's workdir.
     """
 

@@ -138,7 +138,7 @@ def make_run(config) -> Run:
 
 def test_attention_picture_draws_the_maps(run_and_images):
     run, images = run_and_images
-    figure = plots.plot_bam(run, images, ["zero", "one", "two"])
+    figure = plots.plot_attention(run, images, ["zero", "one", "two"])
     maps = plots.attention_maps(run.model, run.variables, run.preprocess(images))
     place = "stage1_gate"
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2]
@@ -164,15 +164,39 @@ def test_attention_picture_draws_the_maps(run_and_images):
 
 def test_f_and_f_prime_share_a_scale(run_and_images):
     run, images = run_and_images
-    axes = [axes for axes in plots.plot_bam(run, images).axes if axes.images and axes.images[0].get_cmap().name == "viridis"]
+    axes = [
+        axes for axes in plots.plot_attention(run, images).axes if axes.images and axes.images[0].get_cmap().name == "viridis"
+    ]
     assert len(axes) == 2 * len(images)
     assert len({a.images[0].get_clim() for a in axes}) == 1
 
 
-def test_attention_picture_of_a_network_without_bam(run_and_images):
+# Of the other gates, SE and ECA have maps of channels alone, as CBAM's, and the global context block one of positions.
+GATES = {"cbam": ["channel", "spatial"], "self_attention": ["weights"]}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_attention_picture_of_other_gates(run_and_images, gate):
+    """What their maps allow: bars of channels, images of positions; self-attention as the mean over its queries."""
+    args = {"reduction": 4, **({"value_reduction": 4} if gate == "self_attention" else {})}
+    fields = {"model.gate": gate, "model.gate_at": "block" if gate == "cbam" else "stage", "model.gate_args": args}
+    run, images = make_run(classification.resolve(small_config(**fields))), run_and_images[1]
+    figure = plots.plot_attention(run, images)
+    maps = plots.attention_maps(run.model, run.variables, run.preprocess(images))
+    places = len(maps) // len(GATES[gate])
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["image", *GATES[gate] * places]
+    bars = [[bar.get_y() + bar.get_height() for bar in axes.patches] for axes in figure.axes]
+    for array in map(np.asarray, maps.values()):
+        shown = bars if array.ndim == 2 else [axes.images[0].get_array() for axes in figure.axes if axes.images]
+        for expected in array.mean((1, 2)) if array.ndim == 5 else array:
+            assert any(np.shape(s) == expected.shape and np.allclose(s, expected, atol=1e-6) for s in shown)
+    assert nothing_is_cut_off(figure) and overlapping([*figure.texts, *(axes.title for axes in figure.axes)]) == []
+
+
+def test_attention_picture_of_a_network_without_attention(run_and_images):
     run = make_run(classification.resolve(small_config()))
-    with pytest.raises(UserError, match="no BAM module with a channel and a spatial branch"):
-        plots.plot_bam(run, run_and_images[1])
+    with pytest.raises(UserError, match="no attention module that gives maps of images"):
+        plots.plot_attention(run, run_and_images[1])
 
 
 def test_matplotlib_loads_when_a_picture_is_made():

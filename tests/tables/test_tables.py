@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from attention_jax.data.embedded import read_digits
+from attention_jax.errors import UserError
+from attention_jax.tables import publish
 from tests.helpers.small_table import call, table_text
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -270,3 +272,14 @@ def test_files_and_next_commands(story):
         assert str(story.work / name) in story.texts[-1]
     assert f"# look\n  ls {story.work}/plain/0" in story.texts[-1]
     assert "next:" not in story.texts[1]  # not while something is missing
+
+
+def test_a_row_without_images_has_no_attention_picture(monkeypatch):
+    seed = types.SimpleNamespace(path="w/a/0", correct=np.ones(2))
+    row = types.SimpleNamespace(accuracy=0.5, result=types.SimpleNamespace(label="a", plan=types.SimpleNamespace(runs=[seed])))
+    run = types.SimpleNamespace(config=types.SimpleNamespace(task="words"))
+    task = types.SimpleNamespace(batch_shapes=lambda config: [{"source": None}])
+    monkeypatch.setattr(publish, "load_run", lambda path, trust_code: run)
+    monkeypatch.setattr(publish, "get_task", {"words": task}.get)
+    with pytest.raises(UserError, match="attention_of='a': its task 'words' has no images"):
+        publish._attention("a", [row], trust_code=False)
