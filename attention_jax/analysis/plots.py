@@ -88,13 +88,17 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A row of `plot_rows`: accuracies or differences as shares, `by_seed` [S], pooled, and the ends of its interval."""
+    """A row of `plot_rows`: accuracies or differences as shares, `by_seed` [S], pooled, and the ends of its interval.
+
+    Rows of one `kind` have one colour.
+    """
 
     label: str
     by_seed: Sequence[float]
     value: float
     low: float
     high: float
+    kind: str = ""
 
 
 def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", baseline: str = "") -> "Figure":
@@ -106,8 +110,9 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
     """
     figure = make_figure(8, 1.5 + 0.5 * len(bars))
     axes = figure.add_subplot()
+    kinds = list(dict.fromkeys(bar.kind for bar in bars if bar.kind))
     for i, bar in enumerate(bars):
-        colour = choose_style(i)["color"]
+        colour = choose_style(kinds.index(bar.kind) if bar.kind else i)["color"] if bar.kind or not kinds else _GREY
         axes.plot([100 * bar.low, 100 * min(bar.high, 1)], [i, i], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
         axes.plot(100 * bar.value, i, marker="|", markersize=20, markeredgewidth=2.5, color=colour)
         # Seeds with the same score lie beside, not on top of each other.
@@ -125,6 +130,10 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
     axes.set_title(title, loc="left", fontsize=11)
     style_axes(axes)
     axes.grid(False, axis="y")
+    for i, kind in enumerate(kinds):
+        axes.plot([], [], color=choose_style(i)["color"], linewidth=6, label=kind)
+    if kinds:
+        add_legend(figure)
     return figure
 
 

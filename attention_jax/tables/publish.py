@@ -15,7 +15,8 @@ from attention_jax.errors import UserError
 from attention_jax.load import load_run
 from attention_jax.tables import render
 from attention_jax.tables.render import EstimatedRow
-from attention_jax.tables.results import ComputedResult, RowPlan, TableRequest, explain_failure, read_row
+from attention_jax.tables.results import ComputedResult, RowPlan, RowResult, TableRequest, explain_failure, read_row
+from attention_jax.tables.statistics import Estimate
 from attention_jax.tables.verdicts import compare_rows, measure_false_verdicts
 from attention_jax.tasks import get_task
 
@@ -122,14 +123,17 @@ def _chart(title: str, rows: Sequence[EstimatedRow]) -> Any:
     (first, correct, _), metric = done[0], render.name_metric(rows)
     compared = compare_rows([result for result, *_ in done], [(result.label, first.label) for result, *_ in done[1:]])
     bars = [
-        plots.Bar(made.row, each.mean(1) - correct.mean(), made.estimate.value, made.estimate.low, made.estimate.high)
+        _bar(result, each.mean(1) - correct.mean(), made.estimate)
         for result, each, _ in done[1:]
         if (made := compared.get((result.label, first.label)))
     ]
     if bars:
         return plots.plot_rows(bars, title, metric, baseline=first.label)
-    alone = [plots.Bar(result.label, each.mean(1), own.value, own.low, own.high) for result, each, own in done]
-    return plots.plot_rows(alone, title, metric)
+    return plots.plot_rows([_bar(result, each.mean(1), own) for result, each, own in done], title, metric)
+
+
+def _bar(result: RowResult, by_seed: np.ndarray, estimate: Estimate) -> plots.Bar:
+    return plots.Bar(result.label, list(by_seed), estimate.value, estimate.low, estimate.high, result.plan.row.kind)
 
 
 def _curves(title: str, rows: Sequence[EstimatedRow]) -> Any:

@@ -5,11 +5,11 @@ import dataclasses
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from attention_jax.models.summary import Summary
+from attention_jax.tables.computed import describe_uncomputed, format_computed, list_computed_records
 from attention_jax.tables.results import ComputedResult, RowResult, TableRequest
 from attention_jax.tables.statistics import MIN_SEEDS, Estimate, compute_mean_and_std, estimate_accuracy
 from attention_jax.tables.table import PublishedFinding, Table
@@ -60,6 +60,7 @@ def draw_conclusions(table: Table, results: Sequence[RowResult]) -> Conclusions:
     others = table.list_compared([result.plan.row for result in results])
     against = {result.label: result.plan.row.against for result in results}
     planned = [*others.items(), *against.items(), *((finding.row, finding.over) for finding in table.findings)]
+    planned += [pair for _, *pairs in table.list_subtotals() for pair in pairs]
     made = compare_rows(results, [(row, other) for row, other in planned if other], table.selected_on)
     rows = [
         EstimatedRow(
@@ -85,43 +86,6 @@ def name_metric(lines: Sequence[EstimatedRow]) -> str:
     """Returns the name of the rows' score, such as "accuracy" or "exact match"."""
     configs = [line.result.plan.config for line in lines]
     return " or ".join(dict.fromkeys(get_task(config.task).correct_means(config) for config in configs))
-
-
-def _computed_records(rows: Sequence[ComputedResult]) -> list[dict[str, Any]]:
-    """Rows of the CSV file, with numbers in full precision: each computed column after the published one of its name."""
-    published = list(dict.fromkeys(column for row in rows for column in row.row.published))
-    values = [item for row in rows for item in (row.values or {}).items()]
-    computed = list(dict.fromkeys(name for name, value in values if isinstance(value, str) or np.ndim(value) == 0))
-    records = []
-    for row in rows:
-        record: dict[str, Any] = {"row": row.row.label, "status": row.status, "failures": row.failure}
-        for name in (*(name for name in published if name not in computed), *computed):
-            record |= {f"published {name}": row.row.published.get(name)} if name in published else {}
-            record |= {name: (row.values or {}).get(name)} if name in computed else {}
-        records.append(record)
-    return records
-
-
-def _computed_cells(rows: Sequence[ComputedResult]) -> list[list[str]]:
-    """Head and rows as texts."""
-    records = _computed_records(rows)
-    columns = {name: name.startswith("published ") for name in list(records[0])[3:]}
-
-    def cell(value: Any, is_published: bool) -> str:
-        if value is None:
-            return _ABSENT
-        return str(value) if is_published or isinstance(value, str) else f"{float(value):.4g}"
-
-    head = [
-        f"{name.removeprefix('published ')} (published)" if is_published else name for name, is_published in columns.items()
-    ]
-    return [["row", *head], *([record["row"], *(cell(record[name], columns[name]) for name in columns)] for record in records)]
-
-
-def _computed_failures(rows: Sequence[ComputedResult]) -> str:
-    """A line for each row that has no numbers."""
-    reasons = {row.row.label: f"failed: {row.failure}" if row.failure else "not run." for row in rows if not row.values}
-    return "\n".join(f"{label}: {reason}" for label, reason in reasons.items())
 
 
 def _published(lines: Sequence[EstimatedRow]) -> list[str]:
@@ -214,6 +178,25 @@ def _cells(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[list[
     return cells
 
 
+def _subtotal_cells(table: Table, conclusions: Conclusions, mark: str) -> list[list[str]]:
+    """Head and rows of what adjacent rows of a kind add together, beside the published sums."""
+    if not (subtotals := table.list_subtotals()):
+        return []
+    published = {line.result.label: line.result.plan.row.published for line in conclusions.rows}
+    column = next(iter(table.published_order), "")
+
+    def cells(pair: tuple[str, str]) -> list[str]:
+        values = [float(published.get(label, {}).get(column, math.nan)) for label in pair]
+        return [
+            _difference(conclusions.comparisons.get(pair), mark),
+            _ABSENT if math.isnan(sum(values)) else f"{values[0] - values[1]:+.4g}",
+        ]
+
+    head = ["rows", "Δ to the row before them", f"{column} (published)", f"Δ to {table.rows[0].label}", f"{column} (published)"]
+    body = [[f"{kind}, up to {one[0]}", *cells(one), *cells(all_before)] for kind, one, all_before in subtotals]
+    return [[cell for i, cell in enumerate(row) if column or i not in (2, 4)] for row in [head, *body]]
+
+
 def _cost_cells(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[list[str]], str]:
     """Head and rows of the second table, what rows cost and all else that was measured, and what is the same in all rows."""
     rest = _published(lines)[4 - len(_head_of_differences(table, lines)[0]) :]
@@ -301,10 +284,11 @@ def render_text(request: TableRequest, conclusions: Conclusions, computed: Seque
     """Formats the table as aligned plain text."""
     table, parts = request.table, [_title(request.table, conclusions)]
     if computed:
-        parts += [_aligned_table(_computed_cells(computed)), _computed_failures(computed)]
+        parts += [_aligned_table(format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
         parts += [_summarize(conclusions), _aligned_table(_cells(table, conclusions.rows, "{}*"))]
+        parts += [_aligned_table(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "{}*")] if subtotals]
         parts += [_explain(table, conclusions, "Star"), same, _aligned_table(costs), _COSTS]
     return "\n\n".join(filter(None, parts))
 
@@ -334,11 +318,12 @@ def render_markdown(request: TableRequest, conclusions: Conclusions, computed: S
     if conclusions.rows:
         parts.insert(2, _describe_data(conclusions.rows, request.seeds))
     if computed:
-        parts += [_markdown_table(_computed_cells(computed)), _computed_failures(computed)]
+        parts += [_markdown_table(format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
-        parts += [_markdown_table(_cells(table, conclusions.rows, "**{}**")), _explain(table, conclusions, "Bold")]
-        parts += [same, _markdown_table(costs), _COSTS]
+        parts += [_markdown_table(_cells(table, conclusions.rows, "**{}**"))]
+        parts += [_markdown_table(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "**{}**")] if subtotals]
+        parts += [_explain(table, conclusions, "Bold"), same, _markdown_table(costs), _COSTS]
         scale += f", seeds 0 to {request.seeds - 1}"
     parts += [table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -352,7 +337,7 @@ def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
 def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
     """Formats one record for each row, computed ones first, in full precision; accuracies and differences as shares 0 to 1."""
     published = _published(lines)
-    records = _computed_records(computed)
+    records = list_computed_records(computed)
     for line in lines:
         result, plan = line.result, line.result.plan
         record = {

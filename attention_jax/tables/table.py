@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import itertools
 import re
 import types
 import unicodedata
@@ -28,6 +29,8 @@ class Row:
         published: {column: cell} from the paper, shown in columns of their own.
         network: the paper's network, {"name": ..., field: value} for `create_model`, where a smaller one is trained: its
             parameters and multiply-adds at the table's `network_shape` get columns of their own.
+        kind: of what the row adds, such as "architecture": its colour in the chart, and where rows are compared with the row
+            before, adjacent rows of one kind have a subtotal.
     """
 
     label: str
@@ -36,6 +39,7 @@ class Row:
     against: str | None = None
     published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     network: Mapping[str, Any] | None = None
+    kind: str = ""
 
     @property
     def slug(self) -> str:
@@ -163,6 +167,19 @@ class Table:
         }
         return dict(zip(labels, others.get(self.compare_to, [None] * len(labels))))
 
+    def list_subtotals(self) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
+        """Returns, for adjacent rows of one kind, it, the last of them with the row before them, and with the first row.
+
+        Empty unless rows are compared with the row before.
+        """
+        found = []
+        pairs = itertools.pairwise(self.rows if self.compare_to == "previous" else ())
+        for kind, adjacent in itertools.groupby(pairs, key=lambda pair: pair[1].kind):
+            (before, last), *others = adjacent
+            last = others[-1][1] if others else last
+            found += [(kind, (last.label, before.label), (last.label, self.rows[0].label))] if kind else []
+        return found
+
     def list_code(self, row: Row, scale: str) -> list[str]:
         """Returns the files of the user's, and dotted names, that this file names for a row, and this file."""
         functions = *row.pieces, *self.measures.values(), *self.pictures.values()
@@ -203,7 +220,7 @@ _LIST, _TEXT, _FUNCTIONS = ((list, tuple), "a list"), (str, "a text"), (dict, "a
 _NONE = type(None)
 # Name in a table file, a row or a scale -> its type, and what to give.
 _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
-    **{"title": _TEXT, "source": _TEXT, "notes": _TEXT, "label": _TEXT},
+    **{"title": _TEXT, "source": _TEXT, "notes": _TEXT, "label": _TEXT, "kind": _TEXT},
     **{"rows": _LIST, "computed": _LIST, "next_commands": _LIST, "measures": _FUNCTIONS, "pictures": _FUNCTIONS},
     "base": ((str, _NONE), "the path of a config file"),
     "compare_to": ((str, _NONE), "'previous', 'baseline' or None"),

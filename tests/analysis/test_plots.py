@@ -67,6 +67,18 @@ def test_row_chart_of_differences_has_a_line_at_zero():
     assert axes.get_xlim()[0] < -2 and axes.get_xlim()[1] > 23
 
 
+def test_rows_of_one_kind_have_one_colour():
+    kinds = ("training", "training", "architecture", "")
+    figure = plots.plot_rows(
+        [plots.Bar(f"row {i}", [0.1], 0.1, 0.0, 0.2, kind) for i, kind in enumerate(kinds)], baseline="none"
+    )
+    (axes,) = figure.axes
+    one, two, three, without = (line.get_color() for line in axes.lines[:12:3])
+    assert one == two != three and without not in (one, three)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training", "architecture"]
+    assert nothing_is_cut_off(figure)
+
+
 def test_learning_curves_mean_over_seeds_by_epoch():
     runs = {"a": [lines(0.0), lines(0.02)], "b": [lines(0.01)], "stopped early": [lines(0.0), lines(0.0, steps=5)]}
     figure = plots.plot_learning_curves(runs, "A title")

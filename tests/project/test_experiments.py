@@ -140,6 +140,11 @@ def test_resnet_rs_rows_are_prefixes():
     config = loaded.config(last, "quick")
     assert (config.model.gate, config.model.shortcut, config.data.randaugment_layers) == ("se", "D", 2)
     assert config.total_epochs / loaded.config(loaded.rows[0], "quick").total_epochs == pytest.approx(350 / 90, rel=1e-3)
+    # The paper's sums: 3.2 points of training and regularisation, 1.2 of architecture.
+    top = {row.label: row.published["top-1 %"] for row in loaded.rows}
+    (_, training, _), (_, regularisation, both), (_, architecture, _) = loaded.list_subtotals()
+    gains = [round(top[row] - top[other], 1) for row, other in (training, regularisation, both, architecture)]
+    assert gains == [0.1, 3.1, 3.2, 1.2]
 
 
 @pytest.mark.slow

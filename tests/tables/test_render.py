@@ -79,3 +79,21 @@ def test_rows_that_still_learn_rank_learning_speed():
 def test_what_was_chosen_on_the_test_split_is_said():
     text = page(complete(rows(0.5, 2.0)), selected_on="test")
     assert "**" not in text and "chosen on the split 'test', which therefore judges nothing" in text
+
+
+def test_adjacent_rows_of_a_kind_have_a_subtotal():
+    """What they add together to the row before them and, with all before, to the first; not where rows have one baseline."""
+    kinds, published = ("", "training", "training", "architecture"), (70.0, 71.0, 73.5, 74.0)
+    results = complete(rows(0.5, 1.0, 2.0, 2.0), published=[{"top-1": value} for value in published])
+    for each, kind in zip(results, kinds, strict=True):
+        each.plan.row = dataclasses.replace(each.plan.row, kind=kind)
+    table_rows = tuple(each.plan.row for each in results)
+    text = page(results, rows=table_rows, compare_to="previous", published_order={"top-1": 1})
+    _, subtotals, _ = read_tables(text)
+    assert list(subtotals) == ["rows", "---", "training, up to row 2", "architecture, up to row 3"]
+    assert subtotals["rows"][1:] == ["Δ to the row before them", "top-1 (published)", "Δ to row 0", "top-1 (published)"]
+    training, architecture = subtotals["training, up to row 2"], subtotals["architecture, up to row 3"]
+    gain = 100 * (results[2].correct.mean() - results[0].correct.mean())
+    assert training[1].startswith(f"**{gain:+.2f} [") and training[1] == training[3] and training[2] == training[4] == "+3.5"
+    assert architecture[2] == "+0.5" and architecture[4] == "+4" and architecture[1] != architecture[3]
+    assert len(read_tables(page(results, rows=table_rows, compare_to="baseline"))) == 2

@@ -46,6 +46,7 @@ def test_the_quickstart_is_the_table_it_promises():
         ('{"label": "a", "published": 3}', {}, "published=3 is not right"),
         ('{"label": "a, b"}', {}, "without a comma"),
         ('"a"', {}, r"rows\[0\]='a' is not right: give a dict"),
+        ('{"label": "a", "kind": 3}', {}, "row 'a': kind=3 is not right: give a text"),
         ("", {}, "at least one row"),
         ('{"label": "a"}', {"attention_of": "b"}, "attention_of='b' is no row"),
         ('{"label": "a"}', {"nots": "x"}, r"has no 'nots' \(did you mean 'notes'\?\)"),

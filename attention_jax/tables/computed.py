@@ -1,0 +1,45 @@
+"""Computed rows of a table as texts and records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from attention_jax.tables.results import ComputedResult
+
+
+def list_computed_records(rows: Sequence[ComputedResult]) -> list[dict[str, Any]]:
+    """Returns rows of the CSV file, in full precision: each computed column after the published one of its name."""
+    published = list(dict.fromkeys(column for row in rows for column in row.row.published))
+    values = [item for row in rows for item in (row.values or {}).items()]
+    computed = list(dict.fromkeys(name for name, value in values if isinstance(value, str) or np.ndim(value) == 0))
+    records = []
+    for row in rows:
+        record: dict[str, Any] = {"row": row.row.label, "status": row.status, "failures": row.failure}
+        for name in (*(name for name in published if name not in computed), *computed):
+            record |= {f"published {name}": row.row.published.get(name)} if name in published else {}
+            record |= {name: (row.values or {}).get(name)} if name in computed else {}
+        records.append(record)
+    return records
+
+
+def format_computed(rows: Sequence[ComputedResult]) -> list[list[str]]:
+    """Returns head and rows as texts."""
+    records = list_computed_records(rows)
+    columns = {name: name.startswith("published ") for name in list(records[0])[3:]}
+
+    def cell(value: Any, is_published: bool) -> str:
+        if value is None:
+            return "–"
+        return str(value) if is_published or isinstance(value, str) else f"{float(value):.4g}"
+
+    head = [
+        f"{name.removeprefix('published ')} (published)" if is_published else name for name, is_published in columns.items()
+    ]
+    return [["row", *head], *([record["row"], *(cell(record[name], columns[name]) for name in columns)] for record in records)]
+
+
+def describe_uncomputed(rows: Sequence[ComputedResult]) -> str:
+    """Returns a line for each row that has no numbers."""
+    reasons = {row.row.label: f"failed: {row.failure}" if row.failure else "not run." for row in rows if not row.values}
+    return "\n".join(f"{label}: {reason}" for label, reason in reasons.items())
