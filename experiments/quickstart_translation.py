@@ -1,8 +1,12 @@
-"""The second table: an LSTM, the same with attention, and a Transformer on the embedded English-Korean pairs.
+"""The second table: an LSTM, the same with attention, and a Transformer on embedded English dates and their Korean ones.
 
 Run:       ./launch.sh quickstart translation
 Hardware:  a CPU core; the results took 7 minutes on one that others shared.
 Expected:  experiments/results/quickstart_translation.md
+
+Budget, rows and comparisons were fixed before any test example was evaluated. Piloted on the split "validation" with seed 100:
+of four longer kinds of dates and batches of 512 tokens, the Transformer has all right after 450 updates and the LSTM 14 %; of
+these kinds and batches of 1,024 tokens, the LSTM has 10 % right after 270 updates and 9 % after 300.
 """
 
 import functools
@@ -11,10 +15,10 @@ from ml_collections import ConfigDict
 
 from experiments.studies import date_alignment
 
-title = "LSTM, LSTM with attention and Transformer on dates, times, units, currencies and number words"
+title = "LSTM, LSTM with attention and Transformer on dates"
 source = (
     "After Sutskever et al. 2014 (arXiv 1409.3215), Luong et al. 2015 (arXiv 1508.04025) and Vaswani et al. 2017 (arXiv "
-    "1706.03762); English to Korean as Unicode CLDR and num2words write both, 1,018 held-out texts."
+    "1706.03762); English to Korean as Unicode CLDR writes both."
 )
 notes = (
     "Equal updates say which network learns fastest, not which is best in the end. The recurrent rows have what such networks "
@@ -43,7 +47,20 @@ def _lstm(config, name: str, rate: float):
 rows = [
     {"label": "LSTM", "pieces": (functools.partial(_lstm, name="lstm_seq2seq", rate=1e-2),)},
     {"label": "LSTM + attention", "pieces": (functools.partial(_lstm, name="lstm_seq2seq_attention", rate=8e-3),)},
-    {"label": "Transformer", "against": "LSTM"},
+    {"label": "Transformer"},
+]
+compare_to = "previous"
+findings = [
+    {
+        "text": "attention gains over a network without it (Luong et al. 2015, Table 1)",
+        "row": "LSTM + attention",
+        "over": "LSTM",
+    },
+    {
+        "text": "attention alone is better than recurrence with attention (Vaswani et al. 2017, Table 2)",
+        "row": "Transformer",
+        "over": "LSTM + attention",
+    },
 ]
 measures = {
     "bleu": "attention_jax.tables.measures:measure_bleu",
@@ -52,7 +69,17 @@ measures = {
 }
 
 scales = {
-    "quick": {"seeds": 1, "overrides": {"total_steps": 1200, "evaluation.every_steps": 1200}},
+    "quick": {
+        "seeds": 3,
+        "overrides": {
+            "data.args.kind": ("date_long", "month_day", "year_month", "month_day_weekday"),
+            "data.vocab_size": 200,
+            "model.features": 64,
+            "total_steps": 300,
+            "schedule.warmup_steps": 40,
+            "evaluation.every_steps": 270,
+        },
+    },
     # Shows in seconds that everything runs; its numbers mean nothing.
     "smoke": {
         "seeds": 1,
@@ -70,7 +97,7 @@ scales = {
 next_commands = [
     (
         "translate with a network of this table",
-        'echo "I am a student" | ./launch.sh translate --workdir={workdir}/transformer/0',
+        'echo "May 4, 2031" | ./launch.sh translate --workdir={workdir}/transformer/0',
     ),
     ("train the Transformer alone", "./launch.sh train --config=configs/translate_quickstart.py --workdir=runs/translate"),
 ]

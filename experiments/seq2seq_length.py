@@ -4,6 +4,9 @@ Run:       ./launch.sh table experiments/seq2seq_length.py
 Hardware:  a CPU core; the results took 3 minutes on one that others shared.
            --scale=small wants Multi30k as configs/multi30k.py describes it, in the folder that the environment variable
            MULTI30K names, by default multi30k; its results took 82 minutes on a core that others shared.
+
+Budget, rows and comparisons of the scale "quick" were fixed before any test example was evaluated. Piloted on the split
+"validation" with seed 100, the LSTM alone: of texts of one to three dates 1.7 % are right after 600 updates, 1.7 % after 540.
 """
 
 import functools
@@ -16,16 +19,16 @@ from experiments.studies import lengths
 title = "LSTM, LSTM with attention and Transformer by the length of the source"
 source = (
     "After Sutskever et al. 2014 (arXiv 1409.3215, Figure 3), Bahdanau et al. 2014 (arXiv 1409.0473, Figure 2) and Luong et "
-    "al. 2015 (arXiv 1508.04025, Figure 6); quick: one to four dates in a row, English to Korean, as Unicode CLDR writes them."
+    "al. 2015 (arXiv 1508.04025, Figure 6); quick: one or two dates in a row, English to Korean, as Unicode CLDR writes them."
 )
 notes = (
     "All rows: the same tokens, batches, number of updates and shape of the schedule. The recurrent rows have a forget gate "
     "that starts open (forget_bias 1), gradients clipped to norm 1, and a peak rate of 0.005. Exact match: the translation by "
-    "greedy search is the reference, character by character; a text of four dates is right when all four are. The plot also "
+    "greedy search is the reference, character by character; a text of two dates is right when both are. The plot also "
     "has the share of next tokens that are right after the right ones, and BLEU (at quick on characters), for each range of "
     "lengths.\n"
-    "Ranges hold about equally many of the evaluated pairs each. Updates are few: the table compares what the networks learn "
-    "in them, not what they could learn. MACs: of a pair as long as the longest bucket."
+    "Ranges hold about equally many of the evaluated pairs each. Updates are few and equal: what learns slowly, as the LSTM "
+    "does, is compared as it is then, not as it could be. MACs: of a pair as long as the longest bucket."
 )
 base = "../configs/translate_quickstart.py"
 
@@ -45,23 +48,37 @@ def _lstm(config, name: str, rate: float = 5e-3):
 rows = [
     {"label": "LSTM", "pieces": (functools.partial(_lstm, name="lstm_seq2seq"),)},
     {"label": "LSTM + attention", "pieces": (functools.partial(_lstm, name="lstm_seq2seq_attention"),)},
-    {"label": "Transformer", "against": "LSTM"},
+    {"label": "Transformer"},
+]
+compare_to = "previous"
+findings = [
+    {
+        "text": "one vector cannot hold long sentences, and attention keeps their quality (Bahdanau et al. 2014, Figure 2)",
+        "row": "LSTM + attention",
+        "over": "LSTM",
+    },
 ]
 measures = {"bleu": "attention_jax.tables.measures:measure_bleu", "lengths": lengths.measure_by_length}
 pictures = {"lengths": lengths.plot_by_length}
 
 _DATES = {
-    "data.args.kind": ("date_full", "date_long", "date_weekday"),
-    "data.args.join": (1, 4),
-    "data.max_length": 96,
-    "data.vocab_size": 200,
+    "data.args.kind": ("month_day", "year_month", "month_day_weekday"),
+    "data.args.join": (1, 2),
+    "data.max_length": 64,
+    "data.vocab_size": 150,
     "model.dropout": 0.0,
 }
 _MULTI30K = os.environ.get("MULTI30K", "multi30k")
 scales = {
     "quick": {
-        "seeds": 1,
-        "overrides": {**_DATES, "total_steps": 800, "schedule.warmup_steps": 80, "evaluation.every_steps": 800},
+        "seeds": 3,
+        "overrides": {
+            **_DATES,
+            "model.features": 64,
+            "total_steps": 600,
+            "schedule.warmup_steps": 60,
+            "evaluation.every_steps": 540,
+        },
     },
     "smoke": {
         "seeds": 1,

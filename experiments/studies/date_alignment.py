@@ -143,7 +143,9 @@ def _aligned_shares(run: Run, split: str) -> dict[str, float]:
     The target's tokens are those of the right translation. Empty for a network without cross-attention.
     """
     tokenizer = load_tokenizer(run.assets)
-    rows = [(english, korean) for english, korean, kind in zip(*read_cldr(split), strict=True) if kind.startswith(_KINDS)]
+    chosen = run.config.data.args.get("kind") or _KINDS  # the tokenizer may lack the characters of other kinds
+    pairs = zip(*read_cldr(split), strict=True)
+    rows = [(here, there) for here, there, kind in pairs if kind.startswith(_KINDS) and kind.startswith(chosen)]
     sources, targets = ([[*tokenizer.encode(text), EOS] for text in side] for side in zip(*rows, strict=True))
     source, target = (pad_rows(side, len(side), max(map(len, side))) for side in (sources, targets))
     maps = attention_maps(run.model, run.variables, source, shift_right(jnp.asarray(target)))
