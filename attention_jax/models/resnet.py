@@ -17,6 +17,16 @@ from flax.core import FrozenDict
 from attention_jax.errors import UserError
 from attention_jax.kernels.max_pool import max_pool
 from attention_jax.models.gate import Gate
+from attention_jax.models.stages import (
+    DTYPES,
+    GATE_PLACES,
+    check_choices,
+    check_image_size,
+    check_rates,
+    check_stages,
+    grow_drop_rates,
+    list_gated_stages,
+)
 from attention_jax.nn.conv import Conv, StochasticDepth, average_pool, fan_in, he_fan_out
 from attention_jax.nn.norm import BatchNorm, GroupNorm, NoNorm
 
@@ -25,13 +35,13 @@ _CHOICES = {
     "block": ("basic", "bottleneck"),
     "stem": ("imagenet", "deep", "rs", "cifar"),
     "stride_at": ("1x1", "3x3"),
-    "shortcut": ("A", "B", "D"),
-    "gate_at": ("block", "stage"),
+    "shortcut": ("A", "A-centred", "B", "D"),
+    "gate_at": GATE_PLACES,
     "norm": ("batch", "group", "none"),
     "norm_running_var": ("biased", "unbiased"),
     "drop_path_by": ("block", "stage"),
     "kernel_init": tuple(_INITS),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": DTYPES,
 }
 
 
@@ -94,9 +104,10 @@ class Block(nn.Module):
         if x.shape[-1] == features and self.stride == 1:
             return x
         stride = self.stride
-        if self.shortcut == "A":
-            x = x[:, ::stride, ::stride]
-            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+        if self.shortcut in ("A", "A-centred"):
+            missing = features - x.shape[-1]
+            before = missing // 2 if self.shortcut == "A-centred" else 0
+            return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if self.shortcut == "D" and stride == 2:
             x, stride = average_pool(x), 1
         x = self.conv(features, (1, 1), stride, name="shortcut_conv")(x)
@@ -116,7 +127,8 @@ class ResNet(nn.Module):
             ResNet-RS); "cifar" (3x3 stride 1).
         stride_at: where a bottleneck strides: "1x1" is the paper's network (v1), "3x3" torchvision's (v1.5).
         shortcut: "A" pads with zeros, "B" projects where shapes change, "D" pools 2x2 before the projection where the
-            block strides.
+            block strides. "A-centred" pads with half of the zeros before and half after the channels, as the common CIFAR
+            code in PyTorch does; "A" has all of them after, as He et al.'s.
         residual: False gives the plain network without shortcuts.
         cardinality: C, groups of a bottleneck's 3x3 (ResNeXt).
         width_per_group: filters of a group in the first stage, 64 / C of them leave the width as it is; "32x4d" is
@@ -136,6 +148,7 @@ class ResNet(nn.Module):
         norm_group_size: examples that share batch statistics; None is the entire batch that the module sees.
         norm_running_var: "biased" or "unbiased", see `BatchNorm`.
         dtype: of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
+        features: True leaves the head out and returns the output of every stage, as dense tasks need them.
     """
 
     num_classes: int = 1000
@@ -161,24 +174,13 @@ class ResNet(nn.Module):
     norm_group_size: int | None = None
     norm_running_var: str = "biased"
     dtype: str = "float32"
+    features: bool = False
 
     def check(self) -> None:
         """Raises UserError for a field whose value is not one of those the class docstring lists."""
-        for field, accepted in _CHOICES.items():
-            if getattr(self, field) not in accepted:
-                raise UserError(f"model.{field}: {getattr(self, field)!r} is not one of {', '.join(map(repr, accepted))}.")
-        for field in ("stage_sizes", "widths", *(() if self.gate_stages is None else ("gate_stages",))):
-            value = getattr(self, field)
-            if not isinstance(value, (tuple, list)) or not all(isinstance(number, int) for number in value):
-                raise UserError(
-                    f"model.{field}={value!r} is not right: give a tuple of whole numbers; of one, (2,) with a comma."
-                )
-        stages = len(self.stage_sizes)
-        if stages != len(self.widths):
-            raise UserError(f"model.widths: {self.widths} needs one width for each of the {stages} stages.")
-        for field in ("drop_path_rate", "dropout_rate"):
-            if not 0 <= (rate := getattr(self, field)) < 1:
-                raise UserError(f"model.{field}={rate} is not right: give a rate from 0 up to, not including, 1.")
+        check_choices(self, _CHOICES)
+        check_stages(self, "widths")
+        check_rates(self, "drop_path_rate", "dropout_rate")
         groups = f"model.cardinality={self.cardinality}, width_per_group={self.width_per_group}"
         if self.cardinality < 1 or self.width_per_group < 1:
             raise UserError(f"{groups}: give whole numbers from 1.")
@@ -186,8 +188,6 @@ class ResNet(nn.Module):
             raise UserError(f"{groups} are of bottlenecks: give model.block='bottleneck' with them.")
         if (narrowest := min(self.widths)) * self.width_per_group < 64:
             raise UserError(f"{groups} leaves a stage of {narrowest} filters none: give more of model.width_per_group.")
-        if any(not 1 <= stage <= stages for stage in self.gate_stages or ()):
-            raise UserError(f"model.gate_stages={self.gate_stages} is not right: the stages are 1 to {stages}.")
         if self.zero_gamma and self.norm == "none":
             raise UserError("model.zero_gamma needs a normalisation: with model.norm='none' there is no scale to start at 0.")
         if self.drop_path_rate and not self.residual:
@@ -195,24 +195,18 @@ class ResNet(nn.Module):
 
     def drop_rates(self) -> list[list[float]]:
         """Returns the stochastic-depth rate of every block, stage by stage."""
-        stages, blocks = len(self.stage_sizes), sum(self.stage_sizes)
         if self.drop_path_by == "stage":
+            stages = len(self.stage_sizes)
             return [[self.drop_path_rate * (i + 2) / (stages + 1)] * size for i, size in enumerate(self.stage_sizes)]
-        rates = iter(self.drop_path_rate * i / max(1, blocks - 1) for i in range(blocks))
-        return [[next(rates) for _ in range(size)] for size in self.stage_sizes]
+        return grow_drop_rates(self.drop_path_rate, self.stage_sizes)
 
     def gated_stages(self) -> tuple[int, ...]:
         """Returns the numbers, from 1, of the stages that have the gate."""
-        if self.gate is None:
-            return ()
-        if self.gate_stages is not None:
-            return tuple(self.gate_stages)
-        stages = range(1, len(self.stage_sizes) + 1)
-        return tuple(stages if self.gate_at == "block" else stages[:-1])
+        return list_gated_stages(self)
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """[B, H, W, C] -> [B, K] float32.
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:
+        """[B, H, W, C] -> [B, K] float32, or with `features` a tuple of maps [B, H/s, W/s, C] in `dtype`, by growing stride s.
 
         With `train` it updates the collection "batch_stats", and stochastic depth and dropout draw from the key "dropout".
         Raises UserError when the image has fewer pixels a side than the network's stride.
@@ -220,11 +214,8 @@ class ResNet(nn.Module):
         self.check()
         b, h, w, c = images.shape
         reduction = (1 if self.stem == "cifar" else 4) * 2 ** (len(self.stage_sizes) - 1)
-        if min(h, w) < reduction:
-            raise UserError(
-                f"images of {h}x{w} pixels are too small for this network, which reduces them {reduction}-fold: "
-                "use larger images, model.stem='cifar', or a network with fewer stages such as resnet20."
-            )
+        instead = "use larger images, model.stem='cifar', or a network with fewer stages such as resnet20"
+        check_image_size(h, w, reduction, instead)
         dtype = jnp.dtype(self.dtype)
         conv = functools.partial(Conv, kernel_init=_INITS[self.kernel_init], dtype=dtype)
         batch_norm = functools.partial(BatchNorm, not train, self.norm_group_size, running_var=self.norm_running_var)
@@ -237,6 +228,7 @@ class ResNet(nn.Module):
         block = functools.partial(block, **{field: getattr(self, field) for field in shared})
 
         x = self._stem(images.astype(dtype), conv, norm)
+        maps = []
         for stage, (rates, width) in enumerate(zip(self.drop_rates(), self.widths, strict=True), 1):
             for i, drop_rate in enumerate(rates):
                 stride = 2 if stage > 1 and i == 0 else 1
@@ -245,6 +237,9 @@ class ResNet(nn.Module):
                 x = block(width=width, stride=stride, drop_rate=drop_rate, gate=block_gate, name=name)(x)
             if gate and self.gate_at == "stage" and stage in gated:
                 x = gate(name=f"stage{stage}_gate")(x)
+            maps.append(x)
+        if self.features:
+            return tuple(maps)
 
         x = x.astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

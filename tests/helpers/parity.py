@@ -67,6 +67,7 @@ _RESNEXT = dict(block="bottleneck", cardinality=4, width_per_group=16)  # 8 filt
 
 CASES = {
     "basic_a": Case(dict(shortcut="A", stage_sizes=(1, 2))),
+    "basic_a_centred": Case(dict(shortcut="A-centred", widths=(8, 16, 32), stage_sizes=(1, 1, 1))),
     "basic_b": Case(dict(shortcut="B"), label_smoothing=0.1),
     "bottleneck_v1": Case(dict(block="bottleneck", stride_at="1x1")),
     "bottleneck_v1.5": Case(dict(block="bottleneck", stride_at="3x3", stage_sizes=(1, 2)), seed=2),
@@ -119,7 +120,7 @@ def draw(seed: int, path: str, shape: tuple[int, ...]) -> np.ndarray:
         value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
     elif kind in ("embedding", "table"):
         value = random.standard_normal(shape) / np.sqrt(shape[-1])
-    elif kind in ("scale", "var", "gamma"):
+    elif kind in ("scale", "var", "gamma", "layer_scale"):
         value = random.uniform(0.5, 2.0, shape)
     elif kind in ("bias", "mean", "logits_bias"):
         value = 0.3 * random.standard_normal(shape)

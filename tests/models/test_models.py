@@ -355,7 +355,7 @@ class TestMistakes:
             (dict(block="bottelneck"), "model.block: 'bottelneck' is not one of 'basic', 'bottleneck'"),
             (dict(stem="imagnet"), "model.stem"),
             (dict(stride_at="2x2"), "model.stride_at"),
-            (dict(shortcut="C"), "model.shortcut: 'C' is not one of 'A', 'B', 'D'"),
+            (dict(shortcut="C"), "model.shortcut: 'C' is not one of 'A', 'A-centred', 'B', 'D'"),
             (dict(gate_at="stem"), "model.gate_at"),
             (dict(norm_running_var="exact"), "model.norm_running_var"),
             (dict(norm="layer"), "model.norm: 'layer' is not one of 'batch', 'group', 'none'"),

@@ -35,9 +35,9 @@ def drawn(model: Any, images: np.ndarray, seed: int) -> dict[str, Any]:
     return {name: tree.map_with_path(leaf, dict(shapes)[name]) for name in ("params", "batch_stats") if name in shapes}
 
 
-def ours(case: parity.Case, running_var: str = "unbiased") -> parity.Results:
+def ours(case: parity.Case, model: Any = None) -> parity.Results:
     """What `parity.check` compares, from our networks."""
-    model = ResNet(**case.network, norm_running_var=running_var)
+    model = model or ResNet(**case.network, norm_running_var="unbiased")
     images, labels = parity.images(case.seed, *case.image), parity.labels(case.seed)
     variables = drawn(model, images, case.seed)
 

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from tests.helpers import parity, parity_recurrent, parity_translation
-from tests.peers import torch_nets, torch_recurrent, torch_training, torch_transformer
+from tests.helpers import parity, parity_convnext, parity_recurrent, parity_translation
+from tests.peers import torch_convnext, torch_nets, torch_recurrent, torch_training, torch_transformer
 
 NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6
 DOUBTFUL = 1e-5  # gradient as a share of its array's largest; Adam's first step goes by the sign alone
@@ -28,9 +28,12 @@ def faint(results: parity.Results) -> list[str]:
 def main(names: list[str]) -> None:
     """Freezes the named cases, or all."""
     parity.FIXTURES.mkdir(exist_ok=True)
-    for name, case in parity.CASES.items():
+    for name, case in {**parity.CASES, **parity_convnext.CASES}.items():
         if not names or name in names:
-            results, nearest = torch_nets.run(case, biased=name == parity.BIASED)
+            if isinstance(case, parity_convnext.Case):
+                results, nearest = torch_convnext.run(case)
+            else:
+                results, nearest = torch_nets.run(case, biased=name == parity.BIASED)
             print(f"{name}: a kink is {nearest:.1e} away")
             if nearest < NEAREST:
                 raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")

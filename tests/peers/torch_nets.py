@@ -95,10 +95,10 @@ def from_ours(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.transpose(_FROM_OURS.get(array.ndim, range(array.ndim))).reshape(shape)
 
 
-def fill(net: nn.Module, seed: int) -> nn.Module:
-    """Gives every weight and running statistic of `net` the value that `parity.draw` has for its path."""
+def fill(net: nn.Module, seed: int, paths: Mapping[str, str] | None = None) -> nn.Module:
+    """Gives every weight and running statistic of `net` the value that `parity.draw` has for its path, as in `our_paths`."""
     state, tensors = {}, net.state_dict()
-    for name, path in our_paths(net).items():
+    for name, path in (paths or our_paths(net)).items():
         tensor = tensors[name]
         value = np.asarray(parity.draw(seed, path, to_ours(path, np.empty(tensor.shape)).shape))
         state[name] = torch.from_numpy(np.ascontiguousarray(from_ours(value, tensor.shape))).to(tensor.dtype)
@@ -227,7 +227,8 @@ class Residual(nn.Module):
         self.stride = stride
         self.residual = fields.get("residual", True)
         self.changes = stride != 1 or inputs != self.outputs
-        self.pads = fields.get("shortcut", "B") == "A"
+        self.pads = fields.get("shortcut", "B").startswith("A")
+        self.centred = fields.get("shortcut") == "A-centred"
         if self.residual and self.changes and not self.pads:
             layers = [nn.Conv2d(inputs, self.outputs, 1, stride, bias=False), normalisation(fields, self.outputs)]
             if fields.get("shortcut", "B") == "D":
@@ -249,7 +250,9 @@ class Residual(nn.Module):
                 y = y + x
             elif self.pads:
                 kept = x[:, :, :: self.stride, :: self.stride]
-                y = y + torch.cat([kept, kept.new_zeros(len(x), self.outputs - x.shape[1], *kept.shape[2:])], dim=1)
+                missing = self.outputs - x.shape[1]
+                before = missing // 2 if self.centred else 0
+                y = y + F.pad(kept, (0, 0, 0, 0, before, missing - before))
             else:
                 y = y + self.downsample(x)
         return getattr(self, f"relu{self.depth}")(y)
@@ -327,17 +330,20 @@ def _watched(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[dict[str, list
             handle.remove()
 
 
-def run(case: parity.Case, biased: bool = False) -> tuple[parity.Results, float]:
+def run(
+    case: parity.Case, biased: bool = False, net: nn.Module | None = None, paths: Mapping[str, str] | None = None
+) -> tuple[parity.Results, float]:
     """What `parity.check` compares, in float64, and how near any ReLU or maximum came to its kink.
 
     With `biased` the result has also the running variances kept by n rather than n - 1, from the inputs of each layer.
     """
-    net = fill(Network(case.network, case.dilations).double(), case.seed)
+    net = net or Network(case.network, case.dilations)
+    paths = paths or our_paths(net)
+    fill(net.double(), case.seed, paths)
     images = nchw(parity.images(case.seed, *case.image))
     labels = torch.from_numpy(parity.labels(case.seed)).long()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     results: parity.Results = {}
-    paths = our_paths(net)
     nearest = float("inf")
     for prefix in ("", "train_"):
         net.train(prefix == "train_")
