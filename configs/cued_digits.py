@@ -16,7 +16,9 @@ def get_config() -> ConfigDict:
     config.batch_size = 100
     config.total_steps = 500
     config.model.update(name="resnet20", stage_sizes=(1, 1), widths=(16, 32))
-    config.data.update(source="cued_digits", args={"key": "colour", "canvas": (10, 32)}, mean=(0.16,), std=(0.31,))
+    config.data.update(
+        source="cued_digits", args={"key": "colour", "canvas": (10, 32)}, mean=(0.13, 0.13, 0.11), std=(0.27, 0.27, 0.24)
+    )
     config.optimizer.update(name="adamw", weight_decay=0.01)
     config.schedule.update(name="cosine", learning_rate=3e-3, warmup_steps=50)
     config.evaluation.update(every_steps=50, batch_size=200)
