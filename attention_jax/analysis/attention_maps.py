@@ -21,6 +21,10 @@ def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) ->
     The Transformer gives `weights` [B, heads, queries, keys] of every layer: `encoder_<i>/self_attention`,
     `decoder_<i>/self_attention` (masked: zero for what comes later) and `decoder_<i>/cross_attention`.
 
+    Vision Transformers give the same for `block<i>/attention` over their tokens (class token first); Swin Transformers for
+    `stage<i>_block<j>/attention`, window after window: [B · windows, heads, queries, keys]. `query_points.map_query_point` lays
+    both on the image.
+
     `inputs` are arguments of `model.apply`: normalised images [B, H, W, C], or source and target tokens; several one by one
     or as one tuple.
     """

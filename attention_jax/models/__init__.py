@@ -1,6 +1,15 @@
 """Complete networks made of `nn` blocks; `create_model` is the way in."""
 
-from attention_jax.models import convnext, convnext_roadmap, resnet_names, rnnsearch, seq2seq, transformer  # noqa: F401  they register their names
+from attention_jax.models import (  # noqa: F401  they register their names
+    convnext,
+    convnext_roadmap,
+    resnet_names,
+    rnnsearch,
+    seq2seq,
+    swin,
+    transformer,
+    vit,
+)
 from attention_jax.models.registry import create_model, list_models, register_model
 
 __all__ = ["create_model", "list_models", "register_model"]

@@ -23,9 +23,17 @@ def check_rates(network: Any, *fields: str) -> None:
             raise UserError(f"model.{field}={rate} is not right: give a rate from 0 up to, not including, 1.")
 
 
+def check_sizes(network: Any, *fields: str) -> None:
+    """Raises UserError for a field that is no whole number from 1."""
+    for field in fields:
+        if not isinstance(size := getattr(network, field), int) or size < 1:
+            raise UserError(f"model.{field}={size!r} is not right: give a whole number from 1.")
+
+
 def check_stages(network: Any, *per_stage: str) -> None:
-    """Raises UserError unless `stage_sizes`, the fields `per_stage` and `gate_stages` are tuples that fit one another."""
-    for field in ("stage_sizes", *per_stage, *(() if network.gate_stages is None else ("gate_stages",))):
+    """Raises UserError unless `stage_sizes`, the fields `per_stage` and any `gate_stages` are tuples that fit one another."""
+    gate_stages = getattr(network, "gate_stages", None)
+    for field in ("stage_sizes", *per_stage, *(() if gate_stages is None else ("gate_stages",))):
         value = getattr(network, field)
         if not isinstance(value, (tuple, list)) or not all(isinstance(number, int) for number in value):
             raise UserError(f"model.{field}={value!r} is not right: give a tuple of whole numbers; of one, (2,) with a comma.")
@@ -33,8 +41,8 @@ def check_stages(network: Any, *per_stage: str) -> None:
     for field in per_stage:
         if stages != len(value := getattr(network, field)):
             raise UserError(f"model.{field}: {value} needs one {field.removesuffix('s')} for each of the {stages} stages.")
-    if any(not 1 <= stage <= stages for stage in network.gate_stages or ()):
-        raise UserError(f"model.gate_stages={network.gate_stages} is not right: the stages are 1 to {stages}.")
+    if any(not 1 <= stage <= stages for stage in gate_stages or ()):
+        raise UserError(f"model.gate_stages={gate_stages} is not right: the stages are 1 to {stages}.")
 
 
 def list_gated_stages(network: Any) -> tuple[int, ...]:

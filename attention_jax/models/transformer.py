@@ -42,12 +42,12 @@ class FeedForward(nn.Module):
     activation: str
     dropout: float
     dtype: Any
+    kernel_init: Callable = nn.initializers.glorot_uniform()
 
     @nn.compact
     def __call__(self, x: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; `rng` is the key of the dropout, None in evaluation."""
-        init = nn.initializers.glorot_uniform()
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=init, dot_general=dot_general)
+        """[..., D] -> [..., D]; `rng` is the key of the dropout, None in evaluation."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, dot_general=dot_general)
         x = ACTIVATIONS[self.activation](dense(self.hidden, name="hidden")(x))
         return dense(self.features, name="output")(drop(x, self.dropout, rng))
 

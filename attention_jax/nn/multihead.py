@@ -3,6 +3,7 @@
 Letters in names: B examples, T queries, S keys, H heads, K and V sizes of a head's keys and values, D features.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,14 +29,18 @@ def attend_heads(
     scale: float = 1.0,
     dropout: float = 0.0,
     rng: jax.Array | None = None,
+    bias_1HTS: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, H, V] and weights [B, H, T, S] float32: softmax(scale · QKᵀ) V in every head (Section 3.2.1).
 
     Args:
         mask: bool, broadcast to [B, H, T, S]; False hides a key from a query.
         dropout: share of the weights dropped, with the key `rng`.
+        bias_1HTS: float32, added to scale · QKᵀ of every example.
     """
     logits = scale * jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    if bias_1HTS is not None:
+        logits = logits + bias_1HTS
     if mask is not None:
         logits = jnp.where(mask, logits, MASKED)
     weights = jax.nn.softmax(logits)
@@ -71,6 +76,7 @@ class MultiHeadAttention(nn.Module):
         dropout: of the attention weights; none in the paper.
         fused: may use XLA's or the accelerator's fused kernel where no weights are recorded.
         dtype: of the computation.
+        kernel_init: of the four projections.
     """
 
     heads: int
@@ -82,11 +88,11 @@ class MultiHeadAttention(nn.Module):
     dropout: float = 0.0
     fused: bool = True
     dtype: Any = None
+    kernel_init: Callable = nn.initializers.glorot_uniform()
 
     def setup(self) -> None:
         def dense(features: int) -> nn.Dense:
-            init = nn.initializers.glorot_uniform()
-            return nn.Dense(features, self.use_bias, self.dtype, kernel_init=init, dot_general=dot_general)
+            return nn.Dense(features, self.use_bias, self.dtype, kernel_init=self.kernel_init, dot_general=dot_general)
 
         self.query, self.key = dense(self.heads * self.key_size), dense(self.heads * self.key_size)
         self.value = dense(self.heads * self.value_size)
@@ -98,12 +104,17 @@ class MultiHeadAttention(nn.Module):
         return k_BSHK, self.value(memory).reshape(examples, -1, self.heads, self.value_size)
 
     def __call__(
-        self, x_BTD: jax.Array, memory_BSD: jax.Array, mask: jax.Array | None = None, rng: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        memory_BSD: jax.Array,
+        mask: jax.Array | None = None,
+        rng: jax.Array | None = None,
+        bias_1HTS: jax.Array | None = None,
     ) -> jax.Array:
         """Queries of [B, T, D], keys and values of [B, S, D] -> [B, T, D]. Sows `weights` [B, H, T, S].
 
         Args:
-            mask: as in `attend_heads`.
+            mask, bias_1HTS: as in `attend_heads`.
             rng: the key of the dropout; None in evaluation.
         """
         k_BSHK, v_BSHV = self.keys_and_values(memory_BSD, len(memory_BSD))
@@ -113,9 +124,9 @@ class MultiHeadAttention(nn.Module):
         dropout = 0.0 if rng is None else self.dropout
         recording = self.is_mutable_collection("attention")
         if self.fused and not recording and not dropout and self.key_size == self.value_size:
-            y_BTHV = fused_attention(q_BTHK, k_BSHK, v_BSHV, mask, scale)
+            y_BTHV = fused_attention(q_BTHK, k_BSHK, v_BSHV, mask, scale, bias_1HTS)
         else:
-            y_BTHV, weights = attend_heads(q_BTHK, k_BSHK, v_BSHV, mask, scale, dropout, rng)
+            y_BTHV, weights = attend_heads(q_BTHK, k_BSHK, v_BSHV, mask, scale, dropout, rng, bias_1HTS)
             if recording:
                 self.sow("attention", "weights", weights)
         return self.output(y_BTHV.reshape(b, t, self.heads * self.value_size))

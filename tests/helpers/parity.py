@@ -118,7 +118,7 @@ def draw(seed: int, path: str, shape: tuple[int, ...]) -> np.ndarray:
     kind = path.rpartition("/")[2]
     if kind == "kernel":
         value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
-    elif kind in ("embedding", "table"):
+    elif kind in ("embedding", "table", "positions", "class_token", "distillation_token", "relative_bias"):
         value = random.standard_normal(shape) / np.sqrt(shape[-1])
     elif kind in ("scale", "var", "gamma", "layer_scale"):
         value = random.uniform(0.5, 2.0, shape)

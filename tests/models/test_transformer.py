@@ -224,16 +224,19 @@ def test_products_have_the_gradients_of_plain_ones(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("masked", ["past", "padding", "nothing"])
-def test_fused_attention_has_the_gradients_of_the_plain_one(masked: str) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_fused_attention_has_the_gradients_of_the_plain_one(masked: str, biased: bool) -> None:
     q, k, v = numbers("q", 2, 4, 3, 5), numbers("k", 2, 6, 3, 5), numbers("v", 2, 6, 3, 5)
+    arrays = (q, k, v, numbers("bias", 1, 3, 4, 6)) if biased else (q, k, v)
     masks = {"past": np.tri(4, 6, dtype=bool)[None, None], "padding": np.arange(6) < np.array([6, 3])[:, None, None, None]}
     mask = masks.get(masked)
 
     def summed(attend: Any) -> Any:
-        return quick(jax.value_and_grad(lambda q, k, v: (attend(q, k, v) * numbers("y", 2, 4, 3, 5)).sum(), (0, 1, 2)))(q, k, v)
+        loss = lambda *arrays: (attend(*arrays) * numbers("y", 2, 4, 3, 5)).sum()  # noqa: E731
+        return quick(jax.value_and_grad(loss, range(len(arrays))))(*arrays)
 
-    fused = summed(lambda q, k, v: fused_attention(q, k, v, mask, 0.3))
-    close(fused, summed(lambda q, k, v: attend_heads(q, k, v, mask, 0.3)[0]), 1e-5)
+    fused = summed(lambda q, k, v, bias=None: fused_attention(q, k, v, mask, 0.3, bias))
+    close(fused, summed(lambda q, k, v, bias=None: attend_heads(q, k, v, mask, 0.3, bias_1HTS=bias)[0]), 1e-5)
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from tests.helpers import parity, parity_convnext, parity_recurrent, parity_translation
-from tests.peers import torch_convnext, torch_nets, torch_recurrent, torch_training, torch_transformer
+from tests.helpers import parity, parity_convnext, parity_recurrent, parity_translation, parity_vit
+from tests.peers import torch_convnext, torch_nets, torch_recurrent, torch_training, torch_transformer, torch_vit
 
 NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6
 DOUBTFUL = 1e-5  # gradient as a share of its array's largest; Adam's first step goes by the sign alone
@@ -71,6 +71,12 @@ def main(names: list[str]) -> None:
             print(f"{name}: a kink is {nearest:.1e} away")
             if nearest < NEAREST:
                 raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")
+            if faint(results):
+                raise SystemExit(f"{name}: {faint(results)} hardly matter; give the case another seed.")
+            parity.save(name, results)
+    for name, of_vit in parity_vit.VITS.items():
+        if not names or name in names:
+            results = torch_vit.run(of_vit)
             if faint(results):
                 raise SystemExit(f"{name}: {faint(results)} hardly matter; give the case another seed.")
             parity.save(name, results)
