@@ -23,8 +23,20 @@ def list_computed_records(rows: Sequence[ComputedResult]) -> list[dict[str, Any]
     return records
 
 
-def format_computed(rows: Sequence[ComputedResult]) -> list[list[str]]:
-    """Returns head and rows as texts."""
+def format_computed(rows: Sequence[ComputedResult]) -> list[list[list[str]]]:
+    """Returns heads and rows of tables as texts; a row that shares no column with those before it begins a table of its own."""
+    tables: list[tuple[set[str], list[ComputedResult]]] = []
+    for row in rows:
+        columns = {name.removeprefix("published ") for name in list(list_computed_records([row])[0])[3:]}
+        if not tables or (columns and tables[-1][0].isdisjoint(columns)):
+            tables.append((set(), []))
+        tables[-1][0].update(columns)
+        tables[-1][1].append(row)
+    return [_format_cells(rows) for _, rows in tables]
+
+
+def _format_cells(rows: Sequence[ComputedResult]) -> list[list[str]]:
+    """Head and rows of one table."""
     records = list_computed_records(rows)
     columns = {name: name.startswith("published ") for name in list(records[0])[3:]}
 

@@ -284,7 +284,7 @@ def render_text(request: TableRequest, conclusions: Conclusions, computed: Seque
     """Formats the table as aligned plain text."""
     table, parts = request.table, [_title(request.table, conclusions)]
     if computed:
-        parts += [_aligned_table(format_computed(computed)), describe_uncomputed(computed)]
+        parts += [*map(_aligned_table, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
         parts += [_summarize(conclusions), _aligned_table(_cells(table, conclusions.rows, "{}*"))]
@@ -318,7 +318,7 @@ def render_markdown(request: TableRequest, conclusions: Conclusions, computed: S
     if conclusions.rows:
         parts.insert(2, _describe_data(conclusions.rows, request.seeds))
     if computed:
-        parts += [_markdown_table(format_computed(computed)), describe_uncomputed(computed)]
+        parts += [*map(_markdown_table, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
         parts += [_markdown_table(_cells(table, conclusions.rows, "**{}**"))]

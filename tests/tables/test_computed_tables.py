@@ -68,6 +68,23 @@ def test_a_computed_table(tmp_path):
     assert (records["broken"]["status"], records["broken"]["failures"]) == ("failed", "ValueError: no")
 
 
+def test_rows_without_a_column_in_common_have_a_table_of_their_own(tmp_path):
+    other = (
+        '{"label": "other", "function": lambda by: {"half": by / 2}}, {"label": "last", "function": lambda by: {"half": by}}'
+    )
+    file = written(tmp_path, TEXT.replace("pictures =", f"computed = [computed[0], {other}]\npictures ="))
+    assert call(file, scale="smoke", workdir=tmp_path / "w")[0] == 0
+    page = (tmp_path / "w/arithmetic-smoke.md").read_text()
+    first, second = "| fine | 3 | O(by) | 4 | of 2 |", "| row | half |\n| --- | ---: |\n| other | 1 |\n| last | 2 |"
+    assert f"{first}\n\n{second}\n\n" in page
+    with (tmp_path / "w/arithmetic-smoke.csv").open() as records:
+        assert [(record["double"], record["half"]) for record in csv.DictReader(records)] == [
+            ("4.0", ""),
+            ("", "1.0"),
+            ("", "2"),
+        ]
+
+
 def test_rows_are_chosen_and_scales_have_arguments(tmp_path):
     file = written(tmp_path)
     code, text = call(file, scale="smoke", rows=["fine"], workdir=tmp_path / "w", dry_run=True)
