@@ -170,6 +170,7 @@ def measure_layer_type(
     width: int,
     timed: Sequence[tuple[int, int]],
     repeats: int,
+    **others: Any,
 ) -> dict[str, Any]:
     """Computes a row of the table, and arrays for the figure.
 
@@ -180,6 +181,7 @@ def measure_layer_type(
         width: k or r of everything that is not fitted over it, and of the paths that are drawn.
         timed: (n, d) at which the layer runs; and over `lengths` with the first of `features`.
         repeats: runs whose median is taken.
+        others: arguments of the table's other rows.
     """
     kind = LAYER_TYPES[layer]
     grid = itertools.product(lengths, features, kind.widths)
@@ -221,7 +223,8 @@ def find_crossing(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def plot_layer_complexity(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> "plots.Figure":
-    """Plots self-attention against recurrence in multiply-adds over n/d; time and longest paths of all layers over n."""
+    """Plots self-attention against recurrence in multiply-adds over n/d; time and longest paths of layers over n."""
+    measured = {name: rows for name, rows in measured.items() if "paths" in rows[0]}
     figure = plots.make_figure(12, 4.4)
     cost, seconds, paths = figure.subplots(1, 3)
     compared = {label: measured[label][0]["counts"].T for label in ("self-attention", "recurrent") if label in measured}
@@ -240,9 +243,9 @@ def plot_layer_complexity(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -
                 cost.set_xlabel(f"{cost.get_xlabel()}\n{what}: equal at n = {at:.3g} d".strip())
     cost.set_title("multiply-adds, in n·d²", fontsize=10)
     cost.set_xlabel(f"n / d\n{cost.get_xlabel()}".strip())
-    for i, (label, (values, *_)) in enumerate(measured.items()):
+    for i, (name, (values, *_)) in enumerate(measured.items()):
         style = {**plots.choose_style(i), "marker": "o", "markersize": 3, "linewidth": 4 - 0.7 * i}  # each curve shows
-        seconds.plot(*values["times"].T, label=label, **style)
+        seconds.plot(*values["times"].T, label=name, **style)
         paths.plot(*values["paths"].T, **style)
     d, width = next(iter(measured.values()))[0]["drawn at"]
     seconds.set_title(f"ms of a layer, forward; d = {d}, k = r = {width}", fontsize=10)

@@ -17,6 +17,7 @@ from experiments.studies.layer_complexity import (
     find_maximum_path_length,
 )
 from experiments.studies.paths import count_longest_chain, count_path_length, find_dependence
+from experiments.studies.sentence_lengths import compute_short_shares, measure_sentence_lengths
 from tests.analysis.test_plots import nothing_is_cut_off
 
 # --- chains ---------------------------------------------------------------------------------------------------------------
@@ -211,3 +212,12 @@ def test_the_picture_says_where_self_attention_costs_as_much_as_a_recurrence(mea
     assert [line.get_label() for line in seconds.lines] == list(measured)
     assert [line.get_ydata().tolist() for line in paths.lines] == [[1, 1], [9, 33], [2, 8]]
     assert nothing_is_cut_off(figure)
+
+
+def test_texts_that_are_shorter_than_a_model_is_wide():
+    shares = compute_short_shares(np.array([3, 4, 4, 5]), (4, 5, 8))
+    assert shares == {"n < d = 4, %": 25, "n < d = 5, %": 75, "n < d = 8, %": 100}
+    found = measure_sentence_lengths(("everyday",), (4, 512), repeats=1)
+    assert found["texts"] == 2 * 212 and found["n < d = 512, %"] == 100 and 3 < found["mean n"] < found["longest n"] < 40
+    joined = measure_sentence_lengths(("quarter",), (512,), join=3)
+    assert joined["mean n"] > 2.5 * measure_sentence_lengths(("quarter",), (512,))["mean n"]
