@@ -46,10 +46,11 @@ rows = [
 compare_to = None  # but with `against`
 findings = [
     {
-        "text": "for large d_k the products push the softmax where its gradients are extremely small; dividing by √d_k "
-        "counteracts that (Vaswani et al. 2017, Section 3.2.1)",
-        "row": "divided at d_k = 64",
-        "over": "not divided at d_k = 64",
+        "text": "for large d_k, products that are not divided push the softmax where its gradients are extremely small (Vaswani "
+        "et al. 2017, Section 3.2.1)",
+        "row": "not divided at d_k = 64",
+        "over": "divided at d_k = 64",
+        "sign": -1,
     },
 ]
 measures = {
