@@ -46,8 +46,8 @@ rows = [
 compare_to = None  # but with `against`
 findings = [
     {
-        "text": "for large d_k, products that are not divided push the softmax where its gradients are extremely small (Vaswani "
-        "et al. 2017, Section 3.2.1)",
+        "text": "undivided products of large keys push the softmax where its gradients are extremely small (Vaswani et al. "
+        "2017, Section 3.2.1)",
         "row": "not divided at d_k = 64",
         "over": "divided at d_k = 64",
         "sign": -1,
