@@ -1,7 +1,7 @@
 """Layer normalisation after the residual sum, before the sub-layer, or nowhere, by learning rate and warm-up.
 
 Run:       ./launch.sh table experiments/layernorm.py
-Hardware:  two CPU cores: 4 and a half minutes. The committed results come from one core that others shared (27 minutes).
+Hardware:  a CPU core; the results took 5 minutes on one that others shared.
            --scale=small wants Multi30k as configs/multi30k.py describes it, in the folder that the environment variable
            MULTI30K names, by default multi30k.
 
@@ -17,8 +17,8 @@ source = (
 )
 notes = (
     "Four layers each in encoder and decoder; after the warm-up, a quarter of the updates, the rate falls to 0 along a "
-    "cosine. A row is its peak rate and its warm-up. A row that fails has met a loss or gradient that is not "
-    "finite. MACs: of a pair as long as the longest bucket."
+    "cosine. A row is its peak rate and its warm-up. Few updates: early scores, not final ones. A row "
+    "that fails has met a loss or gradient that is not finite. MACs: of a pair as long as the longest bucket."
 )
 base = "../configs/translate_quickstart.py"
 

@@ -1,9 +1,12 @@
 """Sinusoidal positions, learned ones and none, also on texts longer than those of training.
 
 Run:       ./launch.sh table experiments/positional.py
-Hardware:  a CPU core; the results took 4 minutes on one that others shared.
+Hardware:  a CPU core; the results took 6 minutes on one that others shared.
 
-Budget, rows and comparisons of the scale "quick" were fixed before any test example was evaluated; nothing was piloted.
+A first budget of the scale "quick", 400 updates, was evaluated on the test: none 20 %, learned 29 %, sinusoidal 58 %. No row had
+learned the task, so that it ranked speed, and 1,200 updates take its place; rows and comparisons stay. Piloted on the split
+"validation" with seed 100: sinusoidal 88 % after 720, 98.3 % after 1,080 and 1,200 updates; learned, with twice the rate, 85 %,
+93 % and 92 %.
 """
 
 import functools
@@ -62,9 +65,9 @@ scales = {
             **_DATES,
             "model.features": 64,
             "batch_size": 512,
-            "total_steps": 400,
-            "schedule.warmup_steps": 50,
-            "evaluation.every_steps": 360,
+            "total_steps": 1200,
+            "schedule.warmup_steps": 100,
+            "evaluation.every_steps": 1080,
         },
     },
     "smoke": {

@@ -1,7 +1,7 @@
 """LSTM, LSTM with attention and Transformer by the length of the source: what a single vector can hold.
 
 Run:       ./launch.sh table experiments/seq2seq_length.py
-Hardware:  a CPU core; the results took 3 minutes on one that others shared.
+Hardware:  a CPU core; the results took 4 minutes on one that others shared.
            --scale=small wants Multi30k as configs/multi30k.py describes it, in the folder that the environment variable
            MULTI30K names, by default multi30k; its results took 82 minutes on a core that others shared.
 
