@@ -20,7 +20,8 @@ notes = (
     "training, made of two thirds of the training digits; 2,000 for the test, made of the test's.\n"
     "One basic block in each of two stages of 16 and 32 filters; the last map is averaged over positions. Gates stand after "
     "stage 2, where no convolution follows. Controls, which have no map: two blocks in each stage; BAM's dilated convolutions "
-    "added and not multiplied, so that a position sees the whole image. Reduction 1 in all gates that have one."
+    "added and not multiplied, so that a position sees the whole image. Reduction 1 in all gates that have one; "
+    "BAM keeps its dilation of 4 on maps of 5x16. The pilot of BAM had a dilation of 2 there."
 )
 base = "../configs/cued_digits.py"
 _CONTROLS = "experiments.studies.controls"
@@ -42,9 +43,9 @@ rows = [
     _row("twice as deep", stage_sizes=(2, 2)),
     _row("added branch", f"{_CONTROLS}.AddedBranch", reduction=1),
     _row("SE", "se", reduction=1),
-    _row("BAM channel branch", "bam", reduction=1, spatial=False),
-    _row("BAM spatial branch", "bam", reduction=1, channel=False),
-    _row("BAM", "bam", reduction=1),
+    _row("BAM channel branch", "bam", reduction=1, spatial=False, fit_dilation=False),
+    _row("BAM spatial branch", "bam", reduction=1, channel=False, fit_dilation=False),
+    _row("BAM", "bam", reduction=1, fit_dilation=False),
     _row("CBAM", "cbam", reduction=1),
     _row("self-attention", "self_attention"),
 ]

@@ -37,8 +37,9 @@ class BAM(nn.Module):
 
     Attributes:
         reduction: r; both branches work on C // r channels (16 in the paper).
-        dilation: of the two 3x3 convolutions of the spatial branch (4 in the paper); reduced, with a line in the log,
-            where a small map would leave only the centre tap.
+        dilation: of the two 3x3 convolutions of the spatial branch (4 in the paper).
+        fit_dilation: True reduces it, with a line in the log, where a small map would leave only the centre tap
+            (`fitting_dilation`); False keeps it, as the released code does.
         combine: "sum" is the paper's; "product" is the released code's; "max" is a row of the paper's ablation.
         batch_norm: "paper" normalises the end of each branch (equations 3 and 5), "code" every hidden layer and not the
             end. Both have ReLU after hidden layers and a bias in every layer, as the released code counts them.
@@ -50,6 +51,7 @@ class BAM(nn.Module):
 
     reduction: int = 16
     dilation: int = 4
+    fit_dilation: bool = True
     combine: str = "sum"
     batch_norm: str = "paper"
     channel: bool = True
@@ -109,10 +111,13 @@ class BAM(nn.Module):
     def _spatial_branch(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, 1]: 1x1, two dilated 3x3, 1x1."""
         _, h, w, c = x.shape
-        dilation = fitting_dilation(self.dilation, h, w)
-        if dilation != self.dilation:
-            path = "/".join(self.path) or "BAM"
-            _log_once(f"{path}: dilation {self.dilation} does not fit a {h}x{w} map; using {dilation}")
+        dilation = fitting_dilation(self.dilation, h, w) if self.fit_dilation else self.dilation
+        if dilation != self.dilation and self.path:  # `Gate` also tries the module alone, without a path
+            where = "/".join(self.path)
+            _log_once(
+                f"{where}: BAM's dilation is {dilation} on its {h}x{w} map, where {self.dilation} would leave most taps in the "
+                f"padding; gate_args.fit_dilation=False keeps {self.dilation}."
+            )
         conv = functools.partial(Conv, reduce_channels(self, c), use_bias=True, dtype=self.dtype)
         hidden = self._hidden(conv((1, 1), name="spatial_reduce")(x), "spatial_reduce_norm")
         for i in (1, 2):
