@@ -134,13 +134,14 @@ def measure_pointing(program: Program, run: Run) -> dict[str, Any]:
     for name in names:
         for maps, what in ((trained, ""), (untrained, ", untrained"), (under_other, ", under the other cue")):
             columns[f"{name} in the box %{what}"] = 100 * measure_shares(maps[name], boxes, source.canvas).mean()
-        columns[f"{name} in the cue %"] = 100 * measure_shares(trained[name], cue, source.canvas).mean()
-    scores = {f"{name}'s tenth": enlarge_maps(trained[name], height, width) for name in names}
+    attended = {name: trained[name] for name in ("map", "Grad-CAM") if name in trained}
+    columns |= {f"{name} in the cue %": 100 * measure_shares(attended[name], cue, source.canvas).mean() for name in attended}
+    scores = {f"{name}'s tenth": enlarge_maps(maps, height, width) for name, maps in attended.items()}
     scores["a random tenth"] = np.zeros((number, height, width))
     for name, each in scores.items():
         predicted = view(run.variables, delete_pixels(images, each))["predicted"]
         columns[f"accuracy % without {name}"] = 100 * (predicted == labels).mean()
-    kept: dict[str, Any] = {"key": np.array(source.arguments["key"])}
+    kept: dict[str, Any] = {"key": np.array([source.arguments["key"]])}  # an array, so that it is no column
     if "M(F)" in trained:
         counts = trained["M(F)"].sum(0) / trained["M(F)"].sum()
         columns["M(F) below 0.1, % of values"] = 100 * counts[: _BINS // 10].sum()
@@ -184,8 +185,8 @@ def plot_maps(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "pl
     """Plots, of each row's first seed, maps on a few images, each image under both cues, with the boxes of the digits."""
     first = {label: seeds[0] for label, seeds in measured.items()}
     lines: list[tuple[str, np.ndarray, Mapping[str, np.ndarray], str]] = []
-    for key in dict.fromkeys(str(values["key"]) for values in first.values()):
-        rows = {label: values for label, values in first.items() if str(values["key"]) == key}
+    for key in dict.fromkeys(values["key"][0] for values in first.values()):
+        rows = {label: values for label, values in first.items() if values["key"][0] == key}
         some = next(iter(rows.values()))
         lines.append((f"images, cue: {key}", some["images"], some, ""))
         lines += [

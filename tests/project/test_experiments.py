@@ -158,6 +158,7 @@ def test_resnet_rs_rows_are_prefixes():
         ("seq2seq_length", "LSTM + attention", ["seconds"], "lengths"),
         ("positional", "learned", ["token accuracy %, one date", "next tokens right %, four dates"], None),
         ("scaling", "not divided at d_k = 8", ["perplexity", "entropy / log n, decoder"], None),
+        ("attention_quality", "BAM", ["map in the box %, untrained", "accuracy % without a random tenth"], "maps"),
         ("recall", "LSTM", ["accuracy %, 2 to 3 tokens", "accuracy %, 4 to 7 tokens"], "recall"),
     ],
 )
