@@ -159,6 +159,9 @@ def test_resnet_rs_rows_are_prefixes():
         ("positional", "learned", ["token accuracy %, one date", "next tokens right %, four dates"], None),
         ("scaling", "not divided at d_k = 8", ["perplexity", "entropy / log n, decoder"], None),
         ("attention_quality", "BAM", ["map in the box %, untrained", "accuracy % without a random tenth"], "maps"),
+        ("causal", "no causal mask in training", ["perplexity, reference given", "exact match %, past alone"], None),
+        ("context_probe", "reads from the last word", ["words read %, 16 words, trained"], "context"),
+        ("word_relations", "Transformer", ["attention: love to I %", "gradient: love to you %"], "relations"),
         ("recall", "LSTM", ["accuracy %, 2 to 3 tokens", "accuracy %, 4 to 7 tokens"], "recall"),
     ],
 )
