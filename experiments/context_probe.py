@@ -1,7 +1,7 @@
 """What the LSTM's context vector keeps: a linear probe reads source word i out of it, by i and by the length of the source.
 
 Run:       ./launch.sh table experiments/context_probe.py
-Hardware:  a CPU core, minutes.
+Hardware:  a CPU core; the results took 6 minutes on one that others shared.
 Expected:  experiments/results/context_probe.md
 
 Task, budget, rows and comparisons were fixed before any test text was translated or read. Piloted on the split "validation"
