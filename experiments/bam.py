@@ -92,7 +92,7 @@ scales = {
         "overrides": {"data.args.key": "arrow"},
         "rows": [
             *("no attention", "BAM", "without the skip", "channel branch only", "spatial branch only", "product"),
-            *("reduction 32", "dilation 1", "after stage 1 only", "in every block"),
+            *("reduction 32", "after stage 1 only"),
         ],
     },
     "smoke": {

@@ -58,7 +58,7 @@ measures = {"receptive_field": receptive_field.measure_receptive_field}
 pictures = {"fields": receptive_field.plot_receptive_fields}
 
 scales = {
-    "quick": {"seeds": 5},
+    "quick": {"seeds": 5, "rows": ["convolutions only", "twice as deep", "added branch", "BAM", "self-attention"]},
     "smoke": {
         "seeds": 1,
         "overrides": {

@@ -56,7 +56,7 @@ measures = {"queries": query_maps.measure_query_maps}
 pictures = {"queries": query_maps.plot_query_maps}
 
 scales = {
-    "quick": {"seeds": 5, "rows": ["no attention", "stage 1", "stage 2", "stages 1 and 2"]},
+    "quick": {"seeds": 5, "rows": ["no attention", "stage 1", "stage 2"]},
     "smoke": {
         "seeds": 1,
         "overrides": {
