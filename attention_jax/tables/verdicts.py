@@ -52,8 +52,10 @@ def judge_finding(finding: PublishedFinding, comparison: Comparison | None) -> s
     if comparison.reason:
         return f"cannot tell here ({comparison.reason})"
     if not comparison.differs:
-        needed = comparison.estimate.count_seeds_needed()
-        return f"cannot tell here (would need {f'{needed} seeds' if needed else 'other or more test examples'})"
+        estimate = comparison.estimate
+        needed = estimate.count_seeds_needed() if estimate.value else None  # no number of seeds finds a difference of 0
+        more = f"{max(needed, estimate.seeds + 1)} seeds" if needed else "other or more test examples"
+        return f"cannot tell here (would need {more})"
     return "agrees" if comparison.estimate.value * finding.sign > 0 else "disagrees"
 
 

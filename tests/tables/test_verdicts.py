@@ -119,6 +119,11 @@ def test_findings():
         for i, correct in enumerate(draw(np.random.default_rng(2), 5, 60, (1.0, 1.05), 0.0, noise=0.0))
     ]
     assert judge_finding(finding, compare(few)) == "cannot tell here (would need other or more test examples)"
+    equal = [result(f"row {i}", np.ones((3, 20))) for i in range(2)]
+    assert judge_finding(finding, compare(equal)) == "cannot tell here (would need other or more test examples)"
+    missed = compare(seeds_matter)  # alone it would be found, but not among many comparisons
+    missed = dataclasses.replace(missed, estimate=dataclasses.replace(missed.estimate, value=0.9))
+    assert judge_finding(finding, missed) == "cannot tell here (would need 4 seeds)"
 
 
 @pytest.mark.slow
