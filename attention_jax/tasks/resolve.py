@@ -43,7 +43,7 @@ def resolve_config(config: ConfigDict | ResolvedConfig) -> ResolvedConfig:
     config = task.resolve(config)
     if config.schedule.name == "noam" and config.schedule.d_model is None:
         features = getattr(task.model(config), "features", None)
-        if not isinstance(features, int):
+        if type(features) is not int:  # of a network for images, it says whether it returns its maps
             raise UserError(
                 f"schedule.d_model=None takes the network's features, and {config.model.name!r} has none: give a number."
             )

@@ -11,10 +11,12 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.analysis.query_points import map_query_point
+from attention_jax.config import load_config, override
 from attention_jax.models.swin import SwinTransformer, WindowBlock
 from attention_jax.models.vit import VisionTransformer
 from attention_jax.nn.conv import StochasticDepth
 from attention_jax.optim.losses import cross_entropy
+from attention_jax.train.program import build_program
 from tests.helpers import parity
 from tests.helpers.blocks import close, drawn, numbers, quick
 from tests.helpers.parity_vit import VITS, ViTCase
@@ -122,6 +124,20 @@ def test_branches_are_dropped_more_often_the_deeper_they_lie(kind: str) -> None:
         np.testing.assert_allclose(of_mode, np.repeat(expected, 2))
 
 
+@pytest.mark.parametrize(("kind", "epsilon"), [("vit", 1e-6), ("swin", 1e-5)])
+def test_epsilon_of_every_layer_norm(kind: str, epsilon: float) -> None:
+    """timm's, and the Swin authors'; fixtures hardly see it, since their features have variances near 1."""
+    epsilons = []
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        epsilons.extend([context.module.epsilon] if isinstance(context.module, nn.LayerNorm) else [])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(SMALL[kind].init, KEY, jnp.zeros((1, 12, 12, 3)))
+    assert epsilons == [epsilon] * (5 if kind == "vit" else 11)
+
+
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("place", [(0, 0), (8, 10), (4, 2)])
 def test_a_place_sees_its_window_and_the_map_of_the_point_says_which(shifted: bool, place: tuple[int, int]) -> None:
@@ -191,3 +207,67 @@ def test_mistakes(kind: str, fields: dict[str, Any], message: str) -> None:
 def test_there_is_no_gate_slot() -> None:
     with pytest.raises(aj.UserError, match="has no field 'gate'"):
         aj.create_model("swin_tiny_patch4_window7_224", gate="se")
+
+
+def test_trains_from_a_config() -> None:
+    """The small Swin of a config: one step moves every parameter, and its schedule takes no d_model from a field `features`."""
+    fields = dict(patch_size=1, window_size=4, width=8, heads=(2, 4), stage_sizes=(1, 1), drop_path_rate=0.1)
+    config = override(load_config("configs/quickstart.py"), {"model.name": "swin_tiny_patch4_window7_224"})
+    config = override(
+        config,
+        {"batch_size": 8, "total_steps": 4, "schedule.warmup_steps": 1, **{f"model.{name}": fields[name] for name in fields}},
+    )
+    program = build_program(config)
+    state = program.init(0)
+    before = tree.flatten_by_path(jax.device_get(state.params))
+    images, labels = numbers("images", 8, 8, 8, 1), np.arange(8, dtype=np.int32)
+    state, metrics = program.train_step(
+        state, {"image": images, "label": labels, "weight": np.ones(8, np.float32)}, np.uint32(0)
+    )
+    after = tree.flatten_by_path(jax.device_get(state.params))
+    assert np.isfinite(metrics["loss"])
+    still = {path for path in before if np.array_equal(before[path], after[path])}
+    assert still <= {path for path in before if path.endswith("key/bias")}  # which the softmax does not see
+    with pytest.raises(aj.UserError, match="has none: give a number"):
+        build_program(override(config, {"schedule.name": "noam"}))
+
+
+# Parameters of timm's networks, and multiply-adds at the size in their names as fvcore counts them; of "gap", "distilled"
+# and 384 pixels by the papers' definitions, N·3p²d + L(12Td² + 2T²d) + Kd for T tokens (N patches and those before them), Swin
+# per stage with windows of w² in place of T in the square. The papers print 55.4 and 47.0 billion for ViT-B and Swin-B at 384.
+COUNTS = {
+    "vit_tiny_patch16_224": (5_717_416, 1_253_683_200),
+    "vit_small_patch16_224": (22_050_664, 4_598_882_304),
+    "vit_base_patch16_224": (86_567_656, 17_563_828_224),
+    "vit_large_patch16_224": (304_326_632, 61_554_712_576),
+    "vit_base_patch32_224": (88_224_232, 4_409_186_304),
+    "vit_base_patch16_gap_224": (86_566_120, 17_471_649_792),
+    "vit_base_patch16_384": (86_859_496, 55_484_350_464),
+    "vit_large_patch16_384": (304_715_752, 191_066_300_416),
+    "deit_tiny_patch16_224": (5_717_416, 1_253_683_200),
+    "deit_small_patch16_224": (22_050_664, 4_598_882_304),
+    "deit_base_patch16_224": (86_567_656, 17_563_828_224),
+    "deit_base_patch16_384": (86_859_496, 55_484_350_464),
+    "deit_tiny_distilled_patch16_224": (5_910_800, 1_261_003_776),
+    "deit_small_distilled_patch16_224": (22_436_432, 4_624_140_288),
+    "deit_base_distilled_patch16_224": (87_338_192, 17_656_811_520),
+    "deit_base_distilled_patch16_384": (87_630_032, 55_591_342_080),
+    "swin_tiny_patch4_window7_224": (28_288_354, 4_490_566_656),
+    "swin_small_patch4_window7_224": (49_606_258, 8_740_875_264),
+    "swin_base_patch4_window7_224": (87_768_224, 15_430_946_816),
+    "swin_large_patch4_window7_224": (196_532_476, 34_475_759_616),
+    "swin_base_patch4_window12_384": (87_903_584, 47_083_134_976),
+    "swin_large_patch4_window12_384": (196_735_516, 103_919_087_616),
+}
+
+
+def test_every_name_has_its_count() -> None:
+    assert sorted(COUNTS) == sorted(name for kind in ("vit", "deit", "swin") for name in aj.list_models(f"{kind}_*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(name: str) -> None:
+    side = int(name[-3:])
+    counted = aj.summary(aj.create_model(name), (1, side, side, 3))
+    assert (counted.params, counted.macs) == COUNTS[name]
