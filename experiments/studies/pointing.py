@@ -227,7 +227,9 @@ def plot_bam_values(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) 
     for i, (label, seeds) in enumerate(rows.items()):
         shares = 100 * np.mean([seed["counts of M(F)"] for seed in seeds], axis=0)
         axes.stairs(shares, edges, label=label, linewidth=1.8, **plots.choose_style(i))
-    axes.set(xlabel="M(F): 0 takes a feature as it is, 1 doubles it", ylabel="% of values", xlim=(0, 1))
+    axes.set(
+        xlabel="M(F): with the skip 0 leaves a feature as it is, without it 0 removes it", ylabel="% of values", xlim=(0, 1)
+    )
     plots.style_axes(axes)
     plots.add_legend(figure)
     return figure

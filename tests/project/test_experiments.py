@@ -84,7 +84,7 @@ def test_nothing_is_trained_that_is_no_stand_in(name):
             assert model.layers <= 4 and model.features <= 128
             continue
         depth = 2 + sum(model.stage_sizes) * {"basic": 2, "bottleneck": 3}[model.block]
-        assert depth <= (56 if name in ("residual", "shortcuts") else 26)
+        assert depth <= (56 if name in ("residual", "shortcuts", "depth") else 26)
 
 
 # Counted from the released classes; 24,066,013 is the 24.07 M that the paper prints.
@@ -163,6 +163,7 @@ def test_resnet_rs_rows_are_prefixes():
         ("context_probe", "reads from the last word", ["words read %, 16 words, trained"], "context"),
         ("word_relations", "Transformer", ["attention: love to I %", "gradient: love to you %"], "relations"),
         ("transformer_residual", "plain 1", ["spread of the encoder's output, trained"], None),
+        ("depth", "one 5x5", ["training error %", "test error %"], None),
         ("recall", "LSTM", ["accuracy %, 2 to 3 tokens", "accuracy %, 4 to 7 tokens"], "recall"),
     ],
 )
