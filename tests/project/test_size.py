@@ -9,7 +9,7 @@ STUDIES = [*(ROOT / "experiments" / "studies").glob("*.py")]
 FOLDERS = ("attention_jax", "configs", "experiments", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cc"))
 LINES_OF_LIBRARY = 22_000  # of what the wheel has
-LINES_OF_STUDIES = 2_000
+LINES_OF_STUDIES = 2_700
 LINES_OF_FILE = 400
 LINES_OF_FUNCTION = 80
 
