@@ -1,7 +1,7 @@
 """Is *love* in "I love you" related to both of its neighbours? An encoder's attention and input gradients.
 
 Run:       ./launch.sh table experiments/word_relations.py
-Hardware:  a CPU core, minutes.
+Hardware:  a CPU core; the results took 5 minutes on one that others shared.
 Expected:  experiments/results/word_relations.md
 
 There is no test split: the sentences are those that the networks are trained on and know by heart. Rows, measures and budget
@@ -14,8 +14,10 @@ from experiments.studies import word_relations
 
 title = '"I love you": relations of the middle word'
 source = (
-    "Our own question: meaning is not always in the order of words, and *love* belongs to *I* and to *you*. Encoder of a "
-    "Transformer (Vaswani et al. 2017, arXiv 1706.03762), and of an LSTM with attention (Luong et al. 2015, arXiv 1508.04025)."
+    "The Transformer's encoder relates *love* to *I* and to *you*, but no more than the middle words of other sentences to "
+    "both of their neighbours; the LSTM's, which reads in one direction, to one of them only.\n"
+    "Our own question: meaning is not always in the order of words, and *love* belongs to both. Encoder of a Transformer "
+    "(Vaswani et al. 2017, arXiv 1706.03762), and of an LSTM with attention (Luong et al. 2015, arXiv 1508.04025)."
 )
 notes = (
     "A small corpus: 212 everyday sentences, English to Korean, each word a token. 69 of them have three different words and "

@@ -109,12 +109,13 @@ def plot_relations(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -
         for name in ("attention", "gradient")
         if name in seeds[0]
     ]
+    top = 1.05 * max(shares[:, [0, 2]].max() for _, shares in panels)
     figure = plots.make_figure(3.7 * len(panels) + 0.4, 4)
     for axes, (title, shares) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axes.plot(shares[1:, 0], shares[1:, 2], "o", markersize=4, alpha=0.6, label="other sentences", color=plots.COLOURS[0])
         axes.plot(shares[0, 0], shares[0, 2], "D", markersize=8, label=f'"{SENTENCE}"', color=plots.COLOURS[1])
         axes.set_title(title, fontsize=10)
-        axes.set(xlabel="% to the first word", xlim=(0, None), ylim=(0, None))
+        axes.set(xlabel="% to the first word", xlim=(-1, top), ylim=(-1, top))
         plots.style_axes(axes)
     figure.axes[0].set_ylabel("% to the third word")
     plots.add_legend(figure)
