@@ -87,6 +87,8 @@ scales = {
             "total_steps": 4,
             "schedule.warmup_steps": 1,
             "evaluation.every_steps": 2,
+            "evaluation.translate": False,
+            "evaluation.headline": "token_accuracy",
             "checkpoint.every_steps": 4,
             "logging.every_steps": 2,
         },

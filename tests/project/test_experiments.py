@@ -162,7 +162,6 @@ def test_resnet_rs_rows_are_prefixes():
         ("causal", "no causal mask in training", ["perplexity, reference given", "exact match %, past alone"], None),
         ("context_probe", "reads from the last word", ["words read %, 16 words, trained"], "context"),
         ("word_relations", "Transformer", ["attention: love to I %", "gradient: love to you %"], "relations"),
-        ("transformer_residual", "plain 1", ["spread of the encoder's output, trained"], None),
         ("depth", "one 5x5", ["training error %", "test error %"], None),
         ("recall", "LSTM", ["accuracy %, 2 to 3 tokens", "accuracy %, 4 to 7 tokens"], "recall"),
     ],
