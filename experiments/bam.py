@@ -10,6 +10,7 @@ Rows, budget and comparisons at quick were fixed before any test image was evalu
 import functools
 
 from attention_jax.config import override
+from experiments.studies import smoke
 
 title = "BAM: branches, combination, skip, reduction, dilation, place"
 source = (
@@ -98,16 +99,10 @@ scales = {
     "smoke": {
         "seeds": 1,
         "overrides": {
+            **smoke.CUED_DIGITS,
             **_SMALL,
             "data.args": {"key": "arrow", "number": 40},
             "model.widths": (32, 32, 32, 32),
-            "batch_size": 4,
-            "total_steps": 4,
-            "schedule.warmup_steps": 1,
-            "evaluation.every_steps": 2,
-            "evaluation.batch_size": 20,
-            "checkpoint.every_steps": 4,
-            "logging.every_steps": 2,
         },
     },
     "small": {

@@ -9,6 +9,8 @@ Task, budget, rows and comparisons were fixed before any test image was evaluate
 of equal cost that gates are compared with.
 """
 
+from experiments.studies import smoke
+
 title = "Which of two digits, by an arrow between them: gates after stage 2"
 source = (
     "Our own task for a claim of Park et al. 2018 (arXiv 1807.06514) and Woo et al. 2018 (arXiv 1807.06521): that a map of "
@@ -51,27 +53,14 @@ rows = [
 ]
 compare_to = "baseline"
 findings = [
-    {"text": f"{claim} (Park et al. 2018, Section 3, of BAM)", "row": row, "over": over, "sign": 1}
+    {"text": f"a map of where to look helps (Park et al. 2018, Section 3, of BAM), {claim}", "row": row, "over": over}
     for claim, row, over in (
-        ("a map of where to look helps beyond a gate of channels", "BAM", "BAM channel branch"),
-        ("and beyond convolutions that see as far and are added", "BAM", "added branch"),
-        ("and beyond a plain network that is twice as deep", "BAM", "twice as deep"),
+        ("here against the gate of channels alone", "BAM", "BAM channel branch"),
+        ("here against a control that they do not have: the same convolutions, added", "BAM", "added branch"),
+        ("here against another control of ours: a plain network that is twice as deep", "BAM", "twice as deep"),
     )
 ]
 scales = {
     "quick": {"seeds": 5},
-    "smoke": {
-        "seeds": 1,
-        "overrides": {
-            "batch_size": 4,
-            "data.args.number": 40,
-            "model.widths": (8, 8),
-            "total_steps": 4,
-            "schedule.warmup_steps": 1,
-            "evaluation.every_steps": 2,
-            "evaluation.batch_size": 20,
-            "checkpoint.every_steps": 4,
-            "logging.every_steps": 2,
-        },
-    },
+    "smoke": {"seeds": 1, "overrides": {**smoke.CUED_DIGITS, "model.widths": (8, 8)}},
 }

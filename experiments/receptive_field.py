@@ -7,7 +7,7 @@ Expected:  experiments/results/receptive_field.md
 Rows, budget and comparisons at quick were fixed before any test image was evaluated; what was piloted is in cued_colour.py.
 """
 
-from experiments.studies import receptive_field
+from experiments.studies import receptive_field, smoke
 
 title = "What the first stage sees: convolutions, depth, BAM, self-attention"
 source = (
@@ -59,19 +59,7 @@ pictures = {"fields": receptive_field.plot_receptive_fields}
 
 scales = {
     "quick": {"seeds": 5, "rows": ["convolutions only", "twice as deep", "added branch", "BAM", "self-attention"]},
-    "smoke": {
-        "seeds": 1,
-        "overrides": {
-            "data.args.number": 40,
-            "batch_size": 4,
-            "total_steps": 4,
-            "schedule.warmup_steps": 1,
-            "evaluation.every_steps": 2,
-            "evaluation.batch_size": 20,
-            "checkpoint.every_steps": 4,
-            "logging.every_steps": 2,
-        },
-    },
+    "smoke": {"seeds": 1, "overrides": smoke.CUED_DIGITS},
     "small": {
         "base": "../configs/cifar10.py",
         "seeds": 1,

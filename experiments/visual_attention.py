@@ -7,7 +7,7 @@ Expected:  experiments/results/visual_attention.md
 Rows, budget and comparisons at quick were fixed before any test image was evaluated; what was piloted is in cued_colour.py.
 """
 
-from experiments.studies import query_maps
+from experiments.studies import query_maps, smoke
 
 title = "Visual self-attention: the stage it stands at"
 source = "The block of Zhang et al. 2019 (SAGAN, arXiv 1805.08318, Section 3) in a ResNet, after stage 1, 2 or 3."
@@ -59,18 +59,7 @@ scales = {
     "quick": {"seeds": 5, "rows": ["no attention", "stage 1", "stage 2"]},
     "smoke": {
         "seeds": 1,
-        "overrides": {
-            "data.args.number": 40,
-            "model.stage_sizes": (1, 1, 1),
-            "model.widths": (8, 8, 16),
-            "batch_size": 4,
-            "total_steps": 4,
-            "schedule.warmup_steps": 1,
-            "evaluation.every_steps": 2,
-            "evaluation.batch_size": 20,
-            "checkpoint.every_steps": 4,
-            "logging.every_steps": 2,
-        },
+        "overrides": {**smoke.CUED_DIGITS, "model.stage_sizes": (1, 1, 1), "model.widths": (8, 8, 16)},
     },
     "small": {"base": "../configs/cifar10.py", "seeds": 1, "overrides": {"total_epochs": 10.0}},
 }

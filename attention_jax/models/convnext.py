@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from attention_jax.errors import UserError
 from attention_jax.kernels.matmul import dot_general
 from attention_jax.models.gate import Gate
 from attention_jax.models.registry import register_model
@@ -29,6 +28,7 @@ from attention_jax.models.stages import (
     check_choices,
     check_image_size,
     check_rates,
+    check_sizes,
     check_stages,
     grow_drop_rates,
     list_gated_stages,
@@ -116,8 +116,7 @@ class ConvNeXt(nn.Module):
         check_choices(self, {"gate_at": GATE_PLACES, "dtype": DTYPES})
         check_stages(self, "widths")
         check_rates(self, "drop_path_rate")
-        if self.patch_size < 1:
-            raise UserError(f"model.patch_size={self.patch_size} is not right: give 1 or more.")
+        check_sizes(self, "patch_size")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:

@@ -83,6 +83,10 @@ def check_model(model: Mapping[str, Any]) -> None:
     """Raises UserError unless the section `model` of a config names a network, and fields that it has and reads."""
     name, own = model["name"], {key: value for key, value in model.items() if key not in ("name", *FACTS)}
     _refuse_unknown_fields(name, own)
+    if own.get("features") is True:  # of networks for text it is a width
+        raise UserError(
+            f"config.model.features=True: model {name!r} would return its maps and no logits to train: leave it out."
+        )
     if ({**find_model(name)[1], **own}).get("gate") is None:
         for key in ("gate_args", "gate_stages", "gate_at"):
             if own.get(key):

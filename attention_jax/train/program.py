@@ -88,8 +88,9 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
 
     schedule, optimizer = build_optimizer(resolved)
     model = task.model(config, resolve_batch_norm_group(config, mesh) if "batch_norm" in config else None)
-    heads, ways = getattr(model, "heads", None), mesh.shape[MODEL]
-    if isinstance(heads, int) and heads % ways:  # it would split single heads, which every layer would then gather
+    heads, ways = getattr(model, "heads", 0), mesh.shape[MODEL]
+    # It would split single heads, which every layer would then gather; a Swin Transformer has a number for each stage.
+    if any(number % ways for number in (heads if isinstance(heads, tuple) else (heads,))):
         raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
     inputs = task.example_inputs(config)
 

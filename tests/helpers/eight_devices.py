@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from attention_jax import tree
+from attention_jax.config import override
 from attention_jax.distributed.mesh import make_batch_sharding, make_mesh, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.optim.mixing import mix_images
@@ -167,6 +168,9 @@ def test_contradictions_are_refused(folder):
         build_program(small_config(parallel__model=2))
     with pytest.raises(UserError, match="parallel.model=4 does not divide the network's 2 heads"):
         build_program(small_text.small_config(folder, parallel__model=4))
+    swin = {"name": "swin_tiny_patch4_window7_224", "patch_size": 1, "width": 8, "heads": (2, 4), "stage_sizes": (1, 1)}
+    with pytest.raises(UserError, match=r"parallel.model=4 does not divide the network's \(2, 4\) heads"):
+        build_program(override(small_config(parallel__model=4), {"model": swin}))
     with pytest.raises(UserError, match=r"evaluation.batch_size=100 cannot be divided by 8 devices: 96 could"):
         build_program(small_config(evaluation__batch_size=100))
 

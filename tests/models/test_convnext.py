@@ -11,6 +11,7 @@ import attention_jax as aj
 from attention_jax import tree
 from attention_jax.models.convnext import ConvNeXt
 from attention_jax.models.convnext_roadmap import ROADMAP, ConvNeXtRoadmap
+from attention_jax.models.registry import check_model
 from tests.helpers import parity, parity_convnext
 from tests.helpers.blocks import close, drawn, numbers, quick
 from tests.models.test_parity import ours
@@ -219,6 +220,13 @@ def test_bfloat16_is_near_float32(make: Any, fields: dict[str, Any]) -> None:
 def test_mistakes(network: Any, message: str) -> None:
     with pytest.raises(aj.UserError, match=message):
         network.check()
+
+
+def test_a_config_does_not_train_maps() -> None:
+    check_model({"name": "convnext_tiny", "features": False})
+    check_model({"name": "transformer_base", "features": 64})
+    with pytest.raises(aj.UserError, match="config.model.features=True: model 'convnext_tiny' would return its maps"):
+        check_model({"name": "convnext_tiny", "features": True})
 
 
 @pytest.mark.parametrize(("name", "side"), [("convnext_tiny", 31), ("convnext_isotropic_small", 15)])

@@ -15,7 +15,7 @@ UNITS = ("5x5", "3x3", "3x3 linear")
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_unit_sees_5x5(unit):
-    """The response of one unit to a point, of which the pooled mean tells nothing; with ReLUs that let all through."""
+    """The response of one unit to a point, which the pooled mean does not show; with ReLUs that let all through."""
     model = KernelNet(10, unit=unit, features=2, layers=1)
     images = np.zeros((1, 15, 15, 1), np.float32)
     variables = drawn(model, images)
