@@ -13,7 +13,7 @@ from typing import Any
 from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
 from attention_jax.config.plugins import load_object
 
-VERSION = 5
+VERSION = 6
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 

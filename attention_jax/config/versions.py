@@ -1,6 +1,7 @@
 """Upgrades saved configs and those of old config files to the fields of this version."""
 
 import functools
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,7 +41,10 @@ _ADDED: dict[int, dict[str, Any]] = {
     3: {"parallel": {"fsdp": 1, "model": 1, "rules": ()}},
     4: {"optimizer": {"args": {}}, "schedule": {"args": {}}},
     5: {"data": {"exif_rotation": False}},  # of image classification alone
+    6: {},
 }
+# bam_resnet*.code fitted its dilation to small maps before version 6, as the released code does not.
+_CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}
 
 
 def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
@@ -50,6 +54,9 @@ def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
         plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
     if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
         plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
+    if version == 6 and re.fullmatch(r"bam_\w+\.code", (model := plain.get("model", {})).get("name", "")):
+        if model.get("gate") is None and not model.get("gate_args"):
+            plain["model"] = {**model, "gate_args": _CODE_BAM}
     return ConfigDict({**plain, "version": version}, type_safe=False)
 
 

@@ -33,9 +33,9 @@ from attention_jax.nn.norm import BatchNorm, GroupNorm, NoNorm
 _INITS = {"he": he_fan_out, "fan_in": fan_in}
 _CHOICES = {
     "block": ("basic", "bottleneck"),
-    "stem": ("imagenet", "deep", "rs", "cifar"),
+    "stem": ("imagenet", "deep", "wide_deep", "rs", "cifar"),
     "stride_at": ("1x1", "3x3"),
-    "shortcut": ("A", "A-centred", "B", "D"),
+    "shortcut": ("A", "A-centred", "B", "B-3x3", "D"),
     "gate_at": GATE_PLACES,
     "norm": ("batch", "group", "none"),
     "norm_running_var": ("biased", "unbiased"),
@@ -52,7 +52,7 @@ class Block(nn.Module):
         kind: "basic" or "bottleneck".
         width: filters; a bottleneck's output has four times as many.
         stride, stride_at, shortcut, residual, zero_gamma: see `ResNet`.
-        cardinality, width_per_group: of a bottleneck's 3x3, see `ResNet`.
+        cardinality, width_per_group, first_divisor: of a bottleneck, see `ResNet`.
         drop_rate: of the residual branch.
         conv, norm, gate: make the layers; the gate may be None.
         train: True lets stochastic depth drop the branch.
@@ -67,6 +67,7 @@ class Block(nn.Module):
     residual: bool = True
     cardinality: int = 1
     width_per_group: int = 64
+    first_divisor: int = 1
     zero_gamma: bool = False
     drop_rate: float = 0.0
     gate: Callable[..., nn.Module] | None = None
@@ -82,7 +83,7 @@ class Block(nn.Module):
             # Xie et al.: D = floor(n · baseWidth / 64) filters in each of C groups.
             inner = self.width * self.width_per_group // 64 * self.cardinality
             first, second = (self.stride, 1) if self.stride_at == "1x1" else (1, self.stride)
-            layers = [(inner, 1, first, 1), (inner, 3, second, self.cardinality), (4 * self.width, 1, 1, 1)]
+            layers = [(inner // self.first_divisor, 1, first, 1), (inner, 3, second, self.cardinality), (4 * self.width, 1, 1, 1)]
 
         y = x
         for i, (features, kernel, stride, groups) in enumerate(layers, 1):
@@ -110,7 +111,8 @@ class Block(nn.Module):
             return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if self.shortcut == "D" and stride == 2:
             x, stride = average_pool(x), 1
-        x = self.conv(features, (1, 1), stride, name="shortcut_conv")(x)
+        side = 3 if self.shortcut == "B-3x3" and stride > 1 else 1
+        x = self.conv(features, (side, side), stride, name="shortcut_conv")(x)
         return self.norm(name="shortcut_norm")(x)
 
 
@@ -123,16 +125,18 @@ class ResNet(nn.Module):
         widths: filters of each stage (a bottleneck's output has four times as many).
         block: "basic" or "bottleneck".
         stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2); "deep" (three 3x3 of 32, 32, 64 filters in place of the
-            7x7: ResNet-C and -D); "rs" (deep, and a fourth 3x3 of stride 2 in place of the max-pool, as in the released
+            7x7: ResNet-C and -D); "wide_deep" (of 64, 64, 128: SENet-154); "rs" (deep, and a fourth 3x3 of stride 2 in place of the max-pool, as in the released
             ResNet-RS); "cifar" (3x3 stride 1).
         stride_at: where a bottleneck strides: "1x1" is the paper's network (v1), "3x3" torchvision's (v1.5).
         shortcut: "A" pads with zeros, "B" projects where shapes change, "D" pools 2x2 before the projection where the
             block strides. "A-centred" pads with half of the zeros before and half after the channels, as the common CIFAR
-            code in PyTorch does; "A" has all of them after, as He et al.'s.
+            code in PyTorch does; "A" has all of them after, as He et al.'s. "B-3x3" has a 3x3 projection where the block
+            strides (SENet-154).
         residual: False gives the plain network without shortcuts.
         cardinality: C, groups of a bottleneck's 3x3 (ResNeXt).
         width_per_group: filters of a group in the first stage, 64 / C of them leave the width as it is; "32x4d" is
             cardinality 32, width_per_group 4; of cardinality 1, 128 is a network twice as wide inside.
+        first_divisor: divides the filters of a bottleneck's first 1x1 (2 in SENet-154).
         gate: attention to put in, by name (`gate.GATES`), dotted path, `file.py:Name` or class.
         gate_at: "block" gates every residual branch before the addition, "stage" the output of stages.
         gate_stages: numbers of the stages, from 1, that have it; None is all of them for "block", all but the last for
@@ -161,6 +165,7 @@ class ResNet(nn.Module):
     residual: bool = True
     cardinality: int = 1
     width_per_group: int = 64
+    first_divisor: int = 1
     gate: str | Callable[..., nn.Module] | None = None
     gate_at: str = "stage"
     gate_stages: tuple[int, ...] | None = None
@@ -223,7 +228,7 @@ class ResNet(nn.Module):
         norm = norms[self.norm]
         gate = None if self.gate is None else functools.partial(Gate, self.gate, self.gate_args, norm, dtype, train)
         gated = self.gated_stages()
-        shared = ("stride_at", "shortcut", "residual", "cardinality", "width_per_group", "zero_gamma")
+        shared = ("stride_at", "shortcut", "residual", "cardinality", "width_per_group", "first_divisor", "zero_gamma")
         block = functools.partial(Block, kind=self.block, conv=conv, norm=norm, train=train)
         block = functools.partial(block, **{field: getattr(self, field) for field in shared})
 
@@ -250,6 +255,7 @@ class ResNet(nn.Module):
         layers = {
             "imagenet": [(64, 7, 2)],
             "deep": [(32, 3, 2), (32, 3, 1), (64, 3, 1)],
+            "wide_deep": [(64, 3, 2), (64, 3, 1), (128, 3, 1)],
             "rs": [(32, 3, 2), (32, 3, 1), (64, 3, 1), (64, 3, 2)],
             "cifar": [(self.widths[0], 3, 1)],
         }[self.stem]
@@ -257,6 +263,6 @@ class ResNet(nn.Module):
             number = "" if len(layers) == 1 else i
             x = conv(features, (kernel, kernel), stride, name=f"stem_conv{number}")(x)
             x = nn.relu(norm(name=f"stem_norm{number}")(x))
-        if self.stem in ("imagenet", "deep"):
+        if self.stem in ("imagenet", "deep", "wide_deep"):
             x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         return x

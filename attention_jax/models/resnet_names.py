@@ -21,16 +21,21 @@ _IMAGENET: dict[int, Fields] = {
 _BAM: Fields = dict(gate="bam", gate_at="stage")
 _CBAM: Fields = dict(gate="cbam", gate_at="block")
 _SE: Fields = dict(gate="se", gate_at="block")
+_D: Fields = dict(stem="deep", shortcut="D")
 _TIMM_SE: Fields = dict(_SE, gate_args=FrozenDict(divisor=8))
 # After stage 2: maps of 28x28 at 224 pixels, the size nearest to the 32x32 of the paper's default.
 _SAGAN: Fields = dict(gate="self_attention", gate_stages=(2,))
 # The released code: keys and values pooled 2x2, values of C/2 channels.
 _OFFICIAL_SAGAN: Fields = dict(_SAGAN, gate_args=FrozenDict(value_reduction=2, pool=2))
-_CODE_BAM: Fields = dict(_BAM, gate_args=FrozenDict(combine="product", batch_norm="code"))
+_CODE_BAM: Fields = dict(_BAM, gate_args=FrozenDict(combine="product", batch_norm="code", fit_dilation=False))
 
 for _depth, _net in _IMAGENET.items():
     register_model(f"resnet{_depth}", ResNet, **_net)
-    register_model(f"resnet{_depth}d", ResNet, **_net, stem="deep", shortcut="D")
+    register_model(f"resnet{_depth}c", ResNet, **_net, stem="deep")
+    register_model(f"resnet{_depth}d", ResNet, **_net, **_D)
+    register_model(f"resnet{_depth}_gn", ResNet, **_net, norm="group")
+    register_model(f"seresnet{_depth}d", ResNet, **_net, **_D, **_TIMM_SE)
+    register_model(f"ecaresnet{_depth}d", ResNet, **_net, **_D, gate="eca", gate_at="block")
     register_model(f"seresnet{_depth}", ResNet, **_net, **_TIMM_SE)
     register_model(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
     register_model(f"bam_resnet{_depth}.code", ResNet, **_net, **_CODE_BAM)
@@ -43,7 +48,7 @@ for _depth, _net in _IMAGENET.items():
 # Cardinality x width of a group: Xie et al., Tables 3 and 4, and torchvision's.
 for _depth, _names in {
     50: ("2x40d", "4x24d", "8x14d", "32x4d"),
-    101: ("2x40d", "4x24d", "8x14d", "32x4d", "2x64d", "64x4d", "32x8d"),
+    101: ("2x40d", "4x24d", "8x14d", "32x4d", "2x64d", "64x4d", "32x8d", "32x16d", "32x32d"),
 }.items():
     for _name in _names:
         _groups, _width = map(int, _name.removesuffix("d").split("x"))
@@ -51,6 +56,10 @@ for _depth, _names in {
         register_model(f"resnext{_depth}_{_name}", ResNet, **_net)
         register_model(f"seresnext{_depth}_{_name}", ResNet, **_net, **_TIMM_SE)
         register_model(f"bam_resnext{_depth}_{_name}", ResNet, **_net, **_BAM)
+register_model("resnext50d_32x4d", ResNet, **_IMAGENET[50], cardinality=32, width_per_group=4, **_D)
+# Hu et al. 2018 (1709.01507, version 4), the network of their challenge entry, as timm has it.
+_net = dict(_IMAGENET[152], cardinality=64, width_per_group=4, first_divisor=2, stem="wide_deep", shortcut="B-3x3")
+register_model("senet154", ResNet, **_net, **_TIMM_SE)
 register_model("resnet101_1x100d", ResNet, **_IMAGENET[101], width_per_group=100)  # the wider baseline of Table 4
 register_model("wide_resnet50_2", ResNet, **_IMAGENET[50], width_per_group=128)
 register_model("wide_resnet101_2", ResNet, **_IMAGENET[101], width_per_group=128)

@@ -84,6 +84,15 @@ CASES = {
     "bam_channel": Case(_bam(spatial=False)),
     "bam_spatial": Case(_bam(channel=False), dilations=(4,)),
     "bam_small_map": Case(dict(widths=(8, 16, 32), stage_sizes=(1, 1, 1), **_bam()), image=(8, 8), dilations=(4, 2), seed=1),
+    "bam_code_small_map": Case(
+        dict(widths=(8, 16, 32), stage_sizes=(1, 1, 1), **_bam(combine="product", batch_norm="code", fit_dilation=False)),
+        image=(10, 8),
+        dilations=(4, 4),
+        seed=1,
+    ),
+    "senet": Case(
+        dict(**_RESNEXT, stem="wide_deep", shortcut="B-3x3", first_divisor=2, **_se(reduction=4)), image=(38, 29), seed=12
+    ),
     "grouped": Case(dict(**_RESNEXT, stage_sizes=(1, 2)), seed=1),
     "wide_v1": Case(dict(block="bottleneck", width_per_group=128, stride_at="1x1")),
     "d": Case(dict(stem="deep", shortcut="D", block="bottleneck"), image=(38, 29), seed=7),

@@ -41,5 +41,4 @@ CASES = {
     "roadmap_layer_norm": Case(dict(_LAST, final_norm=True), image=(19, 16)),
     "roadmap_last": Case(dict(_LAST, final_norm=True, downsampling="separate_norm"), image=(23, 20)),
 }
-IMAGENET = ("convnext_tiny", "convnext_small")
 IMAGENET_IMAGES = ((64, 64), (75, 97))

@@ -50,6 +50,17 @@ def test_published_network(name: str) -> None:
     assert parity.difference(our_imagenet_logits(name), theirs) < parity.LOGITS
 
 
+@pytest.mark.parametrize("image", [(64, 64), (75, 97)])
+@pytest.mark.parametrize(
+    "name", ["resnet50c", "resnet50_gn", "resnext50d_32x4d", "seresnet152d", "ecaresnet50d", "senet154", "resnext101_32x16d"]
+)
+def test_one_block_a_stage_of_timm(name: str, image: tuple[int, int]) -> None:
+    """The logits of timm's networks with one block in each stage, at two sizes."""
+    pytest.importorskip("timm")
+    theirs = torch_nets.imagenet_logits(name, image, layers=(1, 1, 1, 1))
+    assert parity.difference(our_imagenet_logits(name, image, stage_sizes=(1, 1, 1, 1)), theirs) < parity.LOGITS
+
+
 def test_every_weight_is_carried_across() -> None:
     """The table between the names is one to one, and covers a whole network of each kind."""
     from attention_jax import create_model, tree

@@ -26,6 +26,7 @@ NAMES = (
     (r"^layer(\d)\.(\d+)\.bn(\d)$", r"stage\1_block\2/norm\3"),
     (r"^layer(\d)\.(\d+)\.se\.fc1$", r"stage\1_block\2/gate/reduce"),
     (r"^layer(\d)\.(\d+)\.se\.fc2$", r"stage\1_block\2/gate/expand"),
+    (r"^layer(\d)\.(\d+)\.se\.conv$", r"stage\1_block\2/gate/conv"),
     (r"^layer(\d)\.(\d+)\.gate\.(\w+)$", r"stage\1_block\2/gate/\3"),
     (r"^bam(\d)\.channel\.(reduce|expand)$", r"stage\1_gate/channel_\2"),
     (r"^bam(\d)\.channel\.reduce_bn$", r"stage\1_gate/channel_reduce_norm"),
@@ -211,7 +212,8 @@ class Residual(nn.Module):
             early = fields.get("stride_at", "3x3") == "1x1"
             groups = fields.get("cardinality", 1)
             inner = int(width * (fields.get("width_per_group", 64) / 64.0)) * groups
-            body = [(inner, 1, stride if early else 1), (inner, 3, 1 if early else stride), (4 * width, 1, 1)]
+            narrow = inner // fields.get("first_divisor", 1)
+            body = [(narrow, 1, stride if early else 1), (inner, 3, 1 if early else stride), (4 * width, 1, 1)]
         self.depth = len(body)
         previous = inputs
         for i, (features, kernel, step) in enumerate(body, 1):
@@ -230,7 +232,9 @@ class Residual(nn.Module):
         self.pads = fields.get("shortcut", "B").startswith("A")
         self.centred = fields.get("shortcut") == "A-centred"
         if self.residual and self.changes and not self.pads:
-            layers = [nn.Conv2d(inputs, self.outputs, 1, stride, bias=False), normalisation(fields, self.outputs)]
+            side = 3 if fields.get("shortcut") == "B-3x3" and stride == 2 else 1
+            project = nn.Conv2d(inputs, self.outputs, side, stride, side // 2, bias=False)
+            layers = [project, normalisation(fields, self.outputs)]
             if fields.get("shortcut", "B") == "D":
                 pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
                 layers = [pool, nn.Conv2d(inputs, self.outputs, 1, bias=False), normalisation(fields, self.outputs)]
@@ -271,14 +275,14 @@ class Network(nn.Module):
             channels = 64
             self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
             self.maxpool = nn.MaxPool2d(3, 2, 1)
-        elif fields["stem"] in ("deep", "rs"):
-            channels = 64
-            layers = []
-            for inputs, outputs, step in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
+        elif fields["stem"] in ("deep", "wide_deep", "rs"):
+            channels = 128 if fields["stem"] == "wide_deep" else 64
+            layers, half = [], channels // 2
+            for inputs, outputs, step in ((3, half, 2), (half, half, 1), (half, channels, 1)):
                 layers += [nn.Conv2d(inputs, outputs, 3, step, 1, bias=False), normalisation(fields, outputs), nn.ReLU()]
             self.conv1 = nn.Sequential(*layers[:-2])
             last = [nn.Conv2d(64, 64, 3, 2, 1, bias=False), normalisation(fields, 64), nn.ReLU()]
-            self.maxpool = nn.MaxPool2d(3, 2, 1) if fields["stem"] == "deep" else nn.Sequential(*last)
+            self.maxpool = nn.MaxPool2d(3, 2, 1) if fields["stem"] != "rs" else nn.Sequential(*last)
         else:
             channels = widths[0]
             self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
@@ -293,6 +297,7 @@ class Network(nn.Module):
             setattr(self, f"layer{stage}", nn.Sequential(*made))
             if fields.get("gate") == "bam" and stage < self.stages:
                 args = dict(fields["gate_args"])
+                args.pop("fit_dilation", None)
                 args["dilation"] = dilations[stage - 1] if dilations else 1
                 setattr(self, f"bam{stage}", Bottleneck(channels, **args))
             if fields.get("gate") == "self_attention" and stage in fields["gate_stages"]:
@@ -369,18 +374,18 @@ def run(
     return results, nearest
 
 
-def imagenet(name: str) -> nn.Module:
-    """torchvision's network of that name, or timm's where torchvision has none, in evaluation mode."""
+def imagenet(name: str, **options: Any) -> nn.Module:
+    """torchvision's network of that name, or timm's with options or where torchvision has none, in evaluation mode."""
     import timm
     import torchvision
 
-    make = getattr(torchvision.models, name, None)
-    net = make(weights=None) if make else timm.create_model(name, pretrained=False)
+    make = None if options else getattr(torchvision.models, name, None)
+    net = make(weights=None) if make else timm.create_model(name, pretrained=False, **options)
     return net.eval()
 
 
-def imagenet_logits(name: str) -> np.ndarray:
+def imagenet_logits(name: str, image: tuple[int, int] = parity.IMAGENET_IMAGE, **options: Any) -> np.ndarray:
     """[2, 1000] of a published network filled by `parity.draw`, in float64."""
-    net = fill(imagenet(name).double(), 0)
+    net = fill(imagenet(name, **options).double(), 0)
     with torch.no_grad():
-        return net(nchw(parity.images(0, *parity.IMAGENET_IMAGE, batch=2))).numpy()
+        return net(nchw(parity.images(0, *image, batch=2))).numpy()
