@@ -54,9 +54,10 @@ def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
         plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
     if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
         plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
-    if version == 6 and re.fullmatch(r"bam_\w+\.code", (model := plain.get("model", {})).get("name", "")):
-        if model.get("gate") is None and not model.get("gate_args"):
-            plain["model"] = {**model, "gate_args": _CODE_BAM}
+    model = plain.get("model", {})
+    is_code_bam = re.fullmatch(r"bam_\w+\.code", model.get("name", "")) and not model.get("gate")
+    if version == 6 and is_code_bam and not model.get("gate_args"):
+        plain["model"] = {**model, "gate_args": _CODE_BAM}
     return ConfigDict({**plain, "version": version}, type_safe=False)
 
 

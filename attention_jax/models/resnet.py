@@ -83,7 +83,11 @@ class Block(nn.Module):
             # Xie et al.: D = floor(n · baseWidth / 64) filters in each of C groups.
             inner = self.width * self.width_per_group // 64 * self.cardinality
             first, second = (self.stride, 1) if self.stride_at == "1x1" else (1, self.stride)
-            layers = [(inner // self.first_divisor, 1, first, 1), (inner, 3, second, self.cardinality), (4 * self.width, 1, 1, 1)]
+            layers = [
+                (inner // self.first_divisor, 1, first, 1),
+                (inner, 3, second, self.cardinality),
+                (4 * self.width, 1, 1, 1),
+            ]
 
         y = x
         for i, (features, kernel, stride, groups) in enumerate(layers, 1):
@@ -125,8 +129,8 @@ class ResNet(nn.Module):
         widths: filters of each stage (a bottleneck's output has four times as many).
         block: "basic" or "bottleneck".
         stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2); "deep" (three 3x3 of 32, 32, 64 filters in place of the
-            7x7: ResNet-C and -D); "wide_deep" (of 64, 64, 128: SENet-154); "rs" (deep, and a fourth 3x3 of stride 2 in place of the max-pool, as in the released
-            ResNet-RS); "cifar" (3x3 stride 1).
+            7x7: ResNet-C and -D); "wide_deep" (of 64, 64, 128: SENet-154); "rs" (deep, and a fourth 3x3 of stride 2 in
+            place of the max-pool, as in the released ResNet-RS); "cifar" (3x3 stride 1).
         stride_at: where a bottleneck strides: "1x1" is the paper's network (v1), "3x3" torchvision's (v1.5).
         shortcut: "A" pads with zeros, "B" projects where shapes change, "D" pools 2x2 before the projection where the
             block strides. "A-centred" pads with half of the zeros before and half after the channels, as the common CIFAR
@@ -187,11 +191,13 @@ class ResNet(nn.Module):
         check_stages(self, "widths")
         check_rates(self, "drop_path_rate", "dropout_rate")
         groups = f"model.cardinality={self.cardinality}, width_per_group={self.width_per_group}"
-        if self.cardinality < 1 or self.width_per_group < 1:
+        if self.first_divisor != 1:
+            groups += f", first_divisor={self.first_divisor}"
+        if min(self.cardinality, self.width_per_group, self.first_divisor) < 1:
             raise UserError(f"{groups}: give whole numbers from 1.")
-        if self.block == "basic" and (self.cardinality, self.width_per_group) != (1, 64):
+        if self.block == "basic" and (self.cardinality, self.width_per_group, self.first_divisor) != (1, 64, 1):
             raise UserError(f"{groups} are of bottlenecks: give model.block='bottleneck' with them.")
-        if (narrowest := min(self.widths)) * self.width_per_group < 64:
+        if (narrowest := min(self.widths)) * self.width_per_group < 64 * self.first_divisor:
             raise UserError(f"{groups} leaves a stage of {narrowest} filters none: give more of model.width_per_group.")
         if self.zero_gamma and self.norm == "none":
             raise UserError("model.zero_gamma needs a normalisation: with model.norm='none' there is no scale to start at 0.")

@@ -354,6 +354,38 @@ def test_version_1_means_what_it_did():
     assert configs.config_from_json(json.dumps(saved)).optimizer.b1 == 0.9
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"name": "bam_resnet18.code"}, {"combine": "product", "batch_norm": "code", "fit_dilation": True}),
+        ({"name": "bam_resnet18.code", "gate_args": {"reduction": 8}}, {"reduction": 8}),
+        ({"name": "bam_resnet18.code", "gate": "se"}, None),
+        ({"name": "bam_resnet18"}, None),
+    ],
+)
+def test_released_code_of_bam_from_version_5_fits_its_dilation(model, expected):
+    """The name kept its dilation from version 6 on; fields of the config's own stay as they are."""
+    old = {**small_config().to_dict(), "version": 5, "model": model}
+    new = configs.upgrade_config(ConfigDict(old))
+    assert new.version == config_fields.VERSION and new.model.to_dict().get("gate_args") == expected
+    kept = configs.upgrade_config(ConfigDict({**old, "version": 6}))
+    assert kept.model.to_dict() == model
+
+
+def test_bam_of_the_released_code_is_before_version_6_what_it_was():
+    """A saved run computes as it was trained; arguments that it states stay, and a new config has the released code's."""
+    for name, args, expected in (
+        ("bam_resnet18.code", {}, {"combine": "product", "batch_norm": "code", "fit_dilation": True}),
+        ("bam_resnet18.code", {"reduction": 4}, {"reduction": 4}),
+        ("bam_resnet18", {}, {}),
+    ):
+        plain = small_config(model__name=name).to_dict()
+        plain["model"] = {"name": name, **({"gate_args": args} if args else {})}
+        for version, wanted in ((5, expected), (config_fields.VERSION, args)):
+            model = configs.upgrade_config(ConfigDict({**plain, "version": version})).model.to_dict()
+            assert model.get("gate_args", {}) == wanted
+
+
 @pytest.mark.parametrize("version", [0, -1, config_fields.VERSION + 1, "1", None])
 def test_versions_that_nobody_knows(version):
     with pytest.raises(UserError, match=f"version={version!r} is not right: this installation reads versions 1 to"):

@@ -348,6 +348,43 @@ class TestRegistry:
             register_model("resnet50", type("ResNet", (ResNet,), {"__module__": "another"}))
 
 
+_DEPTH_OF_ALL = "resnet*", "*resnet20*", "senet*", "resnext29_1x64d", "convnext_*"  # the other names are these with gates
+
+
+class TestFeatures:
+    """The maps that dense tasks need."""
+
+    def check(self, name: str) -> None:
+        """One map for each stage, at the strides 4, 8, 16 and 32, or a network's own, without a head."""
+        model = aj.create_model(name, features=True)
+        stages = len(model.stage_sizes)
+        first = getattr(model, "patch_size", 1 if getattr(model, "stem", "") == "cifar" else 4)
+        images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
+        maps, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), images)
+        strides = [first * 2**stage for stage in range(stages)]
+        assert [x.shape[:3] for x in maps] == [(2, 64 // stride, 96 // stride) for stride in strides]
+        assert {x.dtype for x in maps} == {jnp.dtype("float32")}
+        assert not [path for path in tree.flatten_by_path(variables["params"]) if path.startswith("head")]
+
+    @pytest.mark.parametrize("name", ["resnet18", "bam_resnet20", "convnext_isotropic_small"])
+    def test_some_names(self, name: str) -> None:
+        self.check(name)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", sorted({name for pattern in _DEPTH_OF_ALL for name in aj.list_models(pattern)}))
+    def test_names(self, name: str) -> None:
+        self.check(name)
+
+    def test_are_what_the_head_sees(self) -> None:
+        """With the variables of the network that has the head; a gate after a stage belongs to the map."""
+        images = numbers("images", 2, 9, 8, 3)
+        model = ResNet(**TINY, gate="se", gate_stages=(2,), gate_args=dict(reduction=2))
+        variables = drawn(model, images)
+        maps = quick(model.clone(features=True).apply)(variables, images)
+        head = variables["params"]["head"]
+        close(quick(model.apply)(variables, images), maps[-1].mean((1, 2)) @ head["kernel"] + head["bias"])
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("fields", "message"),
@@ -355,7 +392,7 @@ class TestMistakes:
             (dict(block="bottelneck"), "model.block: 'bottelneck' is not one of 'basic', 'bottleneck'"),
             (dict(stem="imagnet"), "model.stem"),
             (dict(stride_at="2x2"), "model.stride_at"),
-            (dict(shortcut="C"), "model.shortcut: 'C' is not one of 'A', 'A-centred', 'B', 'D'"),
+            (dict(shortcut="C"), "model.shortcut: 'C' is not one of 'A', 'A-centred', 'B', 'B-3x3', 'D'"),
             (dict(gate_at="stem"), "model.gate_at"),
             (dict(norm_running_var="exact"), "model.norm_running_var"),
             (dict(norm="layer"), "model.norm: 'layer' is not one of 'batch', 'group', 'none'"),
@@ -368,6 +405,8 @@ class TestMistakes:
             (dict(zero_gamma=True, norm="none"), "model.zero_gamma needs a normalisation"),
             (dict(cardinality=2), "give model.block='bottleneck'"),
             (dict(cardinality=0, block="bottleneck"), "model.cardinality=0"),
+            (dict(first_divisor=2), "first_divisor=2 are of bottlenecks"),
+            (dict(first_divisor=0, block="bottleneck"), "first_divisor=0: give whole numbers from 1"),
             (dict(width_per_group=4, block="bottleneck"), "leaves a stage of 4 filters none"),
             (dict(gate_stages=(3,)), "model.gate_stages=.* the stages are 1 to 2"),
             (dict(widths=(4, 8, 16)), "model.widths"),

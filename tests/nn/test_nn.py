@@ -199,6 +199,28 @@ class TestBAM:
         monkeypatch.setattr("attention_jax.nn.bam.fitting_dilation", lambda dilation, height, width: dilation)
         assert from_elsewhere() == 0
 
+    def test_dilation_of_the_released_code(self, caplog: pytest.LogCaptureFixture) -> None:
+        """On a map of four pixels a dilation of four is kept, as if the 3x3 had one tap; a fitted one is said once."""
+        x = numbers("x", 2, 4, 4, 4)
+        kept, fitted = (BAM(reduction=1, fit_dilation=fit, norm=evaluating) for fit in (False, True))
+        variables = drawn(kept, x)
+        centre = tree.map_with_path(
+            lambda path, leaf: (
+                leaf * np.float32(np.arange(9) == 4).reshape(3, 3, 1, 1) if leaf.ndim == 4 and len(leaf) == 3 else leaf
+            ),
+            variables["params"],
+        )
+        y = kept.apply(variables, x)
+        close(y, kept.apply({**variables, "params": centre}, x))
+        assert np.abs(np.asarray(y) - fitted.apply(variables, x)).max() > 1e-3
+        assert aj.create_model("bam_resnet18.code").gate_args["fit_dilation"] is False
+
+        said = "stage1_gate: BAM's dilation is 2 on its 5x4 map, where 4 would leave most taps in the padding"
+        for fit, times in ((False, 0), (True, 1)):
+            with caplog.at_level("INFO", "attention_jax"):
+                aj.summary(ResNet(**TINY, gate="bam", gate_args=dict(reduction=2, fit_dilation=fit)), (1, 5, 4, 3))
+            assert caplog.text.count(said) == caplog.text.count("dilation is") == times
+
     def test_attention_in_a_network(self) -> None:
         """A module between stages, none after the last; each names what it saw."""
         images = numbers("images", 2, 8, 8, 3)
