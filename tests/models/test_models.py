@@ -348,43 +348,6 @@ class TestRegistry:
             register_model("resnet50", type("ResNet", (ResNet,), {"__module__": "another"}))
 
 
-_DEPTH_OF_ALL = "resnet*", "*resnet20*", "senet*", "resnext29_1x64d", "convnext_*"  # the other names are these with gates
-
-
-class TestFeatures:
-    """The maps that dense tasks need."""
-
-    def check(self, name: str) -> None:
-        """One map for each stage, at the strides 4, 8, 16 and 32, or a network's own, without a head."""
-        model = aj.create_model(name, features=True)
-        stages = len(model.stage_sizes)
-        first = getattr(model, "patch_size", 1 if getattr(model, "stem", "") == "cifar" else 4)
-        images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
-        maps, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), images)
-        strides = [first * 2**stage for stage in range(stages)]
-        assert [x.shape[:3] for x in maps] == [(2, 64 // stride, 96 // stride) for stride in strides]
-        assert {x.dtype for x in maps} == {jnp.dtype("float32")}
-        assert not [path for path in tree.flatten_by_path(variables["params"]) if path.startswith("head")]
-
-    @pytest.mark.parametrize("name", ["resnet18", "bam_resnet20", "convnext_isotropic_small"])
-    def test_some_names(self, name: str) -> None:
-        self.check(name)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("name", sorted({name for pattern in _DEPTH_OF_ALL for name in aj.list_models(pattern)}))
-    def test_names(self, name: str) -> None:
-        self.check(name)
-
-    def test_are_what_the_head_sees(self) -> None:
-        """With the variables of the network that has the head; a gate after a stage belongs to the map."""
-        images = numbers("images", 2, 9, 8, 3)
-        model = ResNet(**TINY, gate="se", gate_stages=(2,), gate_args=dict(reduction=2))
-        variables = drawn(model, images)
-        maps = quick(model.clone(features=True).apply)(variables, images)
-        head = variables["params"]["head"]
-        close(quick(model.apply)(variables, images), maps[-1].mean((1, 2)) @ head["kernel"] + head["bias"])
-
-
 class TestMistakes:
     @pytest.mark.parametrize(
         ("fields", "message"),
