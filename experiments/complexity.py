@@ -1,7 +1,7 @@
 """Why self-attention: the paper's Table 1, measured on layers of this repository; nothing is trained.
 
 Run:       ./launch.sh table experiments/complexity.py
-Hardware:  two CPU cores, less than 5 minutes. Only the columns ms and MB depend on it.
+Hardware:  a CPU core, a minute. Only the columns ms and MB depend on it.
 """
 
 import functools

@@ -27,7 +27,7 @@ def compute_short_shares(lengths: np.ndarray, widths: Sequence[int]) -> dict[str
 
 def measure_sentence_lengths(
     kinds: tuple[str, ...], widths: Sequence[int], join: int | tuple[int, int] = 1, **others: Any
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Computes a row of the table: tokens of the training split's texts of these kinds, both languages, end symbols included.
 
     Args:
@@ -37,5 +37,5 @@ def measure_sentence_lengths(
     tokenizer = _get_tokenizer()
     texts = [text for pair in open_cldr("train", kinds, join, everyday=1) for text in pair]
     lengths = np.array([len(tokenizer.encode(text)) + 1 for text in texts])
-    found = {"texts": len(texts), "mean n": float(lengths.mean()), "longest n": int(lengths.max())}
+    found: dict[str, Any] = {"texts": f"{len(texts):,}", "mean n": float(lengths.mean()), "longest n": int(lengths.max())}
     return found | compute_short_shares(lengths, widths)
