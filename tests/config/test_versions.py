@@ -62,7 +62,10 @@ def test_version_1_means_what_it_did():
     [
         ({"name": "bam_resnet18.code"}, {"combine": "product", "batch_norm": "code", "fit_dilation": True}),
         ({"name": "bam_resnet18.code", "gate_args": {"reduction": 8}}, {"reduction": 8}),
+        ({"name": "bam_resnet18.code", "gate": "bam"}, {"combine": "product", "batch_norm": "code", "fit_dilation": True}),
+        ({"name": "bam_resnet18.code", "gate_args": {}}, {}),
         ({"name": "bam_resnet18.code", "gate": "se"}, None),
+        ({"name": "bam_resnet18.code", "gate": None}, None),
         ({"name": "bam_resnet18"}, None),
     ],
 )
