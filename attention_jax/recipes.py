@@ -113,6 +113,26 @@ def no_decay_on_norm(config: ConfigDict) -> ConfigDict:
     return _changed(config, "optimizer", decay_rules=((r"norm\d*/(bias|scale)$", False), (".*", True)))
 
 
+# Groups of layers from the input to the output, as path expressions. The ConvNeXt authors' twelve and the stem: three blocks of
+# stage 3 are one, and a downsampling layer belongs to what follows it. Of a ViT with twelve layers, every layer is one (BEiT).
+CONVNEXT_GROUPS = (
+    *("^stem_", "^stage1_", "^(downsample2|stage2)_", r"^(downsample3_|stage3_block[123]/)"),
+    *(rf"^stage3_block({i}|{i + 1}|{i + 2})/" for i in range(4, 28, 3)),
+    "^(downsample4|stage4)_",
+)
+VIT_GROUPS = ("^(patches/|positions|class_token|distillation_token)", *(rf"^block{i}/" for i in range(1, 13)))
+
+
+def layerwise_lr_decay(config: ConfigDict, groups: tuple[str, ...] = CONVNEXT_GROUPS, factor: float = 0.8) -> ConfigDict:
+    """The rate times `factor` for each group below the head, for fine-tuning (Clark et al. 2020; BEiT, ConvNeXt).
+
+    ConvNeXt, Table 6: 0.8 for weights from ImageNet-22K, 0.7 for those from 1K. What no group matches, such as the head and
+    the norm before it, keeps the full rate.
+    """
+    rules = tuple((group, factor ** (len(groups) - i)) for i, group in enumerate(groups))
+    return _changed(config, "optimizer", rate_rules=(*rules, (".*", 1.0)))
+
+
 def accumulate(config: ConfigDict, parts: int = 2) -> ConfigDict:
     """The same batch in `parts` micro-batches; batch statistics are then a micro-batch's."""
     return _changed(config, "", accumulation=parts)
@@ -124,6 +144,11 @@ def bf16(config: ConfigDict) -> ConfigDict:
 
 
 # Averages and losses
+
+
+def binary_cross_entropy(config: ConfigDict, threshold: float = 0.0) -> ConfigDict:
+    """A yes or no for each class in place of one choice (Wightman et al. 2021; timm's settings for it have threshold 0.2)."""
+    return _changed(config, "loss", function="binary_cross_entropy", target_threshold=threshold)
 
 
 def ema(config: ConfigDict, decay: float = 0.9999) -> ConfigDict:
@@ -161,20 +186,31 @@ def mixup_or_cutmix(config: ConfigDict) -> ConfigDict:
     return _changed(config, "mix", mixup_alpha=0.8, cutmix_alpha=1.0, probability=1.0, switch_probability=0.5)
 
 
+def random_erasing(config: ConfigDict, probability: float = 0.25) -> ConfigDict:
+    """A box of noise in some images (Zhong et al. 2020; 0.25 and noise in every pixel in DeiT, Swin and ConvNeXt)."""
+    return _changed(config, "mix", erasing_probability=probability)
+
+
 # Model and data
 
 
-def stochastic_depth(config: ConfigDict, rate: float = 0.1, by: str = "stage") -> ConfigDict:
+def stochastic_depth(config: ConfigDict, rate: float = 0.1, by: str | None = "stage") -> ConfigDict:
     """Drop residual branches, more often the deeper they lie (Huang et al. 2016).
 
-    ResNet-RS: 0.1 at the last stage, one rate a stage; `by="block"` is the linear rule over blocks of timm and ConvNeXt.
+    ResNet-RS: 0.1 at the last stage, one rate a stage; `by="block"` is the linear rule over blocks of timm. `by=None` is for
+    ConvNeXt and Transformers, which have no other.
     """
-    return _changed(config, "model", drop_path_rate=rate, drop_path_by=by)
+    return _changed(config, "model", drop_path_rate=rate, **({} if by is None else {"drop_path_by": by}))
 
 
 def randaugment(config: ConfigDict, layers: int = 2, magnitude: float = 15) -> ConfigDict:
     """N random operations of magnitude M (Cubuk et al. 2020; N = 2 and M = 15 in ResNet-RS, M = 10 at its smallest sizes)."""
     return _changed(config, "data", randaugment_layers=layers, randaugment_magnitude=magnitude)
+
+
+def colour_jitter(config: ConfigDict, strength: float = 0.4) -> ConfigDict:
+    """Random brightness, contrast and saturation (0.4 in fb.resnet.torch; in DeiT and ConvNeXt RandAugment takes its place)."""
+    return _changed(config, "data", colour_jitter=strength)
 
 
 def dropout(config: ConfigDict, rate: float = 0.25) -> ConfigDict:

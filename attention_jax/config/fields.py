@@ -13,7 +13,7 @@ from typing import Any
 from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
 from attention_jax.config.plugins import load_object
 
-VERSION = 6
+VERSION = 7
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 
@@ -116,6 +116,12 @@ COMMON: dict[str, Any] = {
             "which parameters decay; the first match wins",
             lambda rules: _is_rules(rules, lambda v: isinstance(v, bool)),
         ),
+        "rate_rules": Field.sequence(
+            ((".*", 1.0),),
+            "a tuple of (path regex, factor of 0 or more)",
+            "factors before the rate, decoupled decay included; the first match wins",
+            lambda rules: _is_rules(rules, lambda v: isinstance(v, NUMBER) and 0 <= v < math.inf),
+        ),
     },
     "schedule": {
         "name": Field.named("cosine", "of the learning rate after the warm-up", *SCHEDULES),
@@ -205,6 +211,9 @@ _IMAGES: dict[str, Any] = {
         ),
         "exif_rotation": Field.flag(False, "turn images as their EXIF orientation says"),
         "flip": Field.flag(False, "left-right, with probability 1/2"),
+        "colour_jitter": Field.not_negative(
+            0.0, "a strength", "brightness, contrast and saturation by factors from 1 - s to 1 + s; 0 for none"
+        ),
         "randaugment_layers": Field.integer(0, "layers", "N, operations an image; 0 for none", low=0),
         "randaugment_magnitude": Field.not_negative(9, "a magnitude", "M, 0 to 10 in AutoAugment's scale, and beyond"),
         "randaugment_std": Field.not_negative(
@@ -241,6 +250,16 @@ _IMAGES: dict[str, Any] = {
         "cutmix_alpha": Field.not_negative(0.0, "a parameter of Beta", "lambda is Beta(alpha, alpha); 0 for no CutMix"),
         "probability": Field.probability(1.0, "of mixing a batch, or in mode pmap a replica's part of it"),
         "switch_probability": Field.probability(0.5, "of CutMix where both are on"),
+        "erasing_probability": Field.probability(0.0, "of noise in a box of an image, before it is mixed"),
+    },
+    "loss": {
+        "function": Field.choice(
+            "cross_entropy",
+            "of logits and targets; binary is the mean over the classes",
+            "cross_entropy",
+            "binary_cross_entropy",
+        ),
+        "target_threshold": Field.share(0.0, "of binary_cross_entropy: targets above it are 1, others 0; 0 leaves them"),
     },
 }
 

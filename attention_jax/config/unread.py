@@ -49,6 +49,7 @@ READERS = {
     "schedule.boundaries": _where("schedule.name", "step"),
     "schedule.factor": _where("schedule.name", "step"),
     "schedule.d_model": _where("schedule.name", "noam"),
+    "loss.target_threshold": _where("loss.function", "binary_cross_entropy"),
     "loss.smoothing_over": _on("loss.label_smoothing"),
     "ema.warmup": _on("ema.decay"),
     "profile.first_step": _on("profile.num_steps"),

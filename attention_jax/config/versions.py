@@ -40,8 +40,17 @@ _ADDED: dict[int, dict[str, Any]] = {
     },
     3: {"parallel": {"fsdp": 1, "model": 1, "rules": ()}},
     4: {"optimizer": {"args": {}}, "schedule": {"args": {}}},
-    5: {"data": {"exif_rotation": False}},  # of image classification alone
+    5: {},
     6: {},
+    7: {"optimizer": {"rate_rules": ((".*", 1.0),)}},
+}
+_ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
+    5: {"data": {"exif_rotation": False}},
+    7: {
+        "data": {"colour_jitter": 0.0},
+        "mix": {"erasing_probability": 0.0},
+        "loss": {"function": "cross_entropy", "target_threshold": 0.0},
+    },
 }
 # bam_resnet*.code fitted its dilation to small maps before version 6, as the released code does not.
 _CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}
@@ -49,9 +58,9 @@ _CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}
 
 def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
     plain = config.copy_and_resolve_references().to_dict()
-    added = _ADDED[version] if version != 5 or plain.get("task") == "classification" else {}
-    for name, default in added.items():
-        plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
+    for added in (_ADDED[version], _ADDED_TO_IMAGES.get(version, {}) if plain.get("task") == "classification" else {}):
+        for name, default in added.items():
+            plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
     if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
         plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
     model = plain.get("model", {})

@@ -41,6 +41,16 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -jnp.where(targets > 0, targets * jax.nn.log_softmax(logits.astype(jnp.float32)), 0).sum(-1)
 
 
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, threshold: float = 0.0) -> jax.Array:
+    """[B, K], [B, K] -> [B]: binary cross entropy of each class in nats, their mean, in float32 (timm's; Wightman et al. 2021).
+
+    Args:
+        threshold: targets above it count as 1 and all others as 0; 0 takes targets as they are.
+    """
+    targets = jnp.where(targets > threshold, 1.0, 0.0) if threshold else targets
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).mean(-1)
+
+
 def token_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:
     """[..., V], [...] -> [...]: `cross_entropy` for large vocabularies, without a target distribution in memory."""
     if not kernels_are_on():

@@ -1,9 +1,11 @@
-"""Mixup and CutMix of a batch, inside the step.
+"""Mixup and CutMix of a batch, and random erasing, inside the step.
 
-As timm does it in batch mode (DeiT, Swin and ConvNeXt train so): one lambda for all, and example i meets example B-1-i.
+Mixing is timm's in batch mode (DeiT, Swin and ConvNeXt train so): one lambda for all, and example i meets example B-1-i.
 In a shuffled batch the reversed order is as random a partner as a permutation, and on several devices it moves every
 image to one other device, where a random permutation would gather all of them everywhere.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -65,3 +67,30 @@ def draw_cutmix(rng: jax.Array, share: jax.Array, h: int, w: int) -> tuple[jax.A
         inside.append((centre - half <= place) & (place < centre + half))
     keep = 1.0 - (inside[0][:, None] & inside[1][None, :])
     return keep, keep.mean()
+
+
+_AREAS, _RATIOS = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of the image; height / width: Zhong et al., Section 4.1, as timm has them
+
+
+def erase_boxes(rng: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """[B, H, W, C] -> [B, H, W, C], in some of the images a box of noise of their own (Zhong et al. 2020).
+
+    The noise is normal in every pixel and channel, as in timm's mode "pixel", for normalised images. Ten boxes are drawn, with
+    an area uniform in 2 to 33 % and the logarithm of height / width uniform; the first that is smaller than the image on both
+    sides is erased, and none if all are too large.
+    """
+    b, h, w, _ = images.shape
+    of_whether, of_area, of_ratio, of_place, of_noise = jax.random.split(rng, 5)
+    area = h * w * jax.random.uniform(of_area, (b, 10), minval=_AREAS[0], maxval=_AREAS[1])
+    ratio = jnp.exp(jax.random.uniform(of_ratio, (b, 10), minval=math.log(_RATIOS[0]), maxval=math.log(_RATIOS[1])))
+    sides = jnp.round(jnp.sqrt(jnp.stack([area * ratio, area / ratio], -1)))
+    limits = jnp.array([h, w])
+    fits = (sides < limits).all(-1)
+    side = jnp.take_along_axis(sides, fits.argmax(1)[:, None, None], 1)[:, 0]
+    start = jnp.floor(jax.random.uniform(of_place, (b, 2)) * (limits - side + 1))
+    rows, columns = (
+        (start[:, i, None] <= jnp.arange(n)) & (jnp.arange(n) < (start + side)[:, i, None]) for i, n in enumerate((h, w))
+    )
+    erased = fits.any(1) & jax.random.bernoulli(of_whether, probability, (b,))
+    box = rows[:, :, None] & columns[:, None] & erased[:, None, None]
+    return jnp.where(box[..., None], jax.random.normal(of_noise, images.shape, images.dtype), images)

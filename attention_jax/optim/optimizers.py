@@ -26,6 +26,31 @@ def make_decay_mask(rules: tree.Rules) -> Callable[[Any], Any]:
     return lambda params: tree.select_by_path(rules, params, "optimizer.decay_rules")
 
 
+def scale_rates(optimizer: optax.GradientTransformation, rules: tree.Rules) -> optax.GradientTransformation:
+    """Multiplies each parameter's learning rate by a factor, as layer-wise decay does (Clark et al. 2020, ELECTRA).
+
+    Args:
+        optimizer: its complete updates are scaled, decoupled decay included, as those of PyTorch's parameter groups are.
+        rules: (path regex, factor); the first match wins, and a parameter without one is an error.
+    """
+    if all(factor == 1 for _, factor in rules):
+        return optimizer
+
+    def factors(params: Any) -> Any:
+        return tree.select_by_path(rules, params, "optimizer.rate_rules")
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors(params)), state
+
+    def init(params: Any) -> optax.EmptyState:
+        if all(factor == 1 for factor in jax.tree.leaves(factors(params))):
+            patterns = ", ".join(repr(pattern) for pattern, factor in rules if factor != 1)
+            raise UserError(f"optimizer.rate_rules: no parameter is found by {patterns}: give expressions for their paths.")
+        return optax.EmptyState()
+
+    return optax.chain(optimizer, optax.GradientTransformation(init, update))
+
+
 def _make_own(
     name: str, schedule: optax.Schedule, mask: Callable[[Any], Any], args: dict[str, Any]
 ) -> optax.GradientTransformation:

@@ -20,13 +20,20 @@ from attention_jax.data.images.decoding import BrokenImage, decode_image, read_o
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
 from attention_jax.data.images.sources import ArraySource, FolderSource, Source, open_source
-from attention_jax.data.images.transforms import Transform, chain_transforms, flip_at_random, normalise_images, pad_and_crop
+from attention_jax.data.images.transforms import (
+    Transform,
+    chain_transforms,
+    flip_at_random,
+    jitter_colours,
+    normalise_images,
+    pad_and_crop,
+)
 from attention_jax.data.loader import Loader
 from attention_jax.data.splits import open_split
 from attention_jax.distributed.mesh import BatchShare
 from attention_jax.errors import UserError, suggest_name
-from attention_jax.optim.losses import cross_entropy, soft_cross_entropy, target_distribution
-from attention_jax.optim.mixing import mix_images
+from attention_jax.optim.losses import sigmoid_cross_entropy, soft_cross_entropy, target_distribution
+from attention_jax.optim.mixing import erase_boxes, mix_images
 
 logger = logging.getLogger(__name__)
 Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H, W, C]
@@ -140,6 +147,8 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
         transforms.append(pad_and_crop(data.crop_padding))
     if data.flip:
         transforms.append(flip_at_random)
+    if data.colour_jitter:
+        transforms.append(jitter_colours(data.colour_jitter))
     if data.randaugment_layers:
         layers, magnitude, ops = data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops
         # timm fills with the mean of the data, TensorFlow's code with grey; the paper does not say.
@@ -248,8 +257,11 @@ def fingerprint(config: ConfigDict, split: str) -> dict[str, Any]:
 
 
 def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
-    """Returns the batch after mixup and CutMix as `config.mix` says, or the batch itself when both are off."""
+    """Returns the batch after random erasing, mixup and CutMix as `config.mix` says, or the batch itself when all are off."""
     options = config.mix
+    if options.erasing_probability:
+        erased = erase_boxes(jax.random.fold_in(rng, 1), batch["image"], options.erasing_probability)
+        batch = {**batch, "image": erased}
     if not (options.mixup_alpha or options.cutmix_alpha) or not options.probability:
         return batch
     return mix_images(
@@ -276,10 +288,17 @@ def loss(
         others = target_distribution(partner, *smoothing)
         targets = share[:, None] * targets + (1 - share[:, None]) * others
         label = jnp.where(share >= 0.5, label, partner)
-    per_example = soft_cross_entropy(logits, targets)
+    per_example = _compute_loss(config, logits, targets)
     right = jnp.argmax(logits, -1) == label
     sums = {"loss": (per_example * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}
     return sums, changed
+
+
+def _compute_loss(config: ConfigDict, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[B, K], [B, K] -> [B], nats."""
+    if config.loss.function == "binary_cross_entropy":
+        return sigmoid_cross_entropy(logits, targets, config.loss.target_threshold)
+    return soft_cross_entropy(logits, targets)
 
 
 def _list_mode(model: nn.Module, train: bool) -> dict[str, Any]:
@@ -302,7 +321,7 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     apply: Callable[..., Any] = model.apply
     logits = apply(variables, batch["image"], **_list_mode(model, train=False))
     return {
-        "loss": cross_entropy(logits, batch["label"]),
+        "loss": _compute_loss(config, logits, target_distribution(batch["label"], logits.shape[-1])),
         "correct": jnp.argmax(logits, -1) == batch["label"],
         "weight": batch["weight"],
     }
@@ -357,7 +376,8 @@ class Predictor:
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Prediction:
         """Returns the most probable class of each uint8 image [N, H, W, C]."""
-        probabilities = np.asarray(jax.nn.softmax(self.forward(self.preprocess(images))))
+        binary = self.config.loss.function == "binary_cross_entropy"  # then each class has one of its own
+        probabilities = np.asarray((jax.nn.sigmoid if binary else jax.nn.softmax)(self.forward(self.preprocess(images))))
         classes = probabilities.argmax(-1)
         return Prediction([self.labels[i] for i in classes], classes, probabilities)
 

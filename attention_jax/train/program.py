@@ -16,7 +16,7 @@ from attention_jax.distributed.sharding import StateSharding, get_sharding_rules
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.gate import explain_modes
-from attention_jax.optim.optimizers import make_optimizer
+from attention_jax.optim.optimizers import make_optimizer, scale_rates
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.tasks.base import Task
 from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
@@ -68,7 +68,9 @@ def build_optimizer(resolved: ResolvedConfig) -> tuple[optax.Schedule, optax.Gra
     config, durations = resolved.config, resolved.durations
     shape = {name: config.schedule[name] for name in ("boundaries", "factor", "warmup_start", "final_share", "d_model", "args")}
     schedule = make_schedule(config.schedule.name, config.schedule.learning_rate, durations.total, durations.warmup, **shape)
-    return schedule, make_optimizer(schedule=schedule, **config.optimizer.to_dict())
+    options = config.optimizer.to_dict()
+    rate_rules = options.pop("rate_rules")
+    return schedule, scale_rates(make_optimizer(schedule=schedule, **options), rate_rules)
 
 
 @use_standard_numerics()

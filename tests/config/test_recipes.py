@@ -1,11 +1,14 @@
 """The pieces as the papers' tables have them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention_jax import recipes
+from attention_jax import recipes, tree
 from attention_jax.config import config as configs
 from attention_jax.errors import UserError
+from attention_jax.models import create_model
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.tasks.resolve import resolve_config
 from tests.helpers.small import CONFIG
@@ -83,6 +86,9 @@ def test_unknown_noam_preset(base):
         ("cutmix", {"mix.mixup_alpha": 0.0, "mix.cutmix_alpha": 1.0}),
         ("mixup_or_cutmix", {"mix.mixup_alpha": 0.8, "mix.cutmix_alpha": 1.0, "mix.switch_probability": 0.5}),
         ("label_smoothing_over_others", {"loss.label_smoothing": 0.1, "loss.smoothing_over": "others"}),
+        ("random_erasing", {"mix.erasing_probability": 0.25, "mix.mixup_alpha": 0.0}),
+        ("colour_jitter", {"data.colour_jitter": 0.4, "data.randaugment_layers": 0}),
+        ("binary_cross_entropy", {"loss.function": "binary_cross_entropy", "loss.target_threshold": 0.0}),
         ("accumulate", {"accumulation": 2, "batch_size": 32}),
         ("bf16", {"precision": "bfloat16"}),
     ],
@@ -94,8 +100,6 @@ def test_values_of_the_papers(base, piece, fields):
 
 def test_what_decays_is_what_each_paper_says(base):
     """ResNet-RS's code decays the biases of squeeze-and-excitation and of the classifier, and nothing of a batch norm."""
-    from attention_jax import tree
-
     paths = [
         "stem_conv/kernel",
         "stem_norm/scale",
@@ -110,3 +114,34 @@ def test_what_decays_is_what_each_paper_says(base):
     ):
         rules = piece(base).optimizer.decay_rules
         assert [tree.find_first_match(rules, path, "decay_rules") for path in paths] == expected
+
+
+def test_layerwise_rates_are_the_convnext_authors(base):
+    """Their 14 numbers of layers: stem 0, stages 1 and 2, three blocks each of stage 3, then stage 4, then head and norm."""
+    rules = recipes.layerwise_lr_decay(base, recipes.CONVNEXT_GROUPS, 0.8).optimizer.rate_rules
+    numbers = {
+        **{"stem_conv/kernel": 0, "stage1_block3/norm/scale": 1, "downsample2_norm/bias": 2, "stage2_block1/expand/kernel": 2},
+        **{"downsample3_conv/kernel": 3, "stage3_block3/layer_scale": 3, "stage3_block4/norm/bias": 4},
+        **{"stage3_block10/norm/bias": 6, "stage3_block27/project/kernel": 11, "downsample4_conv/kernel": 12},
+        **{"stage4_block1/depthwise/kernel": 12, "head_norm/scale": 13, "head/kernel": 13},
+    }
+    found = {path: tree.find_first_match(rules, path, "rate_rules") for path in numbers}
+    assert found == {path: pytest.approx(0.8 ** (13 - number)) for path, number in numbers.items()}
+
+
+def test_groups_are_those_of_the_networks(base):
+    """Every parameter but those of the head and the norm before it has a group, and every group parameters."""
+    for name, groups, fields in (
+        ("convnext_base", recipes.CONVNEXT_GROUPS, dict(widths=(8,) * 4)),
+        ("deit_small_distilled_patch16_224", recipes.VIT_GROUPS, dict(width=8, heads=2, image_size=32)),
+    ):
+        shapes = jax.eval_shape(create_model(name, **fields).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+        rules = [*((group, group) for group in groups), (".*", "head")]
+        found = {path: tree.find_first_match(rules, path, "groups") for path in tree.flatten_by_path(shapes)}
+        assert {*found.values()} == {*groups, "head"}
+        heads = {path.partition("/")[0] for path, group in found.items() if group == "head"}
+        assert heads <= {"head", "head_norm", "head_distillation", "norm"}
+
+
+def test_stochastic_depth_of_networks_with_one_rule(base):
+    assert "drop_path_by" not in recipes.stochastic_depth(base, 0.2, by=None).model

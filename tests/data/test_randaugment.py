@@ -6,7 +6,10 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill
 from attention_jax.data.images.randaugment_ops import OPS
+from attention_jax.data.images.transforms import jitter_colours
 from attention_jax.preflight.measure import make_photo
+from attention_jax.tasks.classification import make_training_transform
+from tests.helpers.small import small_config
 
 AFFINE = Image.Transform.AFFINE
 FILL = (10, 200, 60)
@@ -281,3 +284,31 @@ def test_magnitudes_of_the_paper(m):
 
 def test_fill_of_a_mean():
     assert convert_mean_to_fill((0.485, 0.456, 0.406)) == (124, 116, 104)  # ImageNet's, as timm rounds it
+
+
+def test_colour_jitter_is_pillows_three_in_some_order():
+    """Each once, by a factor from 1 - s to 1 + s of its own; nothing at strength 0; no saturation in one channel."""
+    pixels, orders, factors = PHOTOS["strong"], set(), []
+    for seed in range(40):
+        draws = np.random.default_rng(seed)
+        expected, order = Image.fromarray(pixels), draws.permutation(3)
+        for i in order:
+            factors.append(draws.uniform(0.6, 1.4))
+            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[i]
+            expected = enhance(expected).enhance(factors[-1])
+        orders.add(tuple(order))
+        np.testing.assert_array_equal(jitter_colours(0.4)(pixels, np.random.default_rng(seed)), np.asarray(expected))
+    assert len(orders) == 6 and min(factors) < 0.65 and max(factors) > 1.35
+    assert (jitter_colours(0.0)(pixels, np.random.default_rng(0)) == pixels).all()
+    grey = jitter_colours(0.4)(pixels[..., :1], np.random.default_rng(0))
+    assert grey.shape == (*pixels.shape[:2], 1) and (grey != pixels[..., :1]).any()
+    assert jitter_colours(2.0)(pixels, np.random.default_rng(1)).dtype == np.uint8  # factors stop at 0
+
+
+def test_a_config_jitters_colours_and_gives_the_same_image_for_one_seed():
+    transform = make_training_transform(
+        small_config(**{"data.colour_jitter": 0.4, "data.crop": "none", "data.image_shape": (8, 8, 1)})
+    )
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    first, again, other = (transform(image, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert (first == again).all() and (first != other).any()

@@ -202,6 +202,8 @@ def test_mistakes(kind: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(aj.UserError, match=message):
         SMALL[kind].clone(**fields).check()
     assert SMALL[kind].check() is None
+    with pytest.raises(aj.UserError, match=message):  # and where nobody checks first
+        jax.eval_shape(SMALL[kind].clone(**fields).init, KEY, jnp.zeros((1, 12, 12, 3)))
 
 
 def test_there_is_no_gate_slot() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from attention_jax import tree
 from attention_jax.optim.losses import cross_entropy
-from attention_jax.optim.mixing import draw_cutmix, mix_images
+from attention_jax.optim.mixing import draw_cutmix, erase_boxes, mix_images
 from attention_jax.tasks import classification
 from attention_jax.train.program import build_program
 from tests.helpers.blocks import quick
@@ -165,3 +165,52 @@ def test_accumulation_mixes_the_whole_batch():
         np.testing.assert_allclose(value, two[path], rtol=2e-4, atol=2e-5, err_msg=path)
     np.testing.assert_allclose(losses, same, rtol=1e-5)
     assert (np.abs(np.subtract(losses, unmixed)) > 1e-3).all()
+
+
+class TestErasing:
+    """Boxes of random erasing, in images whose pixels are all 7."""
+
+    H, W = 24, 40
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def erased(cls) -> tuple[np.ndarray, np.ndarray]:
+        images = np.full((4000, cls.H, cls.W, 2), 7, np.float32)
+        after = np.asarray(quick(lambda key: erase_boxes(key, images, 0.25))(jax.random.key(3)))
+        return after, (after != 7).any(-1)
+
+    def test_share_of_images(self, erased: tuple) -> None:
+        share = erased[1].any((1, 2)).mean()
+        assert share == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 4000))
+
+    def test_boxes_are_the_papers(self, erased: tuple) -> None:
+        """Filled rectangles of 2 to 33 % whose height / width is 0.3 to 3.3, as far as pixels allow, anywhere in the image."""
+        boxes = erased[1][erased[1].any((1, 2))]
+        heights, widths = boxes.any(2).sum(1), boxes.any(1).sum(1)
+        np.testing.assert_array_equal(heights * widths, boxes.sum((1, 2)))
+        for sides, limit in ((heights, self.H), (widths, self.W)):
+            assert sides.max() < limit
+        area = (heights - 0.5) * (widths - 0.5), (heights + 0.5) * (widths + 0.5)
+        assert (area[1] >= 0.02 * self.H * self.W).all() and (area[0] <= self.H * self.W / 3).all()
+        assert ((heights + 0.5) / (widths - 0.5) >= 0.3).all() and ((heights - 0.5) / (widths + 0.5) <= 1 / 0.3).all()
+        # Few candidates are refused: area and log of the ratio are nearly uniform.
+        assert (heights * widths).mean() / (self.H * self.W) == pytest.approx((0.02 + 1 / 3) / 2, abs=0.015)
+        assert np.log(heights / widths).mean() == pytest.approx(0, abs=0.12)
+        touched = boxes.any(0)
+        assert touched[[0, 0, -1, -1], [0, -1, 0, -1]].all()
+
+    def test_noise_is_normal_in_every_pixel(self, erased: tuple) -> None:
+        noise = erased[0][erased[1]]
+        assert len(np.unique(noise)) > 0.9 * noise.size
+        assert noise.mean() == pytest.approx(0, abs=0.01) and noise.std() == pytest.approx(1, abs=0.01)
+
+    def test_the_task_erases_before_it_mixes(self) -> None:
+        """With lambda near 1/2 most pixels of a box are the mean of noise and of the partner's 7."""
+        config = small_config(**{"mix.erasing_probability": 1.0, "mix.mixup_alpha": 1e6, "data.image_shape": (24, 40, 1)})
+        images = np.full((2, 24, 40, 1), 7, np.float32)
+        of_batch = {"image": images, "label": np.zeros(2, np.int32), "weight": np.ones(2, np.float32)}
+        mixed = np.asarray(classification.mix(config, of_batch, jax.random.key(0))["image"])
+        changed = mixed[mixed < 6.9]
+        assert changed.size > 0.02 * 960 and changed.mean() == pytest.approx(3.5, abs=1.0)
+        alone = classification.mix(small_config(**{"mix.erasing_probability": 1.0}), of_batch, jax.random.key(0))
+        assert (np.asarray(alone["image"]) != 7).any((1, 2, 3)).all() and "partner" not in alone

@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,17 @@ import pytest
 
 from attention_jax import tree
 from attention_jax.errors import UserError
-from attention_jax.optim.losses import cross_entropy, right_tokens, soft_cross_entropy, target_distribution, token_cross_entropy
-from attention_jax.optim.optimizers import make_optimizer, update_average
+from attention_jax.optim.losses import (
+    cross_entropy,
+    right_tokens,
+    sigmoid_cross_entropy,
+    soft_cross_entropy,
+    target_distribution,
+    token_cross_entropy,
+)
+from attention_jax.optim.optimizers import make_optimizer, scale_rates, update_average
 from attention_jax.optim.schedules import make_schedule
+from attention_jax.tasks import classification
 from attention_jax.train.program import build_program
 from tests.helpers.blocks import quick
 from tests.helpers.small import small_config
@@ -97,6 +106,74 @@ def test_decay_follows_the_rules_and_an_unmatched_parameter_is_named():
         np.testing.assert_array_equal(updates["conv"]["bias"], 0)
     with pytest.raises(UserError, match=r"optimizer.decay_rules: no rule matches the parameter .*bias"):
         build_program(small_config(optimizer__decay_rules=(("kernel$", True),)))
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
+def test_a_factor_before_the_rate_is_another_rate(name):
+    """Each parameter moves as under an optimizer whose schedule is its factor times ours, decoupled decay included."""
+    params = {"stem": {"kernel": jnp.full((2,), 2.0)}, "head": {"kernel": jnp.full((2,), 3.0)}}
+    gradients = jax.tree.map(lambda x: x - 1.5, params)
+
+    def train(factor, rules=None):
+        optimizer = make_optimizer(name, lambda step: factor * 0.1 / (1 + step), 0.1, ((".*", True),), decay="decoupled")
+        optimizer = scale_rates(optimizer, rules) if rules else optimizer
+        new, state = params, optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(gradients, state, new)
+            new = optax.apply_updates(new, updates)
+        return new
+
+    scaled = train(1.0, (("stem", 0.25), (".*", 1.0)))
+    np.testing.assert_allclose(scaled["stem"]["kernel"], train(0.25)["stem"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(scaled["head"]["kernel"], train(1.0)["head"]["kernel"])
+    assert abs(float(scaled["stem"]["kernel"][0]) - 2) > 1e-3
+
+
+def test_factors_of_the_rate_come_from_the_config_and_cost_nothing_at_1():
+    optimizer = make_optimizer("sgd", optax.constant_schedule(0.5), 0.0, ((".*", True),))
+    assert scale_rates(optimizer, ((".*", 1.0),)) is optimizer
+    with pytest.raises(UserError, match=r"optimizer.rate_rules: no rule matches the parameter .*bias"):
+        build_program(small_config(optimizer__rate_rules=(("kernel$", 0.5),)))
+    with pytest.raises(UserError, match=r"no parameter is found by '\^block1/': give"):
+        build_program(small_config(optimizer__rate_rules=(("^block1/", 0.5), (".*", 1.0))))
+    with pytest.raises(UserError, match="rate_rules"):
+        build_program(small_config(optimizer__rate_rules=((".*", -1.0),)))
+
+
+def test_binary_cross_entropy_is_the_mean_of_its_terms():
+    """-t·log s(x) - (1 - t)·log(1 - s(x)), finite for large logits too; a threshold makes targets 0 or 1."""
+    logits, targets = np.array([[2.0, -1.0, 0.5], [-3.0, 0.0, 90.0]]), np.array([[0.8, 0.2, 0.0], [0.1, 0.3, 1.0]])
+    for threshold, t in ((0.0, targets), (0.2, np.array([[1.0, 0, 0], [0, 1, 1]]))):
+        expected = (np.logaddexp(0, -logits) * t + np.logaddexp(0, logits) * (1 - t)).mean(-1)
+        np.testing.assert_allclose(
+            sigmoid_cross_entropy(jnp.asarray(logits), jnp.asarray(targets), threshold), expected, rtol=1e-6
+        )
+    assert sigmoid_cross_entropy(jnp.zeros((1, 3), jnp.bfloat16), jnp.zeros((1, 3))).dtype == jnp.float32
+
+
+def test_the_task_computes_the_loss_that_its_config_names():
+    """In training with smoothed targets, in evaluation with those of the label; predictions have a sigmoid for each class."""
+    config = small_config(**{"loss.function": "binary_cross_entropy", "loss.label_smoothing": 0.3, "model.num_classes": 3})
+    config.data.image_shape = (8, 8, 1)
+    logits, label = jnp.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]]), np.array([0, 2])
+    batch = {"image": logits, "label": label, "weight": np.ones(2, np.float32)}
+    sums, _ = classification.loss(config, Passing(), {}, batch, jax.random.key(0), train=True)
+    smoothed = target_distribution(label, 3, 0.3)
+    assert float(sums["loss"]) == pytest.approx(float(sigmoid_cross_entropy(logits, smoothed).sum()), rel=1e-6)
+    found = classification.outputs(config, Passing(), {}, batch)["loss"]
+    np.testing.assert_allclose(found, sigmoid_cross_entropy(logits, jax.nn.one_hot(label, 3)), rtol=1e-6)
+    predictor = classification.Predictor(config, list("abc"), lambda images: logits)
+    predicted = predictor.predict(np.zeros((2, 8, 8, 1), np.uint8)).probabilities
+    np.testing.assert_allclose(predicted, jax.nn.sigmoid(logits), rtol=1e-6)
+    with pytest.raises(UserError, match=r"loss.target_threshold=0.2 is read by nothing"):
+        small_config(**{"loss.target_threshold": 0.2})
+
+
+class Passing(nn.Module):
+    """Logits that are the images."""
+
+    def __call__(self, x, train=False):
+        return x
 
 
 def steps_of(gradients, *arguments, **options):

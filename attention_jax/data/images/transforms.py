@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from attention_jax.data.images.randaugment_ops import OPS
+
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -31,6 +33,22 @@ def flip_at_random(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for channel in range(image.shape[-1]):  # four times as fast as copying image[:, ::-1]
         mirrored[..., channel] = image[:, ::-1, channel]
     return mirrored
+
+
+def jitter_colours(strength: float) -> Transform:
+    """Returns a transform of brightness, contrast and saturation, in random order, each by a factor uniform in 1 ± strength.
+
+    Factors are from 0; torchvision's ColorJitter on Pillow images does the same. Images of one channel have no saturation.
+    """
+    low = max(0.0, 1 - strength)
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        names = ("brightness", "contrast", "color")[: 2 if image.shape[2] == 1 else 3]
+        for i in rng.permutation(len(names)):
+            image = OPS[names[i]](image, rng.uniform(low, 1 + strength), 0, None)
+        return image
+
+    return apply
 
 
 def chain_transforms(transforms: Sequence[Transform]) -> Transform:
