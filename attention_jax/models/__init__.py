@@ -3,6 +3,7 @@
 from attention_jax.models import (  # noqa: F401  they register their names
     convnext,
     convnext_roadmap,
+    efficientnet,
     resnet_names,
     rnnsearch,
     seq2seq,

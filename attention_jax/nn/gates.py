@@ -1,6 +1,7 @@
 """Attention gates for comparison: squeeze-and-excitation, CBAM, ECA and the global context block."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -40,12 +41,14 @@ class SqueezeExcite(nn.Module):
             which changes them where C < 128.
         use_bias: the paper's main networks have biases, its ablation section (Table 10 and after) has none.
         dtype: of the computation; None takes the input's and the parameters'.
+        activation: between the two layers; EfficientNet has swish there.
     """
 
     reduction: int = 16
     divisor: int = 1
     use_bias: bool = True
     dtype: Any = None
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,7 +56,7 @@ class SqueezeExcite(nn.Module):
         channels = x.shape[-1]
         squeezed = x.mean((1, 2))
         width = max(1, int(channels / self.reduction / self.divisor + 0.5)) * self.divisor
-        hidden = nn.relu(nn.Dense(width, self.use_bias, self.dtype, name="reduce")(squeezed))
+        hidden = self.activation(nn.Dense(width, self.use_bias, self.dtype, name="reduce")(squeezed))
         scale = nn.sigmoid(nn.Dense(channels, self.use_bias, self.dtype, name="expand")(hidden))
         self.sow("attention", "scale", scale)
         return x * scale[:, None, None, :]

@@ -8,37 +8,49 @@ import sys
 
 import numpy as np
 
-from tests.helpers import parity, parity_convnext, parity_recurrent, parity_translation, parity_vit
-from tests.peers import torch_convnext, torch_nets, torch_recurrent, torch_training, torch_transformer, torch_vit
+from tests.helpers import parity, parity_convnext, parity_efficientnet, parity_recurrent, parity_translation, parity_vit
+from tests.peers import (
+    torch_convnext,
+    torch_efficientnet,
+    torch_nets,
+    torch_recurrent,
+    torch_training,
+    torch_transformer,
+    torch_vit,
+)
 
 NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6
 DOUBTFUL = 1e-5  # gradient as a share of its array's largest; Adam's first step goes by the sign alone
 FAINTEST = 1e-3  # gradient of a weight as a share of the network's largest; less, and a mistake there would not show
 
 
-def faint(results: parity.Results) -> list[str]:
+def faint(results: parity.Results, faintest: float = FAINTEST) -> list[str]:
     """Weights whose gradient hardly differs from zero, as behind a ReLU that is off for every example."""
     found = []
     for kind in {"gradients", "train_gradients"} & results.keys():
         size = {path: np.abs(value).max() for path, value in results[kind].items()}
-        found += [path for path in size if not path.endswith("bias") and size[path] < FAINTEST * max(size.values())]
+        found += [path for path in size if not path.endswith("bias") and size[path] < faintest * max(size.values())]
     return found
 
 
 def main(names: list[str]) -> None:
     """Freezes the named cases, or all."""
     parity.FIXTURES.mkdir(exist_ok=True)
-    for name, case in {**parity.CASES, **parity_convnext.CASES}.items():
+    for name, case in {**parity.CASES, **parity_convnext.CASES, **parity_efficientnet.CASES}.items():
         if not names or name in names:
+            faintest = FAINTEST
             if isinstance(case, parity_convnext.Case):
                 results, nearest = torch_convnext.run(case)
+            elif isinstance(case, parity_efficientnet.Case):
+                results, nearest = torch_efficientnet.run(case)
+                faintest = parity_efficientnet.FAINTEST
             else:
                 results, nearest = torch_nets.run(case, biased=name == parity.BIASED)
             print(f"{name}: a kink is {nearest:.1e} away")
             if nearest < NEAREST:
                 raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")
-            if faint(results):
-                raise SystemExit(f"{name}: {faint(results)} hardly matter; give the case another seed.")
+            if faint(results, faintest):
+                raise SystemExit(f"{name}: {faint(results, faintest)} hardly matter; give the case another seed.")
             parity.save(name, results)
     for name, training in parity.TRAININGS.items():
         if not names or name in names:

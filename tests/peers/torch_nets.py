@@ -324,7 +324,8 @@ def _watched(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[dict[str, list
     """Collects the inputs of every module of `kinds`."""
     seen: dict[str, list[torch.Tensor]] = {}
     handles = [
-        module.register_forward_hook(lambda _, args, __, name=name: seen.setdefault(name, []).append(args[0].detach()))
+        # Before the call, and a copy: timm's activations write into their input.
+        module.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0].detach().clone()))
         for name, module in net.named_modules()
         if isinstance(module, kinds)
     ]
@@ -353,9 +354,11 @@ def run(
     for prefix in ("", "train_"):
         net.train(prefix == "train_")
         net.zero_grad()
-        with _watched(net, (nn.ReLU,)) as into_relu, _watched(net, (nn.BatchNorm1d, nn.BatchNorm2d)) as into_norm:
+        with _watched(net, (nn.ReLU, nn.ReLU6)) as into_relu, _watched(net, (nn.BatchNorm1d, nn.BatchNorm2d)) as into_norm:
             logits = net(images)
-        nearest = min([nearest, *(x.abs().min().item() for inputs in into_relu.values() for x in inputs)])
+        for name, inputs in into_relu.items():
+            kinks = (0.0, 6.0) if isinstance(net.get_submodule(name), nn.ReLU6) else (0.0,)
+            nearest = min([nearest, *((x - kink).abs().min().item() for x in inputs for kink in kinks)])
         F.cross_entropy(logits, labels, reduction="sum", label_smoothing=case.label_smoothing).backward()
         results[f"{prefix}logits"] = {"": logits.detach().numpy()}
         gradients = {}
