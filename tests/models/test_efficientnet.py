@@ -1,0 +1,170 @@
+"""EfficientNet and its Lite form: counts to the digit, what their fields do, mistakes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attention_jax as aj
+from attention_jax import tree
+from attention_jax.models.efficientnet import EfficientNet, round_filters
+from attention_jax.optim.losses import cross_entropy
+from tests.helpers.blocks import close, drawn, numbers, quick
+
+# Parameters, image size and multiply-adds (conv and linear) there, of timm's networks; the same with "tf_" before the name.
+COUNTS = {
+    "efficientnet_b0": (5_288_548, 224, 385_814_752),
+    "efficientnet_b1": (7_794_184, 240, 686_802_832),
+    "efficientnet_b2": (9_109_994, 260, 993_561_872),
+    "efficientnet_b3": (12_233_232, 300, 1_827_141_392),
+    "efficientnet_b4": (19_341_616, 380, 4_393_771_024),
+    "efficientnet_b5": (30_389_784, 456, 10_266_384_752),
+    "efficientnet_b6": (43_040_704, 528, 19_067_593_536),
+    "efficientnet_b7": (66_347_960, 600, 37_745_884_192),
+    "efficientnet_lite0": (4_652_008, 224, 385_187_552),
+    "efficientnet_lite1": (5_416_680, 240, 600_185_232),
+    "efficientnet_lite2": (6_092_072, 260, 859_736_272),
+    "efficientnet_lite3": (8_197_096, 280, 1_383_321_872),
+    "efficientnet_lite4": (13_006_568, 300, 2_553_034_336),
+}
+NAMES = [prefix + name for prefix in ("", "tf_") for name in COUNTS]
+TINY: dict[str, Any] = dict(num_classes=3, width=0.25, depth=0.25)
+KEY = jax.random.key(0)
+
+
+def paths(network: Any, images: Any) -> dict[str, Any]:
+    """{path: shape} of the parameters."""
+    return tree.flatten_by_path(jax.eval_shape(network.init, KEY, images)["params"])
+
+
+def test_every_name_has_its_parameters() -> None:
+    """The two paddings have the same, so that one of each pair is traced and the fields are compared."""
+    assert aj.list_models("*efficientnet*") == sorted(NAMES)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    for name, (params, _, _) in COUNTS.items():
+        ours, released = aj.create_model(name), aj.create_model(f"tf_{name}")
+        assert sum(leaf.size for leaf in paths(ours, images).values()) == params, name
+        same = dict(padding="symmetric", norm_epsilon=1e-5, norm_momentum=0.9)
+        assert (released.padding, released.norm_epsilon, released.norm_momentum) == ("tensorflow", 1e-3, 0.99)
+        assert released.clone(**same) == ours
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_lite2"])
+def test_multiply_adds(name: str) -> None:
+    params, side, macs = COUNTS[name.removeprefix("tf_")]
+    summary = aj.summary(aj.create_model(name), (1, side, side, 3))
+    assert (summary.params, summary.macs) == (params, macs)
+
+
+def test_filters_are_rounded_as_released() -> None:
+    """To multiples of 8, and never by more than a tenth down."""
+    assert [round_filters(filters) for filters in (4, 11.9, 12, 35.2, 43.9, 52.8)] == [8, 16, 16, 32, 40, 56]
+
+
+@pytest.mark.parametrize(
+    ("fields", "places"),
+    [
+        ({}, [f"stage{stage}_block1" for stage in range(1, 8)]),
+        (
+            dict(lite=True, padding="tensorflow", gate="bam", gate_args=dict(reduction=2)),
+            ["stage1", "stage2", "stage3", "stage5"],
+        ),
+        (dict(gate="eca", gate_at="block", gate_stages=(2,)), [f"stage{stage}_block1" for stage in range(1, 8)]),
+    ],
+)
+def test_every_parameter_has_a_gradient(fields: dict[str, Any], places: list[str]) -> None:
+    """Also those of a gate after a stage and inside a block, which show their maps."""
+    network, images = EfficientNet(**TINY, **fields), numbers("images", 4, 64, 96, 3)
+    variables = drawn(network, images)
+    sown = jax.eval_shape(lambda v: network.apply(v, images, mutable=["attention"])[1]["attention"], variables)
+    found = {path.split("/")[0].removesuffix("_gate") for path in tree.flatten_by_path(sown)}
+    assert sorted(found) == places
+
+    @quick
+    def slopes(params: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits, _ = network.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return cross_entropy(logits, np.array([0, 1, 2, 0])).sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    loss, gradients = slopes(variables["params"])
+    assert np.isfinite(loss)
+    sizes = {path: np.abs(leaf).max() for path, leaf in tree.flatten_by_path(gradients).items()}
+    # A bias before batch normalisation, as in BAM, changes nothing.
+    assert not {path: size for path, size in sizes.items() if not size > 1e-7 and not path.endswith("bias")}
+
+
+def test_a_gate_in_the_block_stands_in_for_squeeze_and_excitation() -> None:
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    own = paths(EfficientNet(**TINY), images)
+    replaced = paths(EfficientNet(**TINY, gate="eca", gate_at="block", gate_stages=(2,)), images)
+    assert {path for path in own.keys() - replaced.keys() if "/gate/" in path} == own.keys() - replaced.keys()
+    assert {path.split("/")[0] for path in own.keys() ^ replaced.keys()} == {"stage2_block1"}
+    beside = paths(EfficientNet(**TINY, gate="eca"), images)
+    assert {path.split("/")[0] for path in beside.keys() - own.keys()} == {f"stage{stage}_gate" for stage in (1, 2, 3, 5)}
+    assert not own.keys() - beside.keys()
+
+
+@pytest.fixture(scope="module")
+def evaluated() -> tuple:
+    """A tiny network, its variables, two images, their logits and their maps."""
+    network, images = EfficientNet(**TINY), numbers("images", 2, 70, 101, 3)
+    variables = drawn(network, images)
+    maps = quick(network.clone(features=True).apply)(variables, images)
+    return network, variables, images, np.asarray(quick(network.apply)(variables, images)), maps
+
+
+def test_features_have_their_strides(evaluated: tuple) -> None:
+    """A network of features has every parameter but the head's."""
+    network, _, images, _, maps = evaluated
+    assert [x.shape for x in maps] == [(2, 18, 26, 8), (2, 9, 13, 16), (2, 5, 7, 32), (2, 3, 4, 80)]
+    whole, without = paths(network, images), paths(network.clone(features=True), images)
+    assert {path for path in whole if not path.startswith("head")} == without.keys()
+
+
+def test_branches_are_dropped_in_training_alone(evaluated: tuple) -> None:
+    """The last block of a stage of three is dropped or kept as the key says; evaluation is as without."""
+    _, _, images, _, _ = evaluated
+    network = EfficientNet(num_classes=3, width=0.25, depth=0.5, drop_path_rate=0.9)
+    variables = drawn(network, images)
+
+    @quick
+    def both(key: jax.Array) -> tuple:
+        train = network.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
+        return train, network.apply(variables, images), network.clone(drop_path_rate=0.0).apply(variables, images)
+
+    (first, evaluation, without), (second, _, _) = both(jax.random.key(0)), both(jax.random.key(1))
+    assert np.abs(np.asarray(first) - second).max() > 1e-3
+    close(evaluation, without)
+
+
+def test_bfloat16_is_near_float32(evaluated: tuple) -> None:
+    network, variables, images, exact, _ = evaluated
+    rounded = np.asarray(quick(network.clone(dtype="bfloat16").apply)(variables, images))
+    assert exact.dtype == rounded.dtype == np.float32
+    assert 1e-5 < np.abs(exact - rounded).max() / np.abs(exact).max() < 5e-2
+    maps = jax.eval_shape(network.clone(dtype="bfloat16", features=True).apply, variables, images)
+    assert {x.dtype for x in maps} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(padding="same"), "model.padding: 'same' is not one of"),
+        (dict(gate_at="stem"), "model.gate_at: 'stem' is not one of"),
+        (dict(drop_path_rate=1.0), "model.drop_path_rate=1.0"),
+        (dict(width=0), "model.width=0"),
+        (dict(gate="se", gate_stages=(8,)), "model.gate_stages=.* from 1 to 7"),
+    ],
+)
+def test_mistakes(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(aj.UserError, match=message):
+        EfficientNet(**fields).check()
+
+
+def test_image_too_small() -> None:
+    with pytest.raises(aj.UserError, match="images of 31x64 pixels are too small"):
+        jax.eval_shape(EfficientNet().init, KEY, jnp.zeros((1, 31, 64, 3)))
