@@ -2,7 +2,7 @@
 
 Launch:    ./launch.sh train --config=configs/quickstart.py --workdir=runs/digits
 Hardware:  two CPU cores, less than a minute.
-Expected:  see experiments/results/quickstart.md (row "residual").
+Expected:  see experiments/results/shortcuts.md (row "residual").
 """
 
 from ml_collections import ConfigDict

@@ -132,7 +132,7 @@ print(cli.main({[*command, f"--workdir={tmp_path / 'missing'}"]}))
         (["train", "--config=configs/quickstart.py", "--config.data.source=none"], False),
         (["translate"], True),
         (["table", "experiments/quickstart_translation.py", "--rows=none"], True),
-        (["table", "experiments/quickstart.py", "--rows=none"], False),
+        (["table", "experiments/quickstart.py", "--rows=nothing"], False),
     ],
 )
 def test_command_line_keeps_memory_for_translation_before_jax_has_threads(kept_by, command, kept):

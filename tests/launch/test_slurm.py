@@ -116,7 +116,7 @@ def test_a_dry_run_shows_what_would_run_and_runs_nothing(launcher, root):
 
 def test_an_array_has_a_row_in_each_element_and_the_table_after_them(launcher, root):
     launcher.env["LAST_TASK"] = "0"
-    file = str(root / "experiments" / "quickstart.py")
+    file = str(root / "experiments" / "shortcuts.py")
     done = launcher(root, "--array=2", "--partition=x", "--", "table", file, "--workdir=my runs")
     assert done.returncode == 0, done.stderr
     labels = ["plain", "residual", "residual + SE", "residual + BAM", "residual + recipe"]

@@ -84,7 +84,7 @@ def test_nothing_is_trained_that_is_no_stand_in(name):
             assert model.layers <= 4 and model.features <= 128
             continue
         depth = 2 + sum(model.stage_sizes) * {"basic": 2, "bottleneck": 3}[model.block]
-        assert depth <= (56 if name in ("residual", "quickstart", "depth") else 26)
+        assert depth <= (56 if name in ("residual", "shortcuts", "depth") else 26)
 
 
 # Counted from the released classes; 24,066,013 is the 24.07 M that the paper prints.

@@ -11,13 +11,13 @@ from tests.helpers.small_table import ROOT, ROWS, call, write_table
 def test_a_stranger_adds_a_row_in_one_line(tmp_path):
     text = (ROOT / "experiments/quickstart.py").read_text()
     text = text.replace('base = "..', f'base = "{ROOT}')
-    anchor = '    {"label": "residual", "against": "plain"},\n'
+    anchor = '    {"label": "none", "overrides": _ARROW},\n'
     assert text.count(anchor) == 1
     file = tmp_path / "mine.py"
     file.write_text(
         text.replace(anchor, anchor + '    {"label": "half decay", "overrides": {"optimizer.weight_decay": 2.5e-4}},\n')
     )
-    assert [row.label for row in load_table(file).rows][1:3] == ["residual", "half decay"]
+    assert [row.label for row in load_table(file).rows][:2] == ["none", "half decay"]
     code, out = call(file, scale="smoke", rows=["half decay"], seeds=1, workdir=tmp_path / "w", dry_run=True)
     assert code == 0
     assert "optimizer.weight_decay=0.00025" in out and f"seed 0: would run: {tmp_path / 'w/half-decay/0'}" in out
@@ -25,9 +25,9 @@ def test_a_stranger_adds_a_row_in_one_line(tmp_path):
 
 def test_the_quickstart_is_the_table_it_promises():
     table = load_table(ROOT / "experiments/quickstart.py")
-    assert [row.label for row in table.rows] == ["plain", "residual", "residual + SE", "residual + BAM", "residual + recipe"]
+    assert [row.label for row in table.rows] == ["none", "BAM", "added"]
     assert table.scales[table.scale(None)].seeds >= 3
-    smoke = table.config(table.rows[3], "smoke")
+    smoke = table.config(table.rows[1], "smoke")
     assert smoke.model.gate == "bam" and smoke.total_steps <= 10
     assert len(table.next_commands) == 3
 
