@@ -21,6 +21,9 @@ def test_an_image_is_a_function_of_split_index_and_arguments():
         assert len(source("train")) == 10_000 and len(source("test", number=3)) == 3
         assert compute_fingerprint(source("train")) != compute_fingerprint(source("train", number=8))
         assert compute_fingerprint(source("train")) == compute_fingerprint(source("train"))
+        assert (source("train", version=1)[7]["image"] == one["image"]).all()
+        assert (source("train", version=2)[7]["image"] != one["image"]).any()
+        assert compute_fingerprint(source("train", version=2)) != compute_fingerprint(source("train"))
         with pytest.raises(IndexError):
             source("test", number=3)[3]
 
@@ -94,6 +97,7 @@ def test_arguments():
         {"canvas": (16, 16)},
         {"canvas": (4, 32)},
         {"distance": 2},
+        {"version": 0},
     ):
         with pytest.raises(UserError, match=r"data\.args"):
             CuedDigits("train", **wrong)

@@ -1,7 +1,8 @@
 """Images made of UCI digits, in which a network must look at the right place.
 
-Each is a pure function of the split, the index, the arguments and `VERSION`. The digits of the splits are different ones: two
-thirds of those for training, the third third as "validation", and those of the test.
+Each is a pure function of the split, the index, the arguments and a version: another one gives other images of the same
+digits, so that a budget that was chosen after a look at the test can be judged on images that nobody has seen. The digits of
+the splits are different ones: two thirds of those for training, the third third as "validation", and those of the test.
 """
 
 import abc
@@ -14,7 +15,6 @@ import numpy as np
 from attention_jax.data.embedded import read_digits
 from attention_jax.errors import NoSplit, UserError
 
-VERSION = 1
 SIDE = 8  # pixels of a digit
 _SPLITS = ("train", "validation", "test")
 _COLOURS = ((255, 40, 40), (40, 255, 40), (70, 70, 255), (255, 255, 0))  # red, green, blue, yellow
@@ -43,7 +43,10 @@ class MadeOfDigits(abc.ABC):
     num_classes = 10
     label_names = tuple(map(str, range(10)))
 
-    def __init__(self, split: str, number: int | None, canvas: Sequence[int], noise: float, **arguments: Any):
+    def __init__(self, split: str, number: int | None, canvas: Sequence[int], noise: float, version: int, **arguments: Any):
+        if type(version) is not int or version < 1:
+            raise UserError(f"data.args: version={version!r}: give a whole number from 1.")
+        self.version = version
         self.split, self.canvas, self.noise, self.arguments = split, tuple(canvas), noise, arguments
         self.digits, self.digit_labels, self.numbers = read_base_digits(split)
         self._number = number or {"train": 10_000, "validation": 2_000, "test": 2_000}[split]
@@ -58,7 +61,7 @@ class MadeOfDigits(abc.ABC):
     def fingerprint(self) -> str:
         """Returns the version and the arguments."""
         given = {"number": len(self), "canvas": self.canvas, "noise": self.noise, **self.arguments}
-        return f"{type(self).__name__} {VERSION} {sorted(given.items())}"
+        return f"{type(self).__name__} {self.version} {sorted(given.items())}"
 
     def groups(self) -> list[int]:
         """Returns the group of each example."""
@@ -72,7 +75,7 @@ class MadeOfDigits(abc.ABC):
         """Returns the randomness of an example and an empty canvas [H, W, 3]."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        seed = (VERSION, _SPLITS.index(self.split), index)
+        seed = (self.version, _SPLITS.index(self.split), index)
         return np.random.default_rng(seed), np.zeros((*self.canvas, 3), np.float32)
 
     def finish(self, canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -99,6 +102,7 @@ class CuedDigits(MadeOfDigits):
         informative: bool = True,
         noise: float = 12.0,
         number: int | None = None,
+        version: int = 1,
     ):
         height, width = canvas
         if key not in ("colour", "arrow") or not 2 <= digits <= (len(_COLOURS) if key == "colour" else 2):
@@ -112,7 +116,7 @@ class CuedDigits(MadeOfDigits):
             raise UserError(
                 f"data.args: canvas={(height, width)}, distance={distance}: too small for {digits} digits and a cue."
             )
-        super().__init__(split, number, canvas, noise, key=key, digits=digits, distance=distance, clutter=clutter)
+        super().__init__(split, number, canvas, noise, version, key=key, digits=digits, distance=distance, clutter=clutter)
         self.arguments["informative"] = informative
 
     def make(self, index: int, cue: int | None = None) -> dict[str, Any]:
@@ -167,10 +171,11 @@ class ClutteredDigits(MadeOfDigits):
         piece: int = 5,
         noise: float = 12.0,
         number: int | None = None,
+        version: int = 1,
     ):
         if min(canvas) < SIDE or not 1 <= piece <= SIDE or pieces < 0:
             raise UserError(f"data.args: canvas={tuple(canvas)}, piece={piece}, pieces={pieces}: the digit has {SIDE} pixels.")
-        super().__init__(split, number, canvas, noise, pieces=pieces, piece=piece)
+        super().__init__(split, number, canvas, noise, version, pieces=pieces, piece=piece)
 
     def make(self, index: int) -> dict[str, Any]:
         """Returns an example as the class describes it."""
