@@ -51,7 +51,12 @@ def load_config(spec: str) -> ConfigDict:
         raise UserError(f"{path}: a config file defines get_config(), this one does not.")
     if arg and not inspect.signature(module.get_config).parameters:
         raise UserError(f"{path}: get_config() takes no argument, so {arg!r} has no meaning.")
-    config = module.get_config(arg) if arg else module.get_config()
+    try:
+        config = module.get_config(arg) if arg else module.get_config()
+    except KeyError as error:
+        if arg and error.args == (arg,):  # looked up in a table of variants
+            raise UserError(f"{path}: {arg!r} is none of its variants: its first lines name them.") from error
+        raise
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; return an ml_collections.ConfigDict.")
     config = complete_config(upgrade_config(config))

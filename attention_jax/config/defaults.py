@@ -21,6 +21,26 @@ def classification() -> ConfigDict:
     return make_defaults("classification")
 
 
+def imagenet(size: int = 224, eval_resize: int = 256) -> ConfigDict:
+    """Returns the start of a config for ImageNet-1k: crops of 8 to 100 % of the area, flips, evaluation at the centre.
+
+    DIR of `data.args.data_dir` holds ImageNet as ArrayRecord (`./launch.sh prepare imagenet2012 --data_dir=DIR`), and None is
+    ~/tensorflow_datasets. For DIR/train and DIR/val with a folder a class, as torchvision has them: --config.data.source=folder
+    --config.data.args="{'path': 'DIR'}" --config.data.eval_split=val.
+
+    Args:
+        size: pixels a side of the network's images.
+        eval_resize: pixels of the shorter side of the image whose centre is evaluated.
+    """
+    config = classification()
+    config.model.num_classes = 1000
+    config.data.update(source="tfds", args={"name": "imagenet2012", "data_dir": None}, eval_split="validation", threads=16)
+    config.data.update(crop="random_resized", flip=True, interpolation="bicubic", eval_resize=eval_resize)
+    config.data.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    config.data.update(image_shape=(size, size, 3), num_examples=1_281_167)
+    return config
+
+
 def translation() -> ConfigDict:
     """Returns the start of a config for translation."""
     return make_defaults("translation")
