@@ -94,7 +94,7 @@ def _run_chosen(request: TableRequest, plans: Sequence[RowPlan], chosen: Sequenc
     stopped, failed = _run_rows(request, plans, computed) if plans else (False, 0)
     done = time.perf_counter()
     if is_main_process():
-        _say("", write_table(request, plans, computed, describe_machine(), with_plots=True))
+        _say("", write_table(request, plans, computed, describe_machine(plans), with_plots=True))
         _say(*([write_false_verdicts(request, plans)] if request.aa else []))
     what = " and ".join([*(["computing"] if request.table.computed else []), *(["training"] if plans else [])])
     _say(f"{done - begin:.0f} s of {what}, {time.perf_counter() - done:.0f} s for the table and its plots.")
@@ -192,7 +192,7 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
                 _say(f"{name}: {_score(run)} in {time.perf_counter() - begin:.1f} s")
             del program  # before the next one compiles: a row's programs are its largest part of memory
             if missing and is_main_process():
-                write_table(request, plans, computed, describe_machine(), with_plots=False)
+                write_table(request, plans, computed, describe_machine(plans), with_plots=False)
     return stop_signal.is_set(), failed
 
 
@@ -242,12 +242,13 @@ def _progress_bar(plans: Sequence[RowPlan]) -> Iterator[Any]:
         yield bar
 
 
-def describe_machine() -> str:
-    """Returns versions, devices and threads in one sentence."""
+def describe_machine(plans: Sequence[RowPlan] = ()) -> str:
+    """Returns versions, devices and threads in one sentence: the threads of finished runs, or of this process without any."""
+    threads = sorted({number for plan in plans for run in plan.runs for number in run.threads()}) or [count_threads()]
     versions = get_package_versions()
     named = ", ".join(f"{name} {versions[name]}" for name in ("attention_jax", "jax", "jaxlib", "flax", "optax"))
     devices = f"{jax.process_count()} process(es) x {jax.local_device_count()} {jax.devices()[0].device_kind}"
-    return f"Python {platform.python_version()}, {named}; {devices}, {count_threads()} CPU threads a process."
+    return f"Python {platform.python_version()}, {named}; {devices}, {' or '.join(map(str, threads))} CPU threads a process."
 
 
 def _command(table: Table, scale: str, rows: Sequence[str] | None, seeds: int | None) -> str:

@@ -69,6 +69,16 @@ def test_seeds_of_a_row_come_one_after_another_and_are_not_repeated(fake, tmp_pa
     assert "(2 of 3 seeds)" in page and "--rows=a --seeds=3" in page and "seeds 0 to 2" in page
 
 
+def test_the_page_has_the_threads_of_the_runs_and_not_of_whoever_renders_it(fake, tmp_path):
+    file = write_table(tmp_path, ROWS)
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    for row, threads in (("a", 11), ("b", 7)):
+        line = {"event": "first step dispatched", "seconds": 1.0, "since_call": 2.0, "threads": threads}
+        (tmp_path / "w" / row / "0" / "timing.jsonl").write_text(json.dumps(line) + "\n")
+    assert call(file, workdir=tmp_path / "w")[0] == 0
+    assert "7 or 11 CPU threads a process." in (tmp_path / "w" / f"{file.stem}.md").read_text()
+
+
 def test_one_failing_seed_leaves_the_others(fake, tmp_path):
     file = write_table(tmp_path, ROWS)
     fake.fail = {("a", 0)}
