@@ -2,7 +2,7 @@
 
 Run:       ./launch.sh table experiments/bam.py
 Hardware:  two CPU cores, less than 25 minutes.
-Expected:  not run yet in this form; experiments/results/bam.md is of an earlier one, on the 8x8 digits
+Expected:  experiments/results/bam.md
 
 Rows, budget and comparisons at quick were fixed before any test image was evaluated; what was piloted is in cued_arrow.py.
 """
