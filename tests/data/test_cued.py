@@ -103,3 +103,22 @@ def test_arguments():
             CuedDigits("train", **wrong)
     with pytest.raises(UserError, match=r"data\.args"):
         ClutteredDigits("train", piece=9)
+
+
+def test_number_and_halves_are_of_training_and_of_the_other_splits():
+    both = ClutteredDigits("train", number=(5, 3), noise=0.0)
+    assert (len(both), len(ClutteredDigits("validation", number=(5, 3))), len(CuedDigits("test", number=(5, 3)))) == (5, 3, 3)
+    assert (both[4]["image"] == ClutteredDigits("train", noise=0.0)[4]["image"]).all()
+    for split, (first, last) in {"train": (0, 12), "validation": (12, 24), "test": (12, 24)}.items():
+        source = ClutteredDigits(split, number=200, noise=0.0, halves=("left", "right"))
+        boxes = np.array([source.make(index)["box"] for index in range(200)])
+        assert (boxes[:, 1].min(), boxes[:, 3].max()) == (first, last) and {*np.diff(boxes[:, 1::2])[:, 0]} == {8}
+        assert {*boxes[:, 0]} == set(range(17)), "any row"
+        other = slice(12, None) if split == "train" else slice(0, 12)
+        assert any(source[index]["image"][:, other].any() for index in range(5)), "pieces lie in both halves"
+        assert "halves" in source.fingerprint() and "halves" not in both.fingerprint()
+    for wrong in (("left",), ("left", "top"), "left"):
+        with pytest.raises(UserError, match="halves"):
+            ClutteredDigits("train", halves=wrong)
+    with pytest.raises(UserError, match="16 pixels wide"):
+        ClutteredDigits("train", canvas=(24, 15), halves=("left", "left"))

@@ -15,6 +15,7 @@ import numpy as np
 from attention_jax.data.embedded import read_digits
 from attention_jax.errors import NoSplit, UserError
 
+_Number = int | Sequence[int] | None
 SIDE = 8  # pixels of a digit
 _SPLITS = ("train", "validation", "test")
 _COLOURS = ((255, 40, 40), (40, 255, 40), (70, 70, 255), (255, 255, 0))  # red, green, blue, yellow
@@ -37,18 +38,20 @@ class MadeOfDigits(abc.ABC):
     """A source of images that are made when they are read.
 
     Attributes:
-        arguments: what it was made with.
+        number: of images; a pair gives that of training and that of each other split.
+        arguments: what else it was made with.
     """
 
     num_classes = 10
     label_names = tuple(map(str, range(10)))
 
-    def __init__(self, split: str, number: int | None, canvas: Sequence[int], noise: float, version: int, **arguments: Any):
+    def __init__(self, split: str, number: _Number, canvas: Sequence[int], noise: float, version: int, **arguments: Any):
         if type(version) is not int or version < 1:
             raise UserError(f"data.args: version={version!r}: give a whole number from 1.")
         self.version = version
         self.split, self.canvas, self.noise, self.arguments = split, tuple(canvas), noise, arguments
         self.digits, self.digit_labels, self.numbers = read_base_digits(split)
+        number = number[split != "train"] if isinstance(number, Sequence) else number
         self._number = number or {"train": 10_000, "validation": 2_000, "test": 2_000}[split]
 
     def __len__(self) -> int:
@@ -101,7 +104,7 @@ class CuedDigits(MadeOfDigits):
         clutter: int = 0,
         informative: bool = True,
         noise: float = 12.0,
-        number: int | None = None,
+        number: _Number = None,
         version: int = 1,
     ):
         height, width = canvas
@@ -160,7 +163,8 @@ class CuedDigits(MadeOfDigits):
 class ClutteredDigits(MadeOfDigits):
     """One digit among pieces of others (Mnih et al. 2014, arXiv 1406.6247, Section 4.1: 8x8 of 60x60 pixels, four pieces).
 
-    An example has "box" (top, left, bottom, right) of the digit, and "group", its number among all digits.
+    An example has "box" (top, left, bottom, right) of the digit, and "group", its number among all digits. `halves` are those
+    of the canvas in which digits lie, "left" or "right", in training and in the other splits; pieces lie anywhere.
     """
 
     def __init__(
@@ -170,12 +174,23 @@ class ClutteredDigits(MadeOfDigits):
         pieces: int = 8,
         piece: int = 5,
         noise: float = 12.0,
-        number: int | None = None,
+        number: _Number = None,
         version: int = 1,
+        halves: Sequence[str] | None = None,
     ):
         if min(canvas) < SIDE or not 1 <= piece <= SIDE or pieces < 0:
             raise UserError(f"data.args: canvas={tuple(canvas)}, piece={piece}, pieces={pieces}: the digit has {SIDE} pixels.")
         super().__init__(split, number, canvas, noise, version, pieces=pieces, piece=piece)
+        self._columns = 0, canvas[1]  # between which digits lie
+        if halves is not None:
+            if len(halves) != 2 or not {*halves} <= {"left", "right"} or canvas[1] < 2 * SIDE:
+                raise UserError(
+                    f"data.args.halves={halves}: give 'left' or 'right' for training and for the other splits, and a canvas at "
+                    f"least {2 * SIDE} pixels wide."
+                )
+            middle = canvas[1] // 2
+            self._columns = (0, middle) if halves[split != "train"] == "left" else (middle, canvas[1])
+            self.arguments["halves"] = tuple(halves)
 
     def make(self, index: int) -> dict[str, Any]:
         """Returns an example as the class describes it."""
@@ -183,7 +198,8 @@ class ClutteredDigits(MadeOfDigits):
         for _ in range(self.arguments["pieces"]):
             draw_piece(canvas, rng, self.digits, self.arguments["piece"])
         which = int(rng.integers(len(self.digits)))
-        top, left = (int(rng.integers(side - SIDE + 1)) for side in self.canvas)
+        top = int(rng.integers(self.canvas[0] - SIDE + 1))
+        left = int(rng.integers(self._columns[0], self._columns[1] - SIDE + 1))
         place = canvas[top : top + SIDE, left : left + SIDE]
         np.maximum(place, 255 * self.digits[which][..., None], out=place)
         box = (top, left, top + SIDE, left + SIDE)
