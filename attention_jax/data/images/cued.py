@@ -35,11 +35,10 @@ def read_base_digits(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class MadeOfDigits(abc.ABC):
-    """A source of images that are made when they are read.
+    """A source of images that are made when they are read; a pair as `number` gives that of training and of each other split.
 
     Attributes:
-        number: of images; a pair gives that of training and that of each other split.
-        arguments: what else it was made with.
+        arguments: what it was made with.
     """
 
     num_classes = 10
