@@ -2,6 +2,7 @@
 
 Run:       ./launch.sh table experiments/residual.py
 Hardware:  two CPU cores, less than 20 minutes.
+Expected:  experiments/results/residual.md
 
 Two claims are to be seen side by side. "Shortcuts avoid vanishing gradients": look at the rows without normalisation. "With
 batch normalisation the gradients of plain networks do not vanish; that deep ones are worse is a difficulty of optimisation"
@@ -45,6 +46,15 @@ def _row(depth: int, residual: bool, norm: bool) -> dict:
 
 
 rows = [_row(depth, residual, norm) for norm in (True, False) for residual in (False, True) for depth in _DEPTHS]
+compare_to = None  # but with `against`
+findings = [
+    {"text": f"{claim} (He et al. 2016, {where})", "row": row, "over": over, "sign": 1}
+    for claim, where, row, over in (
+        ("plain networks become worse with depth, with batch normalisation", "Section 4.1", "plain 20", "plain 56"),
+        ("residual networks are better than plain ones as deep", "Section 4.2", "residual 56", "plain 56"),
+        ("residual networks become better with depth", "Table 6", "residual 56", "residual 20"),
+    )
+]
 network_shape = (1, 32, 32, 3)
 measures = {
     "errors": "attention_jax.tables.measures:measure_errors",

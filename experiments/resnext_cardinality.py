@@ -2,6 +2,7 @@
 
 Run:       ./launch.sh table experiments/resnext_cardinality.py
 Hardware:  two CPU cores, less than 20 minutes.
+Expected:  experiments/results/resnext_cardinality.md
 """
 
 from ml_collections import ConfigDict
@@ -64,6 +65,17 @@ rows = [
     _row(101, "64x4d", 20.4, 5.3, against="101 1x64d"),
     _row(50, "1x64d", 31.2, against="50 1x64d", residual=False),
     _row(50, "32x4d", 26.1, against="50 32x4d", residual=False),
+]
+
+compare_to = None  # but with `against`
+published_order = {"top-1 error %": -1}
+findings = [
+    {"text": f"{claim} (Xie et al. 2017, {where})", "row": row, "over": over, "sign": 1}
+    for claim, where, row, over in (
+        ("at equal complexity more groups are better, depth 50", "Table 3", "50 32x4d", "50 1x64d"),
+        ("the same, depth 101", "Table 3", "101 32x4d", "101 1x64d"),
+        ("shortcuts are better than none", "Section 5.1", "50 1x64d", "50 1x64d without shortcuts"),
+    )
 ]
 
 _NETWORK = {
