@@ -5,8 +5,9 @@
 
 A step is the forward pass in training mode, the backward pass and an SGD update with momentum, in float32 on one batch of
 random numbers. Each of the three has its own process; they take steps in turn, so that whatever else the machine does
-disturbs all of them alike. PyTorch runs under --peer_python, in its fast layout, channels last; plain Flax is
-`nn.Conv`, `nn.BatchNorm` and `nn.max_pool` as they come (`train_step_nets.py` has both).
+disturbs all of them alike. PyTorch runs under --peer_python, in its fast layout, channels last: torchvision's networks, and
+timm's of the families that are no ResNets. Plain Flax is `nn.Conv`, `nn.BatchNorm` and `nn.max_pool` as they come
+(`train_step_nets.py` has both, `plain_flax.py` ConvNeXt and Swin; ViT and EfficientNet are not written there).
 """
 
 import argparse
@@ -14,10 +15,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,12 +43,29 @@ CASES = {
     "bam_resnet50": Case("bam_resnet50", {}, 224, 3, 8, 1000),
     "resnet20": Case("resnet20", {}, 32, 3, 128, 10),
     "resnet32_half": Case("resnet32", {"widths": (8, 16, 32)}, 8, 1, 64, 10),  # the quickstart's
+    "convnext_tiny": Case("convnext_tiny", {}, 224, 3, 8, 1000),
+    "swin_tiny": Case("swin_tiny_patch4_window7_224", {}, 224, 3, 8, 1000),
+    "efficientnet_b0": Case("efficientnet_b0", {}, 224, 3, 8, 1000),
+    "vit_tiny": Case("vit_tiny_patch16_224", {}, 224, 3, 8, 1000),
 }
+OF_TIMM = ("convnext_tiny", "swin_tiny", "efficientnet_b0", "vit_tiny")
+NOT_IN_FLAX = ("efficientnet_b0", "vit_tiny")
 WHOS = ("ours", "flax", "torch")
 
 
-def jax_step(who: str, case: Case, batch: int) -> tuple[Callable, tuple, tuple]:
-    """The step `(state, images, labels) -> state`, what makes its state, shapes of its data."""
+def flax_net(case: Case, dtype: str) -> Any:
+    """The network in plain Flax."""
+    import plain_flax
+    import train_step_nets
+
+    others = {"convnext_tiny": plain_flax.ConvNeXt, "swin_tiny_patch4_window7_224": plain_flax.Swin}
+    if case.name in others:
+        return others[case.name](case.classes, dtype)
+    return train_step_nets.flax_net(case.name, case.overrides, case.classes, dtype)
+
+
+def jax_step(who: str, case: Case, batch: int, dtype: str = "float32") -> tuple[Callable, tuple, tuple]:
+    """The step `(state, images, labels) -> state`, what makes its state, shapes of its data; `dtype` is of activations."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -53,18 +73,16 @@ def jax_step(who: str, case: Case, batch: int) -> tuple[Callable, tuple, tuple]:
     if who == "ours":
         import attention_jax as aj
 
-        model = aj.create_model(case.name, num_classes=case.classes, **case.overrides)
+        model = aj.create_model(case.name, num_classes=case.classes, dtype=dtype, **case.overrides)
     else:
-        import train_step_nets
-
-        model = train_step_nets.flax_net(case.name, case.overrides, case.classes)
+        model = flax_net(case, dtype)
     optimizer = optax.sgd(0.01, momentum=0.9)
     images = jax.ShapeDtypeStruct((batch, case.side, case.side, case.channels), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
 
     def init() -> tuple:
         variables = model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])), train=True)
-        return variables["params"], variables["batch_stats"], optimizer.init(variables["params"])
+        return variables["params"], variables.get("batch_stats", {}), optimizer.init(variables["params"])
 
     def step(state: tuple, images: jax.Array, labels: jax.Array) -> tuple:
         params, batch_stats, momentum = state
@@ -72,7 +90,7 @@ def jax_step(who: str, case: Case, batch: int) -> tuple[Callable, tuple, tuple]:
         def loss(params: Any) -> tuple:
             variables = {"params": params, "batch_stats": batch_stats}
             logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed["batch_stats"]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed.get("batch_stats", {})
 
         gradients, batch_stats_ = jax.grad(loss, has_aux=True)(params)
         updates, momentum = optimizer.update(gradients, momentum)
@@ -106,7 +124,13 @@ def torch_worker(case: Case) -> tuple[Callable[[], None], int]:
 
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = train_step_nets.torch_net(case.name, case.overrides, case.classes).to(memory_format=torch.channels_last).train()
+    if case.name in (CASES[name].name for name in OF_TIMM):
+        import timm
+
+        model = timm.create_model(case.name, num_classes=case.classes)
+    else:
+        model = train_step_nets.torch_net(case.name, case.overrides, case.classes)
+    model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     images = torch.randn(case.batch, case.channels, case.side, case.side).to(memory_format=torch.channels_last)
     labels = torch.randint(0, case.classes, (case.batch,))
@@ -124,7 +148,7 @@ def work(who: str, case: Case) -> None:
     take, parameters = torch_worker(case) if who == "torch" else jax_worker(who, case)
     for _ in range(2):
         take()
-    packages = ("torch", "torchvision") if who == "torch" else ("jax", "flax")
+    packages = ("torch", "torchvision", "timm") if who == "torch" else ("jax", "flax")
     print(json.dumps([parameters, {name: importlib.metadata.version(name) for name in packages}]), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -165,7 +189,7 @@ def race(case: str, whos: dict[str, str], rounds: int) -> tuple[dict[str, list[l
 
 
 def has_torch(python: str) -> bool:
-    return subprocess.run([python, "-c", "import torch, torchvision"], capture_output=True).returncode == 0
+    return subprocess.run([python, "-c", "import torch, torchvision, timm"], capture_output=True).returncode == 0
 
 
 def timing_table(names: list[str], whos: list[str], peer_python: str, rounds: int) -> str:
@@ -179,7 +203,8 @@ def timing_table(names: list[str], whos: list[str], peer_python: str, rounds: in
     versions = {}
     for name in names:
         case = CASES[name]
-        times, seen = race(name, pythons, rounds)
+        running = {who: python for who, python in pythons.items() if who != "flax" or name not in NOT_IN_FLAX}
+        times, seen = race(name, running, rounds)
         versions |= seen
         wall, cpu = ({who: [1000 * pair[i] for pair in steps] for who, steps in times.items()} for i in (0, 1))
         print(name, {who: [round(t) for t in steps] for who, steps in wall.items()}, flush=True)
@@ -226,8 +251,8 @@ def cpu_name() -> str:
     return f"{name} ({', '.join(which + flags)})"
 
 
-def tpu_table(names: list[str], topology: str, batch: int) -> str:
-    """FLOPs and bytes of the step compiled for one chip."""
+def tpu_table(names: list[str], topology: str, batch: int, dtype: str) -> str:
+    """FLOPs, bytes and custom calls of the step compiled for one chip."""
     import jax
 
     from attention_jax.preflight.chips import find_slice
@@ -235,23 +260,28 @@ def tpu_table(names: list[str], topology: str, batch: int) -> str:
 
     sharding = jax.sharding.SingleDeviceSharding(describe_devices(find_slice(topology))[0])
     lines = [
-        "| network | batch | | GFLOPs | GB read and written | MB of temporaries |",
-        "|---|---|---|---|---|---|",
+        "| network | batch | | GFLOPs | GB read and written | MB of temporaries | MB in all | custom calls |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
-        for who in ("ours", "flax"):
-            step, init, batch_shapes = jax_step(who, CASES[name], batch)
+        for who in ("ours",) if name in NOT_IN_FLAX else ("ours", "flax"):
+            step, init, batch_shapes = jax_step(who, CASES[name], batch, dtype)
             shapes = jax.tree.map(
                 lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), (jax.eval_shape(init), *batch_shapes)
             )
             compiled = step.lower(*shapes).compile()
-            cost = compiled.cost_analysis()
-            temporary = compiled.memory_analysis().temp_size_in_bytes
-            numbers = [f"{cost['flops'] / 1e9:,.1f}", f"{cost['bytes accessed'] / 1e9:,.3f}", f"{temporary / 1e6:,.0f}"]
+            cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+            temporary = memory.temp_size_in_bytes
+            results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # what overwrites the state takes no more
+            needed = memory.argument_size_in_bytes + temporary + results + memory.generated_code_size_in_bytes
+            calls = Counter(re.findall(r'custom_call_target="([^"]+)"', compiled.as_text()))
+            numbers = [f"{cost['flops'] / 1e9:,.1f}", f"{cost['bytes accessed'] / 1e9:,.3f}"]
+            numbers += [f"{size / 1e6:,.0f}" for size in (temporary, needed)]
+            numbers.append(", ".join(f"{count} {target}" for target, count in calls.items()) or "none")
             lines.append(" | ".join([f"| `{name}`", str(batch), {"flax": "plain Flax"}.get(who, who), *numbers]) + " |")
             print(lines[-1], flush=True)
     software = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
-    return "\n".join([f"One step compiled for {topology}, float32; XLA's cost analysis. {software}.", "", *lines])
+    return "\n".join([f"One step compiled for a chip of {topology}, {dtype}; XLA's cost analysis. {software}.", "", *lines])
 
 
 def main() -> None:
@@ -259,9 +289,10 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated names")
     parser.add_argument("--who", default=",".join(WHOS), help="plain Flax takes a minute and more for a step of ResNeXt-50")
     parser.add_argument("--rounds", type=int, default=10, help="steps that each takes")
-    parser.add_argument("--peer_python", default=sys.executable, help="a Python with torch and torchvision")
+    parser.add_argument("--peer_python", default=sys.executable, help="a Python with torch, torchvision and timm")
     parser.add_argument("--tpu", nargs="?", const="v5e:2x2", help="compile for one chip of this topology instead of timing")
-    parser.add_argument("--tpu_batch", type=int, default=64)
+    parser.add_argument("--tpu_batch", type=int, default=128)
+    parser.add_argument("--tpu_dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of activations and products")
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     parser.add_argument("--worker", choices=WHOS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -273,7 +304,11 @@ def main() -> None:
         parser.error(f"--who: {', '.join(sorted(unknown))} is not one of {', '.join(WHOS)}.")
     if args.worker:
         return work(args.worker, CASES[names[0]])
-    table = tpu_table(names, args.tpu, args.tpu_batch) if args.tpu else timing_table(names, whos, args.peer_python, args.rounds)
+    table = (
+        tpu_table(names, args.tpu, args.tpu_batch, args.tpu_dtype)
+        if args.tpu
+        else timing_table(names, whos, args.peer_python, args.rounds)
+    )
     print(table)
     if args.output:
         command = " ".join(["python", *(arg for arg in sys.argv if not arg.startswith("--peer_python"))])

@@ -1,4 +1,4 @@
-"""The networks that `train_step.py` compares with, in plain Flax and in PyTorch, which are imported when they are used."""
+"""The ResNets that `train_step.py` compares with, in plain Flax and in PyTorch, which are imported when they are used."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ CIFAR = {"resnet20": 3, "resnet32": 5}
 REDUCTION, DILATION = 16, 4
 
 
-def flax_net(name: str, overrides: dict[str, Any], classes: int) -> Any:
+def flax_net(name: str, overrides: dict[str, Any], classes: int, dtype: str = "float32") -> Any:
     """A Linen module as a user would write it out of `flax.linen` alone."""
     import functools
 
@@ -14,8 +14,8 @@ def flax_net(name: str, overrides: dict[str, Any], classes: int) -> Any:
     import jax.numpy as jnp
 
     he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-    conv = functools.partial(nn.Conv, use_bias=False, kernel_init=he)
-    norm = functools.partial(nn.BatchNorm, use_running_average=False, momentum=0.9)
+    conv = functools.partial(nn.Conv, use_bias=False, kernel_init=he, dtype=dtype)
+    norm = functools.partial(nn.BatchNorm, use_running_average=False, momentum=0.9, dtype=dtype)
 
     def around(k: int, dilation: int = 1) -> list[tuple[int, int]]:
         return [(dilation * (k - 1) // 2,) * 2] * 2
@@ -52,12 +52,13 @@ def flax_net(name: str, overrides: dict[str, Any], classes: int) -> Any:
         @nn.compact
         def __call__(self, x):
             c = x.shape[-1]
-            channel = nn.Dense(c)(nn.relu(nn.Dense(c // REDUCTION)(x.mean((1, 2)))))
-            spatial = nn.relu(nn.Conv(c // REDUCTION, (1, 1))(x))
+            dense, biased = functools.partial(nn.Dense, dtype=dtype), functools.partial(conv, use_bias=True)
+            channel = dense(c)(nn.relu(dense(c // REDUCTION)(x.mean((1, 2)))))
+            spatial = nn.relu(biased(c // REDUCTION, (1, 1))(x))
             for _ in range(2):
-                dilated = nn.Conv(c // REDUCTION, (3, 3), padding=around(3, DILATION), kernel_dilation=DILATION)
+                dilated = biased(c // REDUCTION, (3, 3), padding=around(3, DILATION), kernel_dilation=DILATION)
                 spatial = nn.relu(dilated(spatial))
-            spatial = norm()(nn.Conv(1, (1, 1))(spatial))
+            spatial = norm()(biased(1, (1, 1))(spatial))
             return x * (1 + nn.sigmoid(norm()(channel)[:, None, None] + spatial))
 
     class ResNet(nn.Module):
@@ -69,7 +70,7 @@ def flax_net(name: str, overrides: dict[str, Any], classes: int) -> Any:
                 for stage, width in enumerate(widths):
                     for i in range(CIFAR[name]):
                         x = Basic(width, 2 if stage and not i else 1)(x)
-                return nn.Dense(classes)(x.mean((1, 2)))
+                return nn.Dense(classes)(x.astype(jnp.float32).mean((1, 2)))
             x = nn.relu(norm()(conv(64, (7, 7), 2, padding=around(7))(x)))
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
             wider, groups = (2, 32) if "resnext" in name else (1, 1)
@@ -79,7 +80,7 @@ def flax_net(name: str, overrides: dict[str, Any], classes: int) -> Any:
                     x = Bottleneck(wider * features // 4, features, 2 if stage and not i else 1, groups)(x)
                 if "bam" in name and stage < 3:
                     x = BAM()(x)
-            return nn.Dense(classes)(x.mean((1, 2)))
+            return nn.Dense(classes)(x.astype(jnp.float32).mean((1, 2)))
 
     return ResNet()
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import types
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from attention_jax.tables.results import TableRequest
 from attention_jax.tables.runner import run_table
 from attention_jax.tables.table import load_table
 from attention_jax.tasks import TASKS, get_task
+from tests.models.test_convnext import STEPS
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -83,8 +85,8 @@ def test_nothing_is_trained_that_is_no_stand_in(name):
         if not hasattr(model, "stage_sizes"):
             assert model.layers <= 4 and model.features <= 128
             continue
-        depth = 2 + sum(model.stage_sizes) * {"basic": 2, "bottleneck": 3}[model.block]
-        assert depth <= (56 if name in ("residual", "shortcuts", "depth") else 26)
+        depth = 2 + sum(model.stage_sizes) * {"basic": 2}.get(model.block, 3)
+        assert depth <= (56 if name in ("residual", "shortcuts", "depth", "convnext_roadmap") else 26)
 
 
 # Counted from the released classes; 24,066,013 is the 24.07 M that the paper prints.
@@ -145,6 +147,50 @@ def test_resnet_rs_rows_are_prefixes():
     (_, training, _), (_, regularisation, both), (_, architecture, _) = loaded.list_subtotals()
     gains = [round(top[row] - top[other], 1) for row, other in (training, regularisation, both, architecture)]
     assert gains == [0.1, 3.1, 3.2, 1.2]
+
+
+def test_the_roadmaps_rows_are_the_papers_tables():
+    """Every GFLOPs of Tables 10 and 11 but two of Table 10, where the authors' code does not have what is printed."""
+    loaded, apart = table("convnext_roadmap"), []
+    ours = ("final_norm", "downsampling_norm")  # steps of the code that the paper's tables do not print
+    for row in loaded.computed:
+        counted = STEPS[row.function.args[0]][row.function.args[1]][1]
+        if row.published["GFLOPs"] != f"{counted / 1e9:.2f}":
+            apart.append((row.label, row.published["GFLOPs"], f"{counted / 1e9:.2f}"))
+    assert apart == [
+        ("Table 10: layer norm", "4.46", "4.15"),
+        ("Table 10: separate downsampling", "4.49", "4.46"),
+    ]
+    assert [row.published["top-1 %"] for row in loaded.computed] == [row.published["top-1 %"] for row in loaded.rows]
+    for scale, regime in (("paper", "resnet50"), ("paper-200", "resnet200")):
+        rows = loaded.keep_rows(scale).rows
+        assert [row.network["name"] for row in rows] == [
+            f"convnext_from_{regime}.{step}" for step in STEPS[regime] if step not in ours
+        ]
+        assert [network(loaded.config(row, scale)) for row in rows] == [
+            create_model(**row.network, drop_path_rate=0.1) for row in rows
+        ]
+    quick = [network(loaded.config(row, "quick")) for row in loaded.keep_rows("quick").rows]
+    assert [net.width * 4 for net in quick] == [create_model(**row.network).width for row in loaded.keep_rows("quick").rows]
+
+
+def test_which_network_trains_faster_is_told_beyond_the_models_range_alone(monkeypatch):
+    *_, row = table("speed_accuracy").computed
+    milliseconds, needed = {"resnetrs350": 10.0, "efficientnet_b6": 10.0}, {"resnetrs350": 2.0, "efficientnet_b6": 4.0}
+
+    def report(name, side, topology, batch):
+        took = milliseconds[name]
+        cost = types.SimpleNamespace(needed=needed[name])
+        return types.SimpleNamespace(fits=took < 99, cost=cost, bounds={"memory": took}, expected=(0.9 * took, 1.5 * took))
+
+    monkeypatch.setitem(row.function.func.__globals__, "_report", report)
+    for theirs, verdict, ratio in ((20.0, "agrees", 2.0), (16.0, "cannot tell here", 1.6), (5.0, "disagrees", 0.5)):
+        milliseconds["efficientnet_b6"] = theirs
+        found = row.function(topology="v3-8", batch=128)
+        assert (found["faster"], found["times as fast"], found["times the memory"]) == (verdict, ratio, 0.5)
+    milliseconds["efficientnet_b6"] = 99.0
+    assert row.function(topology="v3-8", batch=128)["faster"] == "not compared: a step does not fit"
+    assert row.function(topology=None, batch=1) == {"points of accuracy (published)": "+0.0", "similar": "yes"}
 
 
 @pytest.mark.slow
