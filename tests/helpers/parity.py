@@ -6,6 +6,7 @@ PyTorch in float64 (`python -m tests.peers.freeze`).
 """
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -240,13 +241,13 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 0.1
     ema_decay: float = 0.6  # reached at step 13 with the warm-up, at once without
+    undecayed: str = "(bias|scale)$"
 
     shapes: ClassVar = {"dense/bias": (4,), "dense/kernel": (3, 4), "norm/bias": (4,), "norm/scale": (4,)}
 
-    @staticmethod
-    def decays(path: str) -> bool:
+    def decays(self, path: str) -> bool:
         """Whether weight decay pulls on the parameter at `path`."""
-        return path.endswith("kernel")
+        return not re.search(self.undecayed, path)
 
 
 # The gradients of a step have norms from 4.08 to 5.81: a largest norm of 4.5 clips three of the six.
@@ -275,6 +276,11 @@ class Recipe:
     case: Case
     training: Training
     steps: int = 4
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of the loss."""
+        return self.case.label_smoothing
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of one step."""

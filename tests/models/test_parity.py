@@ -17,9 +17,9 @@ from attention_jax.models.resnet import ResNet
 from attention_jax.optim.losses import cross_entropy
 from attention_jax.optim.optimizers import make_optimizer, update_average
 from attention_jax.optim.schedules import make_schedule
-from attention_jax.train.program import build_program
 from tests.helpers import parity
 from tests.helpers.blocks import quick
+from tests.helpers.follow_recipes import follow
 from tests.helpers.small import small_config
 
 DECAY_RULES = (("(bias|scale)$", False), (".*", True))
@@ -120,24 +120,7 @@ def our_recipe(recipe: parity.Recipe) -> parity.Results:
         **{f"model.{name}": value for name, value in case.network.items()},
         "model.norm_running_var": "unbiased",
     }
-    program = build_program(small_config(**fields))
-    train_step = quick(program.train_step)
-    before = drawn(program.model, recipe.batch(0)[0], case.seed)
-    state = program.init(0).replace(**jax.tree.map(jnp.copy, before), ema=jax.tree.map(jnp.copy, before))
-    seen = []
-    for step in range(recipe.steps):
-        images, labels = recipe.batch(step)
-        batch = {"image": images, "label": labels, "weight": np.ones(parity.BATCH, np.float32)}
-        state, metrics = train_step(state, batch, np.uint32(0))
-        seen.append({**metrics, "loss": metrics["loss"] / metrics["weight"]})
-
-    def changes(after: dict[str, Any]) -> dict[str, np.ndarray]:
-        differences = jax.tree.map(lambda new, old: np.float64(new) - np.float64(old), after, before)
-        flat = {path: value for part in differences.values() for path, value in tree.flatten_by_path(part).items()}
-        return {path: parity.compress(path, value) for path, value in flat.items()}
-
-    results = {kind: {"": np.array([step[kind] for step in seen])} for kind in ("loss", "grad_norm", "learning_rate")}
-    return {**results, "changes": changes(state.variables()), "average_changes": changes(state.variables("ema"))}
+    return follow(small_config(**fields), recipe, case.seed)
 
 
 def our_imagenet_logits(name: str, image: tuple[int, int] = parity.IMAGENET_IMAGE, **fields: Any) -> np.ndarray:

@@ -8,11 +8,20 @@ import sys
 
 import numpy as np
 
-from tests.helpers import parity, parity_convnext, parity_efficientnet, parity_recurrent, parity_translation, parity_vit
+from tests.helpers import (
+    parity,
+    parity_convnext,
+    parity_efficientnet,
+    parity_recipes,
+    parity_recurrent,
+    parity_translation,
+    parity_vit,
+)
 from tests.peers import (
     torch_convnext,
     torch_efficientnet,
     torch_nets,
+    torch_recipes,
     torch_recurrent,
     torch_training,
     torch_transformer,
@@ -62,6 +71,13 @@ def main(names: list[str]) -> None:
             if nearest < NEAREST:
                 raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")
             parity.save(name, results)
+    for name, family in parity_recipes.FAMILIES.items():
+        if not names or name in names:
+            results, nearest = torch_recipes.follow(family)
+            print(f"{name}: a kink is {nearest:.1e} away")
+            if nearest < NEAREST / 10:  # the values before ReLU are tens of thousands, and changes have a wide tolerance
+                raise SystemExit(f"{name}: float32 may fall on the other side of a kink; give the case another seed.")
+            parity.save(name, parity_recipes.leave_out(results))
     for name, case in parity_translation.CASES.items():
         if not names or name in names:
             results, nearest, doubtful = torch_transformer.run(case)

@@ -1,7 +1,7 @@
 """The same optimizers, schedules, clipping and averages in PyTorch: `torch.optim` where it has them, else their formulas."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ def learning_rate(training: parity.Training, step: int) -> float:
     if step < training.warmup_steps:
         return start + (peak - start) * (step + 1) / training.warmup_steps
     if training.schedule == "step":
-        return peak * 0.1 ** sum(step >= share * training.steps for share in training.boundaries)
+        falls = sum(step >= round(share * training.steps) for share in training.boundaries)
+        return peak * training.shape.get("factor", 0.1) ** falls
     done = (step - training.warmup_steps) / (training.steps - training.warmup_steps)
     left = 0.5 * (1 + np.cos(np.pi * done)) if training.schedule == "cosine" else 1 - done
     return peak * (final + (1 - final) * left)
@@ -110,13 +111,36 @@ def train(training: parity.Training) -> parity.Results:
     return {kind: {path: np.stack(value) for path, value in values.items()} for kind, values in results.items()}
 
 
+class Followed(Protocol):
+    """The first steps of a training run: `parity.Recipe` or `parity_recipes.Family`."""
+
+    training: parity.Training
+    steps: int
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of the loss."""
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of one step."""
+
+
 def follow(recipe: parity.Recipe) -> tuple[parity.Results, float]:
     """Losses, gradient norms and rates of the steps, what they changed in the end, and how near a ReLU came to its kink."""
-    case, training = recipe.case, recipe.training
-    net = torch_nets.fill(torch_nets.Network(case.network, case.dilations).double(), case.seed).train()
+    net = torch_nets.fill(torch_nets.Network(recipe.case.network, recipe.case.dilations).double(), recipe.case.seed)
     paths = torch_nets.our_paths(net)
-    apply = optimizer(training, {paths[name]: value for name, value in net.named_parameters()})
-    kept = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    return follow_network(recipe, net, lambda name, value: {paths[name]: torch_nets.to_ours(paths[name], value)})
+
+
+def follow_network(
+    recipe: Followed, net: nn.Module, our_arrays: Callable[[str, np.ndarray], dict[str, np.ndarray]]
+) -> tuple[parity.Results, float]:
+    """The same of a network that has its weights, in its precision; `our_arrays` names one of its arrays as ours."""
+    training, dtype = recipe.training, next(net.parameters()).dtype
+    net.train()
+    names = {name: next(iter(our_arrays(name, value.detach().numpy()))) for name, value in net.named_parameters()}
+    apply = optimizer(training, {names[name]: value for name, value in net.named_parameters()})
+    kept = {name: value for name, value in net.state_dict().items() if value.is_floating_point()}
     before = {name: value.clone() for name, value in kept.items()}
     average = {name: value.clone() for name, value in kept.items()}
     seen: dict[str, list[float]] = {"loss": [], "grad_norm": [], "learning_rate": []}
@@ -125,9 +149,9 @@ def follow(recipe: parity.Recipe) -> tuple[parity.Results, float]:
         images, labels = recipe.batch(step)
         net.zero_grad()
         with torch_nets._watched(net, (nn.ReLU,)) as into_relu:
-            logits = net(torch_nets.nchw(images))
+            logits = net(torch_nets.nchw(images).to(dtype))
         nearest = min([nearest, *(x.abs().min().item() for inputs in into_relu.values() for x in inputs)])
-        loss = F.cross_entropy(logits, torch.from_numpy(labels).long(), label_smoothing=case.label_smoothing)
+        loss = F.cross_entropy(logits, torch.from_numpy(labels).long(), label_smoothing=recipe.label_smoothing)
         loss.backward()
         seen["loss"].append(loss.item())
         seen["grad_norm"].append(apply(step))
@@ -139,9 +163,10 @@ def follow(recipe: parity.Recipe) -> tuple[parity.Results, float]:
     def changes(after: Weights) -> dict[str, np.ndarray]:
         found = {}
         for name, value in after.items():
-            path = paths[name]
-            found[path] = parity.compress(path, torch_nets.to_ours(path, (value.detach() - before[name]).numpy()))
+            for path, change in our_arrays(name, (value.detach() - before[name]).numpy()).items():
+                found[path] = parity.compress(path, change)
         return found
 
     results = {kind: {"": np.array(values)} for kind, values in seen.items()}
-    return {**results, "changes": changes(kept), "average_changes": changes(average)}, nearest
+    averages = {"average_changes": changes(average)} if training.ema_decay else {}
+    return {**results, "changes": changes(kept), **averages}, nearest
