@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.models.efficientnet import EfficientNet, round_filters
+from attention_jax.nn.conv import StochasticDepth
 from attention_jax.optim.losses import cross_entropy
+from tests.helpers import parity, parity_efficientnet
 from tests.helpers.blocks import close, drawn, numbers, quick
+from tests.models.test_parity import ours
 
 # Parameters, image size and multiply-adds (conv and linear) there, of timm's networks; the same with "tf_" before the name.
 COUNTS = {
@@ -39,6 +43,7 @@ def paths(network: Any, images: Any) -> dict[str, Any]:
     return tree.flatten_by_path(jax.eval_shape(network.init, KEY, images)["params"])
 
 
+@pytest.mark.slow
 def test_every_name_has_its_parameters() -> None:
     """The two paddings have the same, so that one of each pair is traced and the fields are compared."""
     assert aj.list_models("*efficientnet*") == sorted(NAMES)
@@ -58,6 +63,14 @@ def test_multiply_adds(name: str) -> None:
     assert (summary.params, summary.macs) == (params, macs)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", parity_efficientnet.CASES)
+def test_network_equals_frozen_pytorch(name: str) -> None:
+    """Logits, every gradient and running statistics, in evaluation and in training."""
+    case = parity_efficientnet.CASES[name]
+    parity.check(ours(case, EfficientNet(**case.network, norm_running_var="unbiased")), parity.load(name))
+
+
 def test_filters_are_rounded_as_released() -> None:
     """To multiples of 8, and never by more than a tenth down."""
     assert [round_filters(filters) for filters in (4, 11.9, 12, 35.2, 43.9, 52.8)] == [8, 16, 16, 32, 40, 56]
@@ -66,7 +79,6 @@ def test_filters_are_rounded_as_released() -> None:
 @pytest.mark.parametrize(
     ("fields", "places"),
     [
-        ({}, [f"stage{stage}_block1" for stage in range(1, 8)]),
         (
             dict(lite=True, padding="tensorflow", gate="bam", gate_args=dict(reduction=2)),
             ["stage1", "stage2", "stage3", "stage5"],
@@ -125,20 +137,23 @@ def test_features_have_their_strides(evaluated: tuple) -> None:
     assert {path for path in whole if not path.startswith("head")} == without.keys()
 
 
-def test_branches_are_dropped_in_training_alone(evaluated: tuple) -> None:
-    """The last block of a stage of three is dropped or kept as the key says; evaluation is as without."""
-    _, _, images, _, _ = evaluated
-    network = EfficientNet(num_classes=3, width=0.25, depth=0.5, drop_path_rate=0.9)
-    variables = drawn(network, images)
+def test_branches_are_dropped_more_often_the_deeper_they_lie() -> None:
+    """Block i of n at rate·i/n, where there is a shortcut, and in training alone."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
 
-    @quick
-    def both(key: jax.Array) -> tuple:
-        train = network.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
-        return train, network.apply(variables, images), network.clone(drop_path_rate=0.0).apply(variables, images)
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, StochasticDepth):
+            rates[context.module.deterministic].append(context.module.rate)
+        return call(*args, **kwargs)
 
-    (first, evaluation, without), (second, _, _) = both(jax.random.key(0)), both(jax.random.key(1))
-    assert np.abs(np.asarray(first) - second).max() > 1e-3
-    close(evaluation, without)
+    network = EfficientNet(**{**TINY, "depth": 0.5}, drop_path_rate=0.2)
+    for train in (True, False):
+        with nn.intercept_methods(record):
+            images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+            jax.eval_shape(lambda x, train=train: network.init({"params": KEY, "dropout": KEY}, x, train=train), images)
+    # 1, 1, 1, 2, 2, 2 and 1 blocks; the first of a stage changes the shape, but in stage 1.
+    for of_mode in rates.values():
+        np.testing.assert_allclose(of_mode, [0.2 * i / 10 for i in (0, 4, 6, 8)])
 
 
 def test_bfloat16_is_near_float32(evaluated: tuple) -> None:

@@ -35,11 +35,11 @@ def drawn(model: Any, images: np.ndarray, seed: int) -> dict[str, Any]:
     return {name: tree.map_with_path(leaf, dict(shapes)[name]) for name in ("params", "batch_stats") if name in shapes}
 
 
-def ours(case: parity.Case, model: Any = None) -> parity.Results:
-    """What `parity.check` compares, from our networks."""
+def ours(case: parity.Case, model: Any = None, dtype: type = np.float32) -> parity.Results:
+    """What `parity.check` compares, from our networks; `dtype` is of the images and the variables."""
     model = model or ResNet(**case.network, norm_running_var="unbiased")
     images, labels = parity.images(case.seed, *case.image), parity.labels(case.seed)
-    variables = drawn(model, images, case.seed)
+    images, variables = jax.tree.map(lambda x: np.asarray(x, dtype), (images, drawn(model, images, case.seed)))
 
     @quick
     def everything(variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
