@@ -58,7 +58,7 @@ class MBConv(nn.Module):
         filters: of the output.
         kernel, stride: of the depthwise convolution.
         expansion: filters inside per input channel; 1 leaves the first 1x1 out.
-        gate: makes squeeze-and-excitation or what stands in its place; None for neither.
+        gate: makes squeeze-and-excitation or what takes its place; None for neither.
         conv, norm, act: the network's.
         drop_rate, train: of the residual branch, and whether it is dropped.
     """
@@ -101,7 +101,7 @@ class EfficientNet(nn.Module):
         padding: "symmetric" as PyTorch pads, or "tensorflow", whose strided convolutions have the odd zero after the image.
         gate: attention to put in, by name (`gate.GATES`), dotted path, `file.py:Name` or class; None leaves the network's own
             squeeze-and-excitation alone.
-        gate_at: "stage" gates the output of stages, beside squeeze-and-excitation; "block" stands in its place in every block.
+        gate_at: "stage" gates the output of stages, beside squeeze-and-excitation; "block" takes its place in every block.
         gate_stages: numbers of the stages, from 1 to 7, that have it; None is all of them for "block", those before a stage
             of stride 2 for "stage", as BAM stands before them in a ResNet.
         gate_args: keyword arguments of the gate.
@@ -147,8 +147,8 @@ class EfficientNet(nn.Module):
         """Returns (kernel, stride, expansion, filters, blocks) of every stage of this network."""
         ends = (0, len(STAGES) - 1) if self.lite else ()
         return [
-            (*how, round_filters(filters * self.width), blocks if i in ends else math.ceil(blocks * self.depth))
-            for i, (*how, filters, blocks) in enumerate(STAGES)
+            (k, s, e, round_filters(filters * self.width), blocks if i in ends else math.ceil(blocks * self.depth))
+            for i, (k, s, e, filters, blocks) in enumerate(STAGES)
         ]
 
     def gated_stages(self) -> tuple[int, ...]:
@@ -182,7 +182,7 @@ class EfficientNet(nn.Module):
                 more["padding"] = jax.lax.padtype_to_pads(x.shape[1:3], (kernel,) * 2, (stride,) * 2, "SAME")
             return Conv(filters, (kernel,) * 2, stride, feature_group_count=groups, dtype=dtype, name=name, **more)(x)
 
-        gate = functools.partial(Gate, self.gate, self.gate_args, norm, dtype, train)
+        gate = None if self.gate is None else functools.partial(Gate, self.gate, self.gate_args, norm, dtype, train)
         gated, stages, maps = self.gated_stages(), self.scale_stages(), []
         total, before = sum(blocks for *_, blocks in stages), 0
         block = functools.partial(MBConv, conv=conv, norm=norm, act=act, train=train)
@@ -193,14 +193,20 @@ class EfficientNet(nn.Module):
             # Hidden units are a quarter of the block's input, not of what is inside.
             squeeze = functools.partial(SqueezeExcite, 4 * expansion, activation=nn.silu, dtype=dtype, name="gate")
             inside: Callable[[], nn.Module] | None = None if self.lite else squeeze
-            if self.gate_at == "block" and stage in gated:
+            if gate and self.gate_at == "block" and stage in gated:
                 inside = functools.partial(gate, name="gate")
             for i in range(blocks):
-                rate = self.drop_path_rate * (before + i) / total
-                how = dict(filters=filters, kernel=kernel, stride=1 if i else stride, expansion=expansion, drop_rate=rate)
-                x = block(**how, gate=inside, name=f"stage{stage}_block{i + 1}")(x)
+                x = block(
+                    filters=filters,
+                    kernel=kernel,
+                    stride=1 if i else stride,
+                    expansion=expansion,
+                    gate=inside,
+                    drop_rate=self.drop_path_rate * (before + i) / total,
+                    name=f"stage{stage}_block{i + 1}",
+                )(x)
             before += blocks
-            if self.gate_at == "stage" and stage in gated:
+            if gate and self.gate_at == "stage" and stage in gated:
                 x = gate(name=f"stage{stage}_gate")(x)
             if stage in _ENDS[1:]:
                 maps.append(x)

@@ -14,7 +14,7 @@ from attention_jax.models.efficientnet import EfficientNet, round_filters
 from attention_jax.nn.conv import StochasticDepth
 from attention_jax.optim.losses import cross_entropy
 from tests.helpers import parity, parity_efficientnet
-from tests.helpers.blocks import close, drawn, numbers, quick
+from tests.helpers.blocks import drawn, numbers, quick
 from tests.models.test_parity import ours
 
 # Parameters, image size and multiply-adds (conv and linear) there, of timm's networks; the same with "tf_" before the name.
