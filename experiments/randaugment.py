@@ -62,7 +62,7 @@ scales = {
             "model.stage_sizes": (2, 2, 2),
             "model.widths": (8, 16, 32),
             "total_epochs": 16.0,
-            "evaluation.every_epochs": 8.0,
+            "evaluation.every_epochs": 1.6,
             "checkpoint.every_epochs": 16.0,
             "logging.tensorboard": False,
         },

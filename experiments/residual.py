@@ -68,7 +68,7 @@ scales = {
         "seeds": 3,
         "overrides": {
             "total_epochs": 15.0,
-            "evaluation.every_epochs": 5.0,
+            "evaluation.every_epochs": 1.5,
             "checkpoint.every_epochs": 5.0,
             "checkpoint.keep_last": 3,
             "logging.tensorboard": False,

@@ -90,7 +90,7 @@ scales = {
         "overrides": {
             **_NETWORK,
             "total_epochs": 16.0,
-            "evaluation.every_epochs": 8.0,
+            "evaluation.every_epochs": 1.6,
             "checkpoint.every_epochs": 16.0,
             "logging.tensorboard": False,
         },

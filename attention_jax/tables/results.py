@@ -176,10 +176,6 @@ class SeedRun:
         calls = [line["seconds"] for line in metrics.read_timing(self.path / metrics.TIMING) if line["event"] == "call"]
         return sum(calls) if calls else None
 
-    def threads(self) -> set[int]:
-        """Returns how many CPU threads the calls for this run had; empty when that was never written."""
-        return {line["threads"] for line in metrics.read_timing(self.path / metrics.TIMING) if "threads" in line}
-
     def lines(self) -> list[dict[str, Any]]:
         """Reads the log."""
         return metrics.read_log(self.path)

@@ -35,6 +35,7 @@ from attention_jax.tables.table import ComputedRow, Table, load_table
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.evaluate import read_arrays
 from attention_jax.train.loop import catch_stop_signal, replace_seed, train_model
+from attention_jax.train.metrics import TIMING, read_timing
 from attention_jax.train.program import Program, build_program
 from attention_jax.train.workdir import EVALUATION, FAILURE, lock_folder
 
@@ -244,7 +245,8 @@ def _progress_bar(plans: Sequence[RowPlan]) -> Iterator[Any]:
 
 def describe_machine(plans: Sequence[RowPlan] = ()) -> str:
     """Returns versions, devices and threads in one sentence: the threads of finished runs, or of this process without any."""
-    threads = sorted({number for plan in plans for run in plan.runs for number in run.threads()}) or [count_threads()]
+    timings = (read_timing(run.path / TIMING) for plan in plans for run in plan.runs)
+    threads = sorted({line["threads"] for lines in timings for line in lines if "threads" in line}) or [count_threads()]
     versions = get_package_versions()
     named = ", ".join(f"{name} {versions[name]}" for name in ("attention_jax", "jax", "jaxlib", "flax", "optax"))
     devices = f"{jax.process_count()} process(es) x {jax.local_device_count()} {jax.devices()[0].device_kind}"

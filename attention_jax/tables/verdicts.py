@@ -105,27 +105,34 @@ def compare_rows(
     }
 
 
-def _find_reason(estimate: Estimate, selected: bool, *moved: float | None) -> str:
+def _find_reason(estimate: Estimate, selected: bool, *moved: tuple[float, bool] | None) -> str:
     if estimate.seeds < MIN_SEEDS:
         return describe_seeds(estimate.seeds)
     if selected:
         return "chosen on the examples that judge"
     if None in moved:
         return "no evaluation before the last tenth of training"
-    return STILL_LEARNING if max(filter(None, moved), default=0) >= max(estimate.detectable, 1e-9) else ""
+    moving = [near for change, near in filter(None, moved) if change >= max(estimate.detectable, 1e-9)]
+    if moving and not any(moving):
+        return "no evaluation between 75 and 90 % of training"
+    return STILL_LEARNING if moving else ""
 
 
-def measure_last_tenth(result: RowResult) -> float | None:
-    """Returns how far the last tenth of training moved the score, as a share, mean over seeds; None if that was not logged."""
+def measure_last_tenth(result: RowResult) -> tuple[float, bool] | None:
+    """Returns how far the last tenth of training moved the score, as a share, mean over seeds; None if that was not logged.
+
+    It is measured from the last evaluation before it; False says that this was before three quarters of training.
+    """
     config = result.plan.config
     name = f"{'eval_ema' if config.ema.decay else 'eval'}/{get_task(config.task).correct_means(config).replace(' ', '_')}"
-    moves = []
+    moves, near = [], True
     for run in result.plan.runs:
         scores = {line["step"]: line[name] for line in run.lines() if name in line} if run.correct is not None else {}
         before = [step for step in scores if step <= 0.9 * run.total_steps]
         if before and run.total_steps in scores:
             moves.append(scores[run.total_steps] - scores[max(before)])
-    return abs(float(np.mean(moves))) if moves else None
+            near = near and max(before) >= 0.75 * run.total_steps
+    return (abs(float(np.mean(moves))), near) if moves else None
 
 
 def read_groups(result: RowResult) -> np.ndarray | None:

@@ -85,6 +85,8 @@ def test_groups_come_from_the_source(monkeypatch):
         ({"seeds": 1}, "one seed"),
         ({"seeds": 2}, "two seeds"),
         ({"scores": {80: 0.3, 100: 0.5}}, "still learning"),
+        ({"scores": {50: 0.3, 100: 0.5}}, "no evaluation between 75 and 90 % of training"),
+        ({"scores": {50: 0.499, 100: 0.5}}, ""),
         ({"scores": {95: 0.5, 100: 0.5}}, "no evaluation before the last tenth of training"),
         ({"scores": {80: 0.499, 100: 0.5}}, ""),
     ],
