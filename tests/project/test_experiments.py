@@ -82,10 +82,11 @@ def test_nothing_is_trained_that_is_no_stand_in(name):
     loaded = table(name)
     for row in loaded.keep_rows("quick").rows:
         model = network(loaded.config(row, "quick"))
+        model = create_model(model.backbone, **model.fields) if hasattr(model, "backbone") else model
         if not hasattr(model, "stage_sizes"):
-            assert model.layers <= 4 and model.features <= 128
+            assert model.layers <= 4 and getattr(model, "width", model.features) <= 128
             continue
-        depth = 2 + sum(model.stage_sizes) * {"basic": 2}.get(model.block, 3)
+        depth = 2 + sum(model.stage_sizes) * {"basic": 2}.get(getattr(model, "block", ""), 3)
         assert depth <= (56 if name in ("residual", "shortcuts", "depth", "convnext_roadmap") else 26)
 
 
@@ -209,6 +210,8 @@ def test_which_network_trains_faster_is_told_beyond_the_models_range_alone(monke
         ("context_probe", "reads from the last word", ["words read %, 16 words, trained"], "context"),
         ("word_relations", "Transformer", ["attention: love to I %", "gradient: love to you %"], "relations"),
         ("depth", "one 5x5", ["training error %", "test error %"], None),
+        ("backbones", "ViT at other positions", ["accuracy % at positions of training"], "generalisation"),
+        ("dense", "ViT", ["mean IoU of classes %"], None),
         ("recall", "LSTM", ["accuracy %, 2 to 3 tokens", "accuracy %, 4 to 7 tokens"], "recall"),
     ],
 )
