@@ -21,7 +21,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
   completion                                  a script for bash: source <(./launch.sh completion)
   plot DIR ... --output=OUT.png               learning curves of runs
-  summary MODEL                               parameters and multiply-adds of a network
+  summary MODEL                               parameters and multiply-adds of a network; '*': of every name, with its
+                                              published accuracy
   preflight --config=FILE --topology=SLICE    predict memory and time of a train step on a TPU slice, e.g. v5e-16;
                                               preflight all: the committed table (both install the TPU compiler)
   prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or

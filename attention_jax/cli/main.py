@@ -282,12 +282,18 @@ def _plot(workdirs: list[str], output: str) -> int:
 def _summary(model: str, image_size: int, channels: int, length: int, depth: int) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator
     from attention_jax.models import create_model, list_models
-    from attention_jax.models.summary import summary
+    from attention_jax.models.summary import list_references, summary
 
     if any(character in model for character in "*?["):
         if not (found := list_models(model)):
             raise UserError(f"summary: no model matches {model!r}: attention_jax.list_models() lists the names.")
-        print("\n".join(found))
+        known = list_references()  # of all names that this command may see
+        width = max(map(len, found))
+        print(f"{'name':<{width}} {'params':>12} {'MACs':>16} {'input':>9} {'top-1 %':>7}  published by")
+        for name in found:
+            row = known[name]
+            counts = f"{int(row['params']):>12,} {int(row['macs']):>16,}"
+            print(f"{name:<{width}} {counts} {row['input']:>9} {row['top1']:>7}  {row['published']}")
         return 0
     import jax
 

@@ -104,7 +104,9 @@ def _add_rest(command: Callable[..., Any]) -> None:
     add("--output", required=True, type=_place, metavar="OUT.png", help="must not exist")
 
     add = command("summary", "Parameters and multiply-adds of a network.")
-    add("model", help="a name; a pattern such as 'bam_*' lists the names that match")
+    add(
+        "model", help="a name; a pattern such as '*' or 'bam_*' gives a line for each that matches, with its published accuracy"
+    )
     add("--image-size", type=_integer_from(1), default=224, metavar="PIXELS")
     add("--channels", type=_integer_from(1), default=3)
     add("--length", type=_integer_from(1), default=64, metavar="TOKENS", help="of source and target, for translation")

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +31,16 @@ class Summary:
         rows = [*self.modules.items(), ("total", (self.params, self.macs))]
         head = f"{'module':<{width}}  {'params':>13}  {'MACs':>16}"
         return "\n".join([head, *(f"{name:<{width}}  {params:>13,}  {macs:>16,}" for name, (params, macs) in rows)])
+
+
+def list_references() -> dict[str, dict[str, str]]:
+    """Returns the columns of `names.tsv` for every network of this package, by its name; "-" where there is nothing.
+
+    `counted` says whose count has the same parameters and multiply-adds, at images of `input` pixels a side or sentences of
+    `input`; `top1` is the accuracy in percent on ImageNet, or what `published` says, which also says where it is from.
+    """
+    head, *rows = (line.split("\t") for line in (Path(__file__).parent / "names.tsv").read_text("utf-8").splitlines())
+    return {name: dict(zip(head[1:], columns, strict=True)) for name, *columns in rows}
 
 
 @use_standard_numerics()

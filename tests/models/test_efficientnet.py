@@ -1,4 +1,4 @@
-"""EfficientNet and its Lite form: counts to the digit, what their fields do, mistakes."""
+"""EfficientNet and its Lite form: PyTorch's numbers, what their fields do, mistakes."""
 
 from typing import Any
 
@@ -17,23 +17,6 @@ from tests.helpers import parity, parity_efficientnet
 from tests.helpers.blocks import drawn, numbers, quick
 from tests.models.test_parity import ours
 
-# Parameters, image size and multiply-adds (conv and linear) there, of timm's networks; the same with "tf_" before the name.
-COUNTS = {
-    "efficientnet_b0": (5_288_548, 224, 385_814_752),
-    "efficientnet_b1": (7_794_184, 240, 686_802_832),
-    "efficientnet_b2": (9_109_994, 260, 993_561_872),
-    "efficientnet_b3": (12_233_232, 300, 1_827_141_392),
-    "efficientnet_b4": (19_341_616, 380, 4_393_771_024),
-    "efficientnet_b5": (30_389_784, 456, 10_266_384_752),
-    "efficientnet_b6": (43_040_704, 528, 19_067_593_536),
-    "efficientnet_b7": (66_347_960, 600, 37_745_884_192),
-    "efficientnet_lite0": (4_652_008, 224, 385_187_552),
-    "efficientnet_lite1": (5_416_680, 240, 600_185_232),
-    "efficientnet_lite2": (6_092_072, 260, 859_736_272),
-    "efficientnet_lite3": (8_197_096, 280, 1_383_321_872),
-    "efficientnet_lite4": (13_006_568, 300, 2_553_034_336),
-}
-NAMES = [prefix + name for prefix in ("", "tf_") for name in COUNTS]
 TINY: dict[str, Any] = dict(num_classes=3, width=0.25, depth=0.25)
 KEY = jax.random.key(0)
 
@@ -43,24 +26,14 @@ def paths(network: Any, images: Any) -> dict[str, Any]:
     return tree.flatten_by_path(jax.eval_shape(network.init, KEY, images)["params"])
 
 
-@pytest.mark.slow
-def test_every_name_has_its_parameters() -> None:
-    """The two paddings have the same, so that one of each pair is traced and the fields are compared."""
-    assert aj.list_models("*efficientnet*") == sorted(NAMES)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    for name, (params, _, _) in COUNTS.items():
-        ours, released = aj.create_model(name), aj.create_model(f"tf_{name}")
-        assert sum(leaf.size for leaf in paths(ours, images).values()) == params, name
-        same = dict(padding="symmetric", norm_epsilon=1e-5, norm_momentum=0.9)
+def test_names_for_tensorflow_differ_in_padding_and_normalisation_alone() -> None:
+    names = aj.list_models("efficientnet*")
+    assert aj.list_models("tf_efficientnet*") == [f"tf_{name}" for name in names] and len(names) == 13
+    for name in names:
+        released = aj.create_model(f"tf_{name}")
         assert (released.padding, released.norm_epsilon, released.norm_momentum) == ("tensorflow", 1e-3, 0.99)
-        assert released.clone(**same) == ours
-
-
-@pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_lite2"])
-def test_multiply_adds(name: str) -> None:
-    params, side, macs = COUNTS[name.removeprefix("tf_")]
-    summary = aj.summary(aj.create_model(name), (1, side, side, 3))
-    assert (summary.params, summary.macs) == (params, macs)
+        same = dict(padding="symmetric", norm_epsilon=1e-5, norm_momentum=0.9)
+        assert released.clone(**same) == aj.create_model(name)
 
 
 @pytest.mark.slow
