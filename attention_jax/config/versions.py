@@ -64,7 +64,8 @@ def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
     if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum
         plain["optimizer"]["b1"] = plain["optimizer"]["momentum"]
     model = plain.get("model", {})
-    is_code_bam = re.fullmatch(r"bam_\w+\.code", model.get("name", "")) and model.get("gate", "bam") == "bam"
+    is_bam = re.fullmatch(r"bam|attention_jax\.[\w.]+[.:]BAM", str(model.get("gate", "bam")))
+    is_code_bam = re.fullmatch(r"bam_\w+\.code", model.get("name", "")) and is_bam
     if version == 6 and is_code_bam and "gate_args" not in model:  # {} states BAM's own defaults
         plain["model"] = {**model, "gate_args": _CODE_BAM}
     return ConfigDict({**plain, "version": version}, type_safe=False)

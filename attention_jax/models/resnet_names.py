@@ -21,6 +21,7 @@ _IMAGENET: dict[int, Fields] = {
 _BAM: Fields = dict(gate="bam", gate_at="stage")
 _CBAM: Fields = dict(gate="cbam", gate_at="block")
 _SE: Fields = dict(gate="se", gate_at="block")
+_ECA: Fields = dict(gate="eca", gate_at="block")
 _D: Fields = dict(stem="deep", shortcut="D")
 _TIMM_SE: Fields = dict(_SE, gate_args=FrozenDict(divisor=8))
 # After stage 2: maps of 28x28 at 224 pixels, the size nearest to the 32x32 of the paper's default.
@@ -35,12 +36,12 @@ for _depth, _net in _IMAGENET.items():
     register_model(f"resnet{_depth}d", ResNet, **_net, **_D)
     register_model(f"resnet{_depth}_gn", ResNet, **_net, norm="group")
     register_model(f"seresnet{_depth}d", ResNet, **_net, **_D, **_TIMM_SE)
-    register_model(f"ecaresnet{_depth}d", ResNet, **_net, **_D, gate="eca", gate_at="block")
+    register_model(f"ecaresnet{_depth}d", ResNet, **_net, **_D, **_ECA)
     register_model(f"seresnet{_depth}", ResNet, **_net, **_TIMM_SE)
     register_model(f"bam_resnet{_depth}", ResNet, **_net, **_BAM)
     register_model(f"bam_resnet{_depth}.code", ResNet, **_net, **_CODE_BAM)
     register_model(f"cbam_resnet{_depth}", ResNet, **_net, **_CBAM)
-    register_model(f"ecaresnet{_depth}", ResNet, **_net, gate="eca", gate_at="block")
+    register_model(f"ecaresnet{_depth}", ResNet, **_net, **_ECA)
     register_model(f"gcresnet{_depth}", ResNet, **_net, gate="gc", gate_at="block", gate_stages=(2, 3, 4))
     register_model(f"sagan_resnet{_depth}", ResNet, **_net, **_SAGAN)
     register_model(f"sagan_resnet{_depth}.official", ResNet, **_net, **_OFFICIAL_SAGAN)
@@ -56,6 +57,10 @@ for _depth, _names in {
         register_model(f"resnext{_depth}_{_name}", ResNet, **_net)
         register_model(f"seresnext{_depth}_{_name}", ResNet, **_net, **_TIMM_SE)
         register_model(f"bam_resnext{_depth}_{_name}", ResNet, **_net, **_BAM)
+for _name, _gate in (("seresnet269d", _TIMM_SE), ("ecaresnet269d", _ECA)):
+    register_model(_name, ResNet, block="bottleneck", stage_sizes=(3, 30, 48, 8), **_D, **_gate)
+register_model("seresnext26d_32x4d", ResNet, **_IMAGENET[26], cardinality=32, width_per_group=4, **_D, **_TIMM_SE)
+register_model("seresnext101d_32x8d", ResNet, **_IMAGENET[101], cardinality=32, width_per_group=8, **_D, **_TIMM_SE)
 register_model("resnext50d_32x4d", ResNet, **_IMAGENET[50], cardinality=32, width_per_group=4, **_D)
 # Hu et al. 2018 (1709.01507, version 4), the network of their challenge entry, as timm has it.
 _net = dict(_IMAGENET[152], cardinality=64, width_per_group=4, first_divisor=2, stem="wide_deep", shortcut="B-3x3")

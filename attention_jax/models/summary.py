@@ -36,8 +36,9 @@ class Summary:
 def list_references() -> dict[str, dict[str, str]]:
     """Returns the columns of `names.tsv` for every network of this package, by its name; "-" where there is nothing.
 
-    `counted` says whose count has the same parameters and multiply-adds, at images of `input` pixels a side or sentences of
-    `input`; `top1` is the accuracy in percent on ImageNet, or what `published` says, which also says where it is from.
+    `counted` says whose count of parameters and multiply-adds is the same, or of parameters alone, for images of `input`
+    pixels a side or sentences of `input`; `top1` is the accuracy in percent on ImageNet, unless `published`, which says where
+    it is from, names another set.
     """
     head, *rows = (line.split("\t") for line in (Path(__file__).parent / "names.tsv").read_text("utf-8").splitlines())
     return {name: dict(zip(head[1:], columns, strict=True)) for name, *columns in rows}

@@ -76,6 +76,11 @@ def test_version_7_added_to_each_task_what_it_reads():
         ({"name": "bam_resnet18.code"}, {"combine": "product", "batch_norm": "code", "fit_dilation": True}),
         ({"name": "bam_resnet18.code", "gate_args": {"reduction": 8}}, {"reduction": 8}),
         ({"name": "bam_resnet18.code", "gate": "bam"}, {"combine": "product", "batch_norm": "code", "fit_dilation": True}),
+        (
+            {"name": "bam_resnet18.code", "gate": "attention_jax.nn.bam.BAM"},
+            {"combine": "product", "batch_norm": "code", "fit_dilation": True},
+        ),
+        ({"name": "bam_resnet18.code", "gate": "mine.nn.bam.BAM"}, None),
         ({"name": "bam_resnet18.code", "gate_args": {}}, {}),
         ({"name": "bam_resnet18.code", "gate": "se"}, None),
         ({"name": "bam_resnet18.code", "gate": None}, None),

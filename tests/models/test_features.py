@@ -9,8 +9,8 @@ from attention_jax import tree
 from attention_jax.models.resnet import ResNet
 from tests.helpers.blocks import TINY, close, drawn, numbers, quick
 
-# The other names of these families are these with other gates, widths and groups.
-_PATTERNS = ("resnet*", "*resnet20*", "senet*", "resnext29_1x64d", "convnext_*")
+# Every kind of stem, block and number of stages; other names of these families are these with other gates, depths and widths.
+_PATTERNS = ("resnet18*", "resnet20*", "bam_resnet20", "resnetrs50", "senet*", "resnext29_1x64d", "convnext_*")
 
 
 def check_maps(name: str) -> None:
