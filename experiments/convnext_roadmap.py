@@ -1,8 +1,13 @@
 """From a ResNet to ConvNeXt, step by step: Tables 10 and 11 of Liu et al. 2022, counted, and ten of the steps trained small.
 
 Run:       ./launch.sh table experiments/convnext_roadmap.py
-Hardware:  a CPU core, less than 25 minutes.
+Hardware:  a CPU core, less than 15 minutes.
 Expected:  not run yet
+
+Task, budget, rows and comparisons were fixed before any test image was evaluated. Piloted on the split "validation" (119
+images), seed 100, in %, as here: ResNet 96.6, depthwise convolution 95.0, separate downsampling 95.8; ResNet with parts of
+at least 25 % and 300 steps 99.2. On cluttered digits it had 12.5 after 600 steps with eight pieces on 32x32 pixels, 25.4 after
+500 with one, and 19.5 after 400 with four pieces on 14x14 pixels, enlarged.
 """
 
 import functools
@@ -20,11 +25,11 @@ notes = (
     "A row has all steps of the rows above it, but for kernels, of which 7 goes on. First all rows of the paper's tables, with "
     "their multiply-adds (of convolutions and linear layers) as the authors' ablation code has them: Table 10 prints 4.46 and "
     "4.49 in its last two rows, where that code has 4.15 and 4.46. Kinds are the paper's sections.\n"
-    "Trained at quick: a UCI digit among eight pieces of others on 32x32 pixels, AdamW and a cosine in all rows, without the "
-    "paper's augmentation. A quarter of ResNet-50's width, 16 filters and then 24; 2, 2, 4, 2 blocks for 3, 4, 6, 3 and 2, 2, "
-    "6, 2 for 3, 3, 9, 3: all rows' complexity, relative to the first, is within 12 % of the paper's. GELU, fewer activations "
-    "and fewer norms come with layer norm, and kernels grow from 3 to 7 at once. Patches of 4x4 pixels are half a digit, and "
-    "the four stages' maps have 8x8, 4x4, 2x2 and 1x1 places, on which a kernel of 7 sees all or nearly all."
+    "Trained at quick: UCI digits, of which random parts of 8 to 100 % are enlarged to 32x32 pixels as the paper's images are; "
+    "AdamW and a cosine in all rows, without the paper's other augmentation. A quarter of ResNet-50's width, 16 filters and "
+    "then 24; 2, 2, 4, 2 blocks for 3, 4, 6, 3 and 2, 2, 6, 2 for 3, 3, 9, 3: all rows' complexity, relative to the first, is "
+    "within 9 % of the paper's. GELU, fewer activations and fewer norms come with layer norm, and kernels grow from 3 to 7 at "
+    "once. The four stages' maps have 8x8, 4x4, 2x2 and 1x1 places, on which a kernel of 7 sees all or nearly all."
 )
 base = "../configs/cued_digits.py"
 
@@ -55,7 +60,7 @@ _STEPS = (
 def _put(config: ConfigDict, regime: str, step: str) -> ConfigDict:
     """The network of a step; for the digits with a quarter of its width and two thirds of its blocks."""
     fields = {"model.name": f"convnext_from_{regime}.{step}"}
-    if config.data.source == "cluttered_digits":
+    if config.data.source == "digits":
         blocks = (2, 2, 4 if step == "baseline" else 6, 2)
         fields |= {"model.stage_sizes": blocks, "model.width": ROADMAP[regime][step].get("width", 64) // 4}
     return override(config, fields)
@@ -110,11 +115,15 @@ def _label_rows(number: int, *left_out: str) -> list[str]:
 
 
 _QUICK = _label_rows(50, "kernel_5", "kernel_9", "kernel_11", "gelu", "fewer_activations", "fewer_norms")
-_DIGITS = {
-    "data.source": "cluttered_digits",
-    "data.args": {"canvas": (32, 32)},
-    "data.mean": (0.11,) * 3,
-    "data.std": (0.25,) * 3,
+_DIGITS = {  # of 8x8 pixels, cut out and enlarged as ImageNet's images are
+    "data.source": "digits",
+    "data.args": {},
+    "data.crop": "random_resized",
+    "data.crop_scale": (0.08, 1.0),
+    "data.image_shape": (32, 32, 1),
+    "data.eval_resize": 32,
+    "data.mean": (0.3,),
+    "data.std": (0.38,),
 }
 _PAPER = {
     "seeds": 3,
@@ -129,15 +138,16 @@ scales = {
         "overrides": {
             **_DIGITS,
             "batch_size": 64,
-            "total_steps": 600,
-            "evaluation.every_steps": 60,
-            "checkpoint.every_steps": 600,
+            "total_steps": 200,
+            "schedule.warmup_steps": 20,
+            "evaluation.every_steps": 20,
+            "checkpoint.every_steps": 200,
         },
     },
     "smoke": {
         "seeds": 1,
         "rows": _QUICK,
-        "overrides": {**_DIGITS, **smoke.CUED_DIGITS},
+        "overrides": {**smoke.CUED_DIGITS, **_DIGITS},
         "row_overrides": {"model.stage_sizes": (1, 1), "model.width": 4},
     },
     "paper": {**_PAPER, "rows": _label_rows(50)},
