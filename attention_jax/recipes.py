@@ -213,6 +213,11 @@ def colour_jitter(config: ConfigDict, strength: float = 0.4) -> ConfigDict:
     return _changed(config, "data", colour_jitter=strength)
 
 
+def lighting(config: ConfigDict, deviation: float = 0.1) -> ConfigDict:
+    """Random shifts along the principal components of colours (Krizhevsky et al. 2012; 0.1 there and in fb.resnet.torch)."""
+    return _changed(config, "data", lighting=deviation)
+
+
 def dropout(config: ConfigDict, rate: float = 0.25) -> ConfigDict:
     """Dropout on the features before the classifier (ResNet-RS: 0.25; 0.4 for its largest)."""
     return _changed(config, "model", dropout_rate=rate)

@@ -7,9 +7,9 @@ Hardware:  TPU v5e-8 in bfloat16 (--config.precision=bfloat16), or any accelerat
 Expected:  24.7 % top-1 error of ResNet-50 in a single crop, 22.9 % in ten (published: KaimingHe/deep-residual-networks,
            README); 27.88 % and 25.03 % of 18 and 34 layers, option A, ten crops (Table 2). Status: not run here.
 
-As there: stride in the first 1x1, Caffe's momentum, decay of every parameter. Not as there: crops are Inception's in place
-of 224 pixels out of a shorter side of 256 to 480, there is no PCA of the colours, and the rate falls at one and two thirds
-of the 600,000 steps, as "when the error plateaus" is not a number.
+As there: stride in the first 1x1, Caffe's momentum, decay of every parameter, 224 pixels out of a shorter side of 256 to 480,
+shifted colours. Not as there: the rate falls at one and two thirds of the 600,000 steps, as "when the error plateaus" is not
+a number, and a mean and a deviation for each channel stand for the mean of each pixel.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +23,7 @@ def get_config(model: str = "resnet50") -> ConfigDict:
     config = defaults.imagenet()
     config.model.update(name=model, stride_at="1x1", shortcut="A" if model in ("resnet18", "resnet34") else "B")
     config.update(batch_size=256, total_steps=600_000)
+    config.data.crop = "random_scaled"
     config.optimizer.update(momentum=0.9, rate_in_velocity=True, weight_decay=1e-4)
     config.schedule.learning_rate = 0.1
-    return apply_pieces(config, (recipes.step_lr,))
+    return apply_pieces(config, (recipes.step_lr, recipes.lighting))

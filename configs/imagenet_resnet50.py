@@ -9,8 +9,8 @@ Hardware:  accelerators that hold 256 images together; config.accumulation cuts 
 Expected:  24.01 % top-1 error, single centre crop (published: facebookarchive/fb.resnet.torch, README). Status: not run.
 
 Like fb.resnet.torch: stride in the 3x3 ("v1.5"), SGD with Nesterov momentum, weight decay on every parameter, area 8 to
-100 %, bicubic, evaluation at 256 and centre 224. Not like it: no PCA lighting, which is not here, and no colour jitter, so
-that tables start from less; --config.data.colour_jitter=0.4 adds it.
+100 %, bicubic, evaluation at 256 and centre 224. Not like it: neither colour jitter nor lighting, so that tables start from
+less; --config.data.colour_jitter=0.4 --config.data.lighting=0.1 adds them.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,7 @@ Hardware:  TPU v5e-8 in bfloat16 (--config.precision=bfloat16), or any accelerat
 Expected:  22.2 % top-1 error of ResNeXt-50 (32x4d), 23.9 % of ResNet-50, single crop (published, Table 3).
            Status: not run here.
 
-As in the released code: fb.resnet.torch's augmentation but for its PCA lighting, which is not here, 100 epochs, and 32
-examples that share statistics (256 on 8 GPUs).
+As in the released code: fb.resnet.torch's augmentation, 100 epochs, and 32 examples that share statistics (256 on 8 GPUs).
 """
 
 from functools import partial
@@ -28,4 +27,4 @@ def get_config(model: str = "resnext50_32x4d") -> ConfigDict:
     config.optimizer.weight_decay = 1e-4  # of every parameter
     config.schedule.learning_rate = 0.1
     step_lr = partial(recipes.step_lr, boundaries=(0.3, 0.6, 0.9))
-    return apply_pieces(config, (step_lr, recipes.nesterov, recipes.colour_jitter))
+    return apply_pieces(config, (step_lr, recipes.nesterov, recipes.colour_jitter, recipes.lighting))

@@ -13,7 +13,7 @@ from typing import Any
 from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
 from attention_jax.config.plugins import load_object
 
-VERSION = 7
+VERSION = 8
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 
@@ -198,7 +198,7 @@ _IMAGES: dict[str, Any] = {
         )
     },
     "data": {
-        "crop": Field.choice("pad", "how training crops", "pad", "random_resized", "none"),
+        "crop": Field.choice("pad", "how training crops", "pad", "random_resized", "random_scaled", "none"),
         "crop_padding": Field.integer(0, "pixels", "a side before a random crop, 0 for none; of pad", low=0),
         "crop_scale": Field.sequence(
             (0.08, 1.0),
@@ -209,10 +209,19 @@ _IMAGES: dict[str, Any] = {
         "crop_ratio": Field.sequence(
             (3 / 4, 4 / 3), "(smallest, largest) width / height, above 0", "width / height, of random_resized", _range(math.inf)
         ),
+        "crop_shorter": Field.sequence(
+            (256, 480),
+            "(smallest, largest) number of pixels",
+            "of the shorter side before a crop, of random_scaled",
+            _range(math.inf),
+        ),
         "exif_rotation": Field.flag(False, "turn images as their EXIF orientation says"),
         "flip": Field.flag(False, "left-right, with probability 1/2"),
         "colour_jitter": Field.not_negative(
             0.0, "a strength", "brightness, contrast and saturation by factors from 1 - s to 1 + s; 0 for none"
+        ),
+        "lighting": Field.not_negative(
+            0.0, "a deviation", "of a draw for each principal component of ImageNet's colours, which shifts them; 0 for none"
         ),
         "randaugment_layers": Field.integer(0, "layers", "N, operations an image; 0 for none", low=0),
         "randaugment_magnitude": Field.not_negative(9, "a magnitude", "M, 0 to 10 in AutoAugment's scale, and beyond"),

@@ -56,6 +56,7 @@ READERS = {
     "data.crop_padding": _where("data.crop", "pad"),
     "data.crop_scale": _where("data.crop", "random_resized"),
     "data.crop_ratio": _where("data.crop", "random_resized"),
+    "data.crop_shorter": _where("data.crop", "random_scaled"),
     "data.randaugment_magnitude": _on("data.randaugment_layers"),
     "data.randaugment_std": _on("data.randaugment_layers"),
     "data.randaugment_ops": _on("data.randaugment_layers"),

@@ -43,6 +43,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     5: {},
     6: {},
     7: {"optimizer": {"rate_rules": ((".*", 1.0),)}},
+    8: {},
 }
 _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
     5: {"data": {"exif_rotation": False}},
@@ -51,6 +52,7 @@ _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
         "mix": {"erasing_probability": 0.0},
         "loss": {"function": "cross_entropy", "target_threshold": 0.0},
     },
+    8: {"data": {"crop_shorter": (256, 480), "lighting": 0.0}},
 }
 # bam_resnet*.code fitted its dilation to small maps before version 6, as the released code does not.
 _CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}

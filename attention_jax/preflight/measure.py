@@ -279,7 +279,7 @@ def make_photo(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def _example(config: ConfigDict) -> Any:
-    if not (config.data.crop == "random_resized" or config.data.eval_resize):
+    if not (config.data.crop.startswith("random") or config.data.eval_resize):
         return np.random.default_rng(0).integers(0, 256, config.data.image_shape, np.uint8)
     from PIL import Image
 

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention_jax.data.fingerprint import compute_fingerprint, read_sample
-from attention_jax.data.images.crop import crop_and_resize, draw_box, resize_and_centre_crop
+from attention_jax.data.images.crop import crop_and_resize, draw_box, draw_scaled_box, resize_and_centre_crop
 from attention_jax.data.images.decoding import BrokenImage, decode_image, read_orientation, turn_upright
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
@@ -27,6 +27,7 @@ from attention_jax.data.images.transforms import (
     jitter_colours,
     normalise_images,
     pad_and_crop,
+    shift_lighting,
 )
 from attention_jax.data.loader import Loader
 from attention_jax.data.splits import open_split
@@ -74,6 +75,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for field in ("mean", "std"):
         if len(config.data[field]) != channels:
             raise UserError(f"data.{field}={config.data[field]} has {len(config.data[field])} values for {channels} channels.")
+    if config.data.lighting and channels != 3:
+        raise UserError(f"data.lighting={config.data.lighting} shifts colours, and images have {channels} channels: give 0.")
+    if config.data.crop == "random_scaled" and min(config.data.crop_shorter) < max(config.data.image_shape[:2]):
+        raise UserError(
+            f"data.crop_shorter={config.data.crop_shorter} is less than a side of data.image_shape={config.data.image_shape}: "
+            "give at least the longer one."
+        )
     if config.data.eval_resize and config.data.eval_resize < max(config.data.image_shape[:2]):
         raise UserError(
             f"data.eval_resize={config.data.eval_resize} is less than a side of data.image_shape={config.data.image_shape}: "
@@ -83,7 +91,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def _first_shape(config: ConfigDict, data: Source) -> tuple[int, ...]:
-    if config.data.crop == "random_resized" or config.data.eval_resize:
+    if config.data.crop.startswith("random") or config.data.eval_resize:
         raise UserError("data.image_shape=None: data.crop and data.eval_resize need a size: give (height, width, channels).")
     try:
         image, channels = data[0]["image"], getattr(data, "channels", 3)
@@ -149,6 +157,8 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
         transforms.append(flip_at_random)
     if data.colour_jitter:
         transforms.append(jitter_colours(data.colour_jitter))
+    if data.lighting:
+        transforms.append(shift_lighting(data.lighting))
     if data.randaugment_layers:
         layers, magnitude, ops = data.randaugment_layers, data.randaugment_magnitude, data.randaugment_ops
         # timm fills with the mean of the data, TensorFlow's code with grey; the paper does not say.
@@ -160,14 +170,16 @@ def make_training_transform(config: ConfigDict) -> Callable[[Encoded, np.random.
         std = data.randaugment_std
         transforms.append(make_randaugment(layers, magnitude, ops, names=names, fill=fill, magnitude_std=std))
     augment = chain_transforms(transforms)
-    if data.crop != "random_resized":
+    if not data.crop.startswith("random"):
         as_in_evaluation = make_evaluation_transform(config)
         return lambda image, rng: augment(as_in_evaluation(image), rng)
-    scale, ratio, interpolation = data.crop_scale, data.crop_ratio, data.interpolation
+    interpolation, choose_box = data.interpolation, functools.partial(draw_box, scale=data.crop_scale, ratio=data.crop_ratio)
+    if data.crop == "random_scaled":
+        choose_box = functools.partial(draw_scaled_box, size=shape[:2], shorter=data.crop_shorter)
 
     def transform(image: Encoded, rng: np.random.Generator) -> np.ndarray:
         image = turn_upright(image, shape[2]) if data.exif_rotation else image
-        choose = functools.partial(draw_box, rng=rng, scale=scale, ratio=ratio)
+        choose = functools.partial(choose_box, rng=rng)
         return augment(crop_and_resize(image, choose, shape[:2], shape[2], interpolation), rng)
 
     return transform

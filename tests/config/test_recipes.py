@@ -88,6 +88,7 @@ def test_unknown_noam_preset(base):
         ("label_smoothing_over_others", {"loss.label_smoothing": 0.1, "loss.smoothing_over": "others"}),
         ("random_erasing", {"mix.erasing_probability": 0.25, "mix.mixup_alpha": 0.0}),
         ("colour_jitter", {"data.colour_jitter": 0.4, "data.randaugment_layers": 0}),
+        ("lighting", {"data.lighting": 0.1, "data.colour_jitter": 0.0}),
         ("binary_cross_entropy", {"loss.function": "binary_cross_entropy", "loss.target_threshold": 0.0}),
         ("accumulate", {"accumulation": 2, "batch_size": 32}),
         ("bf16", {"precision": "bfloat16"}),

@@ -33,6 +33,7 @@ def quickstart(**changes):
         ),
         ({"ema.warmup": False}, "for ema.decay above 0"),
         ({"data.crop_scale": (0.1, 1.0)}, "for data.crop='random_resized'"),
+        ({"data.crop_shorter": (40, 50)}, "for data.crop='random_scaled'"),
         ({"data.randaugment_magnitude": 5}, "for data.randaugment_layers above 0"),
         ({"mix.probability": 0.5}, "for mix.mixup_alpha or mix.cutmix_alpha above 0"),
         ({"mix.mixup_alpha": 0.2, "mix.switch_probability": 0.4}, "for mix.mixup_alpha and mix.cutmix_alpha above 0"),

@@ -57,13 +57,13 @@ def test_version_1_means_what_it_did():
     assert configs.config_from_json(json.dumps(saved)).optimizer.b1 == 0.9
 
 
-def test_version_7_added_to_each_task_what_it_reads():
-    """Losses, erasing and colours are of images; factors of the rate of all tasks."""
+def test_versions_7_and_8_added_to_each_task_what_it_reads():
+    """Losses, erasing, colours and crops are of images; factors of the rate of all tasks."""
     old = small_config().to_dict()
     for section, names in (("loss", ("function", "target_threshold")), ("mix", ("erasing_probability",))):
         for name in names:
             del old[section][name]
-    del old["data"]["colour_jitter"], old["optimizer"]["rate_rules"]
+    del old["data"]["colour_jitter"], old["data"]["lighting"], old["data"]["crop_shorter"], old["optimizer"]["rate_rules"]
     new = configs.upgrade_config(ConfigDict({**old, "version": 6}))
     assert configs.flatten_config(new) == configs.flatten_config(small_config())
     new = configs.upgrade_config(ConfigDict({**old, "version": 6, "task": "translation"}))

@@ -6,9 +6,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill
 from attention_jax.data.images.randaugment_ops import OPS
-from attention_jax.data.images.transforms import jitter_colours
+from attention_jax.data.images.transforms import jitter_colours, shift_lighting
+from attention_jax.errors import UserError
 from attention_jax.preflight.measure import make_photo
 from attention_jax.tasks.classification import make_training_transform
+from attention_jax.tasks.resolve import resolve_config
 from tests.helpers.small import small_config
 
 AFFINE = Image.Transform.AFFINE
@@ -303,6 +305,21 @@ def test_colour_jitter_is_pillows_three_in_some_order():
     grey = jitter_colours(0.4)(pixels[..., :1], np.random.default_rng(0))
     assert grey.shape == (*pixels.shape[:2], 1) and (grey != pixels[..., :1]).any()
     assert jitter_colours(2.0)(pixels, np.random.default_rng(1)).dtype == np.uint8  # factors stop at 0
+
+
+def test_lighting_shifts_every_pixel_along_the_components_of_colour():
+    """Of ImageNet's covariance the components have deviations 0.2175, 0.0188 and 0.0045; nothing at deviation 0."""
+    image, components = np.full((4, 5, 3), 128, np.uint8), []
+    vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    for seed in range(500):
+        shifted = shift_lighting(0.5)(image, np.random.default_rng(seed))
+        assert shifted.dtype == np.uint8 and (shifted == shifted[0, 0]).all()
+        components.append((shifted[0, 0] - 128.0) / 255 @ vectors)
+    deviations = np.std(components, axis=0)  # rounding adds 0.29 of a level
+    np.testing.assert_allclose(deviations, np.hypot(0.5 * np.array([0.2175, 0.0188, 0.0045]), 0.29 / 255), rtol=0.1)
+    assert (shift_lighting(0.0)(image, np.random.default_rng(0)) == image).all()
+    with pytest.raises(UserError, match="data.lighting=0.1 shifts colours, and images have 1 channels"):
+        resolve_config(small_config(**{"data.lighting": 0.1}))
 
 
 def test_a_config_jitters_colours_and_gives_the_same_image_for_one_seed():

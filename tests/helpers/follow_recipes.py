@@ -1,6 +1,9 @@
 """Our train step through the first steps of a recipe, from weights that are drawn by name."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ from ml_collections import ConfigDict
 
 from attention_jax import tree
 from attention_jax.config import load_config, override
+from attention_jax.kernels.switch import use_kernels
 from attention_jax.train.program import build_optimizer, build_program
 from attention_jax.train.step import State
 from tests.helpers import parity
@@ -23,10 +27,11 @@ def follow(config: ConfigDict, recipe: Any, seed: int, compile_step: Any = quick
     train_step = compile_step(program.train_step)
     before = drawn(program.model, recipe.batch(0)[0], seed=seed)
     before.setdefault("batch_stats", {})
+    before = jax.tree.map(lambda value: np.asarray(value, jnp.float32), before)
     _, optimizer = build_optimizer(program.resolved)
     weights, average = jax.tree.map(jnp.copy, before), jax.tree.map(jnp.copy, before) if config.ema.decay else None
     # Put together here: `program.init` takes seconds to compile for weights that are not used.
-    state = State(jnp.zeros((), jnp.int32), **weights, opt_state=optimizer.init(weights["params"]), ema=average)
+    state = State(jnp.zeros((), int), **weights, opt_state=optimizer.init(weights["params"]), ema=average)
     seen = []
     for step in range(recipe.steps):
         images, labels = recipe.batch(step)
@@ -60,6 +65,26 @@ def family_config(family: Family) -> ConfigDict:
     if family.config in ("resnet_rs", "efficientnet"):
         fields["model.norm_running_var"] = "unbiased"
     return override(config, fields)
+
+
+@contextlib.contextmanager
+def compute_in_float64() -> Iterator[None]:
+    """Makes float32 mean float64 to what is traced inside; the kernels of one platform stay out.
+
+    Errors of rounding grow in networks with batch normalisation and ReLU: PyTorch itself has another curve in float32 than in
+    float64 after ten steps.
+    """
+
+    def dtype(name: Any) -> np.dtype:
+        return np.dtype("float64" if name == "float32" else name)
+
+    with (
+        jax.enable_x64(True),
+        use_kernels("xla"),
+        mock.patch.object(jnp, "float32", jnp.float64),
+        mock.patch.object(jnp, "dtype", dtype),
+    ):
+        yield
 
 
 def follow_family(family: Family, compile_step: Any = quick) -> parity.Results:

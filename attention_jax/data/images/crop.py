@@ -47,6 +47,18 @@ def draw_box(height: int, width: int, rng: np.random.Generator, scale: Range = (
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def draw_scaled_box(
+    height: int, width: int, rng: np.random.Generator, size: tuple[int, int], shorter: tuple[int, int] = (256, 480)
+) -> Box:
+    """Draws the box that becomes `size` where the image's shorter side is resized to a whole number within `shorter`.
+
+    Simonyan & Zisserman 2015 (arXiv 1409.1556, Section 3.1), as in He et al. 2015, Section 3.4.
+    """
+    scale = min(height, width) / int(rng.integers(shorter[0], shorter[1] + 1))
+    h, w = min(height, scale * size[0]), min(width, scale * size[1])
+    return Box(rng.uniform(0, height - h), rng.uniform(0, width - w), h, w)
+
+
 def crop_and_resize(
     data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], channels: int = 3, interpolation: str = "bilinear"
 ) -> np.ndarray:

@@ -51,6 +51,24 @@ def jitter_colours(strength: float) -> Transform:
     return apply
 
 
+# Principal components of ImageNet's colours, in units of the full range: deviations, and a column for each (fb.resnet.torch).
+_COMPONENTS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+_DEVIATIONS = np.array([0.2175, 0.0188, 0.0045])
+
+
+def shift_lighting(deviation: float) -> Transform:
+    """Returns a transform of RGB images that adds the same random multiple of each principal component to every pixel.
+
+    Krizhevsky et al. 2012, Section 4.1 (0.1 there). Pixels are rounded and kept between 0 and 255.
+    """
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        shift = 255 * _COMPONENTS @ (_DEVIATIONS * rng.normal(0, deviation, 3))
+        return np.clip(np.rint(image + shift), 0, 255).astype(np.uint8)
+
+    return apply
+
+
 def chain_transforms(transforms: Sequence[Transform]) -> Transform:
     """Returns a transform that applies several one after another, with draws from one generator."""
 
