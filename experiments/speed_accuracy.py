@@ -23,15 +23,15 @@ source = (
     "2019 (arXiv 1905.11946)."
 )
 notes = (
-    "Not measured: no step ran. Each training step is compiled by libtpu for the slice, with 16 images a core in bfloat16, the "
-    "same in all rows: SGD with momentum, an average of the weights, batch statistics of a core. ms at best is the largest of "
+    "Not measured: no step ran. Each training step is compiled by libtpu for the slice, with 16 images a chip in bfloat16, the "
+    "same in all rows: SGD with momentum, an average of the weights, batch statistics of a chip. ms at best is the largest of "
     "its multiply-adds, bytes of memory and bytes between chips over the chips' published peaks; ms of the sum is all three "
-    "one after another. Published runs took 0.9 to 1.5 times the sum, those of ResNet-RS on this slice 0.91 to 0.96 "
+    "one after another. Published runs on TPU v3 took 0.9 to 1.5 times the sum, those of ResNet-RS 0.91 to 0.96 "
     "(preflight.md); none of them is an EfficientNet. Multiply-adds are counted at the full peak, which depthwise "
     "convolutions, one filter a channel, do not reach: the model flatters EfficientNet.\n"
     "Similar: published accuracies at most 0.5 points apart; the two papers' recipes differ. Faster: agrees where even "
     "1.5 times the sum of ResNet-RS is less than 0.9 times that of EfficientNet, disagrees the other way round. Times as fast: "
-    "the ratio of the sums. The published time is a step's of 1,024 images."
+    "the ratio of the sums."
 )
 _IMAGENET = Path(__file__).parents[1] / "configs/imagenet_resnet50.py"
 # (ResNet-RS, EfficientNet of similar accuracy): network, pixels a side, top-1 %, published ms a step of 1,024 images on TPU v3.
@@ -68,7 +68,7 @@ def _measure(network: str, side: int, topology: str | None, batch: int) -> dict:
     if topology is None:
         return found
     report = _report(network, side, topology, batch)
-    found |= {"GiB a core": report.cost.needed / 2**30, "fits": "yes" if report.fits else "no"}
+    found |= {"GiB a chip": report.cost.needed / 2**30, "fits": "yes" if report.fits else "no"}
     if report.fits:
         found |= {"ms at best": 1e3 * report.step, "bound": report.bound, "ms of the sum": 1e3 * sum(report.bounds.values())}
     return found
@@ -93,7 +93,7 @@ computed = [
     {
         "label": f"{network} at {side}",
         "function": functools.partial(_measure, network, side),
-        "published": {"top-1 %": accuracy, "ms of 1024 images": milliseconds or "–"},
+        "published": {"top-1 %": accuracy, "ms of 1024 images on v3-8": milliseconds or "–"},
     }
     for pair in _PAIRS
     for network, side, accuracy, milliseconds in pair
@@ -107,6 +107,6 @@ computed += [
     for ours, theirs in _PAIRS
 ]
 scales = {
-    "quick": {"arguments": {"topology": "v3-8", "batch": 128}},
+    "quick": {"arguments": {"topology": "v4-16", "batch": 128}},
     "smoke": {"arguments": {"topology": None, "batch": 128}},
 }
