@@ -2,7 +2,7 @@
 
 Run:       ./launch.sh table experiments/convnext_roadmap.py
 Hardware:  a CPU core, less than 15 minutes.
-Expected:  not run yet
+Expected:  experiments/results/convnext_roadmap.md
 
 Task, budget, rows and comparisons were fixed before any test image was evaluated. Piloted on the split "validation" (119
 images), seed 100, in %, as here: ResNet 96.6, depthwise convolution 95.0, separate downsampling 95.8; ResNet with parts of

@@ -2,7 +2,7 @@
 
 Run:       ./launch.sh table experiments/speed_accuracy.py
 Hardware:  a CPU core and 6 GB, up to an hour, nearly all of it compilation, which the compilation cache keeps.
-Expected:  not run yet
+Expected:  experiments/results/speed_accuracy.md
 
 Networks, slice, batch and the rule of the verdict were fixed before anything was compiled.
 """
