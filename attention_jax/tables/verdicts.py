@@ -112,7 +112,7 @@ def _find_reason(estimate: Estimate, selected: bool, *moved: tuple[float, bool] 
         return "chosen on the examples that judge"
     if None in moved:
         return "no evaluation before the last tenth of training"
-    moving = [near for change, near in filter(None, moved) if change >= max(estimate.detectable, 1e-9)]
+    moving = [is_late for change, is_late in filter(None, moved) if change >= max(estimate.detectable, 1e-9)]
     if moving and not any(moving):
         return "no evaluation between 75 and 90 % of training"
     return STILL_LEARNING if moving else ""
@@ -125,14 +125,14 @@ def measure_last_tenth(result: RowResult) -> tuple[float, bool] | None:
     """
     config = result.plan.config
     name = f"{'eval_ema' if config.ema.decay else 'eval'}/{get_task(config.task).correct_means(config).replace(' ', '_')}"
-    moves, near = [], True
+    moves, is_late = [], True
     for run in result.plan.runs:
         scores = {line["step"]: line[name] for line in run.lines() if name in line} if run.correct is not None else {}
         before = [step for step in scores if step <= 0.9 * run.total_steps]
         if before and run.total_steps in scores:
             moves.append(scores[run.total_steps] - scores[max(before)])
-            near = near and max(before) >= 0.75 * run.total_steps
-    return (abs(float(np.mean(moves))), near) if moves else None
+            is_late = is_late and max(before) >= 0.75 * run.total_steps
+    return (abs(float(np.mean(moves))), is_late) if moves else None
 
 
 def read_groups(result: RowResult) -> np.ndarray | None:
