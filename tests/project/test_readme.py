@@ -79,7 +79,7 @@ def test_everything_in_them_runs(folder, monkeypatch):
                 exec(compile(block.text, page.name, "exec"), namespace)
             elif block.kind == "bash":
                 done += [_run(line, monkeypatch) for line in block.text.splitlines()]
-    assert done.count("train") == 3 and done.count("evaluate") == 3 and done.count("translate") == 3
+    assert done.count("train") == 4 and done.count("evaluate") == 3 and done.count("translate") == 3
     assert {"quickstart", "table"} <= set(done)
 
     assert len(namespace["prediction"].labels) == 599
