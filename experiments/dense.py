@@ -2,7 +2,7 @@
 
 Run:       ./launch.sh table experiments/dense.py
 Hardware:  two CPU cores, less than 10 minutes.
-Expected:  not run yet
+Expected:  experiments/results/dense.md
 
 Task, budget, rows, rates and comparisons at quick were fixed before any test image was evaluated. Nothing was piloted for this
 task; networks, budget and rates are those of backbones.py, whose docstring says what was.
