@@ -253,8 +253,9 @@ def _describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
 def _explain(table: Table, conclusions: Conclusions, marked: str) -> str:
     """The meaning of the columns, the verdicts, and the reasons of seeds that failed."""
     lines = conclusions.rows
+    metric = name_metric(lines)
     sentences = [
-        f"{name_metric(lines).capitalize()}: mean ± standard deviation over seeds.",
+        f"{metric[0].upper()}{metric[1:]}: mean ± standard deviation over seeds.",
         "Δ: difference in percentage points with its 95 % interval, from a bootstrap over seeds and over test examples, which "
         "are paired, and in parentheses the interval after Holm's correction for the "
         f"{len(conclusions.comparisons)} comparisons that the table plans. {marked}: the corrected interval excludes 0.",

@@ -214,5 +214,5 @@ def test_version_5_adds_a_field_of_images_alone(make, has):
     plain = {**make().to_dict(), "version": 4}
     plain["data"] = {name: value for name, value in plain["data"].items() if name != "exif_rotation"}
     upgraded = versions.upgrade_config(ConfigDict(plain))
-    assert upgraded.version == 5 and ("exif_rotation" in upgraded.data) == has
+    assert upgraded.version == fields.VERSION and ("exif_rotation" in upgraded.data) == has
     assert upgraded.data.get("exif_rotation", False) is False
