@@ -287,13 +287,14 @@ def _summary(model: str, image_size: int, channels: int, length: int, depth: int
     if any(character in model for character in "*?["):
         if not (found := list_models(model)):
             raise UserError(f"summary: no model matches {model!r}: attention_jax.list_models() lists the names.")
-        known = list_references()  # of all names that this command may see
+        known = list_references()
+        unknown = {"params": "", "macs": "", "input": "-", "top1": "-", "published": "-"}  # a network that somebody registered
         width = max(map(len, found))
         print(f"{'name':<{width}} {'params':>12} {'MACs':>16} {'input':>9} {'top-1 %':>7}  published by")
         for name in found:
-            row = known[name]
-            counts = f"{int(row['params']):>12,} {int(row['macs']):>16,}"
-            print(f"{name:<{width}} {counts} {row['input']:>9} {row['top1']:>7}  {row['published']}")
+            row = known.get(name, unknown)
+            counts = [f"{int(row[column]):,}" if row["params"] else "-" for column in ("params", "macs")]
+            print(f"{name:<{width}} {counts[0]:>12} {counts[1]:>16} {row['input']:>9} {row['top1']:>7}  {row['published']}")
         return 0
     import jax
 

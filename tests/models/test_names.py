@@ -10,6 +10,7 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.cli import main as cli
+from attention_jax.models import registry
 from attention_jax.models.convnext import ConvNeXt
 from attention_jax.models.convnext_roadmap import ConvNeXtRoadmap
 from attention_jax.models.registry import list_origins
@@ -83,11 +84,13 @@ def test_tf_names_have_the_counts_of_the_others() -> None:
             assert row == REFERENCES[name.removeprefix("tf_")], name
 
 
-def test_one_command_prints_all(capsys: pytest.CaptureFixture) -> None:
+def test_one_command_prints_all(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._MODELS, "zz_mine", registry._MODELS["resnet20"])
     assert cli.main(["summary", "*"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "params", "MACs", "input", "top-1", "%", "published", "by"]
     assert len(lines) == len(aj.list_models()) > 280
+    assert lines[-1].split() == ["zz_mine", *"-----"]
     (line,) = [line for line in lines if line.startswith("resnetrs50 ")]
     assert line.split(maxsplit=5) == ["resnetrs50", "35,691,912", "2,278,629,376", "160", "78.8", "Bello et al. 2021, Table 9"]
 
