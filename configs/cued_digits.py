@@ -2,7 +2,7 @@
 
 Launch:    ./launch.sh train --config=configs/cued_digits.py --config.model.gate=eca --workdir=runs/cued
 Hardware:  two CPU cores, less than a minute.
-Expected:  experiments/results/cued_colour.md
+Expected:  experiments/results/cued_colour-short.md
 """
 
 from ml_collections import ConfigDict
