@@ -1,7 +1,7 @@
 """ResNet, ConvNeXt, ViT and Swin at equal multiply-adds: with few and with more training images, and at positions not trained.
 
 Run:       ./launch.sh table experiments/backbones.py
-Hardware:  two CPU cores, less than 30 minutes.
+Hardware:  a CPU core; how long it takes was not measured.
 Expected:  not run yet
 
 Rows, budget, rates and comparisons at quick were fixed before any test image was evaluated. Piloted on the split "validation",

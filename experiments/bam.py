@@ -1,7 +1,7 @@
 """BAM's ablations: its branches, how they are combined, its skip, reduction, dilation, and where it stands.
 
 Run:       ./launch.sh table experiments/bam.py
-Hardware:  two CPU cores, less than 25 minutes.
+Hardware:  a CPU core; half of the runs took 26 minutes on one that others shared.
 Expected:  experiments/results/bam.md
 
 Rows, budget and comparisons at quick were fixed before any test image was evaluated; what was piloted is in cued_arrow.py.

@@ -1,7 +1,7 @@
 """Two coloured digits, and between them the colour of the one to read: what an early layer must know of the whole image.
 
 Run:       ./launch.sh table experiments/cued_colour.py
-Hardware:  two CPU cores, less than 25 minutes.
+Hardware:  a CPU core; the results took 83 minutes on one that others shared.
 Expected:  experiments/results/cued_colour.md, and cued_colour-short.md of `--scale=short`
 
 Short, 500 updates, was run first; task, budget, rows and comparisons were fixed before any test image was evaluated. Piloted

@@ -1,7 +1,7 @@
 """ResNet, ConvNeXt, ViT and Swin as backbones of a dense task: segmentation by one linear layer, and costs by image size.
 
 Run:       ./launch.sh table experiments/dense.py
-Hardware:  two CPU cores, less than 10 minutes.
+Hardware:  a CPU core; the results took 16 minutes on one that others shared.
 Expected:  experiments/results/dense.md
 
 Task, budget, rows, rates and comparisons at quick were fixed before any test image was evaluated. Nothing was piloted for this

@@ -1,7 +1,7 @@
 """ResNet-RS against EfficientNet: published accuracies beside modelled steps; nothing is trained and nothing is timed.
 
 Run:       ./launch.sh table experiments/speed_accuracy.py
-Hardware:  a CPU core and 6 GB, up to an hour, nearly all of it compilation, which the compilation cache keeps.
+Hardware:  a CPU core, nearly all for compilation, which the compilation cache keeps; how long was not measured.
 Expected:  experiments/results/speed_accuracy.md
 
 Networks, slice, batch and the rule of the verdict were fixed before anything was compiled.

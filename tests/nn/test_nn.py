@@ -200,7 +200,7 @@ class TestBAM:
         assert from_elsewhere() == 0
 
     def test_dilation_of_the_released_code(self, caplog: pytest.LogCaptureFixture) -> None:
-        """On a map of four pixels a dilation of four is kept, as if the 3x3 had one tap; a fitted one is said once."""
+        """On a map of four pixels a dilation of four is kept, as if the 3x3 had one tap; a fitted one is printed once."""
         x = numbers("x", 2, 4, 4, 4)
         kept, fitted = (BAM(reduction=1, fit_dilation=fit, norm=evaluating) for fit in (False, True))
         variables = drawn(kept, x)

@@ -24,7 +24,7 @@ def make_network(family: Family) -> tuple[nn.Module, OurArrays]:
         case = ViTCase("vit" if family.config == "deit" else "swin", fields, (SIDE, SIDE))
         net = torch_vit.fill(torch_vit.make_network(case), family.seed)
         for module in net.modules():
-            if isinstance(module, DropPath):  # of Swin, 0.1 where nothing else is said
+            if isinstance(module, DropPath):  # of Swin, 0.1 by default
                 module.drop_prob = 0.0
         return net, torch_vit.our_arrays
     if family.config == "resnet_rs":
