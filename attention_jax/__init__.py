@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attention_jax.analysis.attention_maps import attention_maps
+    from attention_jax.data.images.preprocessing import preprocessing
     from attention_jax.errors import UserError
     from attention_jax.load import Run, load_checkpoint, load_run
     from attention_jax.models import create_model, list_models, register_model
@@ -21,6 +22,7 @@ _HOME = {
     "list_models": "attention_jax.models",
     "load_checkpoint": "attention_jax.load",
     "load_run": "attention_jax.load",
+    "preprocessing": "attention_jax.data.images.preprocessing",
     "Run": "attention_jax.load",
     "register_model": "attention_jax.models",
     "summary": "attention_jax.models.summary",
@@ -33,6 +35,7 @@ __all__ = [  # noqa: RUF022  grouped by use
     "load_checkpoint",
     "load_run",
     "Run",
+    "preprocessing",
     "attention_maps",
     "UserError",
 ]

@@ -1,0 +1,92 @@
+"""The sizes, crops and colours that published weights of a network were trained and tested with.
+
+`preprocessing.tsv` has them by name. timm's are those of its default weights, torchvision's of its default weights, and
+"torchvision_v1" of the older ones of its networks with two; "official" is the released code of ConvNeXt, DeiT, Swin
+Transformers and BAM, "akamaster" that of the CIFAR ResNets, and "attention_jax" this repository's configs, where nobody has
+published any. torchvision's weights do not say at which size they were trained: the test's stands there.
+"""
+
+import dataclasses
+import functools
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from attention_jax.errors import UserError, suggest_name
+
+_COLOURS = {  # mean and deviation of each channel, in units of the full range
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """The way from an image to a network's input.
+
+    Attributes:
+        source: whose it is, as `preprocessing` takes it.
+        train_size, test_size: pixels a side; published accuracies are of `test_size`.
+        train_crop_share, test_crop_share: side of the centre crop, as a share of the image's shorter side after it is
+            resized, in an evaluation at each of the two sizes.
+        interpolation: "bilinear" or "bicubic".
+        mean, std: of each channel, in units of the full range.
+    """
+
+    source: str
+    train_size: int
+    test_size: int
+    train_crop_share: Fraction
+    test_crop_share: Fraction
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_fields(self, test: bool = False) -> dict[str, Any]:
+        """Returns the fields of a config's section `data`: `config.data.update(**preprocessing(name).to_fields())`.
+
+        Args:
+            test: True takes the test's size in place of the training's.
+        """
+        size, share = (self.test_size, self.test_crop_share) if test else (self.train_size, self.train_crop_share)
+        return {
+            "image_shape": (size, size, len(self.mean)),
+            "eval_resize": math.floor(size / share),
+            "interpolation": self.interpolation,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+
+@functools.cache
+def _read_table() -> dict[str, dict[str, Preprocessing]]:
+    """{name: {source: its preprocessing}}, the sources in the order of preference."""
+    _, *lines = Path(__file__).with_suffix(".tsv").read_text("utf-8").splitlines()
+    found: dict[str, dict[str, Preprocessing]] = {}
+    for source, names, train, train_crop, test, test_crop, interpolation, colours in (line.split("\t") for line in lines):
+        shares = Fraction(train_crop), Fraction(test_crop)  # "224/232" in floating point could lose a pixel
+        row = Preprocessing(source, int(train), int(test), *shares, interpolation, *_COLOURS[colours])
+        for name in names.split(","):
+            found.setdefault(name, {})[source] = row
+    return found
+
+
+def preprocessing(name: str, source: str | None = None) -> Preprocessing:
+    """Returns the preprocessing of the image network called `name`.
+
+    Args:
+        source: whose weights: "timm", "torchvision", "torchvision_v1", "official", "akamaster" or "attention_jax"; None takes
+            the first of these that has the network.
+
+    Raises:
+        UserError: an unknown name, with the nearest one, or a source that does not have it, with those that do.
+    """
+    table = _read_table()
+    if name not in table:
+        raise UserError(f"preprocessing({name!r}): there is none of that name{suggest_name(name, table)}.")
+    sources = table[name]
+    if source is not None and source not in sources:
+        raise UserError(f"preprocessing({name!r}, source={source!r}): give {' or '.join(map(repr, sources))}.")
+    return sources[source or next(iter(sources))]
