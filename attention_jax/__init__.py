@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from attention_jax.analysis.attention_maps import attention_maps
     from attention_jax.data.images.preprocessing import preprocessing
     from attention_jax.errors import UserError
+    from attention_jax.interop.pretrained import load_pretrained
     from attention_jax.load import Run, load_checkpoint, load_run
     from attention_jax.models import create_model, list_models, register_model
     from attention_jax.models.summary import summary
@@ -21,6 +22,7 @@ _HOME = {
     "create_model": "attention_jax.models",
     "list_models": "attention_jax.models",
     "load_checkpoint": "attention_jax.load",
+    "load_pretrained": "attention_jax.interop.pretrained",
     "load_run": "attention_jax.load",
     "preprocessing": "attention_jax.data.images.preprocessing",
     "Run": "attention_jax.load",
@@ -34,6 +36,7 @@ __all__ = [  # noqa: RUF022  grouped by use
     "summary",
     "load_checkpoint",
     "load_run",
+    "load_pretrained",
     "Run",
     "preprocessing",
     "attention_maps",

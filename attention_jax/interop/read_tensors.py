@@ -1,0 +1,147 @@
+"""The tensors of a file of weights: .safetensors, .npz, and PyTorch's .pth, .pt and .th; nothing of a file is run."""
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from attention_jax.errors import UserError, one_sentence
+from attention_jax.interop.torch_files import LEGACY_START, Placeholder, StoredTensor, open_archive, read_torch_file
+
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": jnp.bfloat16,
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+# Keys under which training code keeps weights beside other things, and those of the average of the weights.
+_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params")
+_EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "model_ema_state", "ema_model", "ema")
+# DataParallel, torch.compile, and Lightning put these before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns {name: array} of the weights in a file, `select_weights` of `open_weights`."""
+    return select_weights(open_weights(path), str(path))[0]
+
+
+def open_weights(path: str | Path) -> Any:
+    """Returns what is in a file: {name: array}, or for PyTorch's files what was saved.
+
+    Raises UserError for a file that is missing, of another kind, damaged, or lies about its sizes.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    with path.open("rb") as file:
+        start = file.read(16)
+    try:
+        if start.startswith(LEGACY_START):
+            return read_torch_file(path)
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                arrays = any(name.endswith(".npy") for name in archive.namelist())
+            return _read_npz(path) if arrays else read_torch_file(path)
+        if start[8:9] == b"{":
+            return _read_safetensors(path)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ').removesuffix('.')}.") from error
+    except Exception as error:  # what a damaged file does to a reader
+        raise UserError(f"{path}: it is damaged ({one_sentence(error)}).") from error
+    raise UserError(f"{path}: it begins with {start!r}: give a .safetensors, an .npz, or a .pth, .pt or .th of PyTorch.")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    data: np.ndarray = np.memmap(path, np.uint8, "r")
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    if 8 + length > len(data):
+        raise UserError(f"its header of {length} bytes does not fit into its {len(data)}, as in a file that was cut off")
+    header = json.loads(data[8 : 8 + length].tobytes(), object_pairs_hook=_refuse_twice)
+    header.pop("__metadata__", None)
+    data, arrays, at = data[8 + length :], dict[str, np.ndarray](), 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        (start, end), shape, kind = entry["data_offsets"], entry["shape"], entry["dtype"]
+        if kind not in _DTYPES:
+            raise UserError(f"{name} has the type {kind!r}, which is none of {', '.join(_DTYPES)}")
+        if not all(type(n) is int and n >= 0 for n in shape) or start != at or end > len(data):
+            raise UserError(f"{name} of shape {shape} at bytes {start} to {end} overlaps another tensor or leaves the file")
+        dtype = np.dtype(_DTYPES[kind])
+        if end - start != dtype.itemsize * math.prod(shape):
+            raise UserError(f"{name} of shape {shape} and type {kind} has {end - start} bytes")
+        arrays[name], at = data[start:end].view(dtype).reshape(shape), end
+    if at != len(data):
+        raise UserError(f"its tensors have {at} bytes and the file {len(data)}")
+    return arrays
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise UserError("its header has a name twice")
+    return found
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    # Trained weights hardly compress; a small file may be of zeros, as a test's.
+    open_archive(path, most=100, more=2**24).close()
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def select_weights(content: Any, where: str, weights: str | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns ({name: array} of the weights in what a file contains, notes of what was seen through).
+
+    Args:
+        content: as `open_weights` returns it.
+        where: the file, for messages.
+        weights: "ema" or "params", as in `load_checkpoint`; None takes the average only where there is nothing else.
+
+    Raises:
+        UserError: no weights, no such weights, or an object that was not read in place of the model or of a tensor.
+    """
+    notes, value = [], content
+    keys = {"ema": _EMA_KEYS, "params": _KEYS, None: (*_KEYS, *_EMA_KEYS)}[weights]
+    while isinstance(value, Mapping) and (
+        key := next((k for k in keys if isinstance(value.get(k), (Mapping, Placeholder))), None)
+    ):
+        value, keys = value[key], (*_KEYS, *_EMA_KEYS)
+        notes.append(f"from {key!r}")
+    if weights == "ema" and not notes:
+        raise UserError(f"{where}: it has no average of the weights, which would be one of {', '.join(map(repr, _EMA_KEYS))}.")
+    if isinstance(value, Placeholder):
+        raise UserError(f"{where}: it has an object of {value.kind} and not its tensors: give a file of model.state_dict().")
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{where}: it has a {type(value).__name__} in place of named tensors: give a file of model.state_dict()."
+        )
+    arrays = {}
+    for name, tensor in value.items():
+        if isinstance(tensor, Placeholder):
+            raise UserError(f"{where}: {name} is an object of {tensor.kind} and no tensor that can be read.")
+        if isinstance(tensor, StoredTensor):
+            try:
+                arrays[name] = tensor.read()
+            except Exception as error:
+                raise UserError(f"{where}: {name}: {one_sentence(error)}.") from error
+        elif isinstance(tensor, np.ndarray):
+            arrays[name] = tensor
+    if not arrays:
+        raise UserError(f"{where}: it has no tensors, but {', '.join(map(repr, list(value)[:8])) or 'nothing'}.")
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in arrays)), None):
+        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+        notes.append(f"without the prefix {prefix!r}")
+    return arrays, notes

@@ -1,0 +1,99 @@
+"""The layouts that this library knows, and which of them a file has."""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from attention_jax.config.plugins import load_object
+from attention_jax.errors import UserError
+from attention_jax.interop import layouts_resnet
+from attention_jax.interop.layout import Layout, NameRule, count_found, list_shapes, match_names
+from attention_jax.models import create_model
+
+# Our own paths: of networks that no other library has, and of the format native.
+NATIVE = Layout("native", ("*",), (NameRule("(.+)", "{1}"),))
+LAYOUTS = (NATIVE, *layouts_resnet.LAYOUTS)
+LEAST = 0.5  # of a network's tensors must be in a file by name, or its layout is not recognised
+
+
+class Recognised(NamedTuple):
+    """A layout, the network that it gives, and the shapes of the network's parameters and statistics."""
+
+    layout: Layout
+    model: nn.Module
+    shapes: dict[str, tuple[int, ...]]
+    also: tuple[str, ...] = ()  # names of layouts in which the same tensors have the same names
+
+
+def list_layouts(name: str) -> list[Layout]:
+    """Returns the layouts for the network of that name."""
+    return [layout for layout in LAYOUTS if any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.models)]
+
+
+def get_layout(spec: str | Layout) -> Layout:
+    """Returns the layout of that name, or `path/to/file.py:LAYOUT`. Raises UserError for something else."""
+    layout = load_object(spec, {layout.name: layout for layout in LAYOUTS}, "layout")  # type: ignore[arg-type]  # or a Layout
+    if not isinstance(layout, Layout):
+        raise UserError(f"layout {spec!r} is {type(layout).__name__}: give an attention_jax.interop.layout.Layout.")
+    return layout
+
+
+def recognise_layout(
+    name: str,
+    tensors: Mapping[str, np.ndarray],
+    where: str,
+    layout: str | Layout | None = None,
+    in_channels: int = 3,
+    **fields: Any,
+) -> Recognised:
+    """Returns the layout that has most of its names among `tensors`, and the network with `fields` and those of the layout.
+
+    Args:
+        name: of the network.
+        tensors: {their name: array}.
+        where: the file, for messages.
+        layout: in place of the one that would be recognised.
+        in_channels: of the images that the network will read.
+
+    Raises:
+        UserError: too little in common with every layout, two layouts that the tensors do not tell apart, or a field that
+            contradicts the layout.
+    """
+    candidates = [get_layout(layout)] if layout else list_layouts(name)
+    made: dict[str, tuple[nn.Module, dict[str, tuple[int, ...]]]] = {}
+    found = []
+    for known in candidates:
+        its = {**known.fields, **fields}
+        if (key := repr(its)) not in made:
+            model = create_model(name, **its)
+            made[key] = model, list_shapes(model, in_channels)
+        model, shapes = made[key]
+        found.append((count_found(known, model, list(shapes), tensors), Recognised(known, model, shapes)))
+    most = max(share for share, _ in found)
+    if most < (0 if layout else LEAST):
+        looked = "; ".join(f"{known.layout.name}: {_example(known)}" for _, known in found)
+        has = ", ".join(list(tensors)[:4])
+        raise UserError(
+            f"{where}: its {len(tensors)} tensors ({has}, …) are not those of {name!r} in any known layout ({looked}): give "
+            "the name of another network, or layout='file.py:LAYOUT'."
+        )
+    best = [known for share, known in found if share == most]
+    first = best[0]
+    if any(other.layout.fields != first.layout.fields for other in best):
+        names = ", ".join(repr(other.layout.name) for other in best)
+        raise UserError(f"{where}: its tensors do not show which of the layouts {names} it has: give layout= with one of them.")
+    for field, value in first.layout.fields.items():
+        if field in fields and fields[field] != value:
+            raise UserError(
+                f"{where}: {field}={fields[field]!r} is not right for the layout {first.layout.name}, whose networks have "
+                f"{field}={value!r}: leave it out, or give the layout that the file has."
+            )
+    return first._replace(also=tuple(other.layout.name for other in best[1:]))
+
+
+def _example(known: Recognised) -> str:
+    names = [place.name for place in match_names(known.layout, known.model, list(known.shapes)).values() if place]
+    return ", ".join([*names[:1], *names[-1:], "…"]) if names else "nothing"
