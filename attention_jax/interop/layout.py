@@ -23,7 +23,8 @@ from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_kernels
 
 Array = np.ndarray
-# A template with groups, "layer{1}.{2-1}.conv{3}", or a function of the match and the network where names need more.
+# A template with groups, "layer{1}.{2-1}.conv{3}" or "features.{2*1-1}", or a function of the match and the network where names
+# need more.
 Name = str | Callable[[re.Match, nn.Module], str]
 # Counters and tables that follow from the network's sizes, and the counters that the package thop leaves behind.
 IGNORED = (r"num_batches_tracked$", r"relative_(position|coords)_(index|table)$", r"attn_mask$", r"total_(ops|params)$")
@@ -96,6 +97,11 @@ def name_module(path: str, name: Name, kernel: Transform = KERNEL, part: tuple[i
     )
 
 
+def name_modules(names: Mapping[str, Name], **kwargs: Any) -> tuple[NameRule, ...]:
+    """Returns the rules of {path: name} as `name_module` has them."""
+    return tuple(rule for path, name in names.items() for rule in name_module(path, name, **kwargs))
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The names and forms that one library gives to the tensors of some networks.
@@ -150,10 +156,13 @@ def match_names(layout: Layout, model: nn.Module, paths: Sequence[str]) -> dict[
 
 
 def _expand(template: str, match: re.Match) -> str:
-    """ "layer{1}.{2-1}" with the groups of the match; a sum is of a group that is a number."""
-    return re.sub(
-        r"\{(\d)([+-]\d+)?\}", lambda m: match[int(m[1])] if m[2] is None else str(int(match[int(m[1])]) + int(m[2])), template
-    )
+    """ "layer{1}.{2-1}" or "features.{2*1-1}" with the groups of the match; arithmetic is of a group that is a number."""
+
+    def fill(place: re.Match) -> str:
+        times, group, more = place[1], match[int(place[2])], place[3]
+        return group if times is None and more is None else str(int(times or 1) * int(group) + int(more or 0))
+
+    return re.sub(r"\{(?:(\d)\*)?(\d)([+-]\d+)?\}", fill, template)
 
 
 def count_found(layout: Layout, model: nn.Module, paths: Sequence[str], tensors: Collection[str]) -> float:

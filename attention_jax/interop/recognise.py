@@ -9,13 +9,14 @@ import numpy as np
 
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
-from attention_jax.interop import layouts_resnet
+from attention_jax.interop import layouts_convnext, layouts_efficientnet, layouts_resnet, layouts_swin, layouts_vit
 from attention_jax.interop.layout import Layout, NameRule, count_found, list_shapes, match_names
 from attention_jax.models import create_model
 
 # Our own paths: of networks that no other library has, and of the format native.
 NATIVE = Layout("native", ("*",), (NameRule("(.+)", "{1}"),))
-LAYOUTS = (NATIVE, *layouts_resnet.LAYOUTS)
+_FAMILIES = (layouts_resnet, layouts_convnext, layouts_vit, layouts_swin, layouts_efficientnet)
+LAYOUTS = (NATIVE, *(layout for family in _FAMILIES for layout in family.LAYOUTS))
 LEAST = 0.5  # of a network's tensors must be in a file by name, or its layout is not recognised
 
 
@@ -33,9 +34,10 @@ def list_layouts(name: str) -> list[Layout]:
     return [layout for layout in LAYOUTS if any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.models)]
 
 
-def get_layout(spec: str | Layout) -> Layout:
-    """Returns the layout of that name, or `path/to/file.py:LAYOUT`. Raises UserError for something else."""
-    layout = load_object(spec, {layout.name: layout for layout in LAYOUTS}, "layout")  # type: ignore[arg-type]  # or a Layout
+def get_layout(spec: str | Layout, name: str) -> Layout:
+    """Returns the layout called `spec` for the network `name`, or `path/to/file.py:LAYOUT`. Raises UserError for another."""
+    its = {layout.name: layout for layout in list_layouts(name)}
+    layout = load_object(spec, its, "layout")  # type: ignore[arg-type]  # or a Layout
     if not isinstance(layout, Layout):
         raise UserError(f"layout {spec!r} is {type(layout).__name__}: give an attention_jax.interop.layout.Layout.")
     return layout
@@ -62,7 +64,7 @@ def recognise_layout(
         UserError: too little in common with every layout, two layouts that the tensors do not tell apart, or a field that
             contradicts the layout.
     """
-    candidates = [get_layout(layout)] if layout else list_layouts(name)
+    candidates = [get_layout(layout, name)] if layout else list_layouts(name)
     made: dict[str, tuple[nn.Module, dict[str, tuple[int, ...]]]] = {}
     found = []
     for known in candidates:
