@@ -1,7 +1,8 @@
 """Convolution that is XLA's own on TPU and GPU and avoids XLA's slow programs on CPU.
 
 All numbers agree with `jax.lax.conv_general_dilated` up to float32 rounding. Times in the comments are milliseconds on two
-cores, batch 8, float32; `experiments/benchmarks/train_step.py` measures training steps.
+cores, batch 8, float32, unless they are of CPU time, which `experiments/benchmarks/depthwise.py` measures;
+`experiments/benchmarks/train_step.py` measures training steps.
 """
 
 import functools
@@ -187,7 +188,7 @@ def _keep_apart(function: Callable) -> Callable:
     """The function, of arrays and a `Geometry`, as a computation of its own: XLA merges nothing from around it into its loops.
 
     Else XLA computes what comes before it anew for each of the window's positions, and what it returns for each that reads it:
-    a block of ConvNeXt with 384 channels at 14x14 takes 321 with its gradients on one core, so 128.
+    a block of ConvNeXt with 384 channels at 14x14 takes 291 of CPU time with its gradients, so 138.
     """
 
     def apart(*arguments: Any) -> jax.Array:
@@ -199,7 +200,7 @@ def _keep_apart(function: Callable) -> Callable:
 
 @_keep_apart
 def _depthwise(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
-    """One filter a channel, as one elementwise loop: 7x7 with 96 channels at 56x56 takes 14, XLA's convolution 215."""
+    """One filter a channel, as one elementwise loop: 7x7 with 96 channels at 56x56 takes 9 of CPU time, XLA's 148."""
     weights = kernel.reshape(-1, kernel.shape[-1])
     return sum(seen * weight for seen, weight in zip(shift_windows(x, kernel.shape[:2], how), weights, strict=True))
 
@@ -219,8 +220,8 @@ def _depthwise_of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: G
 def _depthwise_of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
     """Sums along the rows of the image, those of a row of the window in one loop, which reads the output's gradient once.
 
-    In milliseconds of both cores together: 7x7 with 96 channels at 56x56 takes 29, in dense blocks of groups 78; 3x3 with 144
-    at 56x56 18 against 33, 5x5 with 672 at 14x14 4 against 21. Short sums also round less: 5e-7 of the largest value against
+    In milliseconds of CPU time: 7x7 with 96 channels at 56x56 takes 30, in dense blocks of groups 84; 3x3 with 144 at 56x56 15
+    against 34, 5x5 with 672 at 14x14 3 against 19. Short sums also round less: 5e-7 of the largest value against
     5e-6 in one sum over everything.
     """
     seen, width, zero = shift_windows(x, kernel.shape[:2], how), kernel.shape[1], jnp.zeros((), x.dtype)

@@ -47,7 +47,7 @@ def compute_head_diversity(weights_NHTS: np.ndarray, queries_NT: np.ndarray) -> 
 def measure_head_diversity(program: Program, run: Run, pairs: int = 128) -> dict[str, float]:
     """Measures, for a table, the head diversity of the first pairs of the evaluation split, mean over layers.
 
-    Columns "head diversity, encoder", "…, decoder" (self-attention) and "…, cross"; none of a kind of attention with a single head.
+    Columns "head diversity, encoder", "…, decoder" (self-attention) and "…, cross"; none of attention with a single head.
     """
     return {
         f"head diversity, {kind}": float(np.mean([compute_head_diversity(weights, queries_NT) for weights in layers]))

@@ -1,0 +1,111 @@
+"""Times depthwise convolutions, their gradients and a block of ConvNeXt on CPU: `kernels/conv.py` against XLA's own programs.
+
+    ./launch.sh python experiments/benchmarks/depthwise.py
+
+Float32, batch 8. Milliseconds of CPU time, of all cores together, which other programs on the machine disturb less than the
+wall clock: the minimum of 10, the programs of a row in turn. "Dense blocks" packs channels into dense convolutions, as groups
+of more than one channel are. "Merged" is the block with depthwise convolutions that XLA may merge with what is around them.
+"""
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+
+from attention_jax.cli.malloc import keep_freed_memory
+from attention_jax.kernels import conv
+from attention_jax.kernels.switch import use_kernels
+from attention_jax.models.convnext import ConvNeXtBlock
+
+_REPEATS = 10
+_SHAPES = ((7, 96, 56), (7, 384, 14), (3, 144, 56), (5, 672, 14))  # of ConvNeXt-T and EfficientNet-B0
+
+
+def time_in_turn(programs: Mapping[str, tuple[Callable, tuple]]) -> dict[str, float]:
+    """Returns the least CPU time in milliseconds of each compiled program, called in turn."""
+    best = dict.fromkeys(programs, float("inf"))
+    for turn in range(_REPEATS + 1):  # the first warms up
+        for name, (program, arrays) in programs.items():
+            start = time.process_time()
+            jax.block_until_ready(program(*arrays))
+            best[name] = min(best[name], 1000 * (time.process_time() - start)) if turn else best[name]
+    return best
+
+
+def compile_program(function: Callable, *arrays: Any, kernels: str = "auto") -> tuple[Callable, tuple]:
+    """Returns the function compiled for the arrays, and these."""
+    with use_kernels(kernels):
+        return jax.jit(function).lower(*arrays).compile(), arrays
+
+
+def time_convolution(window: int, channels: int, side: int) -> dict[str, dict[str, float]]:
+    """Returns {pass: {program: milliseconds}} of a depthwise convolution of stride 1."""
+    pad = (window // 2, window // 2)
+    how = conv.Geometry((1, 1), (pad, pad), groups=channels)
+    x = jax.random.normal(jax.random.key(0), (8, side, side, channels))
+    kernel = jax.random.normal(jax.random.key(1), (window, window, 1, channels))
+    passes = {
+        "forward": (conv._forward, conv._native, (x, kernel)),
+        "gradient of the input": (conv._of_input, conv._native_of_input, (x, kernel, x)),
+        "gradient of the kernel": (conv._of_kernel, conv._native_of_kernel, (x, kernel, x)),
+    }
+    found = {}
+    for name, (ours, native, arrays) in passes.items():
+        programs = {
+            "ours": compile_program(functools.partial(ours, how=how), *arrays),
+            "dense blocks": compile_program(functools.partial(_in_blocks, ours, how=how), *arrays),
+            "XLA": compile_program(functools.partial(native, how=how), *arrays, kernels="xla"),
+        }
+        found[name] = time_in_turn(programs)
+    return found
+
+
+def _in_blocks(product: Callable, x: jax.Array, kernel: jax.Array, *of_y: jax.Array, how: conv.Geometry) -> jax.Array:
+    return conv._in_blocks(product, x, kernel, how, *of_y)
+
+
+def time_block(channels: int, side: int) -> dict[str, float]:
+    """Returns {program: milliseconds} of a block of ConvNeXt with all its gradients."""
+    block = ConvNeXtBlock(1e-6, 0.0, None, jnp.float32, True)
+    x = jax.random.normal(jax.random.key(0), (8, side, side, channels))
+    variables = block.init(jax.random.key(1), x)
+
+    def gradients(variables: Any, x: jax.Array, of_y: jax.Array) -> Any:
+        return jax.grad(lambda variables, x: (block.apply(variables, x) * of_y).sum(), argnums=(0, 1))(variables, x)
+
+    programs = {"ours": compile_program(gradients, variables, x, x)}
+    apart, conv.set_xla_metadata = conv.set_xla_metadata, lambda **_: contextlib.nullcontext()
+    jax.clear_caches()
+    programs["merged"] = compile_program(gradients, variables, x, x)
+    conv.set_xla_metadata = apart
+    programs["XLA"] = compile_program(gradients, variables, x, x, kernels="xla")
+    return time_in_turn(programs)
+
+
+def main() -> None:
+    """Prints both tables."""
+    keep_freed_memory()
+    print(f"{os.cpu_count()} threads, jax {jax.__version__}\n")
+    print("| depthwise convolution | pass | ours | dense blocks | XLA |\n|---|---|---:|---:|---:|")
+    for window, channels, side in _SHAPES:
+        for name, times in time_convolution(window, channels, side).items():
+            print(
+                f"| {window}x{window}, {channels} at {side}x{side} | {name} |",
+                " | ".join(f"{t:.1f}" for t in times.values()),
+                "|",
+            )
+    print("\n| block of ConvNeXt, with its gradients | ours | merged | XLA |\n|---|---:|---:|---:|")
+    for channels, side in ((96, 56), (384, 14)):
+        times = time_block(channels, side)
+        print(f"| {channels} at {side}x{side} |", " | ".join(f"{t:.0f}" for t in times.values()), "|")
+
+
+if __name__ == "__main__":
+    main()
