@@ -13,7 +13,7 @@ from typing import Any
 from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
 from attention_jax.config.plugins import load_object
 
-VERSION = 8
+VERSION = 9
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 
@@ -29,7 +29,7 @@ def _range(high: float) -> Callable[[Any], bool]:
 
 
 def _is_granularity(value: Any) -> bool:
-    return value in ("all", "per_replica") if isinstance(value, str) else value >= 1
+    return value in ("all", "per_replica", "stored") if isinstance(value, str) else value >= 1
 
 
 def _is_shape(value: Any) -> bool:
@@ -70,6 +70,13 @@ COMMON: dict[str, Any] = {
         "a whole number from 0 to 2**31 - 1",
         "of initialisation, data order, augmentation and dropout",
         lambda value: 0 <= value < 2**31,
+    ),
+    "init_from": Field(
+        None,
+        (str, type(None)),
+        "a run's workdir, one of its steps, a file of weights, or None",
+        "a path or URI; weights to begin with, other than random ones; {seed} is the run's seed",
+        lambda value: value is None or value.strip(),
     ),
     "batch_size": Field.integer(REQUIRED, "examples", "examples of a batch, over all devices"),
     "accumulation": Field.integer(1, "micro-batches", "micro-batches that make up a batch"),
@@ -119,7 +126,7 @@ COMMON: dict[str, Any] = {
         "rate_rules": Field.sequence(
             ((".*", 1.0),),
             "a tuple of (path regex, factor of 0 or more)",
-            "factors before the rate, decoupled decay included; the first match wins",
+            "factors before the rate, decoupled decay included, 0 to freeze; the first match wins",
             lambda rules: _is_rules(rules, lambda v: isinstance(v, NUMBER) and 0 <= v < math.inf),
         ),
     },
@@ -191,8 +198,8 @@ _IMAGES: dict[str, Any] = {
         "granularity": Field(
             "all",
             (str, int),
-            "'all', 'per_replica', or a whole number of examples",
-            "examples that share statistics",
+            "'all', 'per_replica', a whole number of examples, or 'stored'",
+            "examples that share statistics; stored: those of init_from, which stay as they are",
             _is_granularity,
             "examples",
         )

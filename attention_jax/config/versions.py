@@ -44,6 +44,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     6: {},
     7: {"optimizer": {"rate_rules": ((".*", 1.0),)}},
     8: {},
+    9: {"init_from": None},
 }
 _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
     5: {"data": {"exif_rotation": False}},

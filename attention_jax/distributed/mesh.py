@@ -157,7 +157,8 @@ def resolve_batch_norm_group(config: ConfigDict, mesh: Mesh) -> int | None:
     """Returns the number of examples that share batch statistics, as `BatchNorm.group_size`; None for all the model sees.
 
     `batch_norm.granularity` alone decides: "all" is the (micro-)batch, "per_replica" one device's part of it, a number that
-    many consecutive examples. In mode "pmap" the model sees one replica's part, and "all" is a contradiction.
+    many consecutive examples, and "stored" is 0, no example. In mode "pmap" the model sees one replica's part, and "all" is a
+    contradiction.
     """
     granularity, per_replica_view = config.batch_norm.granularity, config.parallel.mode == "pmap"
     part = config.batch_size // config.accumulation // count_replicas(mesh)
@@ -168,6 +169,8 @@ def resolve_batch_norm_group(config: ConfigDict, mesh: Mesh) -> int | None:
                 "give 'per_replica' or a number of examples, or parallel.mode='jit'."
             )
         return None
+    if granularity == "stored":
+        return 0
     if granularity == "per_replica":
         return None if per_replica_view else part
     if part % granularity:

@@ -24,7 +24,8 @@ class BatchNorm(nn.Module):
     Attributes:
         use_running_average: normalise with the stored statistics (evaluation).
         group_size: examples that share statistics; None means the entire batch that the module sees. Under `jit` that is
-            the global batch, under `shard_map` the replica's part of it. Consecutive examples form a group.
+            the global batch, under `shard_map` the replica's part of it. Consecutive examples form a group. 0 normalises with
+            the stored statistics in training too, and leaves them as they are.
         momentum: share of the old running statistics kept at a step (PyTorch's momentum 0.1 is 0.9 here).
         epsilon: added to the variance.
         running_var: "biased" as Flax and TensorFlow keep it, "unbiased" as PyTorch does.
@@ -47,7 +48,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        if self.use_running_average or self.is_initializing():
+        if self.use_running_average or self.group_size == 0 or self.is_initializing():
             y = (x - running_mean.value) * (scale * jax.lax.rsqrt(running_variance.value + self.epsilon)) + bias
             return y.astype(dtype)
 

@@ -26,8 +26,15 @@ def make_decay_mask(rules: tree.Rules) -> Callable[[Any], Any]:
     return lambda params: tree.select_by_path(rules, params, "optimizer.decay_rules")
 
 
+def is_frozen(rules: tree.Rules, path: str) -> bool:
+    """True for a parameter whose rate has the factor 0."""
+    return tree.find_first_match(rules, path, "optimizer.rate_rules") == 0
+
+
 def scale_rates(optimizer: optax.GradientTransformation, rules: tree.Rules) -> optax.GradientTransformation:
     """Multiplies each parameter's learning rate by a factor, as layer-wise decay does (Clark et al. 2020, ELECTRA).
+
+    A factor of 0 freezes parameters: they do not move, whatever decays, and have no part in the optimizer's state.
 
     Args:
         optimizer: its complete updates are scaled, decoupled decay included, as those of PyTorch's parameter groups are.
@@ -40,15 +47,31 @@ def scale_rates(optimizer: optax.GradientTransformation, rules: tree.Rules) -> o
         return tree.select_by_path(rules, params, "optimizer.rate_rules")
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(lambda u, factor: u * factor, updates, factors(params)), state
+        return jax.tree.map(lambda u, factor: u * factor if factor else jnp.zeros_like(u), updates, factors(params)), state
 
     def init(params: Any) -> optax.EmptyState:
-        if all(factor == 1 for factor in jax.tree.leaves(factors(params))):
-            patterns = ", ".join(repr(pattern) for pattern, factor in rules if factor != 1)
-            raise UserError(f"optimizer.rate_rules: no parameter is found by {patterns}: give expressions for their paths.")
+        _check_rates(rules, params)
         return optax.EmptyState()
 
+    if any(factor == 0 for _, factor in rules):
+        optimizer = optax.masked(optimizer, lambda params: jax.tree.map(bool, factors(params)))
     return optax.chain(optimizer, optax.GradientTransformation(init, update))
+
+
+def _check_rates(rules: tree.Rules, params: Any) -> None:
+    """Raises UserError for rules that change no rate, rules that freeze nothing, and rules that freeze everything."""
+    where, paths = "optimizer.rate_rules", tree.flatten_by_path(params)
+    found = [tree.find_first_match(rules, path, where) for path in paths]
+    patterns = [pattern for pattern, factor in rules if factor != 1]
+    for pattern in (pattern for pattern, factor in rules if factor == 0):
+        alone = [(other, other == pattern) for other, _ in rules]
+        if not any(tree.find_first_match(alone, path, where) for path in paths):
+            raise UserError(f"{where}: no parameter is frozen by {pattern!r}: give an expression for their paths.")
+    if all(factor == 1 for factor in found):
+        named = ", ".join(map(repr, patterns))
+        raise UserError(f"{where}: no parameter is found by {named}: give expressions for their paths.")
+    if not any(found):
+        raise UserError(f"{where}={tuple(rules)!r} freezes every parameter: leave some a rate.")
 
 
 def _make_own(

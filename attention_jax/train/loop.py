@@ -31,10 +31,12 @@ from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays
+from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
+from attention_jax.train.step import State
 from attention_jax.train.workdir import EVALUATION, FAILURE, Workdir, explain_disk_errors, identify_data, lock_workdir
 
 _OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # those whose evaluation another seed of the row has opened
@@ -154,7 +156,7 @@ class _Run:
             RemoteCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
         )
         restored = self.checkpoints.restore(program.abstract_state)
-        self.state, about = restored or (program.init(np.uint32(config.seed)), {"sums": {}})
+        self.state, about = restored or self._begin()
         self.step, self.sums = int(self.state.step), dict(about["sums"])  # weighted sums since the last log line
         data = identify_data(workdir, self.task, config, about["assets"] if restored else None)
         self.log.start(self.step, about if restored else None)
@@ -163,12 +165,27 @@ class _Run:
         self.clock = _Clock(self.log, self.task.examples_per_step(config), begin)
         self.stalls = Stalls(ended=lambda kind, seconds: self.log.time({"event": f"waited for {kind}", "seconds": seconds}))
         from_data = self.task.assets(config)
-        self.assets = {**from_data, **workdir.code.to_assets(), **data}
-        if restored and {name: content for name, content in about["assets"].items() if name not in (CODE, DATA)} != from_data:
+        begun = {name: content for name, content in about["assets"].items() if name == INIT}
+        self.assets = {**from_data, **workdir.code.to_assets(), **data, **begun}
+        kept = {name: content for name, content in about["assets"].items() if name not in (CODE, DATA, INIT)}
+        if restored and kept != from_data:
             raise UserError(
                 f"{self.folder}: the data give other {' and '.join(from_data)} now than when this run began: give the old "
                 "data, or another workdir."
             )
+        if not restored and begun:
+            self.save()
+            self.checkpoints.wait()  # from here on the source is not needed
+
+    def _begin(self) -> tuple[State, dict[str, Any]]:
+        """The state before the first step and, as of a checkpoint, its record; writes where the weights come from."""
+        program = self.program
+        given, begun = dict[str, jax.Array](), dict[str, bytes]()
+        if self.config.init_from is not None:
+            given, begun = read_initial_weights(self.config, self.task, program.model, program.abstract_state)
+            for name, content in begun.items() if is_main_process() else ():
+                self.workdir.write(name, content)
+        return program.init(np.uint32(self.config.seed), given), {"sums": {}, "assets": begun}
 
     @functools.cached_property
     def evaluation_loader(self) -> BatchLoader:

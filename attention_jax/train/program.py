@@ -38,7 +38,7 @@ class Program:
     mesh: Mesh
     sharding: StateSharding
     abstract_state: State
-    init: Callable[[Any], State]
+    init: Callable[..., State]  # (seed, {path: array, in place of an initial value} = {}) -> state
     train_step: jax.stages.Wrapped  # (state, batch, seed) -> (state, sums)
     outputs: jax.stages.Wrapped  # (variables, batch) -> {name: [B, ...]}
 
@@ -96,14 +96,16 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
         raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
     inputs = task.example_inputs(config)
 
-    def init(seed: Any) -> State:
-        return create_state(model, optimizer, inputs, seed, with_ema=bool(config.ema.decay))
+    def init(seed: Any, given: dict[str, jax.Array] | None = None) -> State:
+        return create_state(model, optimizer, inputs, seed, bool(config.ema.decay), given)
 
     try:
         with explain_modes(f"model {config.model.name!r}"):
             shapes = jax.eval_shape(init, 0)
     except KeyError as error:  # a rule list that misses a parameter
         raise UserError(str(error.args[0])) from error
+    if "batch_norm" in config and config.batch_norm.granularity == "stored":
+        _check_stored_statistics(config, model, shapes)
     rules = get_sharding_rules(config.model.name, config.parallel.rules)
     weights = {**tree.flatten_by_path(shapes.params), **tree.flatten_by_path(shapes.batch_stats)}
     sharding = shard_state(shapes, weights, rules, mesh)
@@ -123,7 +125,18 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
         mesh=mesh,
         sharding=sharding,
         abstract_state=sharding.add_to_shapes(shapes),
-        init=jax.jit(init, out_shardings=sharding.shardings, compiler_options=_QUICKLY if on_cpu else None),
+        init=jax.jit(
+            init, donate_argnames="given", out_shardings=sharding.shardings, compiler_options=_QUICKLY if on_cpu else None
+        ),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(sharding.shardings, everywhere)),
         outputs=jax.jit(outputs, out_shardings=everywhere),
     )
+
+
+def _check_stored_statistics(config: ConfigDict, model: nn.Module, shapes: State) -> None:
+    """Raises UserError where no stored statistics are, or where the network would not use them in training."""
+    field = "batch_norm.granularity='stored'"
+    if config.init_from is None:
+        raise UserError(f"{field}: a network from scratch has no statistics yet: give init_from, or another granularity.")
+    if shapes.batch_stats and not hasattr(model, "norm_group_size"):
+        raise UserError(f"{field}: model {config.model.name!r} has no field norm_group_size, which is 0 then: give it one.")

@@ -1,7 +1,7 @@
 """The training state as one pytree, and the train step, one pure function for all tasks."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -11,9 +11,10 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from attention_jax import tree
 from attention_jax.distributed.mesh import DATA
 from attention_jax.distributed.sharding import StateSharding
-from attention_jax.optim.optimizers import update_average
+from attention_jax.optim.optimizers import is_frozen, update_average
 from attention_jax.tasks.base import Task
 
 Metrics = dict[str, jax.Array]
@@ -38,12 +39,25 @@ class State:
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, inputs: tuple, seed: jax.Array, with_ema: bool
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    inputs: tuple,
+    seed: jax.Array,
+    with_ema: bool,
+    given: Mapping[str, jax.Array] | None = None,
 ) -> State:
-    """Returns the state before the first step; `inputs` are shapes of one example, `seed` a scalar."""
+    """Returns the state before the first step.
+
+    Args:
+        inputs: shapes of one example.
+        seed: a scalar.
+        given: {"params/head/kernel": array, ...} takes the place of initial values.
+    """
     zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in inputs]
-    variables = model.init(jax.random.key(seed), *zeros)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    initial = model.init(jax.random.key(seed), *zeros)
+    variables = {"params": initial["params"], "batch_stats": initial.get("batch_stats", {})}
+    variables = tree.map_with_path(lambda path, leaf: (given or {}).get(path, leaf), variables)
+    params, batch_stats = variables["params"], variables["batch_stats"]
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -73,12 +87,17 @@ def make_train_step(
     """
     replicas_apart = config.parallel.mode == "pmap"
 
+    def stop_where_frozen(path: str, param: jax.Array) -> jax.Array:
+        # XLA then leaves the backward pass below the first trained layer out.
+        return jax.lax.stop_gradient(param) if is_frozen(config.optimizer.rate_rules, path) else param
+
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
         # Statistics are vectors, gathered where they are used and made, so that their sharding never spreads to activations.
         gather = functools.partial(sharding.gather, shardings=sharding.shardings.batch_stats)
         statistics = gather(batch_stats)
 
         def summed_loss(params):
+            params = tree.map_with_path(stop_where_frozen, params)
             variables = {"params": sharding.wrap_params(params), "batch_stats": statistics}
             sums, changed = task.loss(config, model, variables, batch, rng, train=True)
             return sums["loss"], (sums, gather(changed.get("batch_stats", {})))

@@ -1,0 +1,171 @@
+"""The weights that a run begins with when `init_from` names a source: a run, one of its checkpoints, or a file of weights.
+
+The source is read once, before the first step: a run saves what it begins with as its checkpoint 0 and its record as
+`init.json`, and never needs the source again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from attention_jax import storage, tree
+from attention_jax.config.code import CODE
+from attention_jax.data.fingerprint import DATA
+from attention_jax.errors import UserError
+from attention_jax.interop.layout import Layout, NameRule, fill_variables, match_names
+from attention_jax.tasks.base import Task
+from attention_jax.train import remote_checkpoints, restore
+from attention_jax.train.step import State
+
+log = logging.getLogger(__name__)
+INIT = "init.json"  # in a workdir, and among a checkpoint's assets
+LABELS = "labels.json"
+NATIVE = Layout("native", ("*",), (NameRule(".*", "{0}"),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights to begin with.
+
+    Attributes:
+        path: of the run's step, or of the file, where it was read.
+        layout: of the tensors' names.
+        tensors: {name: array}.
+        assets: of a run.
+        about: {"sha256": of the file or of the run's checksums, and what else is worth keeping}.
+    """
+
+    path: str
+    layout: Layout
+    tensors: Mapping[str, np.ndarray]
+    assets: Mapping[str, bytes]
+    about: Mapping[str, Any]
+
+
+def read_initial_weights(
+    config: ConfigDict, task: Task, model: nn.Module, state: State
+) -> tuple[dict[str, jax.Array], dict[str, bytes]]:
+    """Returns ({path: array} for `create_state`, {"init.json": what was taken from where}) and logs it; collective.
+
+    A parameter that the source does not have begins as without a source, and so does the classifier where the classes are
+    others. Positions and relative biases are interpolated to the network's size.
+
+    Args:
+        state: shapes and shardings.
+
+    Raises:
+        UserError: nothing is there, it is of another network, or its arrays are of other shapes.
+    """
+    spec = config.init_from.replace("{seed}", str(config.seed))
+    where = f"init_from={spec}"
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    leaves = tree.flatten_by_path(variables)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    source = restore.call_together(lambda: _open_source(spec, where))
+    _refuse_other_tokens(where, task.assets(config), source.assets)
+
+    places = match_names(source.layout, model, list(shapes))
+    names = {path: place.name for path, place in places.items() if place and place.name in source.tensors}
+    classifier = _list_classifier(config, task, shapes) & names.keys()
+    right = {path: place.transform.shape_of(shapes[path]) for path, place in places.items() if place and path in names}
+    other_classes = _name_other_classes(task.assets(config), source.assets) or any(
+        source.tensors[names[path]].shape != right[path] for path in classifier
+    )
+    taken = {path: shape for path, shape in shapes.items() if path in names and not (other_classes and path in classifier)}
+    new = [path for path in shapes if path not in taken]
+    if len(taken) < len(shapes) / 2:
+        raise UserError(
+            f"{where}: {source.path} has {len(taken)} of this network's {len(shapes)} arrays, and lacks for example "
+            f"{_shorten(new, 3)}: give weights of {config.model.name!r}, or of a network that shares most of its layers."
+        )
+    used = {names[path] for path in taken}
+    tensors = {name: source.tensors[name] for name in used}
+    arrays, notes = fill_variables(source.layout, model, taken, tensors, f"{where}: {source.path}")
+    is_ignored = re.compile("|".join(source.layout.ignored) or "$^").search
+    left_out = [name for name in source.tensors if name not in used and not is_ignored(name)]
+    record = {
+        "init_from": spec,
+        "path": source.path,
+        "layout": source.layout.name,
+        **source.about,
+        "arrays": len(taken),
+        "new": new,
+        "left_out": left_out,
+        "notes": notes,
+    }
+    parts = [f"new: {_shorten(new)}{' (other classes)' * bool(other_classes)}" if new else ""]
+    parts += [f"left out: {_shorten(left_out)}" if left_out else "", *notes]
+    text = "; ".join(
+        [f"{len(taken)} of {len(shapes)} arrays are from {source.path} ({source.layout.name})", *filter(None, parts)]
+    )
+    log.info("%s: %s.", where, text)
+    placed = {path: _place_array(array, leaves[path]) for path, array in arrays.items()}
+    return placed, {INIT: json.dumps(record, indent=1).encode()}
+
+
+def _place_array(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array on the devices, of which each process fills its own; the host has one copy, the one that was read."""
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index].astype(leaf.dtype, copy=False))
+
+
+def _shorten(names: Sequence[str], number: int = 6) -> str:
+    rest = len(names) - number
+    return ", ".join(names[:number]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _list_classifier(config: ConfigDict, task: Task, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Paths of the arrays whose shapes depend on the number of classes."""
+    if not (number := config.model.get("num_classes")):
+        return set()
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.model.num_classes = number + 1
+    inputs = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in task.example_inputs(config)]
+    variables = jax.eval_shape(task.model(other).init, jax.random.key(0), *inputs)
+    return {path for path, leaf in tree.flatten_by_path(variables).items() if path in shapes and leaf.shape != shapes[path]}
+
+
+def _name_other_classes(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> bool:
+    return LABELS in ours and LABELS in theirs and json.loads(ours[LABELS]) != json.loads(theirs[LABELS])
+
+
+def _refuse_other_tokens(where: str, ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> None:
+    """Raises UserError for a run of other data that its arrays depend on: a tokenizer."""
+    ignored = (LABELS, CODE, DATA, INIT)
+    differ = [name for name in theirs if name not in ignored and theirs[name] != ours.get(name, theirs[name])]
+    if differ:
+        raise UserError(f"{where}: its {' and '.join(differ)} is not this run's: give data.tokenizer that file.")
+
+
+def _open_source(spec: str, where: str) -> Source:
+    if storage.is_remote(spec):
+        return dataclasses.replace(_open_run(remote_checkpoints.download_run(spec), where), path=spec)
+    path = Path(spec).expanduser().resolve()
+    if not path.exists():
+        raise UserError(
+            f"{where}: there is no such file or folder: give a run's workdir, one of its steps, or a file of weights."
+        )
+    return _open_run(path, where)
+
+
+def _open_run(path: Path, where: str) -> Source:
+    """The average of the weights where a run has one, as `load_run` takes it."""
+    try:
+        state, about, folder = restore.read_newest(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    weights = "params" if state.get("ema") is None else "ema"
+    variables = state["ema"] if weights == "ema" else {kind: state.get(kind) or {} for kind in ("params", "batch_stats")}
+    checksums = json.dumps(about["checksums"], sort_keys=True).encode()
+    facts = {"sha256": hashlib.sha256(checksums).hexdigest(), "step": about["step"], "weights": weights}
+    return Source(str(folder), NATIVE, tree.flatten_by_path(variables), about["assets"], facts)
