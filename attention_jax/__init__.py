@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attention_jax.data.images.preprocessing import preprocessing
     from attention_jax.errors import UserError
     from attention_jax.interop.pretrained import load_pretrained
-    from attention_jax.load import Run, load_checkpoint, load_run
+    from attention_jax.load import Run, load_checkpoint, load_run, save_run
     from attention_jax.models import create_model, list_models, register_model
     from attention_jax.models.summary import summary
 
@@ -26,6 +26,7 @@ _HOME = {
     "load_run": "attention_jax.load",
     "preprocessing": "attention_jax.data.images.preprocessing",
     "Run": "attention_jax.load",
+    "save_run": "attention_jax.load",
     "register_model": "attention_jax.models",
     "summary": "attention_jax.models.summary",
 }
@@ -36,6 +37,7 @@ __all__ = [  # noqa: RUF022  grouped by use
     "summary",
     "load_checkpoint",
     "load_run",
+    "save_run",
     "load_pretrained",
     "Run",
     "preprocessing",

@@ -1,23 +1,31 @@
-"""Opens trained runs in a notebook: one call, any machine."""
+"""Opens trained runs in a notebook: one call, any machine; and makes a run of weights."""
 
 import dataclasses
 import functools
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from attention_jax import storage
-from attention_jax.config.code import CODE, bind_code, read_code
-from attention_jax.config.config import config_from_json
+from attention_jax import storage, tree
+from attention_jax.config import defaults
+from attention_jax.config.code import CODE, bind_code, collect_code, read_code, record_code
+from attention_jax.config.config import complete_config, config_from_json, config_to_json
+from attention_jax.data.images.preprocessing import Preprocessing
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
-from attention_jax.models.registry import list_origins
+from attention_jax.models.registry import describe_model, list_origins
 from attention_jax.tasks import get_task
 from attention_jax.train import metrics, remote_checkpoints, restore
+from attention_jax.train.checkpoint import Checkpoints
+from attention_jax.train.step import State
+from attention_jax.train.workdir import CONFIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,3 +157,71 @@ def load_checkpoint(
     """Opens a run as (model, variables), ready for `model.apply(variables, inputs)`; arguments as in `load_run`."""
     run = load_run(path, weights, average, trust_code)
     return run.model, run.variables
+
+
+def save_run(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: str | Path,
+    preprocessing: Preprocessing | Mapping[str, Any],
+    labels: Sequence[str] = (),
+) -> Path:
+    """Makes a run of any weights of an image network, for `load_run`, `evaluate` and `init_from`; returns its workdir.
+
+    It has no data: `./launch.sh evaluate --workdir=PATH --config.data.source=folder --config.data.args.path=DIR`.
+
+    Args:
+        variables: "params", and "batch_stats" where the network has them.
+        path: a folder that does not exist.
+        preprocessing: `aj.preprocessing(name)`, whose test size images get, or these fields of a config's section `data`:
+            image_shape, mean, std and, for images of any size, eval_resize and interpolation.
+        labels: names of the classes; by default their numbers.
+
+    Raises:
+        UserError: the folder exists or is remote, or the variables are not the network's.
+    """
+    folder = Path(path).expanduser()
+    if storage.is_remote(path) or folder.exists():
+        raise UserError(
+            f"save_run({str(path)!r}): {'it is remote' if storage.is_remote(path) else 'it exists'}: give a new folder."
+        )
+    data = preprocessing.to_fields(test=True) if isinstance(preprocessing, Preprocessing) else dict(preprocessing)
+    config = defaults.classification()
+    config.update(batch_size=1, total_steps=1)
+    config.model.update(describe_model(model))
+    config.data.update(source="folder", args={"path": "nowhere: a run of weights alone"}, num_examples=1, **data)
+    config.schedule.learning_rate = 0.0
+    config = complete_config(config)
+    task, kept = get_task(config.task), {name: dict(variables.get(name) or {}) for name in ("params", "batch_stats")}
+    count = _check_variables(task.model(config), task.example_inputs(config), kept, f"save_run({str(path)!r})")
+    if labels and len(labels) != count:
+        raise UserError(f"save_run: {len(labels)} labels for {count} classes: give a name for each.")
+    code = collect_code(config, list_origins())
+    names = json.dumps(list(labels) or [str(i) for i in range(count)]).encode()
+    checkpoints = Checkpoints(folder, keep_last=1, keep_best=0, score=lambda step: None)
+    state = State(jnp.zeros((), jnp.int32), **jax.tree.map(jnp.asarray, kept), opt_state={}, ema=None)
+    checkpoints.save(
+        state, {"config": config_to_json(config), "sums": {}, "log": b""}, {"labels.json": names, **code.to_assets()}
+    )
+    checkpoints.close()
+    record_code(config, code, write=True)
+    for name, content in {**code.to_assets(), CONFIG: config_to_json(config).encode()}.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _check_variables(model: nn.Module, inputs: tuple, variables: Mapping[str, Any], where: str) -> int:
+    """Raises UserError unless the variables are a network's; returns the number of its classes."""
+    zeros = [jnp.zeros(each.shape, each.dtype) for each in inputs]
+    logits, wanted = jax.eval_shape(lambda key: model.init_with_output(key, *zeros), jax.random.key(0))
+    right = {
+        path: leaf.shape for path, leaf in tree.flatten_by_path(wanted).items() if path.startswith(("params", "batch_stats"))
+    }
+    found = {path: np.shape(leaf) for path, leaf in tree.flatten_by_path(variables).items()}
+    for name in sorted(right.keys() | found.keys()):
+        if right.get(name) != found.get(name):
+            raise UserError(
+                f"{where}: {name} is {found.get(name, 'missing')} in the variables, and {right.get(name, 'not there')} in the "
+                f"network for images {inputs[0].shape[1:]}: give the variables of this network, and images of its size."
+            )
+    return logits.shape[-1]

@@ -140,3 +140,37 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
             f"model {name!r} made {type(module).__name__}: give a flax.linen.Module or a function that returns one."
         )
     return module
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Returns the section `model` of a config that builds a network: its name and the fields that differ from the name's.
+
+    Of several names the one that leaves the fewest fields to say. Raises UserError for a field that no config can hold.
+    """
+    kind: Any = type(model)
+    values = {field.name: getattr(model, field.name) for field in dataclasses.fields(kind) if field.init}
+    del values["parent"], values["name"]
+    known = {name: create_model(name) for name, (make, _) in _MODELS.items() if make is kind}
+    differing = {
+        name: {key: value for key, value in values.items() if value != getattr(other, key)} for name, other in known.items()
+    }
+    if not differing:
+        file = inspect.getsourcefile(kind)
+        name = f"{file}:{kind.__qualname__}" if file else f"{kind.__module__}.{kind.__qualname__}"
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+        differing = {name: {key: value for key, value in values.items() if value is not defaults[key]}}
+    name, fields = min(differing.items(), key=lambda item: (len(item[1].keys() - {*FACTS}), len(item[0]), item[0]))
+    if (count := values.get("num_classes")) is not None:
+        fields["num_classes"] = count
+    for key, value in fields.items():
+        if not _is_plain(value):
+            raise UserError(f"model.{key}={value!r}: no config can hold it: give the name of what it is, such as file.py:Name.")
+    return {"name": name, **{key: dict(value) if isinstance(value, Mapping) else value for key, value in fields.items()}}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))

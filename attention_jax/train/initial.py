@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from attention_jax import storage, tree
 from attention_jax.config.code import CODE
 from attention_jax.data.fingerprint import DATA
 from attention_jax.errors import UserError
-from attention_jax.interop.layout import Layout, NameRule, fill_variables, match_names
+from attention_jax.interop.layout import Layout, fill_variables, match_names
+from attention_jax.interop.read_tensors import open_weights, select_weights
+from attention_jax.interop.recognise import NATIVE, recognise_layout
+from attention_jax.models.registry import FACTS
 from attention_jax.tasks.base import Task
 from attention_jax.train import remote_checkpoints, restore
 from attention_jax.train.step import State
@@ -30,7 +34,7 @@ from attention_jax.train.step import State
 log = logging.getLogger(__name__)
 INIT = "init.json"  # in a workdir, and among a checkpoint's assets
 LABELS = "labels.json"
-NATIVE = Layout("native", ("*",), (NameRule(".*", "{0}"),))
+_FILES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")  # at a URI, where a name must do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ def read_initial_weights(
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     leaves = tree.flatten_by_path(variables)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    source = restore.call_together(lambda: _open_source(spec, where))
+    source = restore.call_together(lambda: _open_source(spec, where, config, model))
     _refuse_other_tokens(where, task.assets(config), source.assets)
 
     places = match_names(source.layout, model, list(shapes))
@@ -104,7 +108,7 @@ def read_initial_weights(
         "notes": notes,
     }
     parts = [f"new: {_shorten(new)}{' (other classes)' * bool(other_classes)}" if new else ""]
-    parts += [f"left out: {_shorten(left_out)}" if left_out else "", *notes]
+    parts += [f"left out: {_shorten(left_out)}" if left_out else "", *source.about.get("wrappers", ()), *notes]
     text = "; ".join(
         [f"{len(taken)} of {len(shapes)} arrays are from {source.path} ({source.layout.name})", *filter(None, parts)]
     )
@@ -147,15 +151,34 @@ def _refuse_other_tokens(where: str, ours: Mapping[str, bytes], theirs: Mapping[
         raise UserError(f"{where}: its {' and '.join(differ)} is not this run's: give data.tokenizer that file.")
 
 
-def _open_source(spec: str, where: str) -> Source:
-    if storage.is_remote(spec):
+def _open_source(spec: str, where: str, config: ConfigDict, model: nn.Module) -> Source:
+    if not storage.is_remote(spec):
+        path = Path(spec).expanduser().resolve()
+        if not path.exists():
+            raise UserError(f"{where}: there is no such file or folder: give a run's workdir, one of its steps, or weights.")
+        return _open_run(path, where) if path.is_dir() else _open_file(path, where, config, model)
+    if not spec.endswith(_FILES):
         return dataclasses.replace(_open_run(remote_checkpoints.download_run(spec), where), path=spec)
-    path = Path(spec).expanduser().resolve()
-    if not path.exists():
-        raise UserError(
-            f"{where}: there is no such file or folder: give a run's workdir, one of its steps, or a file of weights."
-        )
-    return _open_run(path, where)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / spec.rpartition("/")[2]
+        path.write_bytes(storage.read_remote_file(spec, where))
+        return dataclasses.replace(_open_file(path, where, config, model), path=spec)
+
+
+def _open_file(path: Path, where: str, config: ConfigDict, model: nn.Module) -> Source:
+    tensors, notes = select_weights(open_weights(path), where)
+    fields = {name: value for name, value in config.model.to_dict().items() if name not in ("name", *FACTS)}
+    channels = config.data.image_shape[-1] if "image_shape" in config.data else 3
+    layout = recognise_layout(config.model.name, tensors, where, in_channels=channels, **fields).layout
+    for field, value in layout.fields.items():
+        if getattr(model, field) != value:
+            raise UserError(
+                f"{where}: its layout {layout.name} is that of networks with {field}={value!r}, and model.{field} is "
+                f"{getattr(model, field)!r}: give --config.model.{field}={value}."
+            )
+    with path.open("rb") as file:
+        facts = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "wrappers": notes}
+    return Source(str(path), layout, tensors, {}, facts)
 
 
 def _open_run(path: Path, where: str) -> Source:
