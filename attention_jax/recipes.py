@@ -133,6 +133,15 @@ def layerwise_lr_decay(config: ConfigDict, groups: tuple[str, ...] = CONVNEXT_GR
     return _changed(config, "optimizer", rate_rules=(*rules, (".*", 1.0)))
 
 
+def freeze(config: ConfigDict, patterns: tuple[str, ...] = ("^(?!head)",)) -> ConfigDict:
+    """What any path expression finds keeps its initial weights; by default all but the classifier, for a linear probe.
+
+    Statistics of batch norm stay too with `batch_norm.granularity="stored"`.
+    """
+    frozen = tuple((pattern, 0.0) for pattern in patterns)
+    return _changed(config, "optimizer", rate_rules=(*frozen, *config.optimizer.rate_rules))
+
+
 def accumulate(config: ConfigDict, parts: int = 2) -> ConfigDict:
     """The same batch in `parts` micro-batches; batch statistics are then a micro-batch's."""
     return _changed(config, "", accumulation=parts)

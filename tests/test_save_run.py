@@ -63,7 +63,9 @@ def test_what_is_wrong_is_said(network, saved, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet20.plain", "bam_resnet50.code", "swin_tiny_patch4_window7_224", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnet20.plain", "bam_resnet50.code", "swin_tiny_patch4_window7_224", "convnext_tiny"]
+)
 def test_a_network_is_described_by_its_name(name):
     model = aj.create_model(name, num_classes=7)
     described = describe_model(model)

@@ -10,11 +10,19 @@ import numpy as np
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.interop import layouts_convnext, layouts_efficientnet, layouts_resnet, layouts_swin, layouts_vit
-from attention_jax.interop.layout import Layout, NameRule, count_found, list_shapes, match_names
+from attention_jax.interop.layout import Layout, NameRule, Transform, count_found, list_shapes, match_names
 from attention_jax.models import create_model
 
 # Our own paths: of networks that no other library has, and of the format native.
-NATIVE = Layout("native", ("*",), (NameRule("(.+)", "{1}"),))
+NATIVE = Layout(
+    "native",
+    ("*",),
+    (
+        NameRule("params/positions", "{0}", Transform(resize=layouts_vit.resize_positions)),
+        NameRule(".+/relative_bias", "{0}", Transform(resize=layouts_vit.resize_grid)),
+        NameRule(".+", "{0}"),
+    ),
+)
 _FAMILIES = (layouts_resnet, layouts_convnext, layouts_vit, layouts_swin, layouts_efficientnet)
 LAYOUTS = (NATIVE, *(layout for family in _FAMILIES for layout in family.LAYOUTS))
 LEAST = 0.5  # of a network's tensors must be in a file by name, or its layout is not recognised
@@ -83,6 +91,8 @@ def recognise_layout(
             "the name of another network, or layout='file.py:LAYOUT'."
         )
     best = [known for share, known in found if share == most]
+    # Fields that were given decide between layouts that they alone tell apart.
+    best = [known for known in best if {**known.layout.fields, **fields}.items() >= known.layout.fields.items()] or best
     first = best[0]
     if any(other.layout.fields != first.layout.fields for other in best):
         names = ", ".join(repr(other.layout.name) for other in best)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
+from attention_jax import tree
 from attention_jax.config.config import flatten_config, get_fields
 from attention_jax.config.unread import list_resting
 from attention_jax.distributed.mesh import count_threads
 from attention_jax.distributed.sharding import count_bytes_per_device
 from attention_jax.models.summary import summary
+from attention_jax.optim.optimizers import is_frozen
 from attention_jax.train import metrics
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import TrainingResult
@@ -38,6 +40,8 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
         f"{durations.steps_per_epoch} batches of {config.batch_size}, seed {config.seed}",
         "overrides": ", ".join(f"{name}={value}" for name, value in overrides.items()) or "none",
     }
+    if frozen := _frozen(program):
+        rows["frozen"] = frozen
     if config.data.eval_split.startswith("test") and durations.evaluate_every < durations.total:
         chosen = f"checkpoint.keep_best={config.checkpoint.keep_best} chooses on split {config.data.eval_split!r}"
         rows["checkpoints"] = f"{chosen}, where only the last may be judged: choose with data.eval_split='validation'"
@@ -45,6 +49,19 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
         rows["not read"] = ", ".join(resting)
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _frozen(program: Program) -> str:
+    """The frozen parameters, if any, and the statistics that batch norm has then."""
+    rules, params = program.config.optimizer.rate_rules, tree.flatten_by_path(program.abstract_state.params)
+    frozen = sum(leaf.size for path, leaf in params.items() if is_frozen(rules, path))
+    if not frozen:
+        return ""
+    stored = "batch_norm" in program.config and program.config.batch_norm.granularity == "stored"
+    moving = "still those of each batch, which batch_norm.granularity='stored' changes"
+    statistics = f"; batch norm's statistics are {'the stored ones' if stored else moving}"
+    text = f"{frozen:,} of {sum(leaf.size for leaf in params.values()):,} parameters, whose rate is 0"
+    return text + statistics * bool(tree.flatten_by_path(program.abstract_state.batch_stats))
 
 
 def _state(program: Program) -> str:

@@ -15,6 +15,7 @@ from attention_jax.errors import UserError
 from attention_jax.optim.mixing import mix_images
 from attention_jax.preflight.hlo import HloProgram
 from attention_jax.train import checkpoint, restore
+from attention_jax.train.initial import read_initial_weights
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers import small_text
@@ -185,6 +186,23 @@ def uninterrupted(tmp_path_factory):
     program = build_program(config)
     train_model(config, workdir, program)
     return config, program, workdir
+
+
+def test_given_weights_are_divided_as_initial_ones(uninterrupted):
+    """A run begins with the weights of another on any mesh: the same arrays, each device with its part."""
+    _, _, source = uninterrupted
+    found = []
+    for sizes in (dict(parallel__data=1), dict(parallel__data=8), dict(parallel__fsdp=4)):
+        program = build_program(small_config(init_from=str(source), **RUN, **sizes))
+        given, _ = read_initial_weights(program.config, program.task, program.model, program.abstract_state)
+        state = tree.flatten_by_path(program.init(np.uint32(0), given))
+        for path, leaf in tree.flatten_by_path(program.abstract_state).items():
+            assert state[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
+        found.append(jax.device_get(state))
+    ema = tree.flatten_by_path(restore.read_newest(source)[0]["ema"])
+    for path, array in found[0].items():
+        assert array.tobytes() == found[1][path].tobytes() == found[2][path].tobytes(), path
+        assert path not in ema or array.tobytes() == ema[path].tobytes(), path
 
 
 def stop_at_step_9(step):
