@@ -134,12 +134,13 @@ def layerwise_lr_decay(config: ConfigDict, groups: tuple[str, ...] = CONVNEXT_GR
 
 
 def freeze(config: ConfigDict, patterns: tuple[str, ...] = ("^(?!head)",)) -> ConfigDict:
-    """What any path expression finds keeps its initial weights; by default all but the classifier, for a linear probe.
+    """Parameters that a path expression finds keep their initial weights; by default all but the classifier's.
 
     Statistics of batch norm stay too with `batch_norm.granularity="stored"`.
     """
     frozen = tuple((pattern, 0.0) for pattern in patterns)
-    return _changed(config, "optimizer", rate_rules=(*frozen, *config.optimizer.rate_rules))
+    others = (rule for rule in config.optimizer.rate_rules if rule not in frozen)
+    return _changed(config, "optimizer", rate_rules=(*frozen, *others))
 
 
 def accumulate(config: ConfigDict, parts: int = 2) -> ConfigDict:

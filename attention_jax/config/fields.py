@@ -198,7 +198,7 @@ _IMAGES: dict[str, Any] = {
         "granularity": Field(
             "all",
             (str, int),
-            "'all', 'per_replica', a whole number of examples, or 'stored'",
+            "'all', 'per_replica', or a whole number of examples; with init_from also 'stored'",
             "examples that share statistics; stored: those of init_from, which stay as they are",
             _is_granularity,
             "examples",

@@ -38,7 +38,7 @@ _FILES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")  # at a 
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Weights to begin with.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source:
 def read_initial_weights(
     config: ConfigDict, task: Task, model: nn.Module, state: State
 ) -> tuple[dict[str, jax.Array], dict[str, bytes]]:
-    """Returns ({path: array} for `create_state`, {"init.json": what was taken from where}) and logs it; collective.
+    """Returns ({path: array} for `create_state`, {"init.json": what came from where}) and logs it; collective.
 
     A parameter that the source does not have begins as without a source, and so does the classifier where the classes are
     others. Positions and relative biases are interpolated to the network's size.
@@ -85,16 +85,16 @@ def read_initial_weights(
     other_classes = _name_other_classes(task.assets(config), source.assets) or any(
         source.tensors[names[path]].shape != right[path] for path in classifier
     )
-    taken = {path: shape for path, shape in shapes.items() if path in names and not (other_classes and path in classifier)}
-    new = [path for path in shapes if path not in taken]
-    if len(taken) < len(shapes) / 2:
+    kept = {path: shape for path, shape in shapes.items() if path in names and not (other_classes and path in classifier)}
+    new = [path for path in shapes if path not in kept]
+    if len(kept) < len(shapes) / 2:
         raise UserError(
-            f"{where}: {source.path} has {len(taken)} of this network's {len(shapes)} arrays, and lacks for example "
+            f"{where}: {source.path} has {len(kept)} of this network's {len(shapes)} arrays, and lacks for example "
             f"{_shorten(new, 3)}: give weights of {config.model.name!r}, or of a network that shares most of its layers."
         )
-    used = {names[path] for path in taken}
+    used = {names[path] for path in kept}
     tensors = {name: source.tensors[name] for name in used}
-    arrays, notes = fill_variables(source.layout, model, taken, tensors, f"{where}: {source.path}")
+    arrays, notes = fill_variables(source.layout, model, kept, tensors, f"{where}: {source.path}")
     is_ignored = re.compile("|".join(source.layout.ignored) or "$^").search
     left_out = [name for name in source.tensors if name not in used and not is_ignored(name)]
     record = {
@@ -102,7 +102,7 @@ def read_initial_weights(
         "path": source.path,
         "layout": source.layout.name,
         **source.about,
-        "arrays": len(taken),
+        "arrays": len(kept),
         "new": new,
         "left_out": left_out,
         "notes": notes,
@@ -110,7 +110,7 @@ def read_initial_weights(
     parts = [f"new: {_shorten(new)}{' (other classes)' * bool(other_classes)}" if new else ""]
     parts += [f"left out: {_shorten(left_out)}" if left_out else "", *source.about.get("wrappers", ()), *notes]
     text = "; ".join(
-        [f"{len(taken)} of {len(shapes)} arrays are from {source.path} ({source.layout.name})", *filter(None, parts)]
+        [f"{len(kept)} of {len(shapes)} arrays are from {source.path} ({source.layout.name})", *filter(None, parts)]
     )
     log.info("%s: %s.", where, text)
     placed = {path: _place_array(array, leaves[path]) for path, array in arrays.items()}
@@ -118,7 +118,7 @@ def read_initial_weights(
 
 
 def _place_array(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The array on the devices, of which each process fills its own; the host has one copy, the one that was read."""
+    """The array on the devices, filled by the processes that have them; the host keeps one copy, the one that was read."""
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index].astype(leaf.dtype, copy=False))
 
 
@@ -151,7 +151,7 @@ def _refuse_other_tokens(where: str, ours: Mapping[str, bytes], theirs: Mapping[
         raise UserError(f"{where}: its {' and '.join(differ)} is not this run's: give data.tokenizer that file.")
 
 
-def _open_source(spec: str, where: str, config: ConfigDict, model: nn.Module) -> Source:
+def _open_source(spec: str, where: str, config: ConfigDict, model: nn.Module) -> WeightSource:
     if not storage.is_remote(spec):
         path = Path(spec).expanduser().resolve()
         if not path.exists():
@@ -165,7 +165,7 @@ def _open_source(spec: str, where: str, config: ConfigDict, model: nn.Module) ->
         return dataclasses.replace(_open_file(path, where, config, model), path=spec)
 
 
-def _open_file(path: Path, where: str, config: ConfigDict, model: nn.Module) -> Source:
+def _open_file(path: Path, where: str, config: ConfigDict, model: nn.Module) -> WeightSource:
     tensors, notes = select_weights(open_weights(path), where)
     fields = {name: value for name, value in config.model.to_dict().items() if name not in ("name", *FACTS)}
     channels = config.data.image_shape[-1] if "image_shape" in config.data else 3
@@ -178,10 +178,10 @@ def _open_file(path: Path, where: str, config: ConfigDict, model: nn.Module) -> 
             )
     with path.open("rb") as file:
         facts = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "wrappers": notes}
-    return Source(str(path), layout, tensors, {}, facts)
+    return WeightSource(str(path), layout, tensors, {}, facts)
 
 
-def _open_run(path: Path, where: str) -> Source:
+def _open_run(path: Path, where: str) -> WeightSource:
     """The average of the weights where a run has one, as `load_run` takes it."""
     try:
         state, about, folder = restore.read_newest(path)
@@ -191,4 +191,4 @@ def _open_run(path: Path, where: str) -> Source:
     variables = state["ema"] if weights == "ema" else {kind: state.get(kind) or {} for kind in ("params", "batch_stats")}
     checksums = json.dumps(about["checksums"], sort_keys=True).encode()
     facts = {"sha256": hashlib.sha256(checksums).hexdigest(), "step": about["step"], "weights": weights}
-    return Source(str(folder), NATIVE, tree.flatten_by_path(variables), about["assets"], facts)
+    return WeightSource(str(folder), NATIVE, tree.flatten_by_path(variables), about["assets"], facts)

@@ -240,7 +240,7 @@ def test_fields_that_name_code_are_known(root):
     known = (
         "config/plugins config/config config/code config/fields models/gate models/registry data/images/sources data/text/pairs"
     )
-    known += " cli/files"
+    known += " cli/files interop/recognise"
     known += " optim/optimizers optim/schedules tasks/__init__ tables/measures tables/publish tables/results tables/table"
     assert {str(path.relative_to(root / "attention_jax"))[:-3] for path in uses} == set(known.split())
     assert code._NAMED == ("task", "model.name", "model.gate", "data.source", "optimizer.name", "schedule.name")
