@@ -16,6 +16,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   quickstart translation [--workdir=DIR]      the second, on embedded English and Korean
   train --config=FILE --workdir=DIR           train a config; the same command resumes; any field: --config.key=value
   evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
+  export --workdir=DIR --output=DIR --format=timm|torchvision|native
+                                              a run's network as safetensors with a config and a card
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
@@ -206,7 +208,7 @@ case "$command" in
     fi
     exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
-  train | evaluate | translate | table | config | completion | plot | summary)
+  train | evaluate | export | translate | table | config | completion | plot | summary)
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
@@ -258,5 +260,5 @@ case "$command" in
     if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, translate, table, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, translate, table, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
 esac

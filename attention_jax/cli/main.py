@@ -1,4 +1,4 @@
-"""The commands: python -m attention_jax train | evaluate | translate | table | config | plot | summary | preflight | prepare.
+"""The commands: python -m attention_jax train | evaluate | export | translate | table | config | plot | summary | …
 
 Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE gives that another code. 1: rows of a table
 failed, or a step does not fit a slice. 2: a user error, explained in one sentence.
@@ -219,6 +219,15 @@ def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool,
     return 0
 
 
+def _export(workdir: str, output: str, format: str, **options: Any) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    from attention_jax.interop.export import export_run
+
+    new = export_run(workdir, output, format, **options)
+    print(f"{output} is written in the format {format}." if new else f"{output} is there already, with the same content.")
+    return 0
+
+
 def _translate(**options: Any) -> int:
     _start("translation")
     from attention_jax.cli.translate import translate_file
@@ -331,6 +340,7 @@ def _prepare(name: str, data_dir: str, manual_dir: str | None) -> int:
 _RUN: dict[str, Callable[..., int]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "export": _export,
     "translate": _translate,
     "table": _table,
     "config": _config,

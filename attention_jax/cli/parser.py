@@ -65,6 +65,14 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add = command("evaluate", "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
     _add_run_options(add)
 
+    add = command(
+        "export", "Write a run's network as safetensors with a config and a card, for timm, torchvision or this library."
+    )
+    _add_run_options(add)
+    add("--output", required=True, type=_place, metavar="DIR", help="made at once; one with something else stays as it is")
+    add("--format", required=True, choices=("timm", "torchvision", "native"), help="whose names; native has every network")
+    add("--license", dest="licence", metavar="TEXT", help="of the weights, for config and card; default none is stated")
+
     add = command("translate", "Translate a line of input into a line of output with a trained network.")
     _add_run_options(add)
     add("--input", dest="source", type=_place, metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")

@@ -1,0 +1,144 @@
+"""What a run knows of itself, beside its exported weights: `config.json` in timm's form, and a card in Markdown."""
+
+import importlib.metadata
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from attention_jax import __version__, tree
+from attention_jax.config.plugins import strip_origin
+from attention_jax.data.fingerprint import DATA
+from attention_jax.interop.layout import Layout, match_names
+from attention_jax.load import Run
+from attention_jax.models.registry import FACTS
+
+WEIGHTS, CONFIG, CARD, RUN_CONFIG = "model.safetensors", "config.json", "README.md", "run_config.json"
+
+
+class Export(NamedTuple):
+    """What a library calls a network, the arguments of its function beside the number of classes, and the names of tensors."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    layout: Layout
+
+
+def simplify_field(value: Any) -> Any:
+    """Returns a field of a network as JSON has it: a list for a tuple, a plain dict for a mapping."""
+    if isinstance(value, Mapping):
+        return {key: simplify_field(part) for key, part in value.items()}
+    return [simplify_field(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+
+def find_crop_share(side: int, shorter: int) -> float:
+    """Returns the share of which floor(side / share) is `shorter`, the side that images are resized to before the crop."""
+    share = side / shorter
+    while math.floor(side / share) < shorter:  # 384 / (384 / 450) is a little less than 450
+        share = math.nextafter(share, 0)
+    return share
+
+
+def describe_export(run: Run, export: Export, licence: str | None) -> dict[str, Any]:
+    """Returns the content of config.json, for timm in its form, with what the run knows under "attention_jax"."""
+    data, model = run.config.data, run.config.model.to_dict()
+    height, width, channels = data.image_shape
+    colours = dict(interpolation=data.interpolation, mean=list(data.mean), std=list(data.std))
+    number = int(getattr(run.model, "num_classes", model.get("num_classes")))
+    classes = json.loads(run.assets.get("labels.json", b"null"))
+    places = match_names(export.layout, run.model, list(tree.flatten_by_path(run.variables)))
+    first, head = (
+        list({place.name.rpartition(".")[0]: None for path, place in places.items() if place and re.search(end, path)})
+        for end in (export.layout.stem, export.layout.head)
+    )
+    timm = {
+        "input_size": [channels, height, width],
+        "fixed_input_size": "img_size" in export.arguments or hasattr(run.model, "image_size"),
+        "crop_pct": find_crop_share(min(height, width), data.eval_resize or min(height, width)),
+        **colours,
+        "num_classes": number,
+        "first_conv": next(iter(first), None),
+        "classifier": head[0] if len(head) == 1 else head,
+        "license": licence,
+    }
+    own = {
+        "version": __version__,
+        "layout": export.layout.name,
+        "model": strip_origin(model["name"]),
+        "fields": {key: simplify_field(value) for key, value in _list_fields(model).items()},
+        "preprocessing": {"image_shape": [height, width, channels], "eval_resize": data.eval_resize, **colours},
+        "weights": run.weights,
+        "step": run.step,
+        "metrics": _find_metrics(run),
+        "data": json.loads(run.assets.get(DATA, b"null")),
+        "license": licence,
+    }
+    about: dict[str, Any] = {"architecture": export.architecture, "num_classes": number}
+    about |= {"label_names": classes} if classes else {}
+    about |= {"model_args": export.arguments} if export.arguments else {}
+    about |= {"pretrained_cfg": timm} if export.layout.name == "timm" else {}
+    return {**about, "attention_jax": own}
+
+
+def _list_fields(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config's section `model` beside its name and the facts of its data, without those that say nothing."""
+    given = {key: strip_origin(value) for key, value in sorted(model.items()) if key not in ("name", *FACTS)}
+    return {key: value for key, value in given.items() if value is not None and value != {}}
+
+
+def _find_metrics(run: Run) -> dict[str, float]:
+    """The newest evaluation of these weights in the log, with its step."""
+    prefix = "eval_ema/" if run.weights == "ema" else "eval/"
+    lines = [line for line in run.metrics if any(key.startswith(prefix) for key in line)]
+    return {key: value for key, value in lines[-1].items() if key == "step" or key.startswith(prefix)} if lines else {}
+
+
+def render_card(run: Run, export: Export, about: Mapping[str, Any]) -> str:
+    """Returns README.md: a table of what the run knows, how to load the weights, and how to train the network again."""
+    own, data, layout = about["attention_jax"], run.config.data, export.layout.name
+    name, fields, channels = own["model"], own["fields"], own["preprocessing"]["image_shape"][2]
+    parameters = sum(int(leaf.size) for leaf in tree.flatten_by_path(run.variables["params"]).values())
+    classes = [str(label) for label in about.get("label_names", ())]
+    more = f", and {len(classes) - 10} more" if len(classes) > 10 else ""
+    measured = [f"{key.partition('/')[2]} {value:.4g}" for key, value in own["metrics"].items() if key != "step"]
+    height, width, _ = own["preprocessing"]["image_shape"]
+    resized = (
+        f"shorter side resized to {data.eval_resize} ({data.interpolation}), centre crop" if data.eval_resize else "as it is"
+    )
+    prints = [
+        f"{split}: {known.get('length', '?')} examples, {known.get('contents') or known.get('fingerprint')}"
+        for split, known in (own["data"] or {}).items()
+    ]
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "flax"))
+    rows = {
+        "network": f"`{name}`, {parameters:,} parameters" + (f", `{json.dumps(fields)}`" if fields else ""),
+        "classes": f"{about['num_classes']}" + (f": {', '.join(classes[:10])}{more}" if classes else ""),
+        "weights": f"{'average' if run.weights == 'ema' else 'last'} (`{run.weights}`) of step {run.step}",
+        "metrics": f"{', '.join(measured)} at step {own['metrics']['step']}" if measured else "none",
+        "input": f"{height}x{width}x{channels}, {resized}, (x / 255 − {list(data.mean)}) / {list(data.std)}",
+        "data": f"`{data.source}`; evaluated on the split {data.eval_split!r}",
+        "fingerprint": "; ".join(prints) or "not known",
+        "exported by": f"attention_jax {__version__}, {versions}",
+        "licence": own["license"] or "not stated",
+    }
+    keywords = {"in_channels": channels} if channels != 3 else {}
+    arguments = "".join(f", {key}={value!r}" for key, value in {**keywords, **_list_fields(run.config.model.to_dict())}.items())
+    load = [
+        "import attention_jax as aj",
+        f'model, variables = aj.load_pretrained("{name}", "{WEIGHTS}"{arguments})',
+    ]
+    if layout == "timm":
+        load += ["", "import timm", 'net = timm.create_model("local-dir:.", pretrained=True)  # this folder']
+    if layout == "torchvision":
+        given = "".join(f", {key}={value!r}" for key, value in export.arguments.items())
+        load += ["", "import safetensors.torch, torchvision"]
+        load += [f"net = torchvision.models.{export.architecture}(num_classes={about['num_classes']}{given})"]
+        load += [f'net.load_state_dict(safetensors.torch.load_file("{WEIGHTS}"))']
+    table = "".join(f"| {key} | {str(value).replace('|', '¦')} |\n" for key, value in rows.items())
+    again = f"./launch.sh train --config={RUN_CONFIG} --workdir=runs/again"
+    code = "\n".join(load)
+    return (
+        f"# {name}\n\n| | |\n| --- | --- |\n{table}\n## Load it\n\n```python\n{code}\n```\n\n## Train it again\n\n"
+        f"```bash\n{again}\n```\n"
+    )
