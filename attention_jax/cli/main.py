@@ -1,4 +1,4 @@
-"""The commands: python -m attention_jax train | evaluate | export | translate | table | config | plot | summary | …
+"""The commands: python -m attention_jax train | evaluate | export | translate | table | summary | plot, and others.
 
 Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE gives that another code. 1: rows of a table
 failed, or a step does not fit a slice. 2: a user error, explained in one sentence.

@@ -1,4 +1,4 @@
-"""What a run knows of itself, beside its exported weights: `config.json` in timm's form, and a card in Markdown."""
+"""The files beside exported weights, with all that a run knows of itself: `config.json`, and a card in Markdown."""
 
 import importlib.metadata
 import json
@@ -18,7 +18,7 @@ WEIGHTS, CONFIG, CARD, RUN_CONFIG = "model.safetensors", "config.json", "README.
 
 
 class Export(NamedTuple):
-    """What a library calls a network, the arguments of its function beside the number of classes, and the names of tensors."""
+    """A network in another library: its name, the arguments of that function beside the number of classes, and the layout."""
 
     architecture: str
     arguments: dict[str, Any]
@@ -33,7 +33,7 @@ def simplify_field(value: Any) -> Any:
 
 
 def find_crop_share(side: int, shorter: int) -> float:
-    """Returns the share of which floor(side / share) is `shorter`, the side that images are resized to before the crop."""
+    """Returns a share with floor(side / share) = `shorter`, the side that images are resized to before the crop."""
     share = side / shorter
     while math.floor(side / share) < shorter:  # 384 / (384 / 450) is a little less than 450
         share = math.nextafter(share, 0)
