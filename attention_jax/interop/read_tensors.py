@@ -128,19 +128,18 @@ def select_weights(content: Any, where: str, weights: str | None = None) -> tupl
         raise UserError(
             f"{where}: it has a {type(value).__name__} in place of named tensors: give a file of model.state_dict()."
         )
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
+    unread = [f"{name} is an object of {tensor.kind}" for name, tensor in value.items() if isinstance(tensor, Placeholder)]
     for name, tensor in value.items():
-        if isinstance(tensor, Placeholder):
-            raise UserError(f"{where}: {name} is an object of {tensor.kind} and no tensor that can be read.")
-        if isinstance(tensor, StoredTensor):
-            try:
-                arrays[name] = tensor.read()
-            except Exception as error:
-                raise UserError(f"{where}: {name}: {one_sentence(error)}.") from error
-        elif isinstance(tensor, np.ndarray):
-            arrays[name] = tensor
+        try:
+            if isinstance(name, str) and isinstance(tensor, StoredTensor | np.ndarray):
+                arrays[name] = tensor.read() if isinstance(tensor, StoredTensor) else tensor
+        except Exception as error:
+            raise UserError(f"{where}: {name}: {one_sentence(error)}.") from error
     if not arrays:
         raise UserError(f"{where}: it has no tensors, but {', '.join(map(repr, list(value)[:8])) or 'nothing'}.")
+    if unread:
+        raise UserError(f"{where}: {unread[0]} and no tensor that can be read.")
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in arrays)), None):
         arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
         notes.append(f"without the prefix {prefix!r}")

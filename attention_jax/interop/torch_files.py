@@ -70,16 +70,7 @@ class Placeholder:
     def _ignore(self, *args: Any) -> None:
         """What a pickle does to an object after making it."""
 
-    __setstate__ = __setitem__ = append = extend = add = _ignore
-
-
-class _Items(dict):
-    """What an OrderedDict is read as; attributes that a pickle gives it, as PyTorch's version numbers, are left out."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+    __setitem__ = append = extend = add = _ignore
 
 
 Load = Callable[[str], bytes | memoryview]  # the bytes of the storage of a key
@@ -159,11 +150,19 @@ _FUNCTIONS = {
 }
 
 
-_EXTENSIONS = (pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0])  # opcodes for names that a process has registered
+def _leave_state(unpickler: Any) -> None:
+    unpickler.stack.pop()
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: the C one's memo takes the memory that a file says
-    dispatch: ClassVar = {code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _EXTENSIONS}
+class _Unpickler(pickle._Unpickler):
+    """The unpickler that is written in Python; the C one's memo takes as much memory as a file says.
+
+    No state is given to an object, and no opcode reaches the names that a process has registered.
+    """
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _leave_state}
+    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4):
+        del dispatch[_code[0]]
 
     def __init__(self, file: Any, load: Load):
         super().__init__(file, encoding="utf-8")  # type: ignore[call-arg]  # typeshed has no arguments of the Python one
@@ -176,7 +175,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: the C one's memo take
         if module in ("torch", "torch.cuda") and name in _STORAGES:
             return _StorageType(np.dtype(_STORAGES[name]))
         if (module, name) == ("collections", "OrderedDict"):
-            return _Items
+            return dict
         builtin = module in ("builtins", "__builtin__") and name in _RUN_CODE_BUILTINS
         if builtin or module.split(".")[0] in _RUN_CODE:
             raise UserError(f"it would run {module}.{name} when it is opened by PyTorch; nothing of it was run")

@@ -25,6 +25,7 @@ from attention_jax.models.registry import register_model
 from attention_jax.models.stages import (
     DTYPES,
     GATE_PLACES,
+    Network,
     check_choices,
     check_image_size,
     check_rates,
@@ -75,7 +76,7 @@ class ConvNeXtBlock(nn.Module):
         return x + StochasticDepth(self.drop_rate, deterministic=not self.train)(y)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Network):
     """Stem, stages of blocks with downsampling between them, global average pooling, LayerNorm, linear classifier.
 
     Attributes:

@@ -20,6 +20,7 @@ from attention_jax.models.gate import Gate
 from attention_jax.models.registry import register_model
 from attention_jax.models.stages import (
     DTYPES,
+    Network,
     check_choices,
     check_image_size,
     check_rates,
@@ -94,7 +95,7 @@ class RoadmapBlock(nn.Module):
         return x + y if self.fewer_activations else self.activation(x + y)
 
 
-class ConvNeXtRoadmap(nn.Module):
+class ConvNeXtRoadmap(Network):
     """Stem, four stages of residual blocks, global average pooling, linear classifier.
 
     Attributes:

@@ -18,7 +18,7 @@ from flax.core import FrozenDict
 from attention_jax.errors import UserError
 from attention_jax.models.gate import Gate
 from attention_jax.models.registry import register_model
-from attention_jax.models.stages import DTYPES, GATE_PLACES, check_choices, check_image_size, check_rates
+from attention_jax.models.stages import DTYPES, GATE_PLACES, Network, check_choices, check_image_size, check_rates
 from attention_jax.nn.conv import Conv, StochasticDepth
 from attention_jax.nn.gates import SqueezeExcite
 from attention_jax.nn.norm import BatchNorm
@@ -90,7 +90,7 @@ class MBConv(nn.Module):
         return x + StochasticDepth(self.drop_rate, deterministic=not self.train)(y)
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Network):
     """Stem 3x3 of stride 2, seven stages of MBConv, 1x1 to 1,280 filters, global average pooling, linear classifier.
 
     Attributes:

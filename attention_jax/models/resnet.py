@@ -20,6 +20,7 @@ from attention_jax.models.gate import Gate
 from attention_jax.models.stages import (
     DTYPES,
     GATE_PLACES,
+    Network,
     check_choices,
     check_image_size,
     check_rates,
@@ -120,7 +121,7 @@ class Block(nn.Module):
         return self.norm(name="shortcut_norm")(x)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Stem, stages of residual blocks, global average pooling, linear classifier.
 
     Attributes:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from attention_jax.errors import UserError
 from attention_jax.models.registry import register_model
+from attention_jax.models.stages import Network
 from attention_jax.nn.dropout import drop
 from attention_jax.nn.recurrent import LSTM, Affine, Stack, State
 from attention_jax.nn.rnn_attention import RNNAttention
@@ -37,7 +38,7 @@ def check_tokens(vocab_size: int, source_vocab_size: int | None) -> None:
             raise UserError(f"model.{field}={size} leaves no word beside padding: give 2 or more.")
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Network):
     """A network with `encode` and `decode`, the fields `dropout` and `dtype`, and dropout of its embeddings."""
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:

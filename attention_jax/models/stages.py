@@ -1,12 +1,25 @@
-"""Checks of the fields that networks made of stages share, the stages that have a gate, and growing drop rates."""
+"""The class of networks; checks of the fields that those of stages share, their gated stages, and growing drop rates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import flax.linen as nn
+from flax.core import DenyList
 
 from attention_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 GATE_PLACES = ("block", "stage")
+_NO_MAPS = DenyList(("intermediates", "attention"))  # the collections that sowing fills
+
+
+class Network(nn.Module):
+    """A network whose `init` returns parameters and statistics; Linen's adds what its layers sow, the maps of one input."""
+
+    @nn.nowrap
+    def init(self, *args: Any, mutable: Any = _NO_MAPS, **kwargs: Any) -> Any:
+        """Returns {"params": tree} and, of a network that has statistics, {"batch_stats": tree}; arguments as Linen's."""
+        return super().init(*args, mutable=mutable, **kwargs)
 
 
 def check_choices(network: Any, choices: Mapping[str, Sequence[str]]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from attention_jax.errors import UserError
 from attention_jax.kernels.matmul import dot_general
 from attention_jax.models.registry import register_model
-from attention_jax.models.stages import DTYPES, check_choices, check_rates, check_sizes, check_stages, grow_drop_rates
+from attention_jax.models.stages import DTYPES, Network, check_choices, check_rates, check_sizes, check_stages, grow_drop_rates
 from attention_jax.models.vit import LINEAR_INIT, PreNormBlock, embed_patches
 from attention_jax.nn.multihead import MultiHeadAttention
 
@@ -84,7 +84,7 @@ class WindowBlock(PreNormBlock):
         return jnp.asarray(table)[index].transpose(2, 0, 1)[None]
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(Network):
     """Patches, stages of window attention with four patches merged into one between them, mean, linear classifier.
 
     Padding, of images to complete patches and of maps to complete windows and pairs, is zeros below and on the right; windows

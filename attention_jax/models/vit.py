@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from attention_jax.errors import UserError
 from attention_jax.models.registry import register_model
-from attention_jax.models.stages import DTYPES, check_choices, check_rates, check_sizes, grow_drop_rates
+from attention_jax.models.stages import DTYPES, Network, check_choices, check_rates, check_sizes, grow_drop_rates
 from attention_jax.models.transformer import FeedForward
 from attention_jax.nn.conv import Conv, StochasticDepth
 from attention_jax.nn.multihead import MultiHeadAttention
@@ -70,7 +70,7 @@ class PreNormBlock(nn.Module):
         return attention(x, x)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Network):
     """Patches and their positions, blocks of self-attention, linear classifier.
 
     Every layer of attention sows `weights` [B, heads, queries, keys]; the tokens are the class token, DeiT's distillation

@@ -26,6 +26,7 @@ from tests.peers import (
     torch_training,
     torch_transformer,
     torch_vit,
+    torch_weights,
 )
 
 NEAREST = 1e-5  # to a kink of ReLU or maximum; float32 errs by about 1e-6
@@ -108,6 +109,8 @@ def main(names: list[str]) -> None:
             if faint(results):
                 raise SystemExit(f"{name}: {faint(results)} hardly matter; give the case another seed.")
             parity.save(name, results)
+    if not names or "weights" in names:
+        torch_weights.write()
     if not names or "imagenet" in names:
         parity.save("imagenet", {"logits": {name: torch_nets.imagenet_logits(name) for name in parity.IMAGENET}})
 
