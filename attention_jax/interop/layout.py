@@ -123,6 +123,10 @@ class Layout:
     head: str = r"^params/head(_distillation)?/"
     stem: str = r"^params/(stem_conv1?|patches)/kernel$"
 
+    def ignores(self, name: str) -> bool:
+        """True for one of their names that carries nothing to be learned."""
+        return any(re.search(rule, name) for rule in self.ignored)
+
 
 class Place(NamedTuple):
     """The name and the form that one of our parameters has in another library."""
@@ -165,10 +169,11 @@ def _expand(template: str, match: re.Match) -> str:
     return re.sub(r"\{(?:(\d)\*)?(\d)([+-]\d+)?\}", fill, template)
 
 
-def count_found(layout: Layout, model: nn.Module, paths: Sequence[str], tensors: Collection[str]) -> float:
-    """Returns the share of a network's parameters and statistics whose names in the layout are among `tensors`."""
-    places = match_names(layout, model, paths).values()
-    return sum(place is not None and place.name in tensors for place in places) / max(1, len(places))
+def count_shared(layout: Layout, model: nn.Module, paths: Sequence[str], tensors: Collection[str]) -> float:
+    """Returns the names that a network in the layout and `tensors` share, as a share of all the names of both."""
+    ours = {place.name if place else path for path, place in match_names(layout, model, paths).items()}
+    theirs = {name for name in tensors if not layout.ignores(name)}
+    return len(ours & theirs) / max(1, len(ours | theirs))
 
 
 def name_tensors(layout: Layout, model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Array]:
@@ -207,7 +212,7 @@ def fill_variables(
     """
     places = match_names(layout, model, list(shapes))
     wanted = {place.name for place in places.values() if place}
-    extra = [name for name in tensors if name not in wanted and not any(re.search(rule, name) for rule in layout.ignored)]
+    extra = [name for name in tensors if name not in wanted and not layout.ignores(name)]
     found: dict[str, Array] = {}
     missing, misshapen, impossible, notes = dict[str, None](), [], [], []
     for path, shape in shapes.items():

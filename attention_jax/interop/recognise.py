@@ -10,7 +10,7 @@ import numpy as np
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.interop import layouts_convnext, layouts_efficientnet, layouts_resnet, layouts_swin, layouts_vit
-from attention_jax.interop.layout import Layout, NameRule, Transform, count_found, list_shapes, match_names
+from attention_jax.interop.layout import Layout, NameRule, Transform, count_shared, list_shapes, match_names
 from attention_jax.models import create_model
 
 # Our own paths: of networks that no other library has, and of the format native.
@@ -25,7 +25,7 @@ NATIVE = Layout(
 )
 _FAMILIES = (layouts_resnet, layouts_convnext, layouts_vit, layouts_swin, layouts_efficientnet)
 LAYOUTS = (NATIVE, *(layout for family in _FAMILIES for layout in family.LAYOUTS))
-LEAST = 0.5  # of a network's tensors must be in a file by name, or its layout is not recognised
+LEAST = 0.3  # of all names of a file and a network must be in both, or the file is not of the network
 
 
 class Recognised(NamedTuple):
@@ -81,7 +81,7 @@ def recognise_layout(
             model = create_model(name, **its)
             made[key] = model, list_shapes(model, in_channels)
         model, shapes = made[key]
-        found.append((count_found(known, model, list(shapes), tensors), Recognised(known, model, shapes)))
+        found.append((count_shared(known, model, list(shapes), tensors), Recognised(known, model, shapes)))
     most = max(share for share, _ in found)
     if most < (0 if layout else LEAST):
         looked = "; ".join(f"{known.layout.name}: {_example(known)}" for _, known in found)
@@ -91,19 +91,22 @@ def recognise_layout(
             "the name of another network, or layout='file.py:LAYOUT'."
         )
     best = [known for share, known in found if share == most]
-    # Fields that were given decide between layouts that they alone tell apart.
-    best = [known for known in best if {**known.layout.fields, **fields}.items() >= known.layout.fields.items()] or best
+    wrong = {id(known): _contradict(known.layout, fields) for known in best}
+    if all(wrong.values()):
+        raise UserError(f"{where}: {wrong[id(best[0])]}: leave it out, or give the layout that the file has.")
+    best = [known for known in best if not wrong[id(known)]]
     first = best[0]
     if any(other.layout.fields != first.layout.fields for other in best):
         names = ", ".join(repr(other.layout.name) for other in best)
         raise UserError(f"{where}: its tensors do not show which of the layouts {names} it has: give layout= with one of them.")
-    for field, value in first.layout.fields.items():
-        if field in fields and fields[field] != value:
-            raise UserError(
-                f"{where}: {field}={fields[field]!r} is not right for the layout {first.layout.name}, whose networks have "
-                f"{field}={value!r}: leave it out, or give the layout that the file has."
-            )
     return first._replace(also=tuple(other.layout.name for other in best[1:]))
+
+
+def _contradict(layout: Layout, fields: Mapping[str, Any]) -> str:
+    for field, value in layout.fields.items():
+        if field in fields and fields[field] != value:
+            return f"{field}={fields[field]!r} is not right for the layout {layout.name}, whose networks have {field}={value!r}"
+    return ""
 
 
 def _example(known: Recognised) -> str:
