@@ -1,4 +1,6 @@
-"""Maps of the stages in place of logits, as dense tasks need them."""
+"""Maps of the stages in place of logits, as dense tasks need them; `init` returns none of attention."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,3 +47,18 @@ def test_are_what_the_head_sees() -> None:
     maps = quick(model.clone(features=True).apply)(variables, images)
     head = variables["params"]["head"]
     close(quick(model.apply)(variables, images), maps[-1].mean((1, 2)) @ head["kernel"] + head["bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("bam_resnet20", dict(stage_sizes=(1, 1), widths=(8, 16), gate_args=dict(reduction=2))),
+        ("convnext_tiny", dict(stage_sizes=(1, 1), widths=(8, 16), gate="eca", gate_at="block")),
+        ("efficientnet_b0", dict(depth=0.1)),
+        ("vit_tiny_patch16_224", dict(layers=1)),
+        ("swin_tiny_patch4_window7_224", dict(stage_sizes=(1, 1), heads=(1, 2))),
+    ],
+)
+def test_init_gives_parameters_and_statistics_and_no_maps(name: str, fields: dict[str, Any]) -> None:
+    model, images = aj.create_model(name, **fields), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    assert set(jax.eval_shape(model.init, jax.random.key(0), images)) <= {"params", "batch_stats"}

@@ -19,21 +19,6 @@ from attention_jax.nn.gates import SqueezeExcite
 from tests.helpers.blocks import TINY, close, drawn, evaluating, numbers, quick
 
 
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("bam_resnet20", dict(stage_sizes=(1, 1), widths=(8, 16), gate_args=dict(reduction=2))),
-        ("convnext_tiny", dict(stage_sizes=(1, 1), widths=(8, 16), gate="eca", gate_at="block")),
-        ("efficientnet_b0", dict(depth=0.1)),
-        ("vit_tiny_patch16_224", dict(layers=1)),
-        ("swin_tiny_patch4_window7_224", dict(stage_sizes=(1, 1), heads=(1, 2))),
-    ],
-)
-def test_init_gives_parameters_and_statistics_and_no_maps(name: str, fields: dict[str, Any]) -> None:
-    model, images = aj.create_model(name, **fields), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    assert set(jax.eval_shape(model.init, jax.random.key(0), images)) <= {"params", "batch_stats"}
-
-
 class TestShortcuts:
     def block(self, **fields: Any) -> Block:
         fixed = dict(kind="basic", width=4, stride=1, stride_at="3x3", shortcut="A", residual=True, gate=None)

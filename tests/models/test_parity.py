@@ -123,9 +123,9 @@ def our_recipe(recipe: parity.Recipe) -> parity.Results:
     return follow(small_config(**fields), recipe, case.seed)
 
 
-def our_imagenet_logits(name: str, image: tuple[int, int] = parity.IMAGENET_IMAGE, **fields: Any) -> np.ndarray:
+def our_imagenet_logits(name: str) -> np.ndarray:
     """[2, 1000] of a published network."""
-    model, images = create_model(name, **fields), parity.images(0, *image, batch=2)
+    model, images = create_model(name), parity.images(0, *parity.IMAGENET_IMAGE, batch=2)
     return np.asarray(quick(model.apply)(drawn(model, images, 0), images))
 
 

@@ -377,18 +377,18 @@ def run(
     return results, nearest
 
 
-def imagenet(name: str, **options: Any) -> nn.Module:
-    """torchvision's network of that name, or timm's with options or where torchvision has none, in evaluation mode."""
+def imagenet(name: str) -> nn.Module:
+    """torchvision's network of that name, or timm's where torchvision has none, in evaluation mode."""
     import timm
     import torchvision
 
-    make = None if options else getattr(torchvision.models, name, None)
-    net = make(weights=None) if make else timm.create_model(name, pretrained=False, **options)
+    make = getattr(torchvision.models, name, None)
+    net = make(weights=None) if make else timm.create_model(name, pretrained=False)
     return net.eval()
 
 
-def imagenet_logits(name: str, image: tuple[int, int] = parity.IMAGENET_IMAGE, **options: Any) -> np.ndarray:
+def imagenet_logits(name: str) -> np.ndarray:
     """[2, 1000] of a published network filled by `parity.draw`, in float64."""
-    net = fill(imagenet(name, **options).double(), 0)
+    net = fill(imagenet(name).double(), 0)
     with torch.no_grad():
-        return net(nchw(parity.images(0, *image, batch=2))).numpy()
+        return net(nchw(parity.images(0, *parity.IMAGENET_IMAGE, batch=2))).numpy()
