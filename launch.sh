@@ -18,6 +18,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
   export --workdir=DIR --output=DIR --format=timm|torchvision|native
                                               a run's network as safetensors with a config and a card
+  probe --workdir=DIR                         classify by the frozen features of a run
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
@@ -208,7 +209,7 @@ case "$command" in
     fi
     exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
-  train | evaluate | export | translate | table | config | completion | plot | summary)
+  train | evaluate | export | probe | translate | table | config | completion | plot | summary)
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
@@ -260,5 +261,5 @@ case "$command" in
     if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, translate, table, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, table, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
 esac

@@ -1,4 +1,4 @@
-"""The commands: python -m attention_jax train | evaluate | export | translate | table | summary | plot, and others.
+"""The commands: python -m attention_jax train | evaluate | export | probe | translate | table | summary, and others.
 
 Exit code 0: done, or stopped by a signal after saving, unless AJ_STOPPED_CODE gives that another code. 1: rows of a table
 failed, or a step does not fit a slice. 2: a user error, explained in one sentence.
@@ -180,28 +180,49 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend
     return get_stopped_exit_code() if result.stopped else 0
 
 
-def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Overrides) -> int:
-    _start()
+def _open_run(workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Overrides) -> tuple[Any, Any, Any]:
+    """(run, task, program) of a run's config with overrides, on the devices that are here, whatever devices trained it."""
     from attention_jax.config.config import override
-    from attention_jax.data.fingerprint import DATA, compare_data
-    from attention_jax.data.splits import VALIDATION, Subset
-    from attention_jax.distributed.mesh import find_batch_share, is_main_process
     from attention_jax.load import load_run
     from attention_jax.tasks import get_task
-    from attention_jax.tasks.base import pack_fingerprints
-    from attention_jax.train.evaluate import evaluate_model
     from attention_jax.train.program import build_program
 
     run = load_run(workdir, weights, average, trust_code)
     _ = run.model  # raises UserError if it is not trusted
     # Scores of translations are the purpose of an evaluation; training may leave them out, because they take long.
     translate = {"evaluation.translate": "True"} if run.config.task == "translation" else {}
-    # The devices that are here evaluate it, whatever devices trained it.
     here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
     config = _apply_overrides(override(run.config, here), {**translate, **overrides})
     task = get_task(config.task)
     task.adopt(config, run.assets)
-    program = build_program(config)
+    return run, task, build_program(config)
+
+
+def _probe(
+    workdir: str, weights: str | None, average: int, trust_code: bool, neighbours: int, temperature: float, overrides: Overrides
+) -> int:
+    _start()
+    from attention_jax.analysis.probes import measure_probes
+    from attention_jax.distributed.mesh import is_main_process
+
+    run, _, program = _open_run(workdir, weights, average, trust_code, overrides)
+    scores = measure_probes(program, run, neighbours, temperature)
+    if is_main_process():
+        print(json.dumps({"workdir": workdir, "step": run.step, "weights": run.weights, **scores}))
+    return 0
+
+
+def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Overrides) -> int:
+    _start()
+    from attention_jax.config.config import override
+    from attention_jax.data.fingerprint import DATA, compare_data
+    from attention_jax.data.splits import VALIDATION, Subset
+    from attention_jax.distributed.mesh import find_batch_share, is_main_process
+    from attention_jax.tasks.base import pack_fingerprints
+    from attention_jax.train.evaluate import evaluate_model
+
+    run, task, program = _open_run(workdir, weights, average, trust_code, overrides)
+    config = program.config
     loader = task.evaluation_loader(config, find_batch_share(program.mesh), run.assets)
     now = pack_fingerprints(task, config, config.data.eval_split)
     if (change := compare_data(run.assets.get(DATA), now)) and is_main_process():
@@ -341,6 +362,7 @@ _RUN: dict[str, Callable[..., int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,
+    "probe": _probe,
     "translate": _translate,
     "table": _table,
     "config": _config,

@@ -73,6 +73,13 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--format", required=True, choices=("timm", "torchvision", "native"), help="whose names; native has every network")
     add("--license", dest="licence", metavar="TEXT", help="of the weights, for config and card; default none is stated")
 
+    add = command(
+        "probe", "Classify by the frozen features of a run: nearest neighbours, logistic regression. --config.key=value."
+    )
+    _add_run_options(add)
+    add("--neighbours", type=_integer_from(1), default=20, metavar="K", help="that vote; default 20")
+    add("--temperature", type=_positive, default=0.07, metavar="T", help="of the votes exp(cosine / T); default 0.07")
+
     add = command("translate", "Translate a line of input into a line of output with a trained network.")
     _add_run_options(add)
     add("--input", dest="source", type=_place, metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
@@ -164,6 +171,13 @@ def _not_negative(text: str) -> float:
         if 0 <= float(text) < math.inf:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number, 0 or more")
+
+
+def _positive(text: str) -> float:
+    """A number of the command line."""
+    if (number := _not_negative(text)) > 0:
+        return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number above 0")
 
 
 def _place(text: str) -> str:

@@ -1,0 +1,89 @@
+"""Probes on features that are known, against plain definitions, and on a network."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attention_jax as aj
+from attention_jax.analysis import probes
+from attention_jax.errors import UserError
+from attention_jax.train.program import build_program
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+def draw(number, seed, spread=0.6):
+    """Features [N, 5] around a centre for each of three classes, and labels [N]."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(3, size=number)
+    return (np.eye(3, 5)[labels] + spread * rng.standard_normal((number, 5))).astype(np.float32), labels
+
+
+def test_neighbours_vote_with_their_cosine():
+    train, labels = draw(60, 0)
+    test, _ = draw(30, 1)
+    found = probes.classify_by_neighbours(train, labels, test, 7, 0.07)
+    for vector, one in zip(test, found, strict=True):
+        cosines = train @ vector / np.linalg.norm(train, axis=1) / np.linalg.norm(vector)
+        votes = np.zeros(3)
+        for i in np.argsort(-cosines)[:7]:
+            votes[labels[i]] += np.exp(cosines[i] / 0.07)
+        assert votes.argmax() == one
+    assert np.array_equal(probes.classify_by_neighbours(train, labels, train, 1), labels)
+    # More neighbours than there are: all vote.
+    assert len(probes.classify_by_neighbours(train[:5], labels[:5], test, 20)) == 30
+
+
+def test_the_linear_probe_is_at_the_minimum():
+    train, labels = draw(90, 2)
+    weights = probes.fit_linear_probe(train, labels, 0.1)
+
+    def loss(weights):
+        logits = train @ weights[:-1] + weights[-1]
+        return -jax.nn.log_softmax(logits)[jnp.arange(90), labels].mean() + 0.05 * (weights[:-1] ** 2).sum()
+
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.grad(loss)(jnp.asarray(weights, jnp.float64)))
+    assert weights.shape == (6, 3) and np.abs(gradient).max() < 1e-4
+    assert np.abs(np.asarray(jax.grad(loss)(jnp.asarray(weights, jnp.float32) + 0.1))).max() > 1e-3, "elsewhere it is not"
+    found, l2 = probes.classify_linearly(train, labels, draw(500, 3)[0])
+    assert (found == draw(500, 3)[1]).mean() > 0.7 and 1e-6 <= l2 <= 10
+
+
+def test_features_are_what_the_classifier_reads():
+    images, key = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)), jax.random.key(0)
+    model = aj.create_model("resnet20", num_classes=3, stage_sizes=(1,), widths=(4,))
+    variables = jax.jit(model.init)(key, images)
+    compute = jax.jit(lambda x: (probes.compute_features(model, variables, x), model.apply(variables, x)))
+    (features, logits), head = compute(images), variables["params"]["head"]
+    assert features.shape == (2, 4)
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, atol=1e-5)
+
+    def trace(model):
+        return jax.eval_shape(lambda x: probes.compute_features(model, model.init(key, x), x), images)
+
+    distilled = {"image_size": 8, "patch_size": 4, "layers": 1, "width": 8, "heads": 2}
+    assert trace(aj.create_model("deit_tiny_distilled_patch16_224", **distilled)).shape == (2, 8)  # of the class token
+    with pytest.raises(UserError, match=r"ResNet has no flax.linen.Dense at its end"):
+        trace(aj.create_model("resnet20", features=True, stage_sizes=(1, 1), widths=(4, 8)))
+
+
+def test_the_command_and_the_measure(root, run_cli):
+    """A run that has learnt ten epochs of the digits: both probes know most of them."""
+    workdir = root / "tests" / "fixtures" / "tiny_run"
+    done = run_cli("probe", f"--workdir={workdir}", "--neighbours=10")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["k-NN probe %"] > 80 and said["linear probe %"] > 80 and said["weights"] == "ema"
+    run = aj.load_run(workdir)
+    assert probes.measure_probes(build_program(run.config), run, 10) == {
+        name: value for name, value in said.items() if "probe" in name
+    }
+
+
+def test_other_tasks_and_options_are_refused(run_cli, tmp_path):
+    done = run_cli("probe", "--workdir=nowhere", "--temperature=0")
+    assert done.returncode == 2 and "give a number above 0" in done.stderr
