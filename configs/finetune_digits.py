@@ -1,7 +1,6 @@
 """Fine-tunes a CIFAR ResNet-20, such as one of akamaster's, on the UCI digits enlarged to its 32 pixels.
 
-Launch:    ./launch.sh train --config=configs/finetune_digits.py --config.init_from=FILE --config.model.num_classes=10 \\
-               --workdir=runs/finetuned
+Launch:    ./launch.sh train --config=configs/finetune_digits.py --config.init_from=FILE --workdir=runs/tuned
            FILE is a run's workdir, or weights of a ResNet-20 (option A) in any layout of docs/weights.md.
 Folders:   --config.data.source=folder --config.data.args="{'path': 'DIR'}" --config.model.num_classes=None
            for DIR/train and DIR/test with a folder a class.

@@ -1,15 +1,15 @@
 """Fine-tunes ImageNet weights on a folder of images: ConvNeXt's recipe (Liu et al. 2022, arXiv 2201.03545, Table 6).
 
-Launch:    ./launch.sh train --config=configs/finetune_folder.py --config.init_from=FILE \\
-               --config.data.args.path=DIR --workdir=runs/finetuned
-           FILE is timm's, torchvision's or the authors' convnext_tiny; DIR/train and DIR/val have a folder a class.
+Launch:    ./launch.sh train --config=configs/finetune_folder.py --config.init_from=FILE --workdir=runs/tuned
+           FILE is timm's, torchvision's or the authors' convnext_tiny; with --config.data.args.path=DIR, where DIR/train and
+           DIR/val have a folder a class.
 Variants:  configs/finetune_folder.py:convnext_small, configs/finetune_folder.py:resnet50, ... (any of timm's names).
 Hardware:  accelerators that hold 512 images together; config.accumulation cuts a batch into parts that one holds.
 Expected:  no published number for a folder of yours. Status: not run.
 
 As in the table: 30 epochs of 512 images, AdamW at 5e-5 without warm-up, decay 1e-8, layer-wise rates 0.7, RandAugment (9, 0.5),
-erasing, smoothing, no mixup, 0.001 times the classifier's initial weights. Stochastic depth is 0 as in its column of convnext_tiny
-from ImageNet-22K, whose layer-wise rates are 0.8. Other networks than ConvNeXt have one rate for all layers.
+erasing, smoothing, no mixup, 0.001 times the classifier's initial weights. Stochastic depth is 0 as there for a
+convnext_tiny from ImageNet-22K, whose layer-wise rates are 0.8. Other networks than ConvNeXt have one rate for all layers.
 """
 
 from functools import partial
