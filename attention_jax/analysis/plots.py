@@ -127,7 +127,7 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
         axes.set_xlabel(f"{metric}, points above {baseline}\n(dots: seeds; tick: mean; band: 95 % interval of the difference)")
     else:
         axes.set_xlabel(f"{metric} %   (dots: seeds; tick: mean; band: 95 % interval of the row alone)")
-    axes.set_title(title, loc="left", fontsize=11)
+    _add_title(figure, title)
     style_axes(axes)
     axes.grid(False, axis="y")
     for i, kind in enumerate(kinds):
@@ -135,6 +135,12 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
     if kinds:
         add_legend(figure)
     return figure
+
+
+def _add_title(figure: "Figure", title: str) -> None:
+    """Puts a title over the whole figure, in as many lines as its width needs."""
+    letters = round(11 * figure.get_figwidth())  # of 11 points
+    figure.suptitle(textwrap.fill(title, letters), x=0.01, horizontalalignment="left", fontsize=11)
 
 
 def plot_learning_curves(
@@ -169,7 +175,7 @@ def plot_learning_curves(
         axes.set_xlabel("epoch")
         style_axes(axes)
     add_legend(figure)
-    figure.suptitle(title, fontsize=11)
+    _add_title(figure, title)
     return figure
 
 

@@ -43,7 +43,7 @@ def overlapping(texts) -> list[tuple[str, str]]:
 
 def test_row_chart_shows_every_seed_and_interval():
     bars = [plots.Bar("plain", [0.90, 0.91, 0.95], 0.92, 0.89, 0.96), plots.Bar("one seed", [0.98], 0.98, 0.97, 1.01)]
-    figure = plots.plot_rows(bars, "A title")
+    figure = plots.plot_rows(bars, "A title with " + "many words that need more than a line " * 3)
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "one seed"]
     drawn = [line.get_xdata() for line in axes.lines]
