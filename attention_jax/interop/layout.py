@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax import tree
-from attention_jax.errors import UserError
+from attention_jax.errors import UserError, one_sentence
 from attention_jax.kernels.switch import use_kernels
 
 Array = np.ndarray
@@ -136,11 +136,17 @@ class Place(NamedTuple):
 
 
 def list_shapes(model: nn.Module, in_channels: int = 3) -> dict[str, tuple[int, ...]]:
-    """Returns {path: shape} of a network's parameters and statistics, "params/head/kernel" for example."""
+    """Returns {path: shape} of a network's parameters and statistics, "params/head/kernel" for example.
+
+    Raises UserError for a network that takes no images.
+    """
     side = getattr(model, "image_size", 224)
     images = jax.ShapeDtypeStruct((1, side, side, in_channels), jnp.float32)
-    with use_kernels("xla"):
-        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    try:
+        with use_kernels("xla"):
+            variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    except TypeError as error:  # another number of inputs, or tokens
+        raise UserError(f"{type(model).__name__} does not take images alone ({one_sentence(error)}).") from error
     kept = {kind: variables[kind] for kind in ("params", "batch_stats") if kind in variables}
     return {path: leaf.shape for path, leaf in tree.flatten_by_path(kept).items()}
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax import tree
+from attention_jax.errors import UserError
 from attention_jax.interop.layout import Layout, Place, fill_variables, list_shapes, match_names
 from attention_jax.interop.read_tensors import open_weights, select_weights
 from attention_jax.interop.recognise import recognise_layout
-from attention_jax.models.registry import find_model, list_model_fields
+from attention_jax.models.registry import find_model
 
 
 def load_pretrained(
@@ -57,7 +58,11 @@ def load_pretrained(
     places = match_names(found.layout, model, list(shapes))
     head = {path: place for path, place in places.items() if place and re.search(found.layout.head, path)}
     fresh: set[str] = set()
-    if head and "num_classes" in (list_model_fields(name) or ()):
+    if num_classes and not (head and hasattr(model, "num_classes")):
+        raise UserError(
+            f"num_classes={num_classes}: {name!r} has no head that the layout {found.layout.name} knows: leave it out."
+        )
+    if head and hasattr(model, "num_classes"):
         has = next((count_classes(place, tensors[place.name]) for place in head.values() if place.name in tensors), None)
         classes = num_classes or has
         if classes and classes != model.num_classes:

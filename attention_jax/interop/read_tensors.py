@@ -11,23 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.interop.torch_files import LEGACY_START, Placeholder, StoredTensor, open_archive, read_torch_file
+from attention_jax.interop.torch_files import (
+    LEGACY_START,
+    Placeholder,
+    StoredTensor,
+    open_archive,
+    read_torch_legacy,
+    read_torch_zip,
+)
 
-_DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": jnp.bfloat16,
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "u1",
-    "BOOL": "?",
-}
+_FLOATS = dict(F64="<f8", F32="<f4", F16="<f2", BF16=jnp.bfloat16)
+_INTEGERS = dict(I64="<i8", I32="<i4", I16="<i2", I8="i1", U64="<u8", U32="<u4", U16="<u2", U8="u1", BOOL="?")
+_DTYPES = {kind: np.dtype(dtype) for kind, dtype in (_FLOATS | _INTEGERS).items()}
 # Keys under which training code keeps weights beside other things, and those of the average of the weights.
 _KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params")
 _EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "model_ema_state", "ema_model", "ema")
@@ -52,17 +47,17 @@ def open_weights(path: str | Path) -> Any:
         start = file.read(16)
     try:
         if start.startswith(LEGACY_START):
-            return read_torch_file(path)
+            return read_torch_legacy(path)
         if start.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 arrays = any(name.endswith(".npy") for name in archive.namelist())
-            return _read_npz(path) if arrays else read_torch_file(path)
+            return _read_npz(path) if arrays else read_torch_zip(path)
         if start[8:9] == b"{":
             return _read_safetensors(path)
     except UserError as error:
-        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ').removesuffix('.')}.") from error
+        raise UserError(f"{path}: {error}.") from error
     except Exception as error:  # what a damaged file does to a reader
-        raise UserError(f"{path}: it is damaged ({one_sentence(error)}).") from error
+        raise UserError(f"{path}: it is damaged ({type(error).__name__}: {one_sentence(error)}).") from error
     raise UserError(f"{path}: it begins with {start!r}: give a .safetensors, an .npz, or a .pth, .pt or .th of PyTorch.")
 
 
@@ -80,10 +75,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{name} has the type {kind!r}, which is none of {', '.join(_DTYPES)}")
         if not all(type(n) is int and n >= 0 for n in shape) or start != at or end > len(data):
             raise UserError(f"{name} of shape {shape} at bytes {start} to {end} overlaps another tensor or leaves the file")
-        dtype = np.dtype(_DTYPES[kind])
-        if end - start != dtype.itemsize * math.prod(shape):
+        if end - start != _DTYPES[kind].itemsize * math.prod(shape):
             raise UserError(f"{name} of shape {shape} and type {kind} has {end - start} bytes")
-        arrays[name], at = data[start:end].view(dtype).reshape(shape), end
+        arrays[name], at = data[start:end].view(_DTYPES[kind]).reshape(shape), end
     if at != len(data):
         raise UserError(f"its tensors have {at} bytes and the file {len(data)}")
     return arrays
@@ -113,21 +107,20 @@ def select_weights(content: Any, where: str, weights: str | None = None) -> tupl
     Raises:
         UserError: no weights, no such weights, or an object that was not read in place of the model or of a tensor.
     """
+    if weights not in (None, "ema", "params"):
+        raise UserError(f"weights={weights!r}: give 'ema', 'params' or None.")
+    keys: tuple[str, ...] = {"ema": _EMA_KEYS, "params": _KEYS}.get(weights or "", (*_KEYS, *_EMA_KEYS))
     notes, value = [], content
-    keys = {"ema": _EMA_KEYS, "params": _KEYS, None: (*_KEYS, *_EMA_KEYS)}[weights]
-    while isinstance(value, Mapping) and (
-        key := next((k for k in keys if isinstance(value.get(k), (Mapping, Placeholder))), None)
-    ):
-        value, keys = value[key], (*_KEYS, *_EMA_KEYS)
-        notes.append(f"from {key!r}")
+    for _ in range(4):  # a dict can contain itself
+        inside = value if isinstance(value, Mapping) else {}
+        if key := next((key for key in keys if isinstance(inside.get(key), Mapping | Placeholder)), None):
+            value, keys = inside[key], (*_KEYS, *_EMA_KEYS)
+            notes.append(f"from {key!r}")
     if weights == "ema" and not notes:
         raise UserError(f"{where}: it has no average of the weights, which would be one of {', '.join(map(repr, _EMA_KEYS))}.")
-    if isinstance(value, Placeholder):
-        raise UserError(f"{where}: it has an object of {value.kind} and not its tensors: give a file of model.state_dict().")
     if not isinstance(value, Mapping):
-        raise UserError(
-            f"{where}: it has a {type(value).__name__} in place of named tensors: give a file of model.state_dict()."
-        )
+        kind = value.kind if isinstance(value, Placeholder) else type(value).__name__
+        raise UserError(f"{where}: it has an object of {kind} and not named tensors: give a file of model.state_dict().")
     arrays: dict[str, np.ndarray] = {}
     unread = [f"{name} is an object of {tensor.kind}" for name, tensor in value.items() if isinstance(tensor, Placeholder)]
     for name, tensor in value.items():

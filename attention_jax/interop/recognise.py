@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
+from flax.core import FrozenDict
 
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
@@ -104,8 +105,9 @@ def recognise_layout(
 
 def _contradict(layout: Layout, fields: Mapping[str, Any]) -> str:
     for field, value in layout.fields.items():
-        if field in fields and fields[field] != value:
-            return f"{field}={fields[field]!r} is not right for the layout {layout.name}, whose networks have {field}={value!r}"
+        given = fields.get(field, value)
+        if (FrozenDict(given) if isinstance(given, Mapping) else given) != value:
+            return f"{field}={given!r} is not right for the layout {layout.name}, whose networks have {field}={value!r}"
     return ""
 
 

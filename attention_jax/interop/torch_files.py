@@ -18,41 +18,18 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from attention_jax.errors import UserError, one_sentence
+from attention_jax.errors import UserError
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 LEGACY_START = pickle.dumps(_LEGACY_MAGIC, 2)
-_STORAGES = {
-    "DoubleStorage": "f8",
-    "FloatStorage": "f4",
-    "HalfStorage": "f2",
-    "BFloat16Storage": jnp.bfloat16,
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-    "ComplexDoubleStorage": "c16",
-    "ComplexFloatStorage": "c8",
-}
+_REALS = dict(Double="f8", Float="f4", Half="f2", Long="i8", Int="i4", Short="i2", Char="i1", Byte="u1", Bool="?")
+_DTYPES = _REALS | dict(BFloat16=jnp.bfloat16, ComplexFloat="c8", ComplexDouble="c16")
+_STORAGES = {f"{kind}Storage": np.dtype(dtype) for kind, dtype in _DTYPES.items()}
 # Nothing is ever called, whatever it is; a file that names one of these is refused as a warning to its owner.
-_RUN_CODE = {
-    "os",
-    "posix",
-    "nt",
-    "subprocess",
-    "sys",
-    "shutil",
-    "socket",
-    "runpy",
-    "importlib",
-    "pty",
-    "ctypes",
-    "code",
-    "pickle",
-}
-_RUN_CODE_BUILTINS = {"eval", "exec", "execfile", "compile", "open", "getattr", "setattr", "__import__", "apply", "input"}
+_RUNS_CODE = re.compile(
+    r"(os|posix|nt|subprocess|sys|shutil|socket|runpy|importlib|pty|ctypes|code|pickle)\..+|"
+    r"(builtins|__builtin__)\.(eval|exec|execfile|compile|open|getattr|setattr|__import__|apply|input)"
+)
 
 
 class Placeholder:
@@ -61,16 +38,12 @@ class Placeholder:
     kind = ""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Placeholder":
-        """Returns an empty object, whatever it is given."""
         return object.__new__(cls)
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        """Ignores what it is given."""
+    def _ignore(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
-    def _ignore(self, *args: Any) -> None:
-        """What a pickle does to an object after making it."""
-
-    __setitem__ = append = extend = add = _ignore
+    __init__ = __setitem__ = append = extend = add = _ignore  # what a pickle does to an object that it makes
 
 
 Load = Callable[[str], bytes | memoryview]  # the bytes of the storage of a key
@@ -131,23 +104,14 @@ class _Function:
         storage, offset, shape, strides = args[:4]
         shape, strides = tuple(shape), tuple(strides)
         numbers = (offset, *shape, *strides)
-        if (
-            not isinstance(storage, _Storage)
-            or not all(type(n) is int and n >= 0 for n in numbers)
-            or len(shape) != len(strides)
-        ):
+        sound = isinstance(storage, _Storage) and len(shape) == len(strides)
+        if not sound or not all(type(n) is int and n >= 0 for n in numbers):
             raise UserError(f"a tensor of shape {shape}, strides {strides} and offset {offset} is not possible")
         return StoredTensor(storage, offset, shape, strides, self.load)
 
 
-_FUNCTIONS = {
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch._utils", "_rebuild_parameter_with_state"),
-    ("torch._tensor", "_rebuild_from_type_v2"),
-    ("torch", "Size"),
-}
+_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+_FUNCTIONS = {**dict.fromkeys(_REBUILD, "torch._utils"), "_rebuild_from_type_v2": "torch._tensor", "Size": "torch"}
 
 
 def _leave_state(unpickler: Any) -> None:
@@ -170,14 +134,13 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what stands for a class or function; nothing is imported."""
-        if (module, name) in _FUNCTIONS:
+        if _FUNCTIONS.get(name) == module:
             return _Function(name, self._load)
         if module in ("torch", "torch.cuda") and name in _STORAGES:
-            return _StorageType(np.dtype(_STORAGES[name]))
+            return _StorageType(_STORAGES[name])
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        builtin = module in ("builtins", "__builtin__") and name in _RUN_CODE_BUILTINS
-        if builtin or module.split(".")[0] in _RUN_CODE:
+        if _RUNS_CODE.fullmatch(f"{module}.{name}"):
             raise UserError(f"it would run {module}.{name} when it is opened by PyTorch; nothing of it was run")
         return type("Placeholder", (Placeholder,), {"kind": f"{module}.{name}"})
 
@@ -198,21 +161,6 @@ class _Unpickler(pickle._Unpickler):
         return self.storages[key]
 
 
-def read_torch_file(path: Path) -> Any:
-    """Returns what `torch.save` wrote: dicts and lists with a `StoredTensor` for each tensor.
-
-    Raises UserError that begins with the path for a file that is damaged, lies about itself, or would run code.
-    """
-    try:
-        return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-    except UserError as error:
-        raise UserError(f"{path}: {error}.") from error
-    except Exception as error:  # a pickle can fail in any way
-        raise UserError(
-            f"{path}: it is damaged or no checkpoint of PyTorch ({type(error).__name__}: {one_sentence(error)})."
-        ) from error
-
-
 def open_archive(path: Path, most: float = 1.0, more: int = 0) -> zipfile.ZipFile:
     """Returns a zip archive. Raises UserError where its files unpack to more than `most` times its size and `more` bytes."""
     archive, size = zipfile.ZipFile(path), path.stat().st_size
@@ -222,7 +170,11 @@ def open_archive(path: Path, most: float = 1.0, more: int = 0) -> zipfile.ZipFil
     return archive
 
 
-def _read_zip(path: Path) -> Any:
+def read_torch_zip(path: Path) -> Any:
+    """Returns what `torch.save` wrote: dicts and lists with a `StoredTensor` for each tensor.
+
+    Raises UserError for a file that lies about itself or would run code, and other errors for one that is damaged.
+    """
     archive = open_archive(path)  # PyTorch does not compress
     names = archive.namelist()
     if len(roots := [name.removesuffix("data.pkl") for name in names if re.fullmatch(r"(.+/)?data\.pkl", name)]) != 1:
@@ -238,7 +190,8 @@ def _read_zip(path: Path) -> Any:
     return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), load).load()
 
 
-def _read_legacy(path: Path) -> Any:
+def read_torch_legacy(path: Path) -> Any:
+    """Returns what `torch.save` wrote before PyTorch 1.6, as `read_torch_zip` does."""
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     data: dict[str, memoryview] = {}

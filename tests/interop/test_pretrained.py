@@ -121,6 +121,18 @@ LAYOUT = Layout("mine", (), (NameRule("params/head/kernel", "w", KERNEL), NameRu
     assert "unknown layout 'tim' (did you mean 'timm'?)" in refusal("resnet18", TRAINING, layout="tim")
 
 
+def test_networks_without_a_head_or_images(tmp_path: Path) -> None:
+    code = "import flax.linen as nn\nclass Net(nn.Module):\n    @nn.compact\n    def __call__(self, images, train=False):\n"
+    (tmp_path / "maps.py").write_text(f"{code}        return nn.Dense(4, name='project')(images)\n")
+    name, file = f"{tmp_path}/maps.py:Net", tmp_path / "f.npz"
+    np.savez(file, **{"params/project/kernel": np.ones((3, 4)), "params/project/bias": np.ones(4)})
+    assert aj.load_pretrained(name, file)[1]["params"]["project"]["kernel"].shape == (3, 4)
+    assert refusal(name, file, num_classes=3) == (
+        f"num_classes=3: {name!r} has no head that the layout native knows: leave it out."
+    )
+    assert refusal("transformer_base", file).startswith("Transformer does not take images alone (")
+
+
 def test_our_own_names(tmp_path: Path, trained: Any) -> None:
     np.savez(tmp_path / "f.npz", **tree.flatten_by_path(trained[1]))
     _, variables = aj.load_pretrained("resnet18", tmp_path / "f.npz", **SMALL)

@@ -95,9 +95,20 @@ def test_average_is_taken_when_asked_or_alone() -> None:
         select_weights(content, "f")
 
 
+def test_a_dict_that_contains_itself(path: Path) -> None:
+    save(path, GOOD)
+    with zipfile.ZipFile(path.with_name("own.pth"), "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}q\x00(" + piece("model").replace(b"q\x00", b"q\x01") + b"h\x00u.")
+    assert refusal(path.with_name("own.pth")) == "it has no tensors, but 'model'."
+    with pytest.raises(aj.UserError, match="weights='mean': give 'ema', 'params' or None."):
+        select_weights({}, "f", "mean")
+
+
 def test_an_object_in_place_of_the_model() -> None:
     text = refusal(FOLDER / "object.pt")
-    assert text == "it has an object of torch.nn.modules.linear.Linear and not its tensors: give a file of model.state_dict()."
+    assert (
+        text == "it has an object of torch.nn.modules.linear.Linear and not named tensors: give a file of model.state_dict()."
+    )
 
 
 def test_an_object_in_place_of_a_tensor(path: Path) -> None:
@@ -268,5 +279,5 @@ def test_npz(tmp_path: Path) -> None:
     found = read_tensors(tmp_path / "f.npz")
     assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
     np.savez(tmp_path / "g.npz", a=np.array([Command(tmp_path / "marker")], object))
-    assert "it is damaged (Object arrays cannot be loaded" in refusal(tmp_path / "g.npz")
+    assert "it is damaged (ValueError: Object arrays cannot be loaded" in refusal(tmp_path / "g.npz")
     assert not (tmp_path / "marker").exists()
