@@ -45,7 +45,17 @@ _PLAIN = (*_BACKBONE, *_PROJECTIONS, *_HEAD)
 
 TORCHVISION = Layout(
     "torchvision",
-    ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_*", "wide_resnet*_2"),
+    (
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+        "wide_*",
+    ),
     _PLAIN,
 )
 TIMM = Layout(

@@ -12,7 +12,9 @@ pytest.importorskip("timm")
 import torch
 
 import attention_jax as aj
-from attention_jax.interop.layout import KERNEL, fold_channels
+from attention_jax.interop import layouts_resnet
+from attention_jax.interop.layout import KERNEL, fold_channels, list_shapes, match_names
+from attention_jax.interop.recognise import list_layouts
 from tests.helpers import parity
 from tests.helpers.blocks import quick
 from tests.helpers.weights import KINDS
@@ -79,3 +81,25 @@ def test_channels_of_the_image(channels: int) -> None:
     theirs = adapt_input_conv(channels, torch.from_numpy(kernel.transpose(0, 3, 1, 2)))
     ours = fold_channels(KERNEL.into(kernel.transpose(0, 3, 1, 2)), (7, 7, channels, 5))
     np.testing.assert_allclose(ours, KERNEL.into(theirs.numpy()), rtol=1e-6)
+
+
+def test_every_name_of_the_references() -> None:
+    """Names and shapes of all tensors, for every ResNet that timm or torchvision has under our name."""
+    import timm
+    import torchvision
+
+    seen = 0
+    for name in aj.list_models("*resne*") + aj.list_models("senet*"):
+        for layout in (layouts_resnet.TIMM, layouts_resnet.TORCHVISION):
+            known = timm.list_models() if layout is layouts_resnet.TIMM else torchvision.models.list_models()
+            if layout not in list_layouts(name) or name not in known:
+                continue
+            with torch.device("meta"):
+                make = timm.create_model if layout is layouts_resnet.TIMM else torchvision.models.get_model
+                state = make(name).state_dict()
+            theirs = {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
+            shapes = list_shapes(model := aj.create_model(name))
+            places = match_names(layout, model, list(shapes))
+            assert {place.name: place.transform.shape_of(shapes[path]) for path, place in places.items() if place} == theirs
+            seen += 1
+    assert seen == 63
