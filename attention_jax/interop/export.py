@@ -149,7 +149,7 @@ def export_run(
     tensors = name_tensors(export.layout, run.model, run.variables)
     if format == "torchvision" and type(run.model).__name__ == "SwinTransformer":
         tensors |= _make_relative_indices(tensors, run.model.window_size)  # type: ignore[attr-defined]  # a Swin's
-    about = describe_export(run, export, licence)
+    about = describe_export(run, export, average, licence)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)

@@ -13,6 +13,7 @@ from attention_jax.data.fingerprint import DATA
 from attention_jax.interop.layout import Layout, match_names
 from attention_jax.load import Run
 from attention_jax.models.registry import FACTS
+from attention_jax.train.initial import INIT
 
 WEIGHTS, CONFIG, CARD, RUN_CONFIG = "model.safetensors", "config.json", "README.md", "run_config.json"
 
@@ -40,7 +41,7 @@ def find_crop_share(side: int, shorter: int) -> float:
     return share
 
 
-def describe_export(run: Run, export: Export, licence: str | None) -> dict[str, Any]:
+def describe_export(run: Run, export: Export, average: int, licence: str | None) -> dict[str, Any]:
     """Returns the content of config.json, for timm in its form, with what the run knows under "attention_jax"."""
     data, model = run.config.data, run.config.model.to_dict()
     height, width, channels = data.image_shape
@@ -52,6 +53,7 @@ def describe_export(run: Run, export: Export, licence: str | None) -> dict[str, 
         list({place.name.rpartition(".")[0]: None for path, place in places.items() if place and re.search(end, path)})
         for end in (export.layout.stem, export.layout.head)
     )
+    began = json.loads(run.assets.get(INIT, b"{}"))
     timm = {
         "input_size": [channels, height, width],
         "fixed_input_size": "img_size" in export.arguments or hasattr(run.model, "image_size"),
@@ -69,9 +71,11 @@ def describe_export(run: Run, export: Export, licence: str | None) -> dict[str, 
         "fields": {key: simplify_field(value) for key, value in _list_fields(model).items()},
         "preprocessing": {"image_shape": [height, width, channels], "eval_resize": data.eval_resize, **colours},
         "weights": run.weights,
+        "average": average,
         "step": run.step,
         "metrics": _find_metrics(run),
         "data": json.loads(run.assets.get(DATA, b"null")),
+        "init_from": {key: began[key] for key in ("init_from", "sha256") if key in began} or None,
         "license": licence,
     }
     about: dict[str, Any] = {"architecture": export.architecture, "num_classes": number}
@@ -111,14 +115,20 @@ def render_card(run: Run, export: Export, about: Mapping[str, Any]) -> str:
         for split, known in (own["data"] or {}).items()
     ]
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "flax"))
+    kind = "average" if run.weights == "ema" else "last weights"
+    mean = f", the mean of the newest {own['average']} checkpoints" if own["average"] > 1 else ""
+    trained = {
+        "metrics": f"{', '.join(measured)} at step {own['metrics']['step']}" if measured else "none",
+        "data": f"`{data.source}`; evaluated on the split {data.eval_split!r}",
+        "fingerprint": "; ".join(prints) or "not known",
+        "began with": ", sha256 ".join(own["init_from"].values()) if own["init_from"] else "random weights",
+    }
     rows = {
         "network": f"`{name}`, {parameters:,} parameters" + (f", `{json.dumps(fields)}`" if fields else ""),
         "classes": f"{about['num_classes']}" + (f": {', '.join(classes[:10])}{more}" if classes else ""),
-        "weights": f"{'average' if run.weights == 'ema' else 'last'} (`{run.weights}`) of step {run.step}",
-        "metrics": f"{', '.join(measured)} at step {own['metrics']['step']}" if measured else "none",
+        "weights": f"{kind} (`{run.weights}`) of step {run.step}{mean}" if run.step else "as they were given, not trained here",
         "input": f"{height}x{width}x{channels}, {resized}, (x / 255 − {list(data.mean)}) / {list(data.std)}",
-        "data": f"`{data.source}`; evaluated on the split {data.eval_split!r}",
-        "fingerprint": "; ".join(prints) or "not known",
+        **(trained if run.step else {}),
         "exported by": f"attention_jax {__version__}, {versions}",
         "licence": own["license"] or "not stated",
     }
@@ -136,9 +146,7 @@ def render_card(run: Run, export: Export, about: Mapping[str, Any]) -> str:
         load += [f"net = torchvision.models.{export.architecture}(num_classes={about['num_classes']}{given})"]
         load += [f'net.load_state_dict(safetensors.torch.load_file("{WEIGHTS}"))']
     table = "".join(f"| {key} | {str(value).replace('|', '¦')} |\n" for key, value in rows.items())
-    again = f"./launch.sh train --config={RUN_CONFIG} --workdir=runs/again"
     code = "\n".join(load)
-    return (
-        f"# {name}\n\n| | |\n| --- | --- |\n{table}\n## Load it\n\n```python\n{code}\n```\n\n## Train it again\n\n"
-        f"```bash\n{again}\n```\n"
-    )
+    again = f"./launch.sh train --config={RUN_CONFIG} --workdir=runs/again"
+    last = f"\n## Train it again\n\n```bash\n{again}\n```\n" if run.step else ""  # the config of given weights has no data
+    return f"# {name}\n\n| | |\n| --- | --- |\n{table}\n## Load it\n\n```python\n{code}\n```\n{last}"
