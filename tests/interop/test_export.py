@@ -19,8 +19,6 @@ from attention_jax.interop.read_tensors import read_tensors
 from tests.helpers.drawn_runs import draw_run
 from tests.helpers.make_tiny_run import RUN
 
-SWIN: dict[str, Any] = dict(window_size=3, width=8, stage_sizes=(1, 1), heads=(1, 2))
-
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -140,17 +138,23 @@ def test_what_a_format_cannot_express_names_native(format: str, name: str, shape
     assert str(caught.value).endswith("give --format=native.")
 
 
-def test_torchvisions_swin_has_its_indices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside each table of biases, in PyTorch's integers; the network of the card's name and the classes are there."""
-    run = draw_run("swin_tiny_patch4_window7_224", (64, 64, 3))
+def test_torchvisions_swin_has_its_indices() -> None:
+    """Beside each table of biases, in PyTorch's integers: the place of every pair of places of a window."""
+    made = export._make_relative_indices(
+        {"features.1.0.attn.relative_position_bias_table": np.zeros(0), "norm.bias": np.zeros(0)}, 7
+    )
+    ((name, index),) = made.items()
+    assert name == "features.1.0.attn.relative_position_index"
+    assert index.dtype == np.int64 and index.shape == (49 * 49,) and (index[0], index[1], index[49]) == (84, 83, 85)
+
+
+def test_torchvisions_card_has_its_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = draw_run("efficientnet_b0", (64, 64, 3))
     monkeypatch.setattr(export, "load_run", lambda *_: run)
     assert export.export_run("somewhere", tmp_path / "net", "torchvision")
-    tensors = read_tensors(tmp_path / "net" / "model.safetensors")
-    index = tensors["features.1.0.attn.relative_position_index"]
-    assert index.dtype == np.int64 and index.shape == (49 * 49,) and index[0] == 84 and (index[1], index[49]) == (83, 85)
-    assert sum(name.endswith("position_index") for name in tensors) == 12
+    assert "classifier.1.weight" in read_tensors(tmp_path / "net" / "model.safetensors")
     card = (tmp_path / "net" / "README.md").read_text("utf-8")
-    assert "torchvision.models.swin_t(num_classes=5)" in card and "a, b, c, d, e" in card and "c0ffee" in card
+    assert "torchvision.models.efficientnet_b0(num_classes=5)" in card and "a, b, c, d, e" in card and "c0ffee" in card
 
 
 def test_export_of_translation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ REDUCED = {
         **{"evaluation.translate": False, "evaluation.headline": "token_accuracy", "search.max_extra": 2},
     },
 }
-RUN = ("train", "evaluate", "translate", "summary", "config")  # commands that are run, as is the table of a page's own files
+RUN = ("train", "evaluate", "export", "translate", "summary", "config")  # are run, as is the table of a page's own files
 RESOLVED = ("table", "plot", "preflight", "prepare")  # commands that are parsed and resolved
 
 
