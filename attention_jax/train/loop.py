@@ -33,7 +33,7 @@ from attention_jax.train.checkpoint import Checkpoints, silence_orbax
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays
 from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.metrics import TIMING, Log
-from attention_jax.train.program import Program, build_program
+from attention_jax.train.program import Program, build_program, uses_stored_statistics
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.step import State
@@ -185,6 +185,8 @@ class _Run:
             given, begun = read_initial_weights(self.config, self.task, program.model, program.abstract_state)
             for name, content in begun.items() if is_main_process() else ():
                 self.workdir.write(name, content)
+        elif uses_stored_statistics(self.config):
+            raise UserError("batch_norm.granularity='stored': a network from scratch has no statistics yet: give init_from.")
         return program.init(np.uint32(self.config.seed), given), {"sums": {}, "assets": begun}
 
     @functools.cached_property

@@ -104,8 +104,11 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
             shapes = jax.eval_shape(init, 0)
     except KeyError as error:  # a rule list that misses a parameter
         raise UserError(str(error.args[0])) from error
-    if "batch_norm" in config and config.batch_norm.granularity == "stored":
-        _check_stored_statistics(config, model, shapes)
+    if not hasattr(model, "norm_group_size") and shapes.batch_stats and uses_stored_statistics(config):
+        raise UserError(
+            f"batch_norm.granularity='stored': model {config.model.name!r} has no field norm_group_size, which is 0 then: give "
+            "it one."
+        )
     rules = get_sharding_rules(config.model.name, config.parallel.rules)
     weights = {**tree.flatten_by_path(shapes.params), **tree.flatten_by_path(shapes.batch_stats)}
     sharding = shard_state(shapes, weights, rules, mesh)
@@ -133,10 +136,6 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
     )
 
 
-def _check_stored_statistics(config: ConfigDict, model: nn.Module, shapes: State) -> None:
-    """Raises UserError where no stored statistics are, or where the network would not use them in training."""
-    field = "batch_norm.granularity='stored'"
-    if config.init_from is None:
-        raise UserError(f"{field}: a network from scratch has no statistics yet: give init_from, or another granularity.")
-    if shapes.batch_stats and not hasattr(model, "norm_group_size"):
-        raise UserError(f"{field}: model {config.model.name!r} has no field norm_group_size, which is 0 then: give it one.")
+def uses_stored_statistics(config: ConfigDict) -> bool:
+    """True if batch norm normalises with the statistics of `init_from` in training."""
+    return "batch_norm" in config and config.batch_norm.granularity == "stored"

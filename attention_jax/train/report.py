@@ -18,7 +18,7 @@ from attention_jax.optim.optimizers import is_frozen
 from attention_jax.train import metrics
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import TrainingResult
-from attention_jax.train.program import Program
+from attention_jax.train.program import Program, uses_stored_statistics
 
 
 def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
@@ -57,9 +57,8 @@ def _frozen(program: Program) -> str:
     frozen = sum(leaf.size for path, leaf in params.items() if is_frozen(rules, path))
     if not frozen:
         return ""
-    stored = "batch_norm" in program.config and program.config.batch_norm.granularity == "stored"
     moving = "still those of each batch, which batch_norm.granularity='stored' changes"
-    statistics = f"; batch norm's statistics are {'the stored ones' if stored else moving}"
+    statistics = f"; batch norm's statistics are {'the stored ones' if uses_stored_statistics(program.config) else moving}"
     text = f"{frozen:,} of {sum(leaf.size for leaf in params.values()):,} parameters, whose rate is 0"
     return text + statistics * bool(tree.flatten_by_path(program.abstract_state.batch_stats))
 

@@ -156,6 +156,8 @@ def traced_step(path):
             "data.num_batches": 500,
         }
         config = override(config, facts)
+    elif config.data.source == "folder":
+        config = override(config, {"model.num_classes": 100, "data.num_examples": 10_000})
     program = build_program(config)
     batch = program.task.batch_shapes(program.config)[-1]
     return config.task, program.train_step.trace(program.abstract_state, batch, jax.ShapeDtypeStruct((), jnp.uint32))

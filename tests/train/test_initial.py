@@ -31,6 +31,16 @@ DATA = {"image_shape": (8, 8, 1), "mean": (0.3,), "std": (0.38,)}
 DIGITS = [str(i) for i in range(10)]
 NETWORK = dict(model__stage_sizes=(1,), model__widths=(4,))
 VIT = {"layers": 1, "width": 8, "heads": 2, "patch_size": 2, "image_size": 8}
+OWN = """
+import flax.linen as nn
+
+class Net(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(self.num_classes)(nn.BatchNorm(not train)(x).mean((1, 2)))
+"""
 PROBE = dict(optimizer__rate_rules=(("^head/", 1.0), (".*", 0.0)), batch_norm__granularity="stored")
 
 
@@ -215,9 +225,13 @@ def test_what_is_of_another_network_is_refused(source, tmp_path):
         read(small_config(init_from=str(tmp_path / "no.pth"), **NETWORK))
 
 
-def test_stored_statistics_need_a_source():
+def test_stored_statistics_need_a_source_and_a_network_that_uses_them(tmp_path):
     with pytest.raises(UserError, match="from scratch has no statistics yet: give init_from"):
-        build_program(small_config(batch_norm__granularity="stored", **NETWORK))
+        train_model(small_config(batch_norm__granularity="stored", **NETWORK), tmp_path)
+    (tmp_path / "net.py").write_text(OWN)
+    config = override(small_config(batch_norm__granularity="stored"), {"model": {"name": f"{tmp_path}/net.py:Net"}})
+    with pytest.raises(UserError, match="net.py:Net' has no field norm_group_size, which is 0 then: give it one"):
+        build_program(config)
 
 
 def test_runs_of_version_8_resume(tuned):
