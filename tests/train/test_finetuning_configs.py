@@ -41,7 +41,12 @@ def read_origin(workdir):
 def test_digits(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(root)
     file = write_weights(tmp_path / "resnet20.npz", AKAMASTER, "resnet20", **RESNET)
-    options = f"--config.init_from={file}", "--config.model.num_classes=10", "--config.evaluation.batch_size=300"
+    options = (
+        f"--config.init_from={file}",
+        "--config.model.num_classes=10",
+        "--config.data.image_shape=(8, 8, 3)",
+        "--config.data.eval_resize=8",
+    )
     assert train("finetune_digits.py", tmp_path / "run", RESNET, *options) == 0
     said = capsys.readouterr().out
     assert "done after step 2" in said and "granularity stored" in said
@@ -56,6 +61,7 @@ def test_digits(root, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["accuracy"] == run.metrics[-1]["eval/accuracy"]
 
 
+@pytest.mark.slow
 def test_a_folder(root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
     file = write_weights(

@@ -149,14 +149,9 @@ def test_frozen_parameters_and_stored_statistics_do_not_move(source, network, tm
     assert not [path for path in state if path.startswith("opt_state/") and "stage1" in path]
 
 
-def test_statistics_are_those_of_batches_unless_stored(source, network, tmp_path):
-    config = small_config(init_from=str(source), total_steps=6, **NETWORK, optimizer__rate_rules=PROBE["optimizer__rate_rules"])
-    program = build_program(config)
-    assert "which batch_norm.granularity='stored' changes" in report.describe_run(program, {})
-    train_model(config, tmp_path, program)
-    assert not np.array_equal(
-        read_state(tmp_path)[0]["batch_stats/stem_norm/mean"], network[1]["batch_stats"]["stem_norm"]["mean"]
-    )
+def test_statistics_that_will_move_under_frozen_layers_are_said(source):
+    config = small_config(init_from=str(source), **NETWORK, optimizer__rate_rules=PROBE["optimizer__rate_rules"])
+    assert "which batch_norm.granularity='stored' changes" in report.describe_run(build_program(config), {})
 
 
 def test_other_classes_get_a_new_classifier(source, network, tmp_path, caplog):
