@@ -220,46 +220,41 @@ def fill_variables(
     wanted = {place.name for place in places.values() if place}
     extra = [name for name in tensors if name not in wanted and not layout.ignores(name)]
     found: dict[str, Array] = {}
-    missing, misshapen, impossible, notes = dict[str, None](), [], [], []
+    missing, misshapen, impossible, notes = list[str](), list[str](), list[str](), list[str]()
     for path, shape in shapes.items():
-        place = places[path]
-        if place is None or place.name not in tensors:
-            right = place and place.transform.shape_of(shape)
-            missing[f"{place.name}{_nearest(place.name, right, extra, tensors)}" if place and right is not None else path] = (
-                None
-            )
+        if (place := places[path]) is None:
+            missing.append(path)
             continue
-        array, right = tensors[place.name], place.transform.shape_of(shape)
+        right = place.transform.shape_of(shape)
+        if (array := tensors.get(place.name)) is None:
+            missing.append(f"{place.name}{_nearest(place.name, right, extra, tensors)}")
+            continue
+        wrong = f"{place.name} {array.shape} where {right} is right"
         resize = place.transform.resize or (fold_channels if re.search(layout.stem, path) else None)
-        same_rank = array.ndim == len(right)
-        if array.shape != right and not (resize and same_rank):
-            misshapen.append(f"{place.name} {array.shape} where {right} is right")
+        if array.shape != right and not (resize and array.ndim == len(right)):
+            misshapen.append(wrong)
             continue
-        value = np.asarray(place.transform.take(np.asarray(array)), np.float32)
+        taken = place.transform.take(np.asarray(array))
+        value = np.asarray(taken.real, np.float32)
         if value.shape != shape and resize:
             try:
                 value = np.asarray(resize(value, shape), np.float32)
             except UserError as error:
-                misshapen.append(f"{place.name} {array.shape} where {right} is right ({error})")
+                misshapen.append(f"{wrong} ({error})")
                 continue
             notes.append(f"{place.name} was {array.shape} and is resized to {right}")
-        if not np.isfinite(value).all() or (path.endswith("/var") and value.min(initial=0) < 0):
+        if np.iscomplexobj(taken) or not np.isfinite(value).all() or (path.endswith("/var") and value.min(initial=0) < 0):
             impossible.append(place.name)
         found[path] = np.ascontiguousarray(value)
-    problems = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("not of this network", extra),
-            ("of another shape", misshapen),
-            ("with values that are not finite, or variances below 0", impossible),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(
-            f"{where}: its tensors are not those of this network in the layout {layout.name}; {'; '.join(problems)}."
-        )
+    problems = {
+        "missing": missing,
+        "not of this network": extra,
+        "of another shape": misshapen,
+        "with values that are complex or not finite, or variances below 0": impossible,
+    }
+    text = "; ".join(f"{what}: {', '.join(dict.fromkeys(names))}" for what, names in problems.items() if names)
+    if text:
+        raise UserError(f"{where}: its tensors are not those of this network in the layout {layout.name}; {text}.")
     return found, notes
 
 

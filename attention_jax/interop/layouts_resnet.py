@@ -9,6 +9,7 @@ from flax.core import FrozenDict
 from attention_jax.interop.layout import POINTWISE, Layout, Name, name_module
 
 _BLOCK = r"stage(\d)_block(\d+)"
+_IMAGENET = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
 _CIFAR = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110))
 
 
@@ -45,17 +46,7 @@ _PLAIN = (*_BACKBONE, *_PROJECTIONS, *_HEAD)
 
 TORCHVISION = Layout(
     "torchvision",
-    (
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "resnext50_32x4d",
-        "resnext101_32x8d",
-        "resnext101_64x4d",
-        "wide_*",
-    ),
+    (*_IMAGENET, "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet*"),
     _PLAIN,
 )
 TIMM = Layout(
@@ -115,12 +106,7 @@ AKAMASTER = Layout(
 )
 AKAMASTER_B = dataclasses.replace(AKAMASTER, name="akamaster.B", fields=dict(shortcut="B"))
 # github.com/kuangliu/pytorch-cifar: the networks for ImageNet behind a 3x3.
-KUANGLIU = dataclasses.replace(
-    AKAMASTER,
-    name="kuangliu",
-    models=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    fields=dict(stem="cifar"),
-)
+KUANGLIU = dataclasses.replace(AKAMASTER, name="kuangliu", models=_IMAGENET, fields=dict(stem="cifar"))
 # github.com/chenyaofo/pytorch-cifar-models: torchvision's names, with projections.
 CHENYAOFO = Layout("chenyaofo", _CIFAR, _PLAIN, fields=dict(shortcut="B"))
 

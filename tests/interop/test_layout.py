@@ -93,14 +93,15 @@ def test_all_that_does_not_fit_is_in_one_error(small: tuple[Any, Shapes]) -> Non
     tensors["fc.weight"] = tensors["fc.weight"].T
     tensors["bn1.running_mean"], tensors["bn1.running_var"] = tensors["bn1.running_var"], -tensors["bn1.running_mean"]
     tensors["layer2.0.bn1.bias"] = tensors["layer2.0.bn1.bias"] * np.float32(np.nan)
+    tensors["layer1.0.bn1.bias"] = tensors["layer1.0.bn1.bias"] * np.complex64(1j)
     tensors |= {"bn1.num_batches_tracked": np.array(3), "decoder.weight": np.zeros(3)}
     with pytest.raises(aj.UserError) as error:
         fill_variables(TIMM, model, {**shapes, "params/own/kernel": (1,)}, tensors, "f")
     assert str(error.value) == (
         "f: its tensors are not those of this network in the layout timm; missing: layer1.0.conv1.weight (the nearest is "
         "'layer1.0.convs1.weight'), params/own/kernel; not of this network: layer1.0.convs1.weight, decoder.weight; of another "
-        "shape: fc.weight (32, 1000) where (1000, 32) is right; with values that are not finite, or variances below 0: "
-        "bn1.running_var, layer2.0.bn1.bias."
+        "shape: fc.weight (32, 1000) where (1000, 32) is right; with values that are complex or not finite, or variances below "
+        "0: bn1.running_var, layer1.0.bn1.bias, layer2.0.bn1.bias."
     )
 
 

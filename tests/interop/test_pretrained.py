@@ -9,6 +9,8 @@ import pytest
 
 import attention_jax as aj
 from attention_jax import tree
+from attention_jax.interop import layouts_resnet
+from attention_jax.interop.layout import Layout, list_shapes, name_tensors
 from attention_jax.interop.read_tensors import read_tensors
 from tests.helpers import parity
 from tests.helpers.blocks import quick
@@ -61,6 +63,25 @@ def test_tensors_that_fit_two_padded_shortcuts(tmp_path: Path) -> None:
     assert "its tensors do not show which of the layouts 'timm', 'akamaster' it has: give layout= with one of them." in text
     model, _ = aj.load_pretrained("resnet20", tmp_path / "f.npz", num_classes=3, layout="akamaster", **CIFAR)
     assert (model.shortcut, model.num_classes) == ("A-centred", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "fields"),
+    [
+        ("resnet20", layouts_resnet.AKAMASTER_B, CIFAR),
+        ("resnet20", layouts_resnet.CHENYAOFO, CIFAR),
+        ("resnet18", layouts_resnet.KUANGLIU, SMALL),
+        ("bam_resnet18", layouts_resnet.BAM, dict(stage_sizes=(1, 1), widths=(16, 32))),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_the_layout_sets_fields(name: str, layout: Layout, fields: dict[str, Any], tmp_path: Path) -> None:
+    """A file in each layout is recognised, and gives the network that its repository has."""
+    model = aj.create_model(name, **{**fields, **layout.fields})
+    variables = tree.nest_by_path({path: np.full(shape, 0.5, np.float32) for path, shape in list_shapes(model).items()})
+    np.savez(tmp_path / "f.npz", **name_tensors(layout, model, variables))
+    loaded, found = aj.load_pretrained(name, tmp_path / "f.npz", **fields)
+    assert loaded == model and jax.tree.all(jax.tree.map(np.array_equal, found, variables))
 
 
 def test_half_precision_and_the_classes_of_the_file(trained: Any, capsys: pytest.CaptureFixture) -> None:
