@@ -1,7 +1,7 @@
 """Writes tests/fixtures/parity_*.npz from PyTorch: `python -m tests.peers.freeze [CASE ...]` in the repository's root.
 
-Needs torch, torchvision, timm and transformers (the extra `peers`); nothing of attention_jax is imported, so that a fixture
-cannot be made to agree with it.
+Needs torch, torchvision, timm and transformers (the extra `peers`); of attention_jax nothing is used but the names of
+parameters, so that a fixture cannot be made to agree with it.
 """
 
 import sys

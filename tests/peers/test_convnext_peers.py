@@ -10,7 +10,7 @@ from attention_jax import create_model
 from tests.helpers import parity, parity_convnext
 from tests.models.test_convnext import build
 from tests.models.test_parity import ours
-from tests.peers import torch_convnext, torch_nets
+from tests.peers import torch_convnext, torch_layouts, torch_nets
 
 pytestmark = pytest.mark.peers
 
@@ -29,5 +29,6 @@ def test_published_network(image: tuple[int, int]) -> None:
     """Logits and every gradient of timm's ConvNeXt-T with random weights."""
     case = parity_convnext.Case({}, image=image)
     net = timm.create_model("convnext_tiny", pretrained=False)
-    theirs, _ = torch_nets.run(case, net=net, paths=torch_convnext.our_paths(net))
-    parity.check(ours(case, create_model("convnext_tiny")), theirs)
+    model = create_model("convnext_tiny")
+    theirs, _ = torch_nets.run(case, net=net, paths=torch_layouts.our_paths(model))
+    parity.check(ours(case, model), theirs)

@@ -17,7 +17,7 @@ from attention_jax.models.efficientnet import EfficientNet
 from tests.helpers import parity, parity_efficientnet
 from tests.helpers.blocks import quick
 from tests.models.test_parity import drawn, ours
-from tests.peers import torch_efficientnet, torch_nets
+from tests.peers import torch_efficientnet, torch_layouts, torch_nets
 
 pytestmark = pytest.mark.peers
 
@@ -45,7 +45,7 @@ def test_published_network(name: str, image: tuple[int, int]) -> None:
     """Logits with random weights and statistics."""
     net, model = build(name)
     images = parity.images(0, *image)
-    torch_nets.fill(net.double(), 0, torch_efficientnet.our_paths(net))
+    torch_nets.fill(net.double(), 0, torch_layouts.our_paths(model))
     with torch.no_grad():
         theirs = net.eval()(torch_nets.nchw(images)).numpy()
     assert parity.difference(quick(model.apply)(drawn(model, images, 0), images), theirs) < parity.LOGITS
@@ -55,7 +55,7 @@ def test_every_gradient_of_a_published_network(monkeypatch: pytest.MonkeyPatch) 
     """And the statistics, in float64: in float32 the gradients of so deep a network say little. It compiles for minutes."""
     case = parity_efficientnet.Case({}, image=(64, 64))
     net, model = build("efficientnet_b0")
-    theirs, _ = torch_nets.run(case, net=net, paths=torch_efficientnet.our_paths(net))
+    theirs, _ = torch_nets.run(case, net=net, paths=torch_layouts.our_paths(model))
     monkeypatch.setitem(efficientnet._CHOICES, "dtype", ("float64",))
     with jax.enable_x64(True):
         double = ours(case, model.clone(dtype="float64"), np.float64)

@@ -28,6 +28,7 @@ def test_network(name: str) -> None:
 def test_published_network(name: str, fields: dict[str, Any], image: tuple[int, int]) -> None:
     """Logits and all gradients of complete networks with random weights: ours in float32, theirs in float64."""
     images, labels = parity.images(0, *image, batch=1), np.array([3], np.int32)
-    theirs = torch_vit.differentiate(torch_vit.published(name, fields, image), images, labels, patch=4)
-    results = differentiate(create_model(name, **fields), images, labels, 0)
+    model = create_model(name, **fields)
+    theirs = torch_vit.differentiate(torch_vit.published(name, fields, image), model, images, labels, patch=4)
+    results = differentiate(model, images, labels, 0)
     parity.check(results, theirs)

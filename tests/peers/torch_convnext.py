@@ -9,30 +9,24 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import nn
 from torch.nn import functional as F
 
+from attention_jax.models import convnext as models
 from tests.helpers import parity, parity_convnext
-from tests.peers import torch_nets
+from tests.peers import torch_layouts, torch_nets
 
-# Module of timm or of this file -> path in our tree; both count from 0.
+# Module of a `Roadmap` -> path in our tree; both count from 0.
 NAMES = (
     (r"^stem\.0$", "stem_conv"),
     (r"^stem\.1$", "stem_norm"),
-    (r"^stages\.(\d+)\.downsample\.0$", r"downsample\1_norm"),
-    (r"^stages\.(\d+)\.downsample\.1$", r"downsample\1_conv"),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.conv_dw$", r"stage\1_block\2/depthwise"),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.norm$", r"stage\1_block\2/norm"),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc1$", r"stage\1_block\2/expand"),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc2$", r"stage\1_block\2/project"),
-    (r"^stages\.(\d+)\.blocks\.(\d+)$", r"stage\1_block\2"),
     (r"^stages\.(\d+)\.blocks\.(\d+)\.(conv\d|norm\d|shortcut_conv|shortcut_norm)$", r"stage\1_block\2/\3"),
     (r"^stages\.(\d+)\.(conv|norm)$", r"downsample\1_\2"),
     (r"^head\.norm$", "head_norm"),
     (r"^head\.fc$", "head"),
 )
-_LEAVES = {"gamma": "layer_scale", "running_mean": "mean", "running_var": "var", "bias": "bias"}
+_LEAVES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
 
 
 def our_paths(net: nn.Module) -> dict[str, str]:
-    """{state-dict name: our path}."""
+    """{state-dict name: our path} of a `Roadmap`."""
     paths = {}
     for name, tensor in net.state_dict().items():
         module, _, leaf = name.rpartition(".")
@@ -158,4 +152,5 @@ def build(case: parity_convnext.Case) -> nn.Module:
 def run(case: parity_convnext.Case) -> tuple[parity.Results, float]:
     """As `torch_nets.run`."""
     net = build(case)
-    return torch_nets.run(case, net=net, paths=our_paths(net))
+    paths = our_paths(net) if case.is_roadmap else torch_layouts.our_paths(models.ConvNeXt(**case.network))
+    return torch_nets.run(case, net=net, paths=paths)
