@@ -234,8 +234,8 @@ def fill_variables(
         if array.shape != right and not (resize and array.ndim == len(right)):
             misshapen.append(wrong)
             continue
-        taken = place.transform.take(np.asarray(array))
-        value = np.asarray(taken.real, np.float32)
+        raw = place.transform.take(np.asarray(array))
+        value = np.asarray(raw.real, np.float32)
         if value.shape != shape and resize:
             try:
                 value = np.asarray(resize(value, shape), np.float32)
@@ -243,7 +243,7 @@ def fill_variables(
                 misshapen.append(f"{wrong} ({error})")
                 continue
             notes.append(f"{place.name} was {array.shape} and is resized to {right}")
-        if np.iscomplexobj(taken) or not np.isfinite(value).all() or (path.endswith("/var") and value.min(initial=0) < 0):
+        if np.iscomplexobj(raw) or not np.isfinite(value).all() or (path.endswith("/var") and value.min(initial=0) < 0):
             impossible.append(place.name)
         found[path] = np.ascontiguousarray(value)
     problems = {
