@@ -138,7 +138,7 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
 
 
 def _add_title(figure: "Figure", title: str) -> None:
-    """Puts a title over the whole figure, in as many lines as its width needs."""
+    """Puts a title over the figure, in as many lines as its width needs."""
     letters = round(11 * figure.get_figwidth())  # of 11 points
     figure.suptitle(textwrap.fill(title, letters), x=0.01, horizontalalignment="left", fontsize=11)
 
