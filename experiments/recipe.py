@@ -70,7 +70,7 @@ _DATA = {
 }
 scales = {
     "quick": {
-        "seeds": 5,
+        "seeds": 3,
         "overrides": {
             **_DATA,
             "batch_size": 50,
