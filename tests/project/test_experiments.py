@@ -212,6 +212,7 @@ def test_which_network_trains_faster_is_told_beyond_the_models_range_alone(monke
         ("depth", "one 5x5", ["training error %", "test error %"], None),
         ("backbones", "ViT at other positions", ["accuracy % at positions of training"], "generalisation"),
         ("dense", "ViT", ["mean IoU of classes %"], None),
+        ("fine_tuning", "from scratch", ["k-NN probe %", "linear probe %"], None),
         ("recall", "LSTM", ["accuracy %, 2 to 3 tokens", "accuracy %, 4 to 7 tokens"], "recall"),
     ],
 )
