@@ -100,12 +100,10 @@ class _Function:
         if self.name == "_rebuild_from_type_v2":  # a tensor with attributes: the function that makes it, type, arguments, state
             return args[0](*args[2])
         if self.name == "Size":
-            return tuple(args[0])
+            return args[0]
         storage, offset, shape, strides = args[:4]
-        shape, strides = tuple(shape), tuple(strides)
-        numbers = (offset, *shape, *strides)
-        sound = isinstance(storage, _Storage) and len(shape) == len(strides)
-        if not sound or not all(type(n) is int and n >= 0 for n in numbers):
+        sound = isinstance(storage, _Storage) and type(shape) is type(strides) is tuple and len(shape) == len(strides) <= 64
+        if not sound or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
             raise UserError(f"a tensor of shape {shape}, strides {strides} and offset {offset} is not possible")
         return StoredTensor(storage, offset, shape, strides, self.load)
 
@@ -119,13 +117,13 @@ def _leave_state(unpickler: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler that is written in Python; the C one's memo takes as much memory as a file says.
+    """The unpickler that is written in Python; the C one's memo takes as much memory as a file says, as BYTEARRAY8 does.
 
     No state is given to an object, and no opcode reaches the names that a process has registered.
     """
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _leave_state}
-    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4):
+    for _code in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4):
         del dispatch[_code[0]]
 
     def __init__(self, file: Any, load: Load):

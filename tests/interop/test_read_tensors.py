@@ -23,7 +23,7 @@ def piece(value: Any) -> bytes:
     return pickle.dumps(value, 2)[2:-1]
 
 
-def tensor(shape: tuple, strides: tuple, offset: int = 0, numel: int = 6, kind: str = "FloatStorage", key: str = "0") -> bytes:
+def tensor(shape: Any, strides: tuple, offset: int = 0, numel: int = 6, kind: str = "FloatStorage", key: str = "0") -> bytes:
     """The opcodes of a tensor as `torch.save` writes them."""
     storage = b"(" + piece("storage") + f"ctorch\n{kind}\n".encode() + piece(key) + piece("cpu") + piece(numel) + b"tQ"
     arguments = storage + piece(offset) + piece(shape) + piece(strides) + piece(False) + b"Nt"
@@ -167,6 +167,8 @@ def test_extensions_and_attributes_are_out_of_reach(path: Path, monkeypatch: pyt
     """No opcode reaches what the process registered, and none changes the reader itself."""
     monkeypatch.setitem(copyreg._extension_cache, 1, "registered")  # type: ignore[attr-defined]  # a private table
     assert "damaged" in refusal(save(path, GOOD, b"\x82\x01"))
+    assert "damaged" in refusal(save(path, GOOD, pickle.BYTEARRAY8 + (2**62).to_bytes(8, "little")))  # would be made first
+    assert "(KeyError: 150)" in refusal(path)
     for name in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n"):
         state = b"(N}(" + b"".join(piece(key) + b"N" for key in ("name", "load", "items", "__call__")) + b"utb"
         np.testing.assert_array_equal(read_tensors(save(path, GOOD, name + state, GOOD))["w2"], np.arange(6).reshape(2, 3))
@@ -177,6 +179,12 @@ def test_extensions_and_attributes_are_out_of_reach(path: Path, monkeypatch: pyt
     [
         (tensor((2, 3), (-3, 1)), (24,), "a tensor of shape (2, 3), strides (-3, 1) and offset 0 is not possible"),
         (tensor((2, 3), (3, 1), offset=-1), (24,), "a tensor of shape (2, 3), strides (3, 1) and offset -1 is not possible"),
+        (
+            tensor((1,) * 65, (1,) * 65),
+            (24,),
+            f"a tensor of shape {(1,) * 65}, strides {(1,) * 65} and offset 0 is not possible",
+        ),
+        (tensor([2], (1,)), (24,), "a tensor of shape [2], strides (1,) and offset 0 is not possible"),
         (tensor((2,), (3, 1)), (24,), "a tensor of shape (2,), strides (3, 1) and offset 0 is not possible"),
         (tensor((2, 3), (3, 1), offset=1), (24,), "w: a tensor of shape (2, 3) does not fit into its storage of 6 numbers"),
         (tensor((3, 3), (3, 1)), (24,), "w: a tensor of shape (3, 3) does not fit into its storage of 6 numbers"),
