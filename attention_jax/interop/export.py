@@ -31,6 +31,7 @@ from attention_jax.interop.model_card import (
 from attention_jax.interop.recognise import NATIVE, list_layouts
 from attention_jax.load import load_run
 from attention_jax.models.registry import create_model
+from attention_jax.storage import is_remote
 
 FORMATS = ("timm", "torchvision", "native")
 # (names of ours that a library has, the library's); tests/peers holds them to the libraries' own lists.
@@ -140,6 +141,8 @@ def export_run(
     Raises:
         UserError: a network that the format cannot express, or a folder that has something else.
     """
+    if is_remote(output):
+        raise UserError(f"{output} is remote: give a folder of this machine, and copy it from there.")
     folder = Path(output).expanduser()
     run = load_run(workdir, weights, average, trust_code)
     if run.config.task != "classification":

@@ -73,6 +73,11 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_remote_folder_is_refused() -> None:
+    with pytest.raises(UserError, match="gs://bucket/net is remote"):
+        export.export_run(RUN, "gs://bucket/net", "native")
+
+
 def test_safetensors_are_aligned_and_read_back(tmp_path: Path) -> None:
     tensors = {
         "b": np.arange(3, dtype=np.float32),
