@@ -83,7 +83,8 @@ def express_model(format: str, name: str, model: nn.Module, image_shape: tuple[i
         raise refuse(f"{format} has no network {name!r}")
     reference = create_model(name, **layout.fields)
     known, arguments = _ARGUMENTS.get((format, type(model).__name__), {}), dict[str, Any]()
-    for field in {field.name for field in dataclasses.fields(reference)} - _FREE:  # type: ignore[arg-type]  # a module is one
+    names = [field.name for field in dataclasses.fields(reference)]  # type: ignore[arg-type]  # a module is one
+    for field in (name for name in names if name not in _FREE):
         given, right = (simplify_field(getattr(net, field)) for net in (model, reference))
         if given == right or (field == "layer_scale" and None not in (given, right)):
             continue
@@ -141,6 +142,8 @@ def export_run(
     Raises:
         UserError: a network that the format cannot express, or a folder that has something else.
     """
+    if format not in FORMATS:
+        raise UserError(f"format={format!r} is not one of {', '.join(map(repr, FORMATS))}.")
     if is_remote(output):
         raise UserError(f"{output} is remote: give a folder of this machine, and copy it from there.")
     folder = Path(output).expanduser()

@@ -73,7 +73,9 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_remote_folder_is_refused() -> None:
+def test_an_unknown_format_and_a_remote_folder_are_refused() -> None:
+    with pytest.raises(UserError, match="format='keras' is not one of 'timm'"):
+        export.export_run(RUN, "net", "keras")
     with pytest.raises(UserError, match="gs://bucket/net is remote"):
         export.export_run(RUN, "gs://bucket/net", "native")
 
