@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax import tree
+from attention_jax.data.images.preprocessing import list_preprocessing
 from attention_jax.errors import UserError
 from attention_jax.interop.layout import Layout, Place, fill_variables, list_shapes, match_names
 from attention_jax.interop.read_tensors import open_weights, select_weights
-from attention_jax.interop.recognise import recognise_layout
+from attention_jax.interop.recognise import Recognised, recognise_layout
 from attention_jax.models.registry import find_model
 
 
@@ -55,6 +56,7 @@ def load_pretrained(
         f"{key}={value!r} as this layout has it" for key, value in found.layout.fields.items() if defaults.get(key) != value
     ]
 
+    said += describe_doubts(name, found, fields)
     places = match_names(found.layout, model, list(shapes))
     head = {path: place for path, place in places.items() if place and re.search(found.layout.head, path)}
     fresh: set[str] = set()
@@ -83,6 +85,20 @@ def load_pretrained(
         model = model.clone(features=features)
         shapes = list_shapes(model, in_channels)
     return model, tree.nest_by_path({path: flat[path] for path in shapes})
+
+
+def describe_doubts(name: str, found: Recognised, fields: Mapping[str, Any]) -> list[str]:
+    """Returns what a file cannot show and its user must know: whose preprocessing, and on which side option A pads."""
+    said, layouts = [], (found.layout.name, *found.also)
+    try:
+        sources = list_preprocessing(name)
+    except UserError:  # of the user's own
+        sources = ()
+    if known := [source for source in sources if source.split("_")[0] in layouts] or list(sources):
+        said.append(f"images as aj.preprocessing({name!r}, source={' or '.join(map(repr, known))}) has them")
+    if getattr(found.model, "shortcut", None) == "A" and "shortcut" not in fields:
+        said.append("option A with all zeros after the channels: give shortcut='A-centred' if its code pads on both sides")
+    return said
 
 
 def count_classes(place: Place, array: np.ndarray) -> int:

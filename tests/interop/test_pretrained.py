@@ -44,7 +44,8 @@ def test_option_a_of_the_common_cifar_networks(capsys: pytest.CaptureFixture) ->
     model, variables = aj.load_pretrained("resnet20", AKAMASTER, **CIFAR)
     assert capsys.readouterr().err == (
         f"{AKAMASTER}: 44 tensors in the layout akamaster; from 'state_dict'; without the prefix 'module.'; "
-        "shortcut='A-centred' as this layout has it.\n"
+        "shortcut='A-centred' as this layout has it; "
+        "images as aj.preprocessing('resnet20', source='akamaster') has them.\n"
     )
     assert model.shortcut == "A-centred" and set(variables) == {"params", "batch_stats"}
     assert parity.difference(logits(model, variables), LOGITS["akamaster"]) < parity.LOGITS
@@ -63,6 +64,17 @@ def test_tensors_that_fit_two_padded_shortcuts(tmp_path: Path) -> None:
     assert "its tensors do not show which of the layouts 'timm', 'akamaster' it has: give layout= with one of them." in text
     model, _ = aj.load_pretrained("resnet20", tmp_path / "f.npz", num_classes=3, layout="akamaster", **CIFAR)
     assert (model.shortcut, model.num_classes) == ("A-centred", 3)
+
+
+def test_the_side_of_option_a_that_a_file_does_not_show_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = aj.create_model("resnet20", **CIFAR)
+    variables = tree.nest_by_path({path: np.full(shape, 0.5, np.float32) for path, shape in list_shapes(model).items()})
+    np.savez(tmp_path / "f.npz", **name_tensors(layouts_resnet.TIMM, model, variables))
+    doubt = "; option A with all zeros after the channels: give shortcut='A-centred' if its code pads on both sides"
+    aj.load_pretrained("resnet20", tmp_path / "f.npz", **CIFAR)
+    assert doubt in capsys.readouterr().err
+    aj.load_pretrained("resnet20", tmp_path / "f.npz", **CIFAR, shortcut="A")
+    assert doubt not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -87,8 +99,10 @@ def test_the_layout_sets_fields(name: str, layout: Layout, fields: dict[str, Any
 def test_half_precision_and_the_classes_of_the_file(trained: Any, capsys: pytest.CaptureFixture) -> None:
     model, variables, found = trained
     aj.load_pretrained("resnet18", TRAINING, num_classes=5, **SMALL)
-    said = f"{TRAINING}: 44 tensors in the layout torchvision or timm; from 'model'; float16 made float32.\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == (
+        f"{TRAINING}: 44 tensors in the layout torchvision or timm; from 'model'; images as aj.preprocessing('resnet18', "
+        "source='timm' or 'torchvision') has them; float16 made float32.\n"
+    )
     assert model.num_classes == 5 and {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
     assert parity.difference(found, LOGITS["training"]) < parity.LOGITS
 

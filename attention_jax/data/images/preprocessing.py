@@ -73,6 +73,14 @@ def _read_table() -> dict[str, dict[str, Preprocessing]]:
     return found
 
 
+def list_preprocessing(name: str) -> tuple[str, ...]:
+    """Returns the sources that have the network called `name`. Raises UserError for an unknown name, with the nearest one."""
+    table = _read_table()
+    if name not in table:
+        raise UserError(f"preprocessing({name!r}): there is none of that name{suggest_name(name, table)}.")
+    return tuple(table[name])
+
+
 def preprocessing(name: str, source: str | None = None) -> Preprocessing:
     """Returns the preprocessing of the image network called `name`.
 
@@ -83,10 +91,7 @@ def preprocessing(name: str, source: str | None = None) -> Preprocessing:
     Raises:
         UserError: an unknown name, with the nearest one, or a source that does not have it, with those that do.
     """
-    table = _read_table()
-    if name not in table:
-        raise UserError(f"preprocessing({name!r}): there is none of that name{suggest_name(name, table)}.")
-    sources = table[name]
+    sources = list_preprocessing(name)
     if source is not None and source not in sources:
         raise UserError(f"preprocessing({name!r}, source={source!r}): give {' or '.join(map(repr, sources))}.")
-    return sources[source or next(iter(sources))]
+    return _read_table()[name][source or sources[0]]
