@@ -20,7 +20,7 @@ from attention_jax.errors import UserError
 from attention_jax.interop.layout import name_tensors
 from attention_jax.interop.layouts_resnet import AKAMASTER
 from attention_jax.train import report, restore
-from attention_jax.train.initial import INIT, read_initial_weights
+from attention_jax.train.initial import INIT, _refuse_other_tokens, read_initial_weights
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
@@ -236,3 +236,27 @@ def test_runs_of_version_8_resume(tuned):
     old = config_from_json(json.dumps({**saved, "version": 8}))
     assert old.init_from is None and list_differences(old, override(config, {"init_from": None})) == []
     assert list_differences(old, config) == [f"init_from: saved None, given {config.init_from!r}"]
+
+
+def test_a_remote_run_resumes_without_its_source(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
+    moved = shutil.copytree(source, tmp_path / "run")
+    config = small_config(init_from=str(moved), total_steps=6, **NETWORK)
+    program, ends = build_program(config), []
+    for name in ("alone", "begun"):
+        if name == "begun":
+            with pytest.raises(MemoryError):
+                train_model(config, f"memory://tuned/{name}", program, crash_after(2))
+            shutil.rmtree(moved)
+        train_model(config, f"memory://tuned/{name}", program)
+        run = aj.load_run(f"memory://tuned/{name}")
+        ends.append((tree.flatten_by_path(run.variables), run.assets[INIT]))
+    assert ends[0][1] == ends[1][1]
+    assert all(np.asarray(array).tobytes() == np.asarray(ends[1][0][path]).tobytes() for path, array in ends[0][0].items())
+
+
+def test_another_tokenizer_is_refused():
+    ours = {"words.json": b"[1]", "labels.json": b"1"}
+    _refuse_other_tokens("init_from=x", ours, {"words.json": b"[1]", "labels.json": b"2", "data.json": b"3"})
+    with pytest.raises(UserError, match=r"init_from=x: its words.json is not this run's: give data.tokenizer that file"):
+        _refuse_other_tokens("init_from=x", ours, {"words.json": b"[2]"})
