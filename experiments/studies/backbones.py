@@ -76,7 +76,7 @@ def plot_generalisation(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]
             by_number.plot([number] * len(values), values, "o", markersize=3.5, alpha=0.6, color=style["color"])
     by_number.set(xscale="log", xlabel="training images", ylabel="accuracy %", ylim=(0, 102))
     plotted = sorted({int(seeds[0]["examples"][0]) for seeds in measured.values() if SEEN not in seeds[0]})
-    by_number.set_xticks(plotted, [f"{number:,}" for number in shown])
+    by_number.set_xticks(plotted, [f"{number:,}" for number in plotted])
     by_number.minorticks_off()
     by_position.set_xticks((0, 1), ("positions of training", "other positions"))
     by_position.set_xlim(-0.2, 1.2)
