@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from attention_jax import storage, tree
 from attention_jax.config.code import CODE
 from attention_jax.data.fingerprint import DATA
+from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError
 from attention_jax.interop.layout import Layout, fill_variables, match_names
 from attention_jax.interop.read_tensors import open_weights, select_weights
@@ -112,7 +113,8 @@ def read_initial_weights(
     text = "; ".join(
         [f"{len(kept)} of {len(shapes)} arrays are from {source.path} ({source.layout.name})", *filter(None, parts)]
     )
-    log.info("%s: %s.", where, text)
+    if is_main_process():
+        log.info("%s: %s.", where, text)
     placed = {path: _place_array(array, leaves[path]) for path, array in arrays.items()}
     return placed, {INIT: json.dumps(record, indent=1).encode()}
 
@@ -167,9 +169,11 @@ def _open_source(spec: str, where: str, config: ConfigDict, model: nn.Module) ->
 
 def _open_file(path: Path, where: str, config: ConfigDict, model: nn.Module) -> WeightSource:
     tensors, notes = select_weights(open_weights(path), where)
-    fields = {name: value for name, value in config.model.to_dict().items() if name not in ("name", *FACTS)}
-    channels = config.data.image_shape[-1] if "image_shape" in config.data else 3
-    layout = recognise_layout(config.model.name, tensors, where, in_channels=channels, **fields).layout
+    layout = NATIVE  # the only one of other tasks' networks
+    if config.task == "classification":
+        fields = {name: value for name, value in config.model.to_dict().items() if name not in ("name", *FACTS)}
+        channels = config.data.image_shape[-1]
+        layout = recognise_layout(config.model.name, tensors, where, in_channels=channels, **fields).layout
     for field, value in layout.fields.items():
         if getattr(model, field) != value:
             raise UserError(

@@ -23,6 +23,7 @@ from attention_jax.train import report, restore
 from attention_jax.train.initial import INIT, _refuse_other_tokens, read_initial_weights
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
+from tests.helpers import small_text
 from tests.helpers.small import small_config
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -253,6 +254,15 @@ def test_a_remote_run_resumes_without_its_source(source, tmp_path, monkeypatch):
         ends.append((tree.flatten_by_path(run.variables), run.assets[INIT]))
     assert ends[0][1] == ends[1][1]
     assert all(np.asarray(array).tobytes() == np.asarray(ends[1][0][path]).tobytes() for path, array in ends[0][0].items())
+
+
+def test_networks_of_other_tasks_take_files_in_our_own_names(tmp_path):
+    folder = small_text.write_pairs(tmp_path)
+    program = build_program(small_text.small_config(folder))
+    flat = tree.flatten_by_path({"params": program.abstract_state.params})
+    np.savez(tmp_path / "w.npz", **{path: np.full(leaf.shape, 0.25, leaf.dtype) for path, leaf in flat.items()})
+    given, record = read(small_text.small_config(folder, init_from=str(tmp_path / "w.npz")))
+    assert given.keys() == flat.keys() and (record["layout"], record["new"]) == ("native", [])
 
 
 def test_another_tokenizer_is_refused():
