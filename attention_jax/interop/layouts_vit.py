@@ -67,6 +67,12 @@ TORCHVISION = {
     "norm": "encoder.ln",
     "head": "heads.head",
 }
+# As the published files have them, which torchvision converts when it reads them.
+TORCHVISION_012 = {
+    **TORCHVISION,
+    f"{_BLOCK}/mlp/hidden": f"{_LAYER}.mlp.linear_1",
+    f"{_BLOCK}/mlp/output": f"{_LAYER}.mlp.linear_2",
+}
 _IN_PROJ = tuple(  # of torch.nn.MultiheadAttention
     NameRule(f"params/{_BLOCK}/attention/{part}/{leaf}", f"{_LAYER}.self_attention.in_proj_{name}", form)
     for i, part in enumerate(QKV)
@@ -88,14 +94,17 @@ LAYOUTS = (
             *name_modules(TIMM),
         ),
     ),
-    Layout(
-        "torchvision",
-        ("vit_*_patch*", "deit_*[ely]_patch*"),  # DeiT without distillation
-        (
-            NameRule("params/class_token", "class_token", _TOKEN),
-            NameRule("params/positions", "encoder.pos_embedding", _POSITIONS),
-            *_IN_PROJ,
-            *name_modules(TORCHVISION),
-        ),
+    *(
+        Layout(
+            library,
+            ("vit_*_patch*", "deit_*[ely]_patch*"),  # DeiT without distillation
+            (
+                NameRule("params/class_token", "class_token", _TOKEN),
+                NameRule("params/positions", "encoder.pos_embedding", _POSITIONS),
+                *_IN_PROJ,
+                *name_modules(names),
+            ),
+        )
+        for library, names in (("torchvision", TORCHVISION), ("torchvision.0.12", TORCHVISION_012))
     ),
 )

@@ -153,6 +153,18 @@ def test_official_names_are_those_that_timm_converts(name: str) -> None:
     assert parity.difference(drawn_runs.apply(run, images), run_theirs(net, images)) < ACCEPTED
 
 
+def test_older_names_of_torchvisions_vit_are_those_that_it_converts() -> None:
+    """The published files have them; torchvision reads ours in those names, and gives our logits."""
+    run = drawn_runs.draw_run("vit_base_patch16_224", (224, 224, 3), layers=1)
+    (layout,) = (layout for layout in list_layouts("vit_base_patch16_224") if layout.name == "torchvision.0.12")
+    tensors = {key: torch.from_numpy(array) for key, array in name_tensors(layout, run.model, run.variables).items()}
+    assert "encoder.layers.encoder_layer_0.mlp.linear_1.weight" in tensors
+    net = VisionTransformer(224, 16, 1, 12, 768, 3072, num_classes=parity.CLASSES)
+    net.load_state_dict(tensors)
+    images = parity.images(0, 224, 224, batch=1)
+    assert parity.difference(drawn_runs.apply(run, images), run_theirs(net, images)) < ACCEPTED
+
+
 def test_positions_are_interpolated_as_timm_does(tmp_path: Path) -> None:
     net = disturb(timm.create_model("vit_tiny_patch16_224", depth=1))
     safetensors.torch.save_file(net.state_dict(), file := tmp_path / "net.safetensors")
