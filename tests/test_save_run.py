@@ -80,5 +80,6 @@ def test_a_network_is_described_with_its_own_fields():
     model = aj.create_model("resnet20", num_classes=10, **FIELDS)
     described = describe_model(model)
     assert aj.create_model(**described) == model and described["gate_args"] == {"reduction": 2}
+    assert described["num_classes"] == 10, "the name's own, which a config would otherwise take from its data"
     with pytest.raises(UserError, match=r"model\.gate=.*no config can hold it"):
         describe_model(model.clone(gate=lambda norm, dtype: None))

@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,15 @@ from attention_jax.cli import main as cli
 from attention_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quickly")
+
+
+class TwoHeads(nn.Module):
+    """The classifier's name counts, and not that it comes last."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        means = x.mean((1, 2))
+        return nn.Dense(5, name="head")(means) + nn.Dense(5, name="other")(means[:, :2])
 
 
 def draw(number, seed, spread=0.6):
@@ -66,7 +76,8 @@ def test_features_are_what_the_classifier_reads():
         return jax.eval_shape(lambda x: probes.compute_features(model, model.init(key, x), x), images)
 
     distilled = {"image_size": 8, "patch_size": 4, "layers": 1, "width": 8, "heads": 2}
-    assert trace(aj.create_model("deit_tiny_distilled_patch16_224", **distilled)).shape == (2, 8)  # of the class token
+    assert trace(aj.create_model("deit_tiny_distilled_patch16_224", **distilled)).shape == (2, 8)
+    assert trace(TwoHeads()).shape == (2, 3)
     with pytest.raises(UserError, match=r"ResNet has no flax.linen.Dense at its end"):
         trace(aj.create_model("resnet20", features=True, stage_sizes=(1, 1), widths=(4, 8)))
 

@@ -31,7 +31,7 @@ def test_every_image_network_has_one_that_a_config_takes():
     [
         ("resnet50", None, False, 235, 224, "bicubic"),  # timm's 0.95 of 235.8, rounded down as timm rounds
         ("resnet50", "timm", True, 288, 288, "bicubic"),
-        ("resnet50", "torchvision", True, 232, 224, "bilinear"),  # exact, where floating point gives 231
+        ("resnet50", "torchvision", True, 232, 224, "bilinear"),
         ("resnet50", "torchvision_v1", True, 256, 224, "bilinear"),
         ("bam_resnet50", None, True, 256, 224, "bilinear"),
         ("resnet20", None, True, 32, 32, "bilinear"),

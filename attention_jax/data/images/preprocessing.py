@@ -66,7 +66,7 @@ def _read_table() -> dict[str, dict[str, Preprocessing]]:
     _, *lines = Path(__file__).with_suffix(".tsv").read_text("utf-8").splitlines()
     found: dict[str, dict[str, Preprocessing]] = {}
     for source, names, train, train_crop, test, test_crop, interpolation, colours in (line.split("\t") for line in lines):
-        shares = Fraction(train_crop), Fraction(test_crop)  # "224/232" in floating point could lose a pixel
+        shares = Fraction(train_crop), Fraction(test_crop)  # 224 / (224 / 354) in floating point is below 354
         row = Preprocessing(source, int(train), int(test), *shares, interpolation, *_COLOURS[colours])
         for name in names.split(","):
             found.setdefault(name, {})[source] = row
