@@ -1,7 +1,7 @@
 """Do maps of attention point? Maps of gates and Grad-CAM on cued digits, inside the box of the digit that the cue names.
 
 Run:       ./launch.sh table experiments/attention_quality.py
-Hardware:  two CPU cores, less than 25 minutes.
+Hardware:  a CPU core; the results took 73 minutes on one that others shared.
 Expected:  experiments/results/attention_quality.md
 
 Rows, places, budget and measures were fixed before any test image was looked at. Places and reductions are those of

@@ -1,7 +1,7 @@
 """Plain against residual networks of 20 to 56 layers: what shortcuts are for, with and without batch normalisation.
 
 Run:       ./launch.sh table experiments/residual.py
-Hardware:  two CPU cores, less than 20 minutes.
+Hardware:  a CPU core; the results took 28 minutes on one that others shared.
 Expected:  experiments/results/residual.md
 
 Two claims are to be seen side by side. "Shortcuts avoid vanishing gradients": look at the rows without normalisation. "With
