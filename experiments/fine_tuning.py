@@ -2,7 +2,7 @@
 
 Run:       ./launch.sh table experiments/fine_tuning.py --scale=source
            ./launch.sh table experiments/fine_tuning.py
-Hardware:  a CPU core; how long it takes was not measured.
+Hardware:  a CPU core; the second command took 281 s on one that others shared.
 Expected:  experiments/results/fine_tuning.md
 
 Rows, budget, rates, comparisons and the finding were fixed before any test image was evaluated. Piloted on the split
