@@ -23,6 +23,7 @@ EXPECTED = {
             "of 599 test images right: 0.9",
             "stage1_gate/map        (599, 8, 8, 6)",
             "only averaged weights:",
+            "Preprocessing(source='timm', train_size=224, test_size=288",
             "50 parameters more than resnet20's 269,434",
         ],
         3,
