@@ -111,7 +111,7 @@ def render_card(run: Run, export: Export, about: Mapping[str, Any]) -> str:
         f"shorter side resized to {data.eval_resize} ({data.interpolation}), centre crop" if data.eval_resize else "as it is"
     )
     prints = [
-        f"{split}: {known.get('length', '?')} examples, {known.get('contents') or known.get('fingerprint')}"
+        f"{split}: " + (known.get("fingerprint") or f"{known.get('length')} examples, hash {known.get('contents')}")
         for split, known in (own["data"] or {}).items()
     ]
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "flax"))
