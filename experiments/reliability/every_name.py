@@ -66,7 +66,8 @@ def make_theirs(library: str, name: str, theirs: str) -> torch.nn.Module:
 def check_name(library: str, name: str, theirs: str) -> dict[str, Any]:
     """Returns what was found of one network: tensors, difference of logits as a share of the largest, what is not bitwise."""
     net, model = make_theirs(library, name, theirs), aj.create_model(name)
-    size = getattr(model, "image_size", 224) if type(model).__name__ in ("VisionTransformer", "SwinTransformer") else 64
+    fixed = type(model).__name__ in ("VisionTransformer", "SwinTransformer")
+    size = (384 if name.endswith("384") else 224) if fixed else 64
     images = parity.images(0, size, size, batch=2)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(net.state_dict(), file := Path(folder) / "net.pth")
