@@ -14,6 +14,7 @@ import pytest
 import attention_jax as aj
 from attention_jax.kernels.conv import convolve
 from attention_jax.kernels.max_pool import max_pool
+from attention_jax.kernels.switch import use_kernels
 from attention_jax.nn.conv import Conv
 from tests.helpers.blocks import close, numbers, quick
 
@@ -153,8 +154,23 @@ class TestConvolve:
         assert ours["stablehlo.convolution"] == 3
         assert ours["stablehlo.dot_general"] == 0
 
-    def test_vmap_and_remat(self) -> None:
-        x, kernel, how = arrays(GEOMETRIES["one_block"][0])
+    def test_depthwise_products_are_computations_of_their_own(self) -> None:
+        """On CPU: XLA merges nothing from around them into their loops, which would compute it for each of 49 products."""
+        x, kernel, how = arrays(GEOMETRIES["depthwise"][3])
+
+        def gradients(x: jax.Array, kernel: jax.Array) -> tuple:
+            return jax.grad(lambda x, kernel: (convolve(x, kernel, **how) ** 2).sum(), (0, 1))(x, kernel)
+
+        def count_calls() -> int:
+            return jax.jit(gradients).lower(x, kernel).compile().as_text().count(" call(")
+
+        assert count_calls() == 6  # the output and both gradients, and the padding of each
+        with use_kernels("xla"):
+            assert count_calls() == 0
+
+    @pytest.mark.parametrize("kind", ["one_block", "depthwise"])
+    def test_vmap_and_remat(self, kind: str) -> None:
+        x, kernel, how = arrays(GEOMETRIES[kind][0])
         stacked = np.stack([x, x[:, ::-1]]), np.stack([kernel, 2 * kernel])
 
         def gradients(x: jax.Array, kernel: jax.Array) -> tuple:

@@ -69,6 +69,6 @@ def test_the_export_is_timms_network(run: aj.Run, images: np.ndarray, tmp_path: 
 
 
 def test_asking_without_tf_gives_the_network_of_the_file() -> None:
-    """The layout is TensorFlow's, so that padding and epsilon are too, and that is said."""
+    """The layout is TensorFlow's, and with it padding and epsilon, as the line on stderr says."""
     model, _ = aj.load_pretrained("efficientnet_lite0", FILE)
     assert (model.padding, model.norm_epsilon) == ("tensorflow", 1e-3)

@@ -8,6 +8,7 @@ import pytest
 from attention_jax.data.text.pairs import open_pairs
 from attention_jax.data.text.tokenizer import SentencePiece, Words
 from attention_jax.errors import UserError
+from experiments.studies import head_diversity
 from experiments.studies.date_alignment import find_date_parts, find_token_spans, is_aligned, list_alignments
 from experiments.studies.head_diversity import compute_head_diversity, compute_jensen_shannon
 from experiments.studies.lengths import split_lengths
@@ -110,6 +111,13 @@ def test_diversity_of_equal_and_of_disjoint_heads():
     apart[0, 1] = eye[0]  # a query that is not asked
     assert compute_head_diversity(np.stack([same, apart], 1), asked) == 1
     assert np.isnan(compute_head_diversity(same[:, None], asked))
+
+
+def test_one_head_has_no_column_of_diversity(monkeypatch: pytest.MonkeyPatch):
+    one, two = np.full((1, 1, 2, 2), 0.5), np.full((1, 2, 2, 2), 0.5)
+    found = [("encoder", [one], np.ones((1, 2), bool), None), ("cross", [two], np.ones((1, 2), bool), None)]
+    monkeypatch.setattr(head_diversity, "collect_attention", lambda run, pairs: iter(found))
+    assert head_diversity.measure_head_diversity(None, None) == {"head diversity, cross": 0.0}
 
 
 # Lengths

@@ -1,4 +1,4 @@
-"""Runs that begin with the weights of a run or a file: what is taken, what is said, and resuming without the source."""
+"""Runs that begin with the weights of a run or a file: what is taken, what the log says, and resuming without the source."""
 
 import json
 import logging
