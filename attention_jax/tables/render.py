@@ -60,7 +60,7 @@ def draw_conclusions(table: Table, results: Sequence[RowResult]) -> Conclusions:
     others = table.list_compared([result.plan.row for result in results])
     against = {result.label: result.plan.row.against for result in results}
     planned = [*others.items(), *against.items(), *((finding.row, finding.over) for finding in table.findings)]
-    planned += [pair for _, *pairs in table.list_subtotals() for pair in pairs]
+    planned += [*table.also_compared, *(pair for _, *pairs in table.list_subtotals() for pair in pairs)]
     made = compare_rows(results, [(row, other) for row, other in planned if other], table.selected_on)
     rows = [
         EstimatedRow(
@@ -325,7 +325,7 @@ def render_markdown(request: TableRequest, conclusions: Conclusions, computed: S
         parts += [_markdown_table(_cells(table, conclusions.rows, "**{}**"))]
         parts += [_markdown_table(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "**{}**")] if subtotals]
         parts += [_explain(table, conclusions, "Bold"), same, _markdown_table(costs), _COSTS]
-        scale += f", seeds 0 to {request.seeds - 1}"
+        scale += f", seeds {request.first_seed} to {request.first_seed + request.seeds - 1}"
     parts += [table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
     return "\n\n".join(part for part in parts if part) + "\n"
 

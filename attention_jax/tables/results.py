@@ -98,6 +98,7 @@ class TableRequest:
     published: RemoteFolder | None = None  # where the output goes instead of `output`
     trust_code: bool = False  # of runs that came with code
     aa: bool = False  # each row has twice its seeds, whose halves are compared
+    first_seed: int = 0
 
     @property
     def workdir(self) -> str | Path:
@@ -279,7 +280,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
     total = resolved.durations.total if resolved else 0
     runs = tuple(
         SeedRun(seed, request.folder / row.slug / str(seed), total, table.measures, request.remote)
-        for seed in range(request.seeds)
+        for seed in range(request.first_seed, request.first_seed + request.seeds)
     )
     can_be_stale = not broken and any((run.path / DATA).exists() for run in runs)
     data = _identify_data(resolved, known) if resolved and can_be_stale else None

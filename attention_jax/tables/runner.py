@@ -70,7 +70,21 @@ def run_table(
         trust_code: as of `load_run`, for runs that were trained elsewhere.
         aa: trains each row twice, with other seeds, and says how often its halves would be called different.
     """
-    request = _make_request(load_table(file), scale, rows, seeds, workdir, output, trust_code, aa)
+    request = make_request(load_table(file), scale, rows, seeds, workdir, output, trust_code, aa)
+    return run_request(request, dry_run, rerun_stale)
+
+
+def run_request(
+    request: TableRequest,
+    dry_run: bool = False,
+    rerun_stale: bool = False,
+    write: Callable[..., str] = write_table,
+) -> int:
+    """Runs a request of `make_request`; returns and raises as `run_table`.
+
+    Args:
+        write: writes the files and returns what is printed, as `write_table` does.
+    """
     plans = results.plan_rows(request, count_networks=not dry_run)
     for run in (run for plan in plans for run in plan.runs):
         run.pull()
@@ -82,20 +96,20 @@ def run_table(
     make_folders(request.folder, request.output)
     with lock_folder(request.folder, request.workdir, active=is_main_process()):
         handle_stale_runs(chosen, rerun_stale)
-        return _run_chosen(request, plans, chosen)
+        return _run_chosen(request, plans, chosen, write)
 
 
-def _run_chosen(request: TableRequest, plans: Sequence[RowPlan], chosen: Sequence[RowPlan]) -> int:
+def _run_chosen(request: TableRequest, plans: Sequence[RowPlan], chosen: Sequence[RowPlan], write: Callable[..., str]) -> int:
     """Runs what is missing and writes the table; returns the exit code."""
     for plan in chosen:
         record_code(plan.config, plan.code, write=is_main_process())
     _say(_describe_start(request, chosen), *_describe_equal_rows(plans))
     begin = time.perf_counter()
     computed = [_compute(request, row) for row in request.table.computed] if is_main_process() else []
-    stopped, failed = _run_rows(request, plans, computed) if plans else (False, 0)
+    stopped, failed = _run_rows(request, plans, computed, write) if plans else (False, 0)
     done = time.perf_counter()
     if is_main_process():
-        _say("", write_table(request, plans, computed, describe_machine(plans), with_plots=True))
+        _say("", write(request, plans, computed, describe_machine(plans), with_plots=True))
         _say(*([write_false_verdicts(request, plans)] if request.aa else []))
     what = " and ".join([*(["computing"] if request.table.computed else []), *(["training"] if plans else [])])
     _say(f"{done - begin:.0f} s of {what}, {time.perf_counter() - done:.0f} s for the table and its plots.")
@@ -113,17 +127,24 @@ def _say(*lines: str) -> None:
             print(*lines, sep="\n", flush=True)
 
 
-def _make_request(
+def make_request(
     table: Table,
-    scale: str | None,
-    rows: Sequence[str] | None,
-    seeds: int | None,
-    workdir: _Place,
-    output: _Place,
-    trust_code: bool,
-    aa: bool,
+    scale: str | None = None,
+    rows: Sequence[str] | None = None,
+    seeds: int | None = None,
+    workdir: _Place = None,
+    output: _Place = None,
+    trust_code: bool = False,
+    aa: bool = False,
+    command: str = "",
+    first_seed: int = 0,
 ) -> TableRequest:
-    """Checks the arguments of `run_table`."""
+    """Checks the arguments of `run_table`.
+
+    Args:
+        command: makes the same table again, by default `./launch.sh table` with its file.
+        first_seed: of each row.
+    """
     scale = table.scale(scale)
     table = table.keep_rows(scale)
     if seeds is not None and seeds < 1:
@@ -139,11 +160,12 @@ def _make_request(
         folder=folder,
         output=folder if published else Path(place).expanduser(),
         selected=frozenset(table.select(rows)),
-        command=_command(table, scale, rows, seeds) + " --aa" * aa,
+        command=command or _command(table, scale, rows, seeds) + " --aa" * aa,
         remote=remote,
         published=published,
         trust_code=trust_code,
         aa=aa,
+        first_seed=first_seed,
     )
 
 
@@ -156,7 +178,9 @@ def _compute(request: TableRequest, row: ComputedRow) -> ComputedResult:
     return result
 
 
-def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequence[ComputedResult]) -> tuple[bool, int]:
+def _run_rows(
+    request: TableRequest, plans: Sequence[RowPlan], computed: Sequence[ComputedResult], write: Callable[..., str]
+) -> tuple[bool, int]:
     """(True if a signal ended it, number of runs that failed)."""
     failed = 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
@@ -193,7 +217,7 @@ def _run_rows(request: TableRequest, plans: Sequence[RowPlan], computed: Sequenc
                 _say(f"{name}: {_score(run)} in {time.perf_counter() - begin:.1f} s")
             del program  # before the next one compiles: a row's programs are its largest part of memory
             if missing and is_main_process():
-                write_table(request, plans, computed, describe_machine(plans), with_plots=False)
+                write(request, plans, computed, describe_machine(plans), with_plots=False)
     return stop_signal.is_set(), failed
 
 

@@ -108,7 +108,7 @@ class Table:
         title: one line.
         source: papers and data.
         scales: {name: Scale}; the first is the default.
-        base: config file that every row starts from; in the table file its path is relative to that file's folder.
+        base: config file that every row starts from, in the table file relative to its folder; or a function () -> config.
         rows: in the order they are shown; a row is compared with the one before it.
         computed: rows that are computed instead of trained, written above the others as a table of their own.
         notes: written under the table.
@@ -118,6 +118,7 @@ class Table:
         pictures: {name: function {label: [a run's measures, ...]} -> Figure, or "dotted.path:function"}, written beside the
             table; a computed row comes as {label: [its function's result]}.
         compare_to: "previous" compares each row with the one before it, "baseline" with the first; None only with `against`.
+        also_compared: further (row, other row) pairs of labels that are judged.
         findings: of papers, each judged by two rows of the table.
         published_order: {column of `published`: 1 where higher is better, -1 where lower}, whose order is compared with ours.
         selected_on: the split that rows, rates or budgets were chosen on, which then judges nothing.
@@ -129,7 +130,7 @@ class Table:
     title: str
     source: str
     scales: Mapping[str, Scale]
-    base: Path | None = None
+    base: Path | Callable[[], ConfigDict] | None = None
     rows: tuple[Row, ...] = ()
     computed: tuple[ComputedRow, ...] = ()
     notes: str = ""
@@ -137,6 +138,7 @@ class Table:
     measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     pictures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     compare_to: str | None = "previous"
+    also_compared: tuple[tuple[str, str], ...] = ()
     findings: tuple[PublishedFinding, ...] = ()
     published_order: Mapping[str, int] = dataclasses.field(default_factory=dict)
     selected_on: str = ""
@@ -183,8 +185,9 @@ class Table:
     def list_code(self, row: Row, scale: str) -> list[str]:
         """Returns the files of the user's, and dotted names, that this file names for a row, and this file."""
         functions = *row.pieces, *self.measures.values(), *self.pictures.values()
-        bases = filter(None, (self.base, self.scales[scale].base))
-        return [*map(str, (self.path, *bases)), *(name for name in functions if isinstance(name, str) and "." in name)]
+        files = (self.path, self.base, self.scales[scale].base)
+        named = [str(file) for file in files if file and str(file).endswith(".py")]
+        return [*named, *(name for name in functions if isinstance(name, str) and "." in name)]
 
     def select(self, patterns: Sequence[str] | None) -> set[str]:
         """Returns the labels of the rows that any of the labels or shell-style patterns names; None names all."""
@@ -204,7 +207,8 @@ class Table:
 
     def base_config(self, scale: str) -> ConfigDict:
         """Loads the config that the rows of a scale start from."""
-        return load_config(str(self.scales[scale].base or self.base))
+        base = self.scales[scale].base or self.base
+        return base() if callable(base) else load_config(str(base))
 
     def config(self, row: Row, scale: str) -> ConfigDict:
         """Applies the scale's overrides, the row's pieces and overrides to the base. Raises UserError that names the row."""
@@ -225,6 +229,7 @@ _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
     "base": ((str, _NONE), "the path of a config file"),
     "compare_to": ((str, _NONE), "'previous', 'baseline' or None"),
     "findings": _LIST,
+    "also_compared": (_LIST[0], "a list of pairs of labels"),
     "published_order": (dict, "a dict of column: 1 or -1"),
     "selected_on": _TEXT,
     "text": _TEXT,
@@ -260,9 +265,10 @@ def load_table(path: str | Path) -> Table:
             _make(path, f"findings[{i}]", PublishedFinding, finding) for i, finding in enumerate(given.get("findings", ()))
         ),
         "next_commands": tuple(given.get("next_commands", ())),
+        "also_compared": tuple(map(tuple, given.get("also_compared", ()))),
     }
     table = Table(path=path, **{**given, **changed})
-    _check_labels(table)
+    check_labels(table)
     _check_functions(table)
     return table
 
@@ -305,8 +311,8 @@ def _make(path: Path, where: str, kind: type, values: Any) -> Any:
     return kind(**values)
 
 
-def _check_labels(table: Table) -> None:
-    """Checks that labels differ and those of other rows exist."""
+def check_labels(table: Table) -> None:
+    """Raises UserError unless labels differ and those of other rows exist."""
     labels = [row.label for row in table.rows]
     if not (labels or table.computed) or not table.scales:
         raise UserError(f"{table.path}: give at least one row and one scale.")
@@ -334,6 +340,7 @@ def _check_labels(table: Table) -> None:
             raise UserError(f"{table.path}: row {row.label!r} is compared with itself: give another label as against.")
     others = [(f"row {row.label!r}: against", row.against) for row in table.rows]
     others += [("findings", label) for finding in table.findings for label in (finding.row, finding.over)]
+    others += [("also_compared", label) for pair in table.also_compared for label in pair]
     others += [(f"scales[{name!r}]: rows", label) for name, scale in table.scales.items() for label in scale.rows]
     if table.compare_to not in ("previous", "baseline", None):
         raise UserError(f"{table.path}: compare_to={table.compare_to!r} is not right: give 'previous', 'baseline' or None.")

@@ -30,7 +30,9 @@ def complete(results: list[Any], published: Any = None, **more: Any) -> list[Any
 
 def page(results: list[Any], **changes: Any) -> str:
     table = dataclasses.replace(TABLE, **changes)
-    request = types.SimpleNamespace(table=table, scale="quick", seeds=len(results[0].correct), command="./launch.sh table t.py")
+    request = types.SimpleNamespace(
+        table=table, scale="quick", seeds=len(results[0].correct), first_seed=0, command="./launch.sh table t.py"
+    )
     return render.render_markdown(request, render.draw_conclusions(table, results), (), "A machine.")
 
 
