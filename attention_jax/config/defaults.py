@@ -41,6 +41,44 @@ def imagenet(size: int = 224, eval_resize: int = 256) -> ConfigDict:
     return config
 
 
+def cued_digits() -> ConfigDict:
+    """Returns a config of two digits and a cue that says which to read, and of a network as small as still reads digits.
+
+    One basic block in each of two stages of 16 and 32 filters.
+    """
+    config = classification()
+    config.batch_size = 100
+    config.total_steps = 500
+    config.model.update(name="resnet20", stage_sizes=(1, 1), widths=(16, 32))
+    config.data.update(
+        source="cued_digits", args={"key": "colour", "canvas": (10, 32)}, mean=(0.13, 0.13, 0.11), std=(0.27, 0.27, 0.24)
+    )
+    config.optimizer.update(name="adamw", weight_decay=0.01)
+    config.schedule.update(name="cosine", learning_rate=3e-3, warmup_steps=50)
+    config.evaluation.update(every_steps=50, batch_size=200)
+    config.checkpoint.update(every_steps=500, keep_last=1)
+    config.logging.update(every_steps=50, tensorboard=False)
+    return config
+
+
+def cifar10() -> ConfigDict:
+    """Returns the recipe of He et al. 2016, Section 4.2: 64,000 steps of 128 images, rate / 10 at 32,000 and 48,000."""
+    config = classification()
+    config.batch_size = 128  # the paper: on two GPUs, so that 64 share statistics; here batch_norm.granularity is "all"
+    config.total_steps = 64_000
+    config.model.update(name="resnet20", num_classes=10)
+    config.data.source = "tfds"
+    config.data.args.update(name="cifar10", data_dir=None)  # None is ~/tensorflow_datasets
+    config.data.update(crop_padding=4, flip=True)  # the paper's curves hold out 5,000: train_split="train[:45000]"
+    config.data.update(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    config.data.update(image_shape=(32, 32, 3), num_examples=50_000)
+    config.optimizer.weight_decay = 1e-4  # on every parameter
+    config.schedule.update(name="step", learning_rate=0.1, boundaries=(0.5, 0.75))
+    config.evaluation.update(every_epochs=5.0, batch_size=400)
+    config.checkpoint.every_epochs = 5.0
+    return config
+
+
 def translation() -> ConfigDict:
     """Returns the start of a config for translation."""
     return make_defaults("translation")

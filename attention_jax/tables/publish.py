@@ -14,7 +14,8 @@ from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.load import load_run
 from attention_jax.tables import render
-from attention_jax.tables.render import EstimatedRow
+from attention_jax.tables.html import render_html
+from attention_jax.tables.render import Conclusions, EstimatedRow, PageParts
 from attention_jax.tables.results import ComputedResult, RowPlan, RowResult, TableRequest, explain_failure, read_row
 from attention_jax.tables.statistics import Estimate
 from attention_jax.tables.verdicts import compare_rows, measure_false_verdicts
@@ -35,14 +36,22 @@ def make_folders(*folders: Path) -> None:
 
 
 def write_table(
-    request: TableRequest, plans: Sequence[RowPlan], computed: Sequence[ComputedResult], machine: str, with_plots: bool
+    request: TableRequest,
+    plans: Sequence[RowPlan],
+    computed: Sequence[ComputedResult],
+    machine: str,
+    with_plots: bool,
+    make_page: Callable[[Conclusions], PageParts] | None = None,
 ) -> str:
-    """Writes the table's files from the runs that are done; returns the text to print: the table and the files' paths."""
+    """Writes the table's files from the runs that are done; returns the text to print: the table and the files' paths.
+
+    With `make_page`, which says what is particular to the page, that is written as one HTML file too.
+    """
     table = request.table
     conclusions = render.draw_conclusions(table, [read_row(plan) for plan in plans])
-    rows = conclusions.rows
-    stem = table.edition(request.scale)
-    printed = [render.render_text(request, conclusions, computed), "", "written:"]
+    rows, images = conclusions.rows, dict[str, bytes]()
+    stem, page = table.edition(request.scale), make_page(conclusions) if make_page else None
+    printed = [render.render_text(request, conclusions, computed, page), "", "written:"]
 
     def write(name: str, content: bytes) -> None:
         if request.published:
@@ -52,7 +61,8 @@ def write_table(
             _write(request.output / name, content)
             printed.append(f"  {request.output / name}")
 
-    write(f"{stem}.md", render.render_markdown(request, conclusions, computed, machine).encode())
+    markdown = render.render_markdown(request, conclusions, computed, machine, page)
+    write(f"{stem}.md", markdown.encode())
     write(f"{stem}.csv", render.render_csv(rows, computed).encode())
     for name, plot in _plots(request, rows, computed).items() if with_plots else ():
         try:
@@ -61,7 +71,10 @@ def write_table(
             printed.append(f"  no {stem}{name}.png: {error}")
             continue
         if figure is not None:
-            write(f"{stem}{name}.png", _png(figure))
+            images[f"{stem}{name}.png"] = _png(figure)
+            write(f"{stem}{name}.png", images[f"{stem}{name}.png"])
+    if page and with_plots:
+        write(f"{stem}.html", render_html(markdown, images).encode())
     return "\n".join(printed)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attention_jax.models.summary import Summary
+from attention_jax.tables.cells import align_cells, write_markdown_cells
 from attention_jax.tables.computed import describe_uncomputed, format_computed, list_computed_records
 from attention_jax.tables.results import ComputedResult, RowResult, TableRequest
 from attention_jax.tables.statistics import MIN_SEEDS, Estimate, compute_mean_and_std, estimate_accuracy
@@ -25,7 +26,6 @@ from attention_jax.tables.verdicts import (
 from attention_jax.tasks import get_task
 
 _ABSENT = "–"
-_LONGEST = 60  # characters of a cell in a terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,19 @@ def draw_conclusions(table: Table, results: Sequence[RowResult]) -> Conclusions:
         if agreement := order_agreement(results, published):
             orders[column] = agreement
     return Conclusions(rows, made, findings, orders)
+
+
+@dataclasses.dataclass(frozen=True)
+class PageParts:
+    """Parts of a page that are not every table's.
+
+    Attributes:
+        finding: its first sentence, in place of the count of differences.
+        sections: of Markdown, written after the tables; pictures among them by their file names.
+    """
+
+    finding: str
+    sections: tuple[str, ...] = ()
 
 
 def name_metric(lines: Sequence[EstimatedRow]) -> str:
@@ -281,16 +294,18 @@ def _explain(table: Table, conclusions: Conclusions, marked: str) -> str:
 _COSTS = "MACs: multiply-adds of one example. Seconds: wall-clock time of a run, mean over seeds; the first one compiles."
 
 
-def render_text(request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult] = ()) -> str:
+def render_text(
+    request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult] = (), page: PageParts | None = None
+) -> str:
     """Formats the table as aligned plain text."""
     table, parts = request.table, [_title(request.table, conclusions)]
     if computed:
-        parts += [*map(_aligned_table, format_computed(computed)), describe_uncomputed(computed)]
+        parts += [*map(align_cells, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
-        parts += [_summarize(conclusions), _aligned_table(_cells(table, conclusions.rows, "{}*"))]
-        parts += [_aligned_table(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "{}*")] if subtotals]
-        parts += [_explain(table, conclusions, "Star"), same, _aligned_table(costs), _COSTS]
+        parts += [page.finding if page else _summarize(conclusions), align_cells(_cells(table, conclusions.rows, "{}*"))]
+        parts += [align_cells(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "{}*")] if subtotals]
+        parts += [_explain(table, conclusions, "Star"), same, align_cells(costs), _COSTS]
     return "\n\n".join(filter(None, parts))
 
 
@@ -298,41 +313,29 @@ def _title(table: Table, conclusions: Conclusions) -> str:
     return f"{'Learning speed: ' * conclusions.is_learning}{table.title}"
 
 
-def _aligned_table(cells: Sequence[Sequence[str]]) -> str:
-    cells = [[cell if len(cell) <= _LONGEST else f"{cell[: _LONGEST - 1]}…" for cell in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    head, *rows = [
-        "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in cells
-    ]
-    return "\n".join([head, "-" * max(map(len, [head, *rows])), *rows])
-
-
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 or cell.startswith(("failed", "not run")) else cell.rjust(width)
-
-
-def render_markdown(request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult], machine: str) -> str:
+def render_markdown(
+    request: TableRequest,
+    conclusions: Conclusions,
+    computed: Sequence[ComputedResult],
+    machine: str,
+    page: PageParts | None = None,
+) -> str:
     """Formats the page: title, finding, data, tables, their meaning, and the command that made them."""
     table = request.table
-    parts = [f"# {_title(table, conclusions)}", _summarize(conclusions), table.source]
+    parts = [f"# {_title(table, conclusions)}", page.finding if page else _summarize(conclusions), table.source]
     scale = f"scale {request.scale}"
     if conclusions.rows:
         parts.insert(2, _describe_data(conclusions.rows, request.seeds))
     if computed:
-        parts += [*map(_markdown_table, format_computed(computed)), describe_uncomputed(computed)]
+        parts += [*map(write_markdown_cells, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
-        parts += [_markdown_table(_cells(table, conclusions.rows, "**{}**"))]
-        parts += [_markdown_table(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "**{}**")] if subtotals]
-        parts += [_explain(table, conclusions, "Bold"), same, _markdown_table(costs), _COSTS]
+        parts += [write_markdown_cells(_cells(table, conclusions.rows, "**{}**"))]
+        parts += [write_markdown_cells(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "**{}**")] if subtotals]
+        parts += [_explain(table, conclusions, "Bold"), same, write_markdown_cells(costs), _COSTS]
         scale += f", seeds {request.first_seed} to {request.first_seed + request.seeds - 1}"
-    parts += [table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
+    parts += [*(page.sections if page else ()), table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows])
 
 
 def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:

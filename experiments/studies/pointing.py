@@ -14,6 +14,7 @@ import numpy as np
 
 from attention_jax import tree
 from attention_jax.analysis import plots
+from attention_jax.analysis.pointing import choose_maps, enlarge_maps, measure_shares
 from attention_jax.data.images.cued import SIDE
 from attention_jax.load import Run
 from attention_jax.train.program import Program
@@ -22,25 +23,6 @@ _EXAMPLES, _BATCH, _DRAWN = 200, 50, 2
 _TENTH = 0.1  # of the pixels, which are deleted
 _BINS = 20  # of M(F) from 0 to 1
 _Maps = dict[str, np.ndarray]
-
-
-def choose_maps(sown: Mapping[str, Any], query: tuple[float, float]) -> dict[str, Any]:
-    """Sown maps {path/name: array} -> {"map": [N, h, w]} of the last module, and BAM's "spatial branch" too.
-
-    BAM's M(F) as its mean over channels, CBAM's spatial map, the weights of the global context block, and of self-attention
-    those of the position that holds the point `query` (row, column), as shares of the image's sides.
-    """
-    chosen = {}
-    for path, array in sown.items():
-        name = path.rpartition("/")[2]
-        if name == "map":
-            chosen["map"], chosen["spatial branch"] = array.mean(-1), sown.get(path.removesuffix("map") + "spatial")
-        elif name == "spatial" and f"{path.removesuffix('spatial')}map" not in sown:
-            chosen["map"] = array
-        elif name == "weights" and array.ndim in (3, 5):
-            row, column = (int(at * side) for at, side in zip(query, array.shape[1:3]))
-            chosen["map"] = array if array.ndim == 3 else array[:, row, column]
-    return {name: array for name, array in chosen.items() if array is not None}
 
 
 def compute_grad_cam(features: Any, kernel: Any, classes: Any) -> Any:
@@ -81,22 +63,6 @@ def make_viewer(model: nn.Module, query: tuple[float, float]) -> Callable[[Any, 
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return view_all
-
-
-def enlarge_maps(maps: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[N, h, w] -> [N, H, W]: each pixel has the value of the position that holds it."""
-    rows, columns = (np.arange(side) * n // side for side, n in zip((height, width), maps.shape[1:]))
-    return maps[:, rows][:, :, columns]
-
-
-def measure_shares(maps: np.ndarray, boxes: np.ndarray, canvas: Sequence[int]) -> np.ndarray:
-    """Maps [N, h, w], boxes [N, 4] (top, left, bottom, right) on a canvas (H, W) -> [N], the share of a map inside its box.
-
-    A map of zeros, which points nowhere, counts as a uniform one.
-    """
-    large = enlarge_maps(maps, *canvas).astype(np.float64) + 1e-12
-    (top, left, bottom, right), (y, x) = boxes.T[..., None, None], np.indices(canvas)
-    return (large * ((top <= y) & (y < bottom) & (left <= x) & (x < right))).sum((1, 2)) / large.sum((1, 2))
 
 
 def delete_pixels(images: np.ndarray, scores: np.ndarray, share: float = _TENTH) -> np.ndarray:

@@ -1,0 +1,124 @@
+"""Where a network's last attention module looks: one map for each image, its share inside a box, and maps side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attention_jax.analysis import plots
+from attention_jax.analysis.attention_maps import attention_maps
+from attention_jax.load import Run
+from attention_jax.train.program import Program
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_EXAMPLES, _DRAWN = 100, 4
+_CENTRE = (0.5, 0.5)  # where cued digits have their cue
+
+
+def choose_maps(sown: Mapping[str, Any], query: tuple[float, float]) -> dict[str, Any]:
+    """Sown maps {path/name: array} -> {"map": [N, h, w]} of the last module, and BAM's "spatial branch" too.
+
+    BAM's M(F) as its mean over channels, CBAM's spatial map, the weights of the global context block, and of self-attention
+    those of the position that holds the point `query` (row, column), as shares of the image's sides.
+    """
+    chosen = {}
+    for path, array in sown.items():
+        name = path.rpartition("/")[2]
+        if name == "map":
+            chosen["map"], chosen["spatial branch"] = array.mean(-1), sown.get(path.removesuffix("map") + "spatial")
+        elif name == "spatial" and f"{path.removesuffix('spatial')}map" not in sown:
+            chosen["map"] = array
+        elif name == "weights" and array.ndim in (3, 5):
+            row, column = (int(at * side) for at, side in zip(query, array.shape[1:3]))
+            chosen["map"] = array if array.ndim == 3 else array[:, row, column]
+    return {name: array for name, array in chosen.items() if array is not None}
+
+
+def choose_any_map(sown: Mapping[str, Any], query: tuple[float, float]) -> Any | None:
+    """Returns the map [N, h, w] of `choose_maps`, and without one the last array [N, h, w] or [N, h, w, C] that was sown.
+
+    None where nothing of that shape was sown.
+    """
+    if "map" in (chosen := choose_maps(sown, query)):
+        return chosen["map"]
+    spatial = [array for array in sown.values() if array.ndim in (3, 4) and min(array.shape[1:3]) > 1]
+    return None if not spatial else spatial[-1] if spatial[-1].ndim == 3 else spatial[-1].mean(-1)
+
+
+def enlarge_maps(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[N, h, w] -> [N, H, W]: each pixel has the value of the position that holds it."""
+    rows, columns = (np.arange(side) * n // side for side, n in zip((height, width), maps.shape[1:]))
+    return maps[:, rows][:, :, columns]
+
+
+def measure_shares(maps: np.ndarray, boxes: np.ndarray, canvas: Sequence[int]) -> np.ndarray:
+    """Maps [N, h, w], boxes [N, 4] (top, left, bottom, right) on a canvas (H, W) -> [N], the share of a map inside its box.
+
+    A map of zeros, which points nowhere, counts as a uniform one.
+    """
+    large = enlarge_maps(maps, *canvas).astype(np.float64) + 1e-12
+    (top, left, bottom, right), (y, x) = boxes.T[..., None, None], np.indices(canvas)
+    return (large * ((top <= y) & (y < bottom) & (left <= x) & (x < right))).sum((1, 2)) / large.sum((1, 2))
+
+
+def measure_maps(program: Program, run: Run) -> dict[str, Any]:
+    """Measures, for a table, the share of a network's last map inside the right box, in percent, trained and at random weights.
+
+    Over the first 100 examples of the evaluation split; of a source whose `make(index)` says no "box" there is no share. For
+    `plot_maps_side_by_side`: images, boxes and maps of the first four.
+    """
+    source: Any = program.task.source(run.config, run.config.data.eval_split)
+    number = min(_EXAMPLES, len(source))
+    made = [source.make(i) if hasattr(source, "make") else {} for i in range(number)]
+    loader: Any = program.task.evaluation_loader(run.config, (0, 1), run.assets)
+    images = np.stack([loader.transform(loader.source[i], None)["image"] for i in range(number)])
+    kept: dict[str, Any] = {"images": images[:_DRAWN], "boxes": np.zeros((0, 4))}
+    untrained = program.init(np.uint32(run.config.seed)).variables()
+    found = {}
+    for what, variables in (("", run.variables), (", untrained", untrained)):
+        sown = attention_maps(program.model, variables, run.preprocess(images))
+        if (chosen := choose_any_map({path: np.asarray(array, np.float32) for path, array in sown.items()}, _CENTRE)) is None:
+            return kept
+        found[what] = chosen
+    kept["maps"] = found[""][:_DRAWN]
+    boxes = np.array([example["box"] for example in made if "box" in example])
+    if len(boxes) == number:
+        canvas = images.shape[1:3]
+        (top, left, bottom, right) = boxes.T
+        area = ((bottom - top) * (right - left)).mean() / (canvas[0] * canvas[1])
+        kept |= {f"map in the box %{what}": 100 * measure_shares(maps, boxes, canvas).mean() for what, maps in found.items()}
+        kept |= {"boxes": boxes[:_DRAWN], "box's area %": 100 * area}
+    return kept
+
+
+def plot_maps_side_by_side(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure | None":
+    """Plots what `measure_maps` kept of each row's first seed: the images with the right box, and a line of maps for each row.
+
+    Returns None where no row has maps.
+    """
+    first = {label: seeds[0] for label, seeds in measured.items()}
+    rows = [(label, values["maps"]) for label, values in first.items() if "maps" in values]
+    if not rows:
+        return None
+    some = next(iter(first.values()))
+    images, boxes = some["images"], some["boxes"]
+    (height, width), columns = images.shape[1:3], len(images)
+    figure = plots.make_figure(1.9 * columns + 2.1, (1.9 * height / width + 0.15) * (len(rows) + 1) + 0.4)
+    panels = figure.subplots(len(rows) + 1, columns, squeeze=False)
+    for line, (label, maps) in zip(panels, [("images", images), *rows], strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        for i, (axes, shown) in enumerate(zip(line, maps)):
+            axes.set(xticks=[], yticks=[])
+            axes.imshow(shown.squeeze(), cmap="viridis" if shown.ndim == 2 else "gray", extent=(0, width, height, 0))
+            for top, left, bottom, right in boxes[i : i + 1]:
+                style = {"fill": False, "edgecolor": plots.COLOURS[1], "linewidth": 1.6}
+                axes.add_patch(_rectangle(left, top, right - left, bottom - top, style))
+    return figure
+
+
+def _rectangle(left: float, top: float, width: float, height: float, style: dict[str, Any]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left, top), width, height, **style)
