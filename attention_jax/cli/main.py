@@ -265,6 +265,12 @@ def _translate(**options: Any) -> int:
 def _table(file: str, rows: str | None, files: bool, **options: Any) -> int:
     from attention_jax.tables.table import load_table
 
+    if file == "page":
+        from attention_jax.tables.page import write_page
+
+        print(f"{write_page('experiments', options['output'])} is written.")
+        return 0
+
     table, labels = load_table(file), rows.split(",") if rows else None
     scale = table.scale(options["scale"])
     _start(table.base_config(scale).task if table.base else None)

@@ -92,7 +92,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
 
     add = command("table", "Run the rows of a table file and write the table; the same command resumes.")
-    add("file", metavar="FILE.py", help="title, source, base, rows, scales")
+    add("file", metavar="FILE.py", help="title, source, base, rows, scales; page: docs/results.md from the tables' results")
     add("--scale", help="one of the file's scales; default its first")
     add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
     add("--seeds", type=_integer_from(1), metavar="N", help="seeds per row; default the scale's")

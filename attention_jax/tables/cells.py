@@ -19,7 +19,7 @@ def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 or cell.startswith(("failed", "not run")) else cell.rjust(width)
 
 
-def write_markdown_cells(cells: Sequence[Sequence[str]]) -> str:
-    """Formats a head and rows as a table of Markdown."""
+def write_markdown_cells(cells: Sequence[Sequence[str]], align: str = "---:") -> str:
+    """Formats a head and rows as a table of Markdown; all columns but the first are aligned right, or as `align` says."""
     head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows])
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---", *[align] * (len(head) - 1)], *rows])

@@ -1,4 +1,4 @@
-"""Writes a table's files: Markdown, CSV, chart, learning curves, attention maps, and the table file's own plots."""
+"""Writes a table's files: Markdown, CSV, JSON, chart, learning curves, attention maps, and the table file's own plots."""
 
 import functools
 import io
@@ -15,6 +15,7 @@ from attention_jax.errors import UserError
 from attention_jax.load import load_run
 from attention_jax.tables import render
 from attention_jax.tables.html import render_html
+from attention_jax.tables.record import render_json
 from attention_jax.tables.render import Conclusions, EstimatedRow, PageParts
 from attention_jax.tables.results import ComputedResult, RowPlan, RowResult, TableRequest, explain_failure, read_row
 from attention_jax.tables.statistics import Estimate
@@ -58,12 +59,13 @@ def write_table(
             request.published.write(name, content)
             printed.append(f"  {request.published.uri}/{name}")
         else:
-            _write(request.output / name, content)
+            write_file(request.output / name, content)
             printed.append(f"  {request.output / name}")
 
     markdown = render.render_markdown(request, conclusions, computed, machine, page)
     write(f"{stem}.md", markdown.encode())
     write(f"{stem}.csv", render.render_csv(rows, computed).encode())
+    write(f"{stem}.json", render_json(request, conclusions, computed).encode())
     for name, plot in _plots(request, rows, computed).items() if with_plots else ():
         try:
             figure = plot()
@@ -88,12 +90,12 @@ def write_false_verdicts(request: TableRequest, plans: Sequence[RowPlan]) -> str
     )
     page = f"# Equal rows: {request.table.title}\n\n{text}\n\nMade by `{request.command}` (scale {request.scale}).\n"
     name, content = f"{request.table.edition(request.scale)}_aa.md", page.encode()
-    request.published.write(name, content) if request.published else _write(request.output / name, content)
+    request.published.write(name, content) if request.published else write_file(request.output / name, content)
     return text
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Readers see the complete file, or the one before. Raises UserError when the disk is full or refuses."""
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file, so that readers see all of it, or the one before. Raises UserError when the disk is full or refuses."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_bytes(content)

@@ -248,8 +248,8 @@ def _summarize(conclusions: Conclusions) -> str:
     return " ".join(parts)
 
 
-def _describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
-    """Where the numbers come from."""
+def describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
+    """Returns a sentence on the data that rows were trained and judged on."""
     said = dict[str, None]()
     for line in lines:
         data, correct = line.result.plan.config.data, line.result.correct
@@ -258,9 +258,7 @@ def _describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
         known = "" if data.num_examples is None else f"{data.num_examples:,} examples of "
         text = f"{data.source}{f' ({arguments})' if arguments else ''}, trained on {known}{data.train_split}, judged on {count}"
         said[f"{text}{data.eval_split}"] = None
-    substitutes = any(line.result.plan.row.network for line in lines)
-    networks = " The networks are substitutes for the papers'; their costs are below." if substitutes else ""
-    return f"Data: {'; '.join(said)}; {describe_seeds(seeds)} a row.{networks}"
+    return f"Data: {'; '.join(said)}; {describe_seeds(seeds)} a row."
 
 
 def _explain(table: Table, conclusions: Conclusions, marked: str) -> str:
@@ -325,7 +323,9 @@ def render_markdown(
     parts = [f"# {_title(table, conclusions)}", page.finding if page else _summarize(conclusions), table.source]
     scale = f"scale {request.scale}"
     if conclusions.rows:
-        parts.insert(2, _describe_data(conclusions.rows, request.seeds))
+        substitutes = any(line.result.plan.row.network for line in conclusions.rows)
+        networks = " The networks are substitutes for the papers'; their costs are below." if substitutes else ""
+        parts.insert(2, describe_data(conclusions.rows, request.seeds) + networks)
     if computed:
         parts += [*map(write_markdown_cells, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:

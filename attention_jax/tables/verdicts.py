@@ -44,19 +44,20 @@ class Comparison:
         """True if the rows are judged to be different."""
         return not self.reason and self.corrected.excludes_zero
 
+    def judge(self, sign: int = 1) -> str:
+        """Returns "agrees", "disagrees" or "cannot tell here" with the reason, of: `row` is better, or with sign -1 worse."""
+        if self.reason:
+            return f"cannot tell here ({self.reason})"
+        if not self.differs:
+            needed = self.estimate.count_seeds_needed() if self.estimate.value else None  # no number finds a difference of 0
+            more = f"{max(needed, self.estimate.seeds + 1)} seeds" if needed else "other or more test examples"
+            return f"cannot tell here (would need {more})"
+        return "agrees" if self.estimate.value * sign > 0 else "disagrees"
+
 
 def judge_finding(finding: PublishedFinding, comparison: Comparison | None) -> str:
     """Returns "agrees", "disagrees", "not run", or "cannot tell here" with the reason."""
-    if comparison is None:
-        return "not run"
-    if comparison.reason:
-        return f"cannot tell here ({comparison.reason})"
-    if not comparison.differs:
-        estimate = comparison.estimate
-        needed = estimate.count_seeds_needed() if estimate.value else None  # no number of seeds finds a difference of 0
-        more = f"{max(needed, estimate.seeds + 1)} seeds" if needed else "other or more test examples"
-        return f"cannot tell here (would need {more})"
-    return "agrees" if comparison.estimate.value * finding.sign > 0 else "disagrees"
+    return comparison.judge(finding.sign) if comparison else "not run"
 
 
 def correct_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:

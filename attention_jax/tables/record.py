@@ -1,0 +1,110 @@
+"""A table's conclusions as JSON, for the page of results and other programs: without times, equal for equal runs."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from attention_jax.tables.computed import list_computed_records
+from attention_jax.tables.render import Conclusions, EstimatedRow, describe_data, name_metric
+from attention_jax.tables.results import ComputedResult, TableRequest
+from attention_jax.tables.statistics import Estimate, compute_mean_and_std
+from attention_jax.tables.verdicts import Comparison
+
+_TIME = "ms"  # computed columns whose names begin so are times
+
+
+def render_json(request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult] = ()) -> str:
+    """Formats rows, comparisons, verdicts of published findings and computed rows; scores are shares from 0 to 1.
+
+    A comparison has both intervals, `verdict` on the statement that `row` is better than `over`, and `reason` where it is not
+    judged; `corrected` is the interval after Holm's correction.
+    """
+    table, rows = request.table, conclusions.rows
+    record = {
+        "title": f"{'Learning speed: ' * conclusions.is_learning}{table.title}",
+        "source": table.source,
+        "scale": request.scale,
+        "command": request.command,
+        "data": describe_data(rows, request.seeds) if rows else "",
+        "score": name_metric(rows) if rows else "",
+        "rows": [_record_row(row) for row in rows],
+        "comparisons": [_record_comparison(comparison) for comparison in conclusions.comparisons.values()],
+        "findings": [
+            {"text": finding.text, "row": finding.row, "over": finding.over, "sign": finding.sign, "verdict": verdict}
+            for finding, verdict in conclusions.findings.items()
+        ],
+        "orders": [
+            {"published": column, "tau": _rounded(tau), "rows": number} for column, (tau, number) in conclusions.orders.items()
+        ],
+        "computed": [
+            {name: _rounded(value) for name, value in row.items() if not name.startswith(_TIME)}
+            for row in list_computed_records(computed)
+        ],
+    }
+    lines = [f"{json.dumps(name)}: {_dump(value)}" for name, value in record.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _dump(value: Any) -> str:
+    """A line for each item of a list, so that a change of a row is a change of a line."""
+    if isinstance(value, list) and value:
+        return "[\n " + ",\n ".join(map(_dump, value)) + "\n]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _record_row(row: EstimatedRow) -> dict[str, Any]:
+    result, plan = row.result, row.result.plan
+    names = dict.fromkeys(name for run in result.measured for name, value in run.items() if value.ndim == 0)
+    measured = {name: [float(run[name]) for run in result.measured if name in run] for name in names}
+    return {
+        "row": result.label,
+        "status": result.status,
+        "stale": result.is_stale,
+        "seeds": result.done,
+        "examples": None if result.correct is None else result.correct.shape[1],
+        "score": row.accuracy and _record_estimate(row.accuracy),
+        "std": _rounded(row.std),
+        "params": plan.counts and plan.counts.params,
+        "macs": plan.counts and plan.counts.macs,
+        "paper_params": plan.network and plan.network.params,
+        "paper_macs": plan.network and plan.network.macs,
+        "published": dict(plan.row.published),
+        "measured": {
+            name: _record_spread(*compute_mean_and_std(np.array(values)[:, None])) for name, values in measured.items()
+        },
+    }
+
+
+def _record_spread(mean: float, std: float) -> list[Any]:
+    """[mean, standard deviation over seeds], which is 0 where only rounding is left, and None of one seed."""
+    return [_rounded(mean), 0.0 if std < 1e-9 * abs(mean) else _rounded(std)]
+
+
+def _record_comparison(comparison: Comparison) -> dict[str, Any]:
+    estimate = comparison.estimate
+    return {
+        "row": comparison.row,
+        "over": comparison.other,
+        "difference": _record_estimate(estimate),
+        "corrected": _record_estimate(comparison.corrected)[1:],
+        "detectable": _rounded(estimate.detectable),
+        "seeds": estimate.seeds,
+        "reason": comparison.reason,
+        "verdict": comparison.judge(),
+    }
+
+
+def _record_estimate(estimate: Estimate) -> list[Any]:
+    """[value, low end, high end of the 95 % interval]."""
+    return [_rounded(value) for value in (estimate.value, estimate.low, estimate.high)]
+
+
+def _rounded(value: Any) -> Any:
+    """Seven digits, which no machine changes; None for what JSON has no number for."""
+    if value is None or isinstance(value, (str, bool)) or np.ndim(value):
+        return value if np.ndim(value) == 0 else None
+    value = np.asarray(value).item()
+    return value if isinstance(value, int) else (float(f"{value:.7g}") if math.isfinite(value) else None)
