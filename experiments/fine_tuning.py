@@ -95,6 +95,7 @@ scales = {
         "seeds": 5,
         "overrides": {**_DATA, **_SHORT},
         "rows": ["from scratch", "fine-tuned", "linear probe", "layer-wise decay"],
+        "after": "source",
     },
     "source": {"seeds": 5, "overrides": _DATA, "rows": ["pre-trained"]},
     "smoke": {

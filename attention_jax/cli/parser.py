@@ -92,7 +92,14 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
 
     add = command("table", "Run the rows of a table file and write the table; the same command resumes.")
-    add("file", metavar="FILE.py", help="title, source, base, rows, scales; page: docs/results.md from the tables' results")
+    add(
+        "file",
+        metavar="FILE.py",
+        help="title, source, base, rows, scales; all: every file in experiments/, then docs/results.md; "
+        "merge: shards' folders into --workdir; page: docs/results.md alone",
+    )
+    add("folders", nargs="*", metavar="DIR", help="with merge: the --workdir of each shard")
+    add("--shard", metavar="I/N", help="with all: every N-th row of all tables, from the I-th on, for one of N machines")
     add("--scale", help="one of the file's scales; default its first")
     add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
     add("--seeds", type=_integer_from(1), metavar="N", help="seeds per row; default the scale's")

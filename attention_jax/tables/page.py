@@ -15,6 +15,7 @@ from attention_jax.config.plugins import load_file
 from attention_jax.errors import UserError, suggest_name
 from attention_jax.tables.cells import write_markdown_cells
 from attention_jax.tables.publish import write_file
+from attention_jax.tables.verdicts import describe_seeds
 
 STATEMENTS = "claims.py"  # in a folder of table files
 REAL_SIZE = "paper"  # scales whose names begin so train the papers' networks on their data
@@ -145,7 +146,7 @@ def _find_comparison(record: Mapping[str, Any], row: str, over: str) -> tuple[li
 def _judge(statement: Statement, record: Mapping[str, Any]) -> Standing:
     rows, labels = _find_rows(statement, record), _list_labels(statement)
     seeds = sorted({row["seeds"] for row in rows.values() if "seeds" in row})
-    trained = f", {' or '.join(map(str, seeds))} seeds" if seeds else ", computed"
+    trained = f", {' or '.join(map(describe_seeds, seeds))}" if seeds else ", computed"
     stale = ", stale" if any(row.get("stale") for row in rows.values()) else ""
     runs = f"{'yes' if len(rows) == len(labels) else 'partly'}{trained}{stale}" if rows else "no"
     verdicts = tuple(_find_comparison(record, *pair)[2] for pair in statement.judged)
@@ -199,7 +200,7 @@ def _list_numbers(statement: Statement, rows: Mapping[str, Mapping[str, Any]], s
         published = list(dict.fromkeys(name for row in trained.values() for name in row["published"]))
         measured = [name for name in statement.columns if any(name in row["measured"] for row in trained.values())]
         yield [
-            ["row", f"{score} %", *measured, *(f"{name} (published)" for name in published), "params", "the paper's"],
+            ["row", f"{score} %", *measured, *(f"{name} (published)" for name in published), "params", "params, paper's"],
             *(
                 [
                     label,

@@ -79,11 +79,13 @@ def run_request(
     dry_run: bool = False,
     rerun_stale: bool = False,
     write: Callable[..., str] = write_table,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> int:
     """Runs a request of `make_request`; returns and raises as `run_table`.
 
     Args:
         write: writes the files and returns what is printed, as `write_table` does.
+        on_stop: is called when a signal has ended it.
     """
     plans = results.plan_rows(request, count_networks=not dry_run)
     for run in (run for plan in plans for run in plan.runs):
@@ -96,10 +98,16 @@ def run_request(
     make_folders(request.folder, request.output)
     with lock_folder(request.folder, request.workdir, active=is_main_process()):
         handle_stale_runs(chosen, rerun_stale)
-        return _run_chosen(request, plans, chosen, write)
+        return _run_chosen(request, plans, chosen, write, on_stop)
 
 
-def _run_chosen(request: TableRequest, plans: Sequence[RowPlan], chosen: Sequence[RowPlan], write: Callable[..., str]) -> int:
+def _run_chosen(
+    request: TableRequest,
+    plans: Sequence[RowPlan],
+    chosen: Sequence[RowPlan],
+    write: Callable[..., str],
+    on_stop: Callable[[], None],
+) -> int:
     """Runs what is missing and writes the table; returns the exit code."""
     for plan in chosen:
         record_code(plan.config, plan.code, write=is_main_process())
@@ -116,6 +124,7 @@ def _run_chosen(request: TableRequest, plans: Sequence[RowPlan], chosen: Sequenc
     uncomputed = [result.row.label for result in computed if result.failure]
     _say(*_describe_end(request, stopped, failed, uncomputed))
     if stopped:
+        on_stop()
         return get_stopped_exit_code()
     return 1 if failed or uncomputed else 0
 

@@ -75,6 +75,7 @@ class Scale:
         base: config file in place of the table's; in the table file its path is relative to that file's folder.
         arguments: {name: value} for the functions of computed rows.
         rows: labels of the trained rows that it has; all where it is empty.
+        after: the scale whose runs, in `runs`, its own begin with; `table all` runs it first.
     """
 
     seeds: int = 1
@@ -83,6 +84,7 @@ class Scale:
     base: str | Path | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rows: Sequence[str] = ()
+    after: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
