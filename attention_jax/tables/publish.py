@@ -1,4 +1,4 @@
-"""Writes a table's files: Markdown, CSV, JSON, chart, learning curves, attention maps, and the table file's own plots."""
+"""Writes a table's files: Markdown, CSV, JSON, LaTeX, chart, curves, attention maps, and the table file's own plots."""
 
 import functools
 import io
@@ -15,6 +15,7 @@ from attention_jax.errors import UserError
 from attention_jax.load import load_run
 from attention_jax.tables import render
 from attention_jax.tables.html import render_html
+from attention_jax.tables.latex import render_latex
 from attention_jax.tables.record import render_json
 from attention_jax.tables.render import Conclusions, EstimatedRow, PageParts
 from attention_jax.tables.results import ComputedResult, RowPlan, RowResult, TableRequest, explain_failure, read_row
@@ -66,6 +67,7 @@ def write_table(
     write(f"{stem}.md", markdown.encode())
     write(f"{stem}.csv", render.render_csv(rows, computed).encode())
     write(f"{stem}.json", render_json(request, conclusions, computed).encode())
+    write(f"{stem}.tex", render_latex(markdown).encode())
     for name, plot in _plots(request, rows, computed).items() if with_plots else ():
         try:
             figure = plot()
