@@ -16,6 +16,16 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for pa
 
 # What the output of a notebook must say when nothing but the repository is there, and how many pictures it shows.
 EXPECTED = {
+    "attention_in_vision": (
+        [
+            "the same, (32,): largest difference",
+            "(32,) + (4, 11, 1) -> (4, 11, 32)",
+            "T =  0.05: weights [0. 1. 0.], answer 10.000",
+            "the same, (4, 11, 4, 11): largest difference",
+            "after: the digit that is meant has",
+        ],
+        6,
+    ),
     "load_and_look": (
         [
             "Looking at the tiny run of tests/fixtures",
