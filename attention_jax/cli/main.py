@@ -262,53 +262,10 @@ def _translate(**options: Any) -> int:
     return 0
 
 
-def _table(file: str, folders: list[str], rows: str | None, files: bool, shard: str | None, **options: Any) -> int:
-    if file in _TABLES:
-        return _TABLES[file](folders, rows, files, shard, **options)
-    from attention_jax.tables.table import load_table
+def _table(**options: Any) -> int:
+    from attention_jax.cli.tables import call_table
 
-    if folders or shard:
-        raise UserError(f"table {file}: folders go with merge, and --shard with all; --rows takes rows of one table.")
-    table, labels = load_table(file), rows.split(",") if rows else None
-    scale = table.scale(options["scale"])
-    _start(table.base_config(scale).task if table.base else None)
-    from attention_jax.cli.files import print_files
-    from attention_jax.tables.runner import run_table
-
-    code = run_table(file, rows=labels, **options)
-    if files and not code:
-        print_files(file, *(table.config(row, scale) for row in table.rows if row.label in table.select(labels)))
-    return code
-
-
-def _all_tables(folders: list[str], rows: str | None, files: bool, shard: str | None, aa: bool, **options: Any) -> int:
-    if folders or rows or files or aa:
-        raise UserError("table all: it takes no folders, --rows, --files or --aa: name one table file for these.")
-    _start()
-    from attention_jax.tables.all_tables import run_all_tables
-
-    return run_all_tables(shard=shard, **options)
-
-
-def _merge_tables(folders: list[str], *_: Any, workdir: str | None, **__: Any) -> int:
-    if not (folders and workdir):
-        raise UserError("table merge: give the folders of the shards, and --workdir=DIR for the runs of all.")
-    from attention_jax.tables.all_tables import merge_workdirs
-
-    print(
-        f"{merge_workdirs(folders, workdir)} runs are copied to {workdir}: ./launch.sh table all --workdir={workdir} goes on."
-    )
-    return 0
-
-
-def _page_of_tables(*_: Any, output: str | None, **__: Any) -> int:
-    from attention_jax.tables.page import write_page
-
-    print(f"{write_page('experiments', output)} is written.")
-    return 0
-
-
-_TABLES: dict[str, Callable[..., int]] = {"all": _all_tables, "merge": _merge_tables, "page": _page_of_tables}
+    return call_table(_start, **options)
 
 
 def _config(file: str | None, check: bool, fields: bool, files: bool, overrides: Overrides) -> int:

@@ -98,13 +98,13 @@ class ChipSlice:
         return self.chip.link * sum(1 + ring for side, ring in zip(self.sides, rings) if side > 1)
 
 
-def find_slice(text: str) -> ChipSlice:
+def find_slice(text: str, option: str = "--topology") -> ChipSlice:
     """Returns the slice named `v5e-16`, `v5litepod-16`, `v5e:4x4`, `v4-8`, `v4:2x2x1`, … Raises UserError for any other."""
     match = re.fullmatch(r"(?:tpu[ -])?([a-z0-9]+)(?:-(\d+)|:(\d+(?:x\d+)*))", text.strip().lower())
     family = _ALIASES.get(match[1], match[1]) if match else ""
     if not match or family not in CHIPS:
         hint = suggest_name(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
-        raise UserError(f"--topology={text}: not a slice{hint}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
+        raise UserError(f"{option}={text}: not a slice{hint}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
     chip = CHIPS[family]
     slices = [ChipSlice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]
     if match[2]:
@@ -118,5 +118,5 @@ def find_slice(text: str) -> ChipSlice:
         found = [s for s in slices if s.sides == sides or (len(sides) == 2 and s.sides == (*sides, 1))]
         known = f"give one of {', '.join(s.topology for s in slices)}"
     if not found:
-        raise UserError(f"--topology={text}: there is no such slice; {known}.")
+        raise UserError(f"{option}={text}: there is no such slice; {known}.")
     return found[0]

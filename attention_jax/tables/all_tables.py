@@ -1,6 +1,7 @@
 """All tables of a folder, one after another, on one machine or in shards on several, and the page of results at the end."""
 
 import dataclasses
+import functools
 import itertools
 import re
 import shutil
@@ -37,6 +38,7 @@ def run_all_tables(
     dry_run: bool = False,
     rerun_stale: bool = False,
     trust_code: bool = False,
+    topology: str | None = None,
 ) -> int:
     """Runs or resumes every table file of a folder, and writes the page of results.
 
@@ -54,6 +56,7 @@ def run_all_tables(
     if output is None and size == SCALE and shards == 1:
         output = Path(folder) / "results"
     turn, stopped = itertools.count(), list[bool]()
+    stop = functools.partial(stopped.append, True)
     for table in tables:
         labels = [row.label for row in table.keep_rows(size).rows if next(turn) % shards == number - 1]
         place = f"{workdir or 'runs'}/{table.edition(size)}"
@@ -67,9 +70,9 @@ def run_all_tables(
             code = 0
             first = table.scales[size].after
             if first and not dry_run and any(not run.done for plan in results.plan_rows(request, False) for run in plan.runs):
-                code = run_request(make_request(table, first), rerun_stale=rerun_stale, on_stop=lambda: stopped.append(True))
+                code = run_request(make_request(table, first), rerun_stale=rerun_stale, on_stop=stop)
             if not stopped:
-                code = run_request(request, dry_run, rerun_stale, on_stop=lambda: stopped.append(True)) or code
+                code = run_request(request, dry_run, rerun_stale, on_stop=stop, topology=topology) or code
             if code and not stopped:
                 failures.append(f"{table.path}: rows failed, as said above")
         except Exception as error:  # said at the end, so that the other tables go on

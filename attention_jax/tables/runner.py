@@ -26,6 +26,7 @@ from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 from attention_jax.tables import results
+from attention_jax.tables.dry_run import describe_runs
 from attention_jax.tables.measures import measure_run
 from attention_jax.tables.publish import make_folders, write_false_verdicts, write_table
 from attention_jax.tables.results import ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
@@ -53,6 +54,7 @@ def run_table(
     rerun_stale: bool = False,
     trust_code: bool = False,
     aa: bool = False,
+    topology: str | None = None,
 ) -> int:
     """Runs what is missing of a table and writes it; the same call goes on where the last one ended.
 
@@ -69,9 +71,12 @@ def run_table(
         rerun_stale: moves runs aside whose code or data have changed since, and trains them again.
         trust_code: as of `load_run`, for runs that were trained elsewhere.
         aa: trains each row twice, with other seeds, and says how often its halves would be called different.
+        topology: with `dry_run`, a TPU slice such as "v5e-16" whose chip-hours are estimated.
     """
+    if topology and not dry_run:
+        raise UserError(f"--slice={topology}: a slice is for --dry-run, which estimates its chip-hours: give that too.")
     request = make_request(load_table(file), scale, rows, seeds, workdir, output, trust_code, aa)
-    return run_request(request, dry_run, rerun_stale)
+    return run_request(request, dry_run, rerun_stale, topology=topology)
 
 
 def run_request(
@@ -80,18 +85,20 @@ def run_request(
     rerun_stale: bool = False,
     write: Callable[..., str] = write_table,
     on_stop: Callable[[], None] = lambda: None,
+    topology: str | None = None,
 ) -> int:
     """Runs a request of `make_request`; returns and raises as `run_table`.
 
     Args:
         write: writes the files and returns what is printed, as `write_table` does.
         on_stop: is called when a signal has ended it.
+        topology: a TPU slice such as "v5e-16", whose chip-hours a dry run estimates.
     """
     plans = results.plan_rows(request, count_networks=not dry_run)
     for run in (run for plan in plans for run in plan.runs):
         run.pull()
     if dry_run:
-        _say(*_describe_runs(request, plans), *_describe_equal_rows(plans))
+        _say(*describe_runs(request, plans, topology), *_describe_equal_rows(plans))
         return 1 if any(plan.broken and plan.row.label in request.selected for plan in plans) else 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
     refuse_other_configs(chosen)
@@ -331,36 +338,3 @@ def _describe_end(request: TableRequest, stopped: bool, failed: int, uncomputed:
         yield "\nnext:"
         for why, command in request.table.next_commands:
             yield f"  # {why}\n  {command.replace('{workdir}', str(request.workdir))}"
-
-
-def _describe_runs(request: TableRequest, plans: Sequence[RowPlan]) -> Iterator[str]:
-    """A dry run: every row and seed with its workdir, status, changed fields and length."""
-    table = request.table
-    trained = [f"{len(plans)} rows x {request.seeds} seeds"] if plans else []
-    computed = [f"{len(table.computed)} computed rows"] if table.computed else []
-    yield f"{table.title}: scale {request.scale}, {', '.join(computed + trained)} (dry run)"
-    arguments = ", ".join(f"{name}={value!r}" for name, value in table.scales[request.scale].arguments.items())
-    for row in table.computed:
-        yield f"\n{row.label}: {'would be computed' if row.label in request.selected else 'not selected'}: {arguments or '–'}"
-    for plan in plans:
-        changes = ", ".join(f"{name}={value!r}" for name, value in plan.changes.items())
-        length = f"{plan.durations.total} steps of {plan.config.batch_size} examples" if plan.durations else "length unknown"
-        yield f"\n{plan.row.label}: {length}; {changes or 'the base config as it is'}"
-        for run in plan.runs:
-            yield f"  seed {run.seed}: {_status(request, plan, run)}: {run.place}"
-
-
-def _status(request: TableRequest, plan: RowPlan, run: SeedRun) -> str:
-    if plan.broken:
-        return f"would fail ({one_sentence(plan.broken)})" + "; whether its data have changed: unknown" * bool(run.step)
-    if lines := run.difference(plan.config):
-        return f"belongs to another config ({'; '.join(lines)})"
-    if change := plan.describe_change(run):
-        return f"{'done' if run.done else 'begun'}, stale: {change}; --rerun-stale trains it again"
-    if run.done:
-        return "done"
-    if plan.row.label not in request.selected:
-        return "not selected"
-    if run.correct is not None:
-        return "would be measured"
-    return f"would run from step {run.step}" if run.step else "would run"

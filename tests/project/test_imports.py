@@ -35,7 +35,7 @@ ALLOWED = {
     "analysis": TRAINING | {"load"},
     "interop": BUILDING,
     "preflight": TRAINING | {"load"},
-    "tables": TRAINING | {"load", "analysis"},
+    "tables": TRAINING | {"load", "analysis", "preflight"},
     "cli": TRAINING | {"load", "analysis", "interop", "preflight", "tables"},
     "__init__": {"errors", "models", "data", "load", "analysis", "interop"},  # all of them lazily
     "__main__": {"cli"},

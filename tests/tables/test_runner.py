@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import types
@@ -12,7 +13,7 @@ import pytest
 from attention_jax.config.config import config_to_json
 from attention_jax.data.fingerprint import DATA
 from attention_jax.errors import UserError
-from attention_jax.tables import publish, runner
+from attention_jax.tables import dry_run, publish, runner
 from attention_jax.tables.runner import run_table
 from attention_jax.tables.table import load_table
 from attention_jax.tasks import classification
@@ -181,6 +182,43 @@ def test_dry_run_shows_all_and_runs_nothing(fake, tmp_path):
     assert f"seed 1: would run: {tmp_path / 'w/a/1'}" in text
     assert f"seed 1: not selected: {tmp_path / 'w/b/1'}" in text
     assert "b: 4 steps of 32 examples" in text and "ema.decay=0.9999" in text
+
+
+def test_a_dry_run_estimates_time_and_chip_hours(fake, tmp_path, monkeypatch):
+    """Without finished runs from a measured rate; from the row's own; from other rows' by multiply-adds."""
+    monkeypatch.setattr(dry_run, "_measure_rate", lambda: 1e6)
+    file = write_table(tmp_path, '{"label": "a"}, {"label": "b", "overrides": {"model.widths": (8, 16)}}')
+
+    def rows(**options) -> list[tuple[int, str]]:
+        """(multiply-adds an example, what is said of a run) of each row, and the lines at the end."""
+        text = call(file, workdir=tmp_path / "w", dry_run=True, **options)[1]
+        found = re.findall(r"parameters, ([\d,]+) multiply-adds an example; a run: about (.*)", text)
+        return [(int(macs.replace(",", "")), said) for macs, said in found], text.partition("what is missing: about ")[2]
+
+    (a, said_a), (b, _) = (found := rows())[0]
+    assert (
+        said_a
+        == f"{3 * a * 32 * 4 / 1e6:.0f} s here, a rough guess by its multiply-adds and the rate of one convolution's gradient"
+    )
+    assert b > 2 * a
+    call(file, workdir=tmp_path / "w", rows=["a"])
+    for seed, seconds in ((0, 10), (1, 30)):
+        (tmp_path / f"w/a/{seed}/timing.jsonl").write_text(f'{{"event": "call", "seconds": {seconds}}}\n')
+    found, end = rows(topology="v4-16")
+    hours = [2 * 3 * macs * 32 * 4 / (0.3 * 275e12) / 3600 for macs in (a, b)]
+    assert found[0][1] == f"20 s here, as its finished runs took; about {hours[0]:.2g} chip-hours"
+    assert found[1][1].startswith(f"{20 * b / a:.0f} s here, by its multiply-adds, from finished runs of other rows;")
+    assert end.startswith(f"{2 * 20 * b / a:.0f} s here\n") or end.startswith(f"{2 * 20 * b / a / 60:.3g} min here\n")
+    assert f"on v4-16: about {2 * hours[1]:.2g} chip-hours, {2 * hours[1] / 8:.2g} hours: an estimate" in end
+    assert "30 % of a chip's 275 TFLOP/s" in end
+    with pytest.raises(UserError, match="--slice=v9-1: not a slice"):
+        rows(topology="v9-1")
+    with pytest.raises(UserError, match="--slice=v4-16: a slice is for --dry-run"):
+        run_table(file, workdir=tmp_path / "w", topology="v4-16")
+
+
+def test_the_rate_of_this_machine_is_a_number():
+    assert 1e6 < dry_run._measure_rate() < 1e16
 
 
 def test_rows_that_were_made_on_other_data_are_stale(fake, tmp_path, monkeypatch):

@@ -264,7 +264,7 @@ def test_a_measure_is_taken_again_when_its_file_is_missing_or_it_failed(story):
 def test_files_and_next_commands(story):
     names = {path.name for path in story.work.iterdir() if path.is_file()}
     pictures = {"small.png", "small_curves.png", "small_attention.png", "small_own.png"}
-    assert names == {"small.md", "small.csv", ".lock", *pictures}
+    assert names == {"small.md", "small.csv", "small.json", "small.tex", ".lock", *pictures}
     assert (story.folder / "drawn").read_text() == "plain:2 disk:2 + BAM:2"
     assert "no small_bad.png: KeyError" in story.texts[-1]
     for name in pictures:
