@@ -13,10 +13,11 @@ def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) ->
     """Returns the attention maps of a network, as `{module path/name: array}`.
 
     BAM gives `channel` [B, C], `spatial` [B, H, W], the map `map` M(F) [B, H, W, C] and the features `input` F and
-    `output` F'; squeeze-and-excitation and ECA their `scale` [B, C]; CBAM `channel` [B, C] and `spatial` [B, H, W]; the
-    global context block one map `weights` [B, H, W]; self-attention `weights` [B, H, W, h, w], softmax(QKᵀ), so that
-    `weights[i, y, x]` is where image i looks from the query point (y, x); a custom module whatever it sows into the
-    collection "attention". Empty for a network without attention.
+    `output` F'; squeeze-and-excitation and ECA their `scale` [B, C]; CBAM `channel` [B, C] and `spatial` [B, H, W];
+    coordinate attention and gather-excite the `map` [B, H, W, C] that they multiply by, the latter over the entire map
+    `scale`; the global context block one map `weights` [B, H, W]; self-attention and the non-local block `weights`
+    [B, H, W, h, w], softmax(QKᵀ), so that `weights[i, y, x]` is where image i looks from the query point (y, x); a custom
+    module whatever it sows into the collection "attention". Empty for a network without attention.
 
     The Transformer gives `weights` [B, heads, queries, keys] of every layer: `encoder_<i>/self_attention`,
     `decoder_<i>/self_attention` (masked: zero for what comes later) and `decoder_<i>/cross_attention`.

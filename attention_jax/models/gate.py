@@ -25,11 +25,32 @@ from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError, one_sentence
-from attention_jax.nn.attention import SelfAttention
+from attention_jax.nn.attention import NonLocal, SelfAttention
 from attention_jax.nn.bam import BAM
-from attention_jax.nn.gates import CBAM, ECA, GlobalContext, SqueezeExcite
+from attention_jax.nn.gates import (
+    CBAM,
+    ECA,
+    CoordinateAttention,
+    EffectiveSE,
+    GatherExcite,
+    GlobalContext,
+    GlobalContextAdd,
+    SqueezeExcite,
+)
 
-GATES = {"se": SqueezeExcite, "bam": BAM, "cbam": CBAM, "eca": ECA, "gc": GlobalContext, "self_attention": SelfAttention}
+GATES: dict[str, type[nn.Module]] = {
+    "se": SqueezeExcite,
+    "ese": EffectiveSE,
+    "eca": ECA,
+    "ge": GatherExcite,
+    "bam": BAM,
+    "cbam": CBAM,
+    "coord": CoordinateAttention,
+    "gc": GlobalContext,
+    "gca": GlobalContextAdd,
+    "nl": NonLocal,
+    "self_attention": SelfAttention,
+}
 _CHANNELS = ("channels", "in_features", "num_features")
 _GIVE = "give a Linen or NNX module class, or a function that returns a Linen module"
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from attention_jax.errors import UserError
 from attention_jax.nn.conv import Conv
 from attention_jax.nn.gates import reduce_channels
+from attention_jax.nn.norm import BatchNorm
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -83,3 +84,34 @@ class SelfAttention(nn.Module):
 
     def _pooled(self, x: jax.Array) -> jax.Array:
         return nn.max_pool(x, (self.pool, self.pool), (self.pool, self.pool)) if self.pool > 1 else x
+
+
+class NonLocal(nn.Module):
+    """The non-local block (Wang et al. 2018, Section 3.3): x + BN(Wz · softmax(QKᵀ) V), the embedded Gaussian.
+
+    The scale of the normalisation starts at zero (Section 4.1), so that the block starts as the identity.
+
+    Attributes:
+        reduction: queries, keys and values have C / reduction channels; 2 in the paper, 8 in timm.
+        scaled: True divides the products of queries and keys by sqrt(C), as timm does; the paper does not.
+        norm: makes the normalisation after the last 1x1 convolution; a network passes its own.
+        dtype: of the computation; None takes the input's and the parameters'.
+    """
+
+    reduction: int = 2
+    scaled: bool = False
+    norm: Any = BatchNorm
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]. Sows into "attention" what SelfAttention does: `weights` [B, H, W, H, W]."""
+        b, height, width, channels = x.shape
+        layer = functools.partial(Conv, kernel_size=(1, 1), use_bias=True, dtype=self.dtype)
+        inner = reduce_channels(self, channels)
+        query, key, value = (layer(inner, name=name)(x).reshape(b, -1, inner) for name in ("query", "key", "value"))
+        attended, weights = attend(query, key, value, channels**-0.5 if self.scaled else 1.0)
+        if self.is_mutable_collection("attention"):
+            self.sow("attention", "weights", weights.reshape(b, height, width, height, width))
+        attended = layer(channels, name="output")(attended.reshape(b, height, width, inner))
+        return x + self.norm(scale_init=nn.initializers.zeros, name="norm")(attended)

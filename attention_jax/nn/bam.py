@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from attention_jax.errors import UserError
 from attention_jax.nn.conv import Conv
-from attention_jax.nn.gates import reduce_channels
+from attention_jax.nn.gates import reduce_channels, refuse_other_values
 from attention_jax.nn.norm import BatchNorm
 
 log = logging.getLogger(__name__)
@@ -85,9 +85,7 @@ class BAM(nn.Module):
         return output
 
     def _check(self) -> None:
-        for field, accepted in (("combine", tuple(_COMBINE)), ("batch_norm", ("paper", "code"))):
-            if getattr(self, field) not in accepted:
-                raise UserError(f"BAM.{field}={getattr(self, field)!r} is not one of {', '.join(map(repr, accepted))}.")
+        refuse_other_values(self, combine=tuple(_COMBINE), batch_norm=("paper", "code"))
         if not (self.channel or self.spatial):
             raise UserError("BAM.channel and BAM.spatial are both False: keep one of the branches.")
         if self.dilation < 1:

@@ -1,5 +1,8 @@
-"""Attention gates for comparison: squeeze-and-excitation, CBAM, ECA and the global context block."""
+"""Attention gates for comparison: of channels (SE, effective SE, ECA), of channels and places (CBAM, gather-excite, coordinate
+attention), and the global context block. Self-attention and the non-local block are in `attention.py`, BAM in `bam.py`.
+"""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attention_jax.errors import UserError
 from attention_jax.nn.conv import Conv
@@ -30,6 +34,14 @@ def reduce_channels(module: nn.Module, channels: int, field: str = "reduction") 
         name = f"{type(module).__name__}.{field}={reduction}"
         raise UserError(f"{name} leaves nothing of {channels} channels: give 1 to {channels}.")
     return channels // reduction
+
+
+def refuse_other_values(module: nn.Module, **accepted: tuple[str, ...]) -> None:
+    """Raises UserError unless each of these fields of the module has one of its accepted values."""
+    for field, values in accepted.items():
+        if (value := getattr(module, field)) not in values:
+            name = f"{type(module).__name__}.{field}={value!r}"
+            raise UserError(f"{name} is not one of {', '.join(map(repr, values))}.")
 
 
 class SqueezeExcite(nn.Module):
@@ -60,6 +72,120 @@ class SqueezeExcite(nn.Module):
         scale = nn.sigmoid(nn.Dense(channels, self.use_bias, self.dtype, name="expand")(hidden))
         self.sow("attention", "scale", scale)
         return x * scale[:, None, None, :]
+
+
+class EffectiveSE(nn.Module):
+    """Effective squeeze-and-excitation (Lee & Park 2020, the section on VoVNetV2): x · hard_sigmoid(W mean(x)), W [C, C].
+
+    Attributes:
+        dtype: of the computation; None takes the input's and the parameters'.
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]. Sows `scale` [B, C] into "attention"."""
+        scale = nn.hard_sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(x.mean((1, 2))))
+        self.sow("attention", "scale", scale)
+        return x * scale[:, None, None, :]
+
+
+class GatherExcite(nn.Module):
+    """Gather-excite (Hu et al. 2018b, Sections 3 and 4): x · sigmoid(upsample(gather(x))), a map of larger neighbourhoods.
+
+    The defaults are the parameter-free GE-θ-; `gather="conv"` is GE-θ, with `mlp=True` GE-θ+. timm's `ge` is `mlp=True`
+    alone, which at the global extent is squeeze-and-excitation.
+
+    Attributes:
+        extent: e, a power of two: each place of the gathered map, ceil(H / e) x ceil(W / e), stands for e x e pixels; 0 gathers
+            the entire map into one place.
+        gather: "mean" of the (2e - 1)² pixels around a place, or "conv", log2(e) depthwise 3x3 convolutions with stride 2; at
+            the global extent one without padding, whose kernel is the map's size (timm pads it, and then gathers nothing).
+        mlp: two 1x1 convolutions with C / r hidden channels between gather and sigmoid.
+        reduction: r of `mlp` (16 in the paper).
+        norm: makes the normalisation after each convolution of "conv"; a network passes its own.
+        dtype: of the computation; None takes the input's and the parameters'.
+    """
+
+    extent: int = 0
+    gather: str = "mean"
+    mlp: bool = False
+    reduction: int = 16
+    norm: Any = BatchNorm
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]. Sows into "attention" `scale` [B, C] at the global extent, else `map` [B, H, W, C]."""
+        _, h, w, channels = x.shape
+        refuse_other_values(self, gather=("mean", "conv"))
+        if self.extent & (self.extent - 1):
+            raise UserError(f"GatherExcite.extent={self.extent} is not right: give a power of two, or 0 for the entire map.")
+        gathered = self._convolved(x) if self.gather == "conv" else self._averaged(x)
+        if self.mlp:
+            hidden = nn.relu(nn.Dense(reduce_channels(self, channels), dtype=self.dtype, name="reduce")(gathered))
+            gathered = nn.Dense(channels, dtype=self.dtype, name="expand")(hidden)
+        scale = nn.sigmoid(gathered)
+        if not self.extent:
+            self.sow("attention", "scale", scale[:, 0, 0])
+            return x * scale
+        rows, columns = (np.arange(n) * small // n for n, small in zip((h, w), scale.shape[1:3], strict=True))
+        scale = scale[:, rows][:, :, columns]  # the nearest, as in the paper
+        self.sow("attention", "map", scale)
+        return x * scale
+
+    def _averaged(self, x: jax.Array) -> jax.Array:
+        if not self.extent:
+            return x.mean((1, 2), keepdims=True)
+        side, pad = 2 * self.extent - 1, self.extent - 1
+        return nn.avg_pool(x, (side, side), (self.extent, self.extent), [(pad, pad)] * 2, count_include_pad=False)
+
+    def _convolved(self, x: jax.Array) -> jax.Array:
+        _, h, w, channels = x.shape
+        depthwise = functools.partial(Conv, channels, feature_group_count=channels, dtype=self.dtype)
+        if not self.extent:
+            return self.norm(name="gather_norm1")(depthwise((h, w), padding="VALID", name="gather_conv1")(x))
+        for i in range(1, self.extent.bit_length()):
+            x = nn.relu(x) if i > 1 else x
+            x = self.norm(name=f"gather_norm{i}")(depthwise((3, 3), strides=(2, 2), name=f"gather_conv{i}")(x))
+        return x
+
+
+class CoordinateAttention(nn.Module):
+    """Coordinate attention (Hou et al. 2021, Section 3.2): x · a(row) · b(column), a gate for each row and each column.
+
+    The means along rows and along columns share one hidden layer with normalisation and hard swish, and have a sigmoid each.
+
+    Attributes:
+        reduction: r; the hidden layer has C / r channels (32 in the paper, 24 in timm), at least 8 as in the released code.
+        divisor: rounds the hidden width to the nearest multiple of it, halves up; timm has 8.
+        use_bias: of the three 1x1 convolutions; timm has none.
+        norm: makes the normalisation of the hidden layer; a network passes its own.
+        dtype: of the computation; None takes the input's and the parameters'.
+    """
+
+    reduction: int = 32
+    divisor: int = 1
+    use_bias: bool = True
+    norm: Any = BatchNorm
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]. Sows the product of the two gates, `map` [B, H, W, C], into "attention"."""
+        h, channels = x.shape[1], x.shape[-1]
+        if self.reduction < 1:
+            raise UserError(f"CoordinateAttention.reduction={self.reduction} is not right: give 1 or more.")
+        width = max(8, (channels // self.reduction + self.divisor // 2) // self.divisor * self.divisor)
+        layer = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        means = jnp.concatenate([x.mean(2), x.mean(1)], 1)
+        hidden = nn.hard_swish(self.norm(name="norm")(layer(width, name="reduce")(means)))
+        rows = nn.sigmoid(layer(channels, name="rows")(hidden[:, :h]))
+        columns = nn.sigmoid(layer(channels, name="columns")(hidden[:, h:]))
+        gate = rows[:, :, None] * columns[:, None]
+        self.sow("attention", "map", gate)
+        return x * gate
 
 
 class CBAM(nn.Module):
@@ -129,25 +255,48 @@ class ECA(nn.Module):
 class GlobalContext(nn.Module):
     """The global context block (Cao et al. 2019, Section 3.3): x + W2 relu(LN(W1 sum_j a_j x_j)), a = softmax(w·x).
 
+    timm's `gc` is `reduction=8, fuse="scale", epsilon=1e-6`, its `gca` the same with "add".
+
     Attributes:
         reduction: r; the hidden layer has C / r units (16 in the paper).
-        zero_init: W2 starts at zero, so that the block starts as the identity, as the released code does.
+        zero_init: W2 starts at zero where it is added, so that the block starts as the identity, as the released code does.
+        fuse: "add", or "scale" for x · sigmoid(W2 …), a row of the paper's ablation.
+        epsilon: of the layer normalisation LN.
         dtype: of the computation; None takes the input's and the parameters'.
     """
 
     reduction: int = 16
     zero_init: bool = True
+    fuse: str = "add"
+    epsilon: float = 1e-5
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]. Sows the one map that all positions share, `weights` [B, H, W], into "attention"."""
+        """[B, H, W, C] -> [B, H, W, C].
+
+        Sows into "attention" the one map that all positions share, `weights` [B, H, W], and `scale` [B, C] where it scales.
+        """
         b, h, w, channels = x.shape
+        refuse_other_values(self, fuse=("add", "scale"))
         logits = nn.Dense(1, dtype=self.dtype, name="mask")(x).reshape(b, h * w)
         weights = nn.softmax(logits.astype(jnp.float32))
         self.sow("attention", "weights", weights.reshape(b, h, w))
         context = jnp.einsum("bn,bnc->bc", weights.astype(x.dtype), x.reshape(b, h * w, channels))
         hidden = nn.Dense(reduce_channels(self, channels), dtype=self.dtype, name="reduce")(context)
-        hidden = nn.relu(nn.LayerNorm(1e-5, self.dtype, use_fast_variance=False, name="norm")(hidden))
-        last = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        return x + nn.Dense(channels, kernel_init=last, dtype=self.dtype, name="expand")(hidden)[:, None, None, :]
+        hidden = nn.relu(nn.LayerNorm(self.epsilon, self.dtype, use_fast_variance=False, name="norm")(hidden))
+        starts_at_zero = self.zero_init and self.fuse == "add"
+        last = nn.initializers.zeros if starts_at_zero else nn.initializers.lecun_normal()
+        context = nn.Dense(channels, kernel_init=last, dtype=self.dtype, name="expand")(hidden)
+        if self.fuse == "add":
+            return x + context[:, None, None, :]
+        scale = nn.sigmoid(context)
+        self.sow("attention", "scale", scale)
+        return x * scale[:, None, None, :]
+
+
+class GlobalContextAdd(GlobalContext):
+    """The global context block as timm's `gca` has it, with C / 8 hidden units and an epsilon of 1e-6."""
+
+    reduction: int = 8
+    epsilon: float = 1e-6

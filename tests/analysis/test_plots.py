@@ -183,15 +183,16 @@ def test_f_and_f_prime_share_a_scale(run_and_images):
     assert len({a.images[0].get_clim() for a in axes}) == 1
 
 
-# Of the other gates, SE and ECA have maps of channels alone, as CBAM's, and the global context block one of positions.
-GATES = {"cbam": ["channel", "spatial"], "self_attention": ["weights"]}
+# Of the other gates, SE and ECA have maps of channels alone, as CBAM's, the global context block one of positions, and the
+# non-local block self-attention's.
+GATES = {"cbam": ["channel", "spatial"], "self_attention": ["weights"], "coord": ["M(F)"]}
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_attention_picture_of_other_gates(run_and_images, gate):
     """What their maps allow: bars of channels, images of positions; self-attention as the mean over its queries."""
     args = {"reduction": 4, **({"value_reduction": 4} if gate == "self_attention" else {})}
-    fields = {"model.gate": gate, "model.gate_at": "block" if gate == "cbam" else "stage", "model.gate_args": args}
+    fields = {"model.gate": gate, "model.gate_at": "stage" if gate == "self_attention" else "block", "model.gate_args": args}
     run, images = make_run(classification.resolve(small_config(**fields))), run_and_images[1]
     figure = plots.plot_attention(run, images)
     maps = plots.attention_maps(run.model, run.variables, run.preprocess(images))
@@ -200,7 +201,7 @@ def test_attention_picture_of_other_gates(run_and_images, gate):
     bars = [[bar.get_y() + bar.get_height() for bar in axes.patches] for axes in figure.axes]
     for array in map(np.asarray, maps.values()):
         shown = bars if array.ndim == 2 else [axes.images[0].get_array() for axes in figure.axes if axes.images]
-        for expected in array.mean((1, 2)) if array.ndim == 5 else array:
+        for expected in array.mean({4: 3, 5: (1, 2)}.get(array.ndim, ())):
             assert any(np.shape(s) == expected.shape and np.allclose(s, expected, atol=1e-6) for s in shown)
     assert nothing_is_cut_off(figure) and overlapping([*figure.texts, *(axes.title for axes in figure.axes)]) == []
 

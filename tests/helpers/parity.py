@@ -60,6 +60,10 @@ def _se(**args: Any) -> dict[str, Any]:
     return dict(gate="se", gate_at="block", gate_args=args)
 
 
+def _block(gate: str, **args: Any) -> dict[str, Any]:
+    return dict(gate=gate, gate_at="block", gate_args=args)
+
+
 def _attention(**args: Any) -> dict[str, Any]:
     return dict(gate="self_attention", gate_stages=(1,), gate_args=dict(reduction=4, **args))
 
@@ -105,6 +109,13 @@ CASES = {
     "cbam": Case(dict(gate="cbam", gate_at="block", gate_args=dict(reduction=2)), seed=3),
     "eca": Case(dict(gate="eca", gate_at="block")),
     "gc": Case(dict(gate="gc", gate_at="block", gate_stages=(2,), gate_args=dict(reduction=4))),
+    "gc_scale": Case(dict(gate_stages=(2,), **_block("gc", reduction=2, fuse="scale", epsilon=1e-6)), seed=3),
+    "gca": Case(_block("gca", reduction=2)),
+    "ese": Case(_block("ese")),
+    "ge": Case(_block("ge", extent=4), image=(15, 12)),
+    "ge_conv": Case(_block("ge", extent=4, gather="conv", mlp=True, reduction=2), image=(15, 12)),
+    "coord": Case(_block("coord"), image=(15, 12), seed=3),
+    "nl": Case(_block("nl", reduction=4, scaled=True)),
     "group_norm": Case(dict(norm="group", shortcut="B")),
     "no_norm": Case(dict(norm="none", stage_sizes=(1, 2))),
 }

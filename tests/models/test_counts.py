@@ -28,6 +28,15 @@ RS_STEPS = [
     (dict(_SE, stem="deep", shortcut="D"), (93_173_000, 19_942_391_808)),
     (dict(_SE, stem="rs", shortcut="D"), (93_209_992, 20_093_386_752)),
 ]
+# timm's ResNet-50 with its gate in every block: what ours takes for timm's defaults, and the parameters.
+TIMM_GATES: dict[str, tuple[dict[str, Any], int]] = {
+    "ese": ({}, 45_691_688),
+    "ge": (dict(mlp=True), 28_088_024),
+    "gc": (dict(fuse="scale", reduction=8, epsilon=1e-6), 30_622_808),
+    "gca": ({}, 30_622_808),
+    "coord": (dict(reduction=24, divisor=8, use_bias=False), 28_083_464),
+    "nl": (dict(reduction=8, scaled=True), 35_667_784),
+}
 # torchvision's ResNets and the released code of BAM on them, with the CIFAR stem and 100 classes.
 CIFAR_100 = {
     "resnet18": (11_220_132, 555_468_800),
@@ -202,6 +211,14 @@ def test_se_in_one_stage(stage: int) -> None:
     expected = {1: 25_581_608, 2: 25_688_104, 3: 26_343_464}[stage]
     args = dict(gate="se", gate_at="block", gate_stages=(stage,), gate_args=dict(use_bias=False))
     assert params(aj.create_model("resnet50", **args), IMAGENET) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM_GATES)
+def test_gates_of_timm(name: str) -> None:
+    """To the digit; tests/peers makes timm's networks."""
+    args, expected = TIMM_GATES[name]
+    assert params(aj.create_model("resnet50", gate=name, gate_at="block", gate_args=args)) == expected
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_another_error_of_the_gate_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", sorted(GATES))
 def test_built_in_gates_keep_bfloat16(name: str) -> None:
-    args = {"eca": {}, "self_attention": dict(reduction=2, value_reduction=2)}.get(name, dict(reduction=2))
+    args = {"eca": {}, "ese": {}, "self_attention": dict(reduction=2, value_reduction=2)}.get(name, dict(reduction=2))
     use(ResNet(**TINY, gate=name, gate_args=args, dtype="bfloat16"))
 
 

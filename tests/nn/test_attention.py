@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax.nn.attention import SelfAttention, attend
-from attention_jax.nn.gates import CBAM, ECA, GlobalContext, maximum
+from attention_jax.nn.attention import NonLocal, SelfAttention, attend
+from attention_jax.nn.gates import CBAM, ECA, CoordinateAttention, GatherExcite, GlobalContext, SqueezeExcite, maximum
 from tests.helpers.blocks import close, drawn, evaluating, numbers, quick
 
 
@@ -121,7 +121,65 @@ class TestGates:
         close(ours, theirs)
         np.testing.assert_array_equal(jax.grad(lambda x: maximum(x, 0))(jnp.ones(3)), [1, 0, 0])
 
-    @pytest.mark.parametrize("module", [CBAM(reduction=9), GlobalContext(reduction=9), ECA(kernel_size=2)])
+    def test_gather_excite_with_weights_is_squeeze_and_excitation(self) -> None:
+        x = numbers("x", 2, 3, 4, 8)
+        ours, theirs = GatherExcite(mlp=True, reduction=2), SqueezeExcite(reduction=2)
+        variables = drawn(ours, x)
+        close(ours.apply(variables, x), theirs.apply(variables, x))
+
+    def test_gather_excite_of_the_entire_map_has_one_place(self) -> None:
+        """With weights too, whose depthwise kernel is as large as the map: the sum of products, normalised."""
+        x = numbers("x", 2, 3, 5, 4)
+        module = GatherExcite(gather="conv", norm=evaluating)
+        variables = drawn(module, x)
+        _, sown = module.apply(variables, x, mutable=["attention"])
+        of_norm, kernel = variables["params"]["gather_norm1"], variables["params"]["gather_conv1"]["kernel"][:, :, 0]
+        mean, var = (variables["batch_stats"]["gather_norm1"][name] for name in ("mean", "var"))
+        gathered = ((x * kernel).sum((1, 2)) - mean) / np.sqrt(var + 1e-5) * of_norm["scale"] + of_norm["bias"]
+        close(sown["attention"]["scale"][0], 1 / (1 + np.exp(-gathered)), 1e-5)
+
+    def test_gather_excite_sees_as_far_as_its_extent(self) -> None:
+        """The gate of a place is that of its block of 2x2, and depends on the 3x3 around the block's first pixel."""
+        x = numbers("x", 1, 6, 6, 1)
+        module = GatherExcite(extent=2)
+        y, sown = module.apply({}, x, mutable=["attention"])
+        gate = np.asarray(sown["attention"]["map"][0])[0, ..., 0]
+        close(y[0, ..., 0], x[0, ..., 0] * gate)
+        close(gate[2:4, 2:4], np.full((2, 2), 1 / (1 + np.exp(-x[0, 1:4, 1:4].mean()))))
+        close(gate[0, 0], 1 / (1 + np.exp(-x[0, :2, :2].mean())))
+
+    def test_coordinate_attention_is_a_row_times_a_column(self) -> None:
+        x = numbers("x", 2, 5, 4, 8)
+        module = CoordinateAttention(norm=evaluating)
+        y, sown = module.apply(drawn(module, x), x, mutable=["attention"])
+        gate = np.asarray(sown["attention"]["map"][0])
+        close(y, x * gate)
+        close(gate[:, :1, :1] * gate, gate[:, :, :1] * gate[:, :1], 1e-5)
+        assert np.ptp(gate, 1).min() > 1e-3 and np.ptp(gate, 2).min() > 1e-3
+
+    def test_non_local_starts_as_the_identity(self) -> None:
+        x = numbers("x", 2, 3, 4, 8)
+        module = NonLocal(norm=evaluating)
+        y, sown = module.apply(module.init(jax.random.key(0), x), x, mutable=["attention"])
+        close(y, x, 0)
+        weights = sown["attention"]["weights"][0]
+        assert weights.shape == (2, 3, 4, 3, 4)
+        close(weights.sum((3, 4)), np.ones((2, 3, 4)), 1e-5)
+
+    @pytest.mark.parametrize(
+        "module",
+        [
+            CBAM(reduction=9),
+            GlobalContext(reduction=9),
+            GlobalContext(reduction=2, fuse="sum"),
+            ECA(kernel_size=2),
+            GatherExcite(extent=3),
+            GatherExcite(extent=-2),
+            GatherExcite(gather="max"),
+            CoordinateAttention(reduction=0),
+            NonLocal(reduction=9),
+        ],
+    )
     def test_mistakes(self, module: nn.Module) -> None:
-        with pytest.raises(aj.UserError, match="give"):
+        with pytest.raises(aj.UserError, match="give|is not one of"):
             module.init(jax.random.key(0), np.zeros((1, 4, 4, 8), np.float32))

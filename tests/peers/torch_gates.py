@@ -1,7 +1,47 @@
-"""Gates in PyTorch, as their papers or official codes have them."""
+"""Gates in PyTorch, as their papers or official codes have them, and timm's own."""
+
+import inspect
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+# The layers of timm's gates -> ours; a third group is the number of a layer, after those of stage and block.
+TIMM_LAYERS = {
+    r"gather\.conv(\d)": r"gather_conv\3",
+    r"gather\.norm(\d)": r"gather_norm\3",
+    r"(?:mlp|mlp_add|mlp_scale)\.fc1": "reduce",
+    r"(?:mlp|mlp_add|mlp_scale)\.fc2": "expand",
+    r"(?:mlp_add|mlp_scale)\.norm": "norm",
+    "conv_attn": "mask",
+    "conv1": "reduce",
+    "bn1": "norm",
+    "conv_h": "rows",
+    "conv_w": "columns",
+    "fc": "expand",
+    "t": "query",
+    "p": "key",
+    "g": "value",
+    "z": "output",
+    "norm": "norm",
+}
+
+
+class Squeeze(nn.Module):
+    """x · sigmoid(W2 relu(W1 mean(x)))."""
+
+    def __init__(self, channels: int, reduction: int = 16, divisor: int = 1, use_bias: bool = True):
+        super().__init__()
+        hidden = channels // reduction
+        if divisor > 1:  # the multiple of `divisor` nearest to it, at least one
+            hidden = max(divisor, divisor * ((hidden + divisor // 2) // divisor))
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=use_bias)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=use_bias)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.fc2(self.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)))))
 
 
 class SelfAttention(nn.Module):
@@ -77,3 +117,30 @@ class GlobalContext(nn.Module):
         places = x.flatten(2).transpose(1, 2)
         context = (torch.softmax(self.mask(places), dim=1) * places).sum(dim=1)
         return x + self.expand(self.relu(self.norm(self.reduce(context))))[:, :, None, None]
+
+
+def mended_timm() -> Any:
+    """timm's GatherExcite, whose constructor in timm 1.0.31 passes the names of device and dtype as values and fails."""
+    from timm.layers import gather_excite
+
+    text = inspect.getsource(gather_excite).replace(", *dd", ", **dd")
+    names: dict[str, Any] = {"__name__": gather_excite.__name__, "__package__": gather_excite.__package__}
+    exec(text, names)
+    return names["GatherExcite"]
+
+
+def timm_gate(name: str, channels: int, **args: Any) -> nn.Module:
+    """timm's module that computes what our gate `name` does with these arguments."""
+    from timm.layers import create_attn
+
+    hidden = dict(rd_channels=channels // args.get("reduction", 8))
+    if name == "ge":
+        conv, mlp = args.get("gather") == "conv", args.get("mlp", False)
+        return mended_timm()(channels, extra_params=conv, extent=args.get("extent", 0), use_mlp=mlp, **hidden)
+    if name == "nl":
+        return create_attn(name, channels, use_scale=args.get("scaled", False), **hidden)
+    if name == "coord" and "divisor" in args:  # timm's default is C / 24, two thirds of C / 16
+        return create_attn(name, channels, rd_ratio=1.5 / args["reduction"], rd_divisor=args["divisor"])
+    if name == "coord":
+        return create_attn(name, channels, rd_channels=8, bias=True)
+    return create_attn(name, channels, **hidden)

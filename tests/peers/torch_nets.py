@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import parity
-from tests.peers.torch_gates import CBAM, EfficientChannel, GlobalContext, SelfAttention
+from tests.peers.torch_gates import CBAM, TIMM_LAYERS, EfficientChannel, GlobalContext, SelfAttention, Squeeze, timm_gate
 
 # PyTorch module name -> path in our tree.
 NAMES = (
@@ -28,6 +28,7 @@ NAMES = (
     (r"^layer(\d)\.(\d+)\.se\.fc2$", r"stage\1_block\2/gate/expand"),
     (r"^layer(\d)\.(\d+)\.se\.conv$", r"stage\1_block\2/gate/conv"),
     (r"^layer(\d)\.(\d+)\.gate\.(\w+)$", r"stage\1_block\2/gate/\3"),
+    *((rf"^layer(\d)\.(\d+)\.timm\.{theirs}$", rf"stage\1_block\2/gate/{ours}") for theirs, ours in TIMM_LAYERS.items()),
     (r"^bam(\d)\.channel\.(reduce|expand)$", r"stage\1_gate/channel_\2"),
     (r"^bam(\d)\.channel\.reduce_bn$", r"stage\1_gate/channel_reduce_norm"),
     (r"^bam(\d)\.channel\.bn$", r"stage\1_gate/channel_norm"),
@@ -86,7 +87,7 @@ _FROM_OURS = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}
 
 def to_ours(path: str, array: np.ndarray) -> np.ndarray:
     """OIHW -> HWIO, OIW -> WIO, [out, in] -> [in, out]; a 1x1 convolution on pooled features is a matrix here."""
-    if array.ndim == 4 and path.endswith(("gate/reduce/kernel", "gate/expand/kernel")):
+    if array.ndim == 4 and re.search(r"gate/(reduce|expand|mask|rows|columns)/kernel$", path):
         array = array[:, :, 0, 0]
     return array.transpose(_TO_OURS.get(array.ndim, range(array.ndim)))
 
@@ -106,22 +107,6 @@ def fill(net: nn.Module, seed: int, paths: Mapping[str, str] | None = None) -> n
     missing, unexpected = net.load_state_dict(state, strict=False)
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
     return net
-
-
-class Squeeze(nn.Module):
-    """x · sigmoid(W2 relu(W1 mean(x)))."""
-
-    def __init__(self, channels: int, reduction: int = 16, divisor: int = 1, use_bias: bool = True):
-        super().__init__()
-        hidden = channels // reduction
-        if divisor > 1:  # the multiple of `divisor` nearest to it, at least one
-            hidden = max(divisor, divisor * ((hidden + divisor // 2) // divisor))
-        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=use_bias)
-        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=use_bias)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(self.fc2(self.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)))))
 
 
 class Bottleneck(nn.Module):
@@ -224,6 +209,9 @@ class Residual(nn.Module):
             previous = features
         if fields.get("gate") == "se":
             self.se = Squeeze(self.outputs, **fields["gate_args"])
+        elif fields.get("gate") in ("ese", "ge", "coord", "gca", "nl") or fields.get("gate_args", {}).get("fuse"):
+            if stage in fields.get("gate_stages", (1, 2)):
+                self.timm = timm_gate(fields["gate"], self.outputs, **fields.get("gate_args", {}))
         elif fields.get("gate") in BLOCK_GATES and stage in fields.get("gate_stages", (1, 2)):
             self.gate = BLOCK_GATES[fields["gate"]](self.outputs, **fields.get("gate_args", {}))
         self.stride = stride
@@ -245,10 +233,8 @@ class Residual(nn.Module):
         for i in range(1, self.depth):
             y = getattr(self, f"relu{i}")(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y)))
         y = getattr(self, f"bn{self.depth}")(getattr(self, f"conv{self.depth}")(y))
-        if hasattr(self, "se"):
-            y = self.se(y)
-        if hasattr(self, "gate"):
-            y = self.gate(y)
+        for gate in ("se", "gate", "timm"):
+            y = getattr(self, gate)(y) if hasattr(self, gate) else y
         if self.residual:
             if not self.changes:
                 y = y + x
@@ -262,6 +248,8 @@ class Residual(nn.Module):
         return getattr(self, f"relu{self.depth}")(y)
 
 
+# Where the derivatives of activations jump.
+KINKS = {nn.ReLU: (0.0,), nn.ReLU6: (0.0, 6.0), nn.Hardswish: (-3.0, 3.0), nn.Hardsigmoid: (-3.0, 3.0)}
 BLOCK_GATES = {"cbam": CBAM, "eca": EfficientChannel, "gc": GlobalContext}
 
 
@@ -354,10 +342,10 @@ def run(
     for prefix in ("", "train_"):
         net.train(prefix == "train_")
         net.zero_grad()
-        with _watched(net, (nn.ReLU, nn.ReLU6)) as into_relu, _watched(net, (nn.BatchNorm1d, nn.BatchNorm2d)) as into_norm:
+        with _watched(net, tuple(KINKS)) as into_relu, _watched(net, (nn.BatchNorm1d, nn.BatchNorm2d)) as into_norm:
             logits = net(images)
         for name, inputs in into_relu.items():
-            kinks = (0.0, 6.0) if isinstance(net.get_submodule(name), nn.ReLU6) else (0.0,)
+            kinks = KINKS[type(net.get_submodule(name))]
             nearest = min([nearest, *((x - kink).abs().min().item() for x in inputs for kink in kinks)])
         F.cross_entropy(logits, labels, reduction="sum", label_smoothing=case.label_smoothing).backward()
         results[f"{prefix}logits"] = {"": logits.detach().numpy()}
