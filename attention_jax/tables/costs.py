@@ -1,4 +1,4 @@
-"""What the networks of a table's rows cost: counts, memory, and the time of a training step, all measured in one run."""
+"""Costs of the networks of a table: counts, memory, and the time of a training step, all measured in one run."""
 
 import contextlib
 import dataclasses

@@ -3,7 +3,7 @@
 import bisect
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,11 +13,12 @@ from attention_jax.config.config import override
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 from attention_jax.models.gate import GATES, Gate
-from attention_jax.models.summary import Summary, summary
+from attention_jax.models.summary import summary
 from attention_jax.tasks.resolve import resolve_config
 
 COUNTED = {"params": "parameters", "macs": "multiply-adds"}
-_NEAR = 0.01  # a row that is off by no more of the target stays as it is
+_REDUCTION, _WIDTHS = "model.gate_args.reduction", "model.widths"
+_ACCEPTED = 0.01  # of the target: a row that is off by no more stays as it is
 _WIDEST = 4  # times the widths that a row has
 _PARTS = 8  # of a channel of the widest stage: the steps by which widths are scaled, so that stages round one by one
 
@@ -41,113 +42,98 @@ def match_costs(
         raise UserError(f"match={by!r} is not one of {', '.join(map(repr, COUNTED))}.")
     if target_label not in configs:
         raise UserError(f"no row is called {target_label!r}: the rows are {', '.join(map(repr, configs))}.")
-    target = _Network(configs[target_label], by).count()
+    target = _Network(configs[target_label], by).count({})
     matched, sentences = dict(configs), {}
     for label, config in configs.items():
         network = _Network(config, by)
-        if label == target_label or abs(network.count() / target - 1) <= _NEAR:
+        if label == target_label or network.measure_distance(target, {}) <= _ACCEPTED:
             continue
-        found = _find_nearest(network, target)
-        changes, said = found or ({}, "the network as it is")
-        count = network.count(**changes)
-        reached = _describe_count(count, target, by, target_label)
+        changes = _find_changes(network, target)
         if changes:
-            matched[label] = override(config, {f"model.{name}": value for name, value in _flatten(changes).items()})
-        if abs(count / target - 1) > _NEAR:
-            means = [name for name in ("reduction", "widths") if getattr(network, name)]
-            near = f"as near as its {' and '.join(means)} {'come' if network.widths else 'comes'}"
-            reached += f", {near}" if means else "; it has neither widths nor a gate with a reduction"
-        sentences[label] = f"{said}: {reached}."
+            matched[label] = override(config, changes)
+        said = [f"{_name(key)} {value} in place of {network.levers[key]}" for key, value in changes.items()]
+        count = network.count(changes)
+        off = 100 * (count / target - 1)
+        than = f"{abs(off):.2g} % {'more' if off > 0 else 'fewer'} than" if count != target else "as many as"
+        reached = f"{count:,} {COUNTED[by]}, {than} {target_label}"
+        if abs(off) > 100 * _ACCEPTED:
+            levers = " and ".join(map(_name, network.levers))
+            reached += f"; other {levers} are further off" if levers else "; it has neither widths nor a gate with a reduction"
+        sentences[label] = f"{said[0] if said else 'the network as it is'}: {reached}."
     return matched, sentences
 
 
-def _describe_count(count: int, target: int, by: str, label: str) -> str:
-    off = 100 * (count / target - 1)
-    than = f"as many as {label}" if count == target else f"{abs(off):.2g} % {'more' if off > 0 else 'fewer'} than {label}"
-    return f"{count:,} {COUNTED[by]}, {than}"
-
-
-def _flatten(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Names as a config has them."""
-    return {("gate_args.reduction" if name == "reduction" else name): value for name, value in changes.items()}
+def _name(field: str) -> str:
+    return field.rpartition(".")[2]
 
 
 class _Network:
-    """The network of a config, with other reductions and widths."""
+    """The network of a config, with other reductions and widths; `levers` are those of the two that it has."""
 
     def __init__(self, config: ConfigDict, by: str):
         resolved = resolve_config(config)
         self.config, self.task, self.by = resolved.config, resolved.task, by
-        self.widths: tuple[int, ...] = tuple(getattr(self.task.model(self.config), "widths", ()))
-        self.reduction = _find_reduction(self.config.model)
-        self._counts: dict[Any, int] = {}
+        widths = getattr(self.task.model(self.config), "widths", None)
+        own: dict[str, Any] = {_REDUCTION: _find_reduction(self.config.model), _WIDTHS: widths}
+        self.levers = {name: value for name, value in own.items() if value}
+        self._counts: dict[str, int] = {}
 
-    def count(self, **changes: Any) -> int:
+    def count(self, changes: Mapping[str, Any]) -> int:
         """Returns parameters or multiply-adds; 0 for a network that refuses the changes, as one that is too narrow does."""
-        key = tuple(sorted(changes.items()))
-        if key not in self._counts:
+        if (key := repr(changes)) not in self._counts:
+            config = override(self.config, changes)
             try:
-                self._counts[key] = getattr(self.summarise(**changes), self.by)
+                counts = summary(self.task.model(config), self.task.example_inputs(config))
+                self._counts[key] = getattr(counts, self.by)
             except UserError:
                 if not changes:
                     raise
                 self._counts[key] = 0
         return self._counts[key]
 
-    def summarise(self, **changes: Any) -> Summary:
-        """Returns the counts of a network."""
-        config = override(self.config, {f"model.{name}": value for name, value in _flatten(changes).items()})
-        return summary(self.task.model(config), self.task.example_inputs(config))
+    def measure_distance(self, target: int, changes: Mapping[str, Any]) -> float:
+        """Returns how far the count is from the target, as a share of it."""
+        return abs(self.count(changes) / target - 1)
 
     def find_narrowest(self) -> int:
         """Returns the fewest channels that a gate is given."""
         channels = []
 
-        def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             if isinstance(context.module, Gate) and context.method_name == "__call__":
                 channels.append(args[0].shape[-1])
             return call(*args, **kwargs)
 
         with nn.intercept_methods(note):
-            self.summarise()
+            summary(self.task.model(self.config), self.task.example_inputs(self.config))
         return min(channels, default=0)
 
 
 def _find_reduction(model: Mapping[str, Any]) -> int | None:
-    """The reduction that the gate of a network has; None for a gate without."""
+    """The reduction of a network's gate; None without one."""
     if not (gate := model.get("gate")):
         return None
-    stated = (model.get("gate_args") or {}).get("reduction")
-    parameters = inspect.signature(load_object(gate, GATES, "gate")).parameters
-    own = parameters["reduction"].default if "reduction" in parameters else None
-    found = own if stated is None else stated
+    own = inspect.signature(load_object(gate, GATES, "gate")).parameters.get("reduction")
+    found = (model.get("gate_args") or {}).get("reduction", own and own.default)
     return found if isinstance(found, int) else None
 
 
-def _find_nearest(network: _Network, target: int) -> tuple[dict[str, Any], str] | None:
-    """The changes that come nearest, and what they are; None where the network as it is comes nearest."""
+def _find_changes(network: _Network, target: int) -> dict[str, Any]:
+    """The changes that come closest; none where the network as it is does."""
+    distance = functools.partial(network.measure_distance, target)
 
-    def distance(changes: Mapping[str, Any]) -> float:
-        return abs(network.count(**changes) / target - 1)
-
-    def nearest(values: range, make: Callable[[int], dict[str, Any]], sign: int) -> dict[str, Any]:
-        """Counts grow with the values (sign 1) or fall (-1)."""
-        at = bisect.bisect_left(values, sign * target, key=lambda value: sign * network.count(**make(value)))
-        return min((make(value) for value in values[max(at - 1, 0) : at + 1]), key=distance)
-
-    def scale(widest: int, part: int) -> dict[str, Any]:
-        return {"widths": tuple(max(1, round(width * part / (_PARTS * widest))) for width in network.widths)}
+    def search(values: range, name: str, make: Any, sign: int) -> dict[str, Any]:
+        """By bisection: counts grow with the values (sign 1) or fall (-1)."""
+        at = bisect.bisect_left(values, sign * target, key=lambda value: sign * network.count({name: make(value)}))
+        return min(({name: make(value)} for value in values[max(at - 1, 0) : at + 1]), key=distance)
 
     best: dict[str, Any] = {}
-    if network.reduction and (channels := network.find_narrowest()):
-        tried = nearest(range(1, channels + 1), lambda value: {"reduction": value}, -1)
-        best = min(best, tried, key=distance)
-    if network.widths and distance(best) > _NEAR:
-        widest = max(network.widths)
-        narrower = network.count() > target
-        parts = range(1, _PARTS * widest + 1) if narrower else range(_PARTS * widest, _WIDEST * _PARTS * widest + 1)
-        best = min(best, nearest(parts, functools.partial(scale, widest), 1), key=distance)
-    if not best:
-        return None
-    old = {"reduction": network.reduction, "widths": network.widths}
-    return best, ", ".join(f"{name} {value} in place of {old[name]}" for name, value in best.items())
+    if _REDUCTION in network.levers and (channels := network.find_narrowest()):
+        best = min(best, search(range(1, channels + 1), _REDUCTION, int, -1), key=distance)
+    if _WIDTHS in network.levers and distance(best) > _ACCEPTED:
+        widths = network.levers[_WIDTHS]
+        unscaled = _PARTS * max(widths)
+        parts = range(1, unscaled + 1) if network.count({}) > target else range(unscaled, _WIDEST * unscaled + 1)
+        scaled = search(parts, _WIDTHS, lambda part: tuple(max(1, round(width * part / unscaled)) for width in widths), 1)
+        best = min(best, scaled, key=distance)
+    return best
