@@ -21,6 +21,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   probe --workdir=DIR                         classify by the frozen features of a run
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
+  compare --gate=FILE.py:Name [--on=TASK]     your block beside none, controls and published ones: a page with a verdict
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
   completion                                  a script for bash: source <(./launch.sh completion)
   plot DIR ... --output=OUT.png               learning curves of runs
@@ -30,7 +31,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
                                               preflight all: the committed table (both install the TPU compiler)
   prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or
                                               prepare a data set of TensorFlow Datasets (installs TensorFlow)
-  local --processes P --devices D -- COMMAND  train, evaluate or table on P processes with D CPU devices each
+  local --processes P --devices D -- COMMAND  train, evaluate, table or compare on P processes with D CPU devices each
   tpu ACTION NAME --zone=ZONE ... -- COMMAND  on a TPU slice: create, run, watch, status, logs or stop
   slurm [OPTIONS OF SBATCH] -- COMMAND        on a Slurm cluster: several nodes, --array for the rows of a table
   gke FILE.yaml                               check what a manifest for Kubernetes runs, and apply it
@@ -209,7 +210,7 @@ case "$command" in
     fi
     exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
-  train | evaluate | export | probe | translate | table | config | completion | plot | summary)
+  train | evaluate | export | probe | translate | table | compare | config | completion | plot | summary)
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
@@ -261,5 +262,5 @@ case "$command" in
     if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, table, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, table, compare, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
 esac

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from attention_jax.load import Run, load_checkpoint, load_run, save_run
     from attention_jax.models import create_model, list_models, register_model
     from attention_jax.models.summary import summary
+    from attention_jax.tables.compare import compare
 
 __version__ = "0.2.0"
 _HOME = {
     "UserError": "attention_jax.errors",
     "attention_maps": "attention_jax.analysis.attention_maps",
+    "compare": "attention_jax.tables.compare",
     "create_model": "attention_jax.models",
     "list_models": "attention_jax.models",
     "load_checkpoint": "attention_jax.load",
@@ -42,6 +44,7 @@ __all__ = [  # noqa: RUF022  grouped by use
     "Run",
     "preprocessing",
     "attention_maps",
+    "compare",
     "UserError",
 ]
 

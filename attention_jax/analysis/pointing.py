@@ -1,4 +1,4 @@
-"""Where a network's last attention module looks: one map for each image, its share inside a box, and maps side by side."""
+"""Maps of a network's last attention module: one for each image, its share inside a box, and maps side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -109,9 +109,9 @@ def plot_maps_side_by_side(measured: Mapping[str, Sequence[Mapping[str, np.ndarr
     panels = figure.subplots(len(rows) + 1, columns, squeeze=False)
     for line, (label, maps) in zip(panels, [("images", images), *rows], strict=True):
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-        for i, (axes, shown) in enumerate(zip(line, maps)):
+        for i, (axes, array) in enumerate(zip(line, maps)):
             axes.set(xticks=[], yticks=[])
-            axes.imshow(shown.squeeze(), cmap="viridis" if shown.ndim == 2 else "gray", extent=(0, width, height, 0))
+            axes.imshow(array.squeeze(), cmap="viridis" if array.ndim == 2 else "gray", extent=(0, width, height, 0))
             for top, left, bottom, right in boxes[i : i + 1]:
                 style = {"fill": False, "edgecolor": plots.COLOURS[1], "linewidth": 1.6}
                 axes.add_patch(_rectangle(left, top, right - left, bottom - top, style))

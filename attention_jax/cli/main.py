@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     values = vars(options)
     command, _ = (values.pop(name) for name in ("command", "parser"))
-    if argv is None and command in ("train", "table"):
+    if argv is None and command in ("train", "table", "compare"):
         sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
@@ -136,16 +136,21 @@ def _start(task: str | None = None) -> None:
 
 
 def _apply_overrides(config: Any, overrides: Overrides) -> Any:
-    from attention_jax.config.config import override, parse_value
+    from attention_jax.config.config import override
+
+    return override(config, _parse_overrides(config, overrides))
+
+
+def _parse_overrides(config: Any, overrides: Overrides) -> dict[str, Any]:
+    from attention_jax.config.config import parse_value
     from attention_jax.tasks import list_text_arguments
 
     has_arguments = any(name.startswith("data.args.") for name in overrides)
     texts = list_text_arguments(config.task, overrides.get("data.source", config.data.source)) if has_arguments else ()
-    values = {
+    return {
         name: text if name.removeprefix("data.args.") in texts and text != "None" else parse_value(config, name, text)
         for name, text in overrides.items()
     }
-    return override(config, values)
 
 
 def _load_config(spec: str, trust_code: bool = False) -> Any:
@@ -268,6 +273,19 @@ def _table(**options: Any) -> int:
     return call_table(_start, **options)
 
 
+def _compare(rows: str | None, base: str | None, on: str, overrides: Overrides, **options: Any) -> int:
+    _start("classification")
+    from attention_jax.distributed.mesh import is_main_process
+    from attention_jax.tables.bases import get_base
+    from attention_jax.tables.compare import compare
+
+    changes = _parse_overrides(get_base(on, base).config(), overrides)
+    result = compare(base=base, on=on, rows=rows.split(",") if rows else None, overrides=changes, **options)
+    if is_main_process() and result.verdict:
+        print(f"\n{result.verdict}")
+    return result.code
+
+
 def _config(file: str | None, check: bool, fields: bool, files: bool, overrides: Overrides) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from attention_jax.cli.files import load_named, print_files
@@ -356,6 +374,7 @@ _RUN: dict[str, Callable[..., int]] = {
     "probe": _probe,
     "translate": _translate,
     "table": _table,
+    "compare": _compare,
     "config": _config,
     "completion": _completion,
     "plot": _plot,

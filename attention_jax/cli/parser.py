@@ -112,6 +112,32 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--rerun-stale", action="store_true", help="move runs aside whose code or data have changed, and train them again")
     add("--trust-code", action="store_true", help="run the code that the runs came with, whatever it is")
 
+    add = command(
+        "compare",
+        "Train your block beside none, controls and published ones, all at the same places, and write a page that begins with "
+        "the verdict; the same command resumes. Any field: --config.key=value.",
+    )
+    add("--gate", action="append", metavar="FILE.py:Name", help="your block; several times for several")
+    add("--recipe", action="append", metavar="FILE.py:piece", help="a recipe piece, in place of a block")
+    add(
+        "--on",
+        default="cued_digits",
+        metavar="TASK",
+        help="cued_digits (default), cued_arrow, cluttered_digits, cifar10, imagenet, or a data source",
+    )
+    add("--base", metavar="NETWORK", help="a model's name, or a config file in place of --on")
+    add("--at", choices=("stage", "block"), default="stage", help="after stages (default), or in every residual branch")
+    add("--scale", help="one of the task's; default its first")
+    add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
+    add("--seeds", type=_integer_from(1), metavar="N", help="seeds per row; default the scale's")
+    add("--tune", metavar="lr:N", help="choose each row's learning rate from N on the validation split")
+    add("--match", choices=("params", "macs"), help="adjust every other row to the cost of your first block")
+    add("--workdir", type=_place, metavar="DIR", help="default runs/compare-<blocks>-<task>-<scale>")
+    add("--output", type=_place, metavar="DIR", help="for the page and its charts; default the workdir")
+    add("--dry-run", action="store_true", help="print what would run")
+    add("--rerun-stale", action="store_true", help="move runs aside whose code or data have changed, and train them again")
+    add("--trust-code", action="store_true", help="run the code that the runs came with, whatever it is")
+
 
 def _add_rest(command: Callable[..., Any]) -> None:
     add = command("config", "Print a config with all its fields and their meanings; * marks what is not the default.")

@@ -17,7 +17,7 @@ from attention_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 LAUNCH = ROOT / "launch.sh"
-COMMANDS = ("train", "evaluate", "translate", "table", "quickstart", "prepare", "python")
+COMMANDS = ("train", "evaluate", "translate", "table", "compare", "quickstart", "prepare", "python")
 # Kinds of file systems that several machines share, as /proc/mounts names them.
 SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "glusterfs", "fuse", "panfs", "wekafs", "pvfs", "9p", "afs")
 
@@ -96,6 +96,8 @@ def find_commit(revision: str | None, command: Sequence[str]) -> str:
     config = find_option(command, "config")
     files = [config.split(".py:")[0] + ".py" if ".py:" in config else config] if config else []
     files += command[1:2] if command[0] == "table" else []
+    named = [word.partition("=")[2] for word in command if word.startswith(("--gate=", "--recipe=", "--base="))]
+    files += [f"{name.split('.py')[0]}.py" for name in named if ".py" in name and command[0] == "compare"]
     for file in files:
         if not Path(file).is_absolute() and not _git("ls-tree", "--name-only", name, "--", file).strip():
             raise UserError(f"{file} is not in commit {name[:12]}: commit it, and give its path from the checkout's folder.")
@@ -108,9 +110,11 @@ def add_check_option(parser: argparse._ActionsContainer) -> None:
 
 
 def list_check(command: Sequence[str]) -> list[str]:
-    """Returns the command of launch.sh that checks a training or a table; [] for other commands."""
+    """Returns the command of launch.sh that checks a training, a table or a comparison; [] for other commands."""
     if command[:1] == ["table"]:
         return [*command, "--dry-run", "--files"]
+    if command[:1] == ["compare"]:
+        return [*command, "--dry-run"]
     if command[:1] != ["train"]:
         return []
     parser = Parser("train", add_help=False)
@@ -142,7 +146,7 @@ def check_inputs(command: Sequence[str], commit: str | None = None) -> None:
             run_program(archive_command(commit, folder.with_suffix(".tgz")))
             run_program(["tar", "-xf", folder.with_suffix(".tgz"), "-C", folder])
             # Its workdir and data at other places are the workers'.
-            words += [f"--{name}={scratch}/run" for name in ("workdir", "output") if words[0] == "table"]
+            words += [f"--{name}={scratch}/run" for name in ("workdir", "output") if words[0] in ("table", "compare")]
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run([str(LAUNCH), *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
         errors = [line[len("error: ") :] for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -1,4 +1,4 @@
-"""What `compare` puts blocks on: a task with its network, recipe, the place of gates and the sizes of its runs.
+"""Tasks that `compare` puts blocks on, each with its network, recipe, place of gates and sizes of runs.
 
 Everything is made here, so that an installed wheel compares blocks in an empty folder.
 """

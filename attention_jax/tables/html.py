@@ -50,7 +50,7 @@ def _render_block(block: str, images: Mapping[str, bytes]) -> str:
 
 
 def _render_line(text: str, images: Mapping[str, bytes]) -> str:
-    def picture(found: re.Match[str]) -> str:
+    def embed_image(found: re.Match[str]) -> str:
         content = images.get(html.unescape(found[2]))
         address = found[2] if content is None else f"data:image/png;base64,{base64.b64encode(content).decode()}"
         return f'<img alt="{found[1]}" src="{address}">'
@@ -62,7 +62,7 @@ def _render_line(text: str, images: Mapping[str, bytes]) -> str:
         return f"\0{len(kept) - 1}\0"
 
     text = re.sub(r"`([^`]*)`", keep, _escape(text))
-    text = re.sub(r"!\[([^\]]*)\]\(([^)]*)\)", picture, text)
+    text = re.sub(r"!\[([^\]]*)\]\(([^)]*)\)", embed_image, text)
     text = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", r'<a href="\2">\1</a>', text)
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     return re.sub(r"\0(\d+)\0", lambda found: kept[int(found[1])], text)

@@ -175,8 +175,8 @@ def _head_of_differences(table: Table, lines: Sequence[EstimatedRow]) -> tuple[l
     return [*([first] if first else []), *second], len(others) > 1
 
 
-def _cells(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
-    """Head and rows of the first table as texts: at most seven columns, the score and its differences first."""
+def format_rows(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
+    """Returns head and rows of the first table as texts: at most seven columns, the score and its differences first."""
     heads, is_named = _head_of_differences(table, lines)
     published = _published(lines)[: 4 - len(heads)]
     cells = [["row", f"{name_metric(lines)} %", *heads, "detectable", *(f"{column} (published)" for column in published)]]
@@ -251,7 +251,7 @@ def _summarize(conclusions: Conclusions) -> str:
 def describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
     """Returns a sentence on the data that rows were trained and judged on."""
     said = dict[str, None]()
-    for line in lines:
+    for line in [line for line in lines if line.result.correct is not None] or lines:
         data, correct = line.result.plan.config.data, line.result.correct
         arguments = ", ".join(f"{name}={value!r}" for name, value in data.args.items())
         count = "" if correct is None else f"{correct.shape[1]:,} examples of "
@@ -301,7 +301,7 @@ def render_text(
         parts += [*map(align_cells, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
-        parts += [page.finding if page else _summarize(conclusions), align_cells(_cells(table, conclusions.rows, "{}*"))]
+        parts += [page.finding if page else _summarize(conclusions), align_cells(format_rows(table, conclusions.rows, "{}*"))]
         parts += [align_cells(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "{}*")] if subtotals]
         parts += [_explain(table, conclusions, "Star"), same, align_cells(costs), _COSTS]
     return "\n\n".join(filter(None, parts))
@@ -330,7 +330,7 @@ def render_markdown(
         parts += [*map(write_markdown_cells, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
         costs, same = _cost_cells(table, conclusions.rows)
-        parts += [write_markdown_cells(_cells(table, conclusions.rows, "**{}**"))]
+        parts += [write_markdown_cells(format_rows(table, conclusions.rows, "**{}**"))]
         parts += [write_markdown_cells(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "**{}**")] if subtotals]
         parts += [_explain(table, conclusions, "Bold"), same, write_markdown_cells(costs), _COSTS]
         scale += f", seeds {request.first_seed} to {request.first_seed + request.seeds - 1}"

@@ -49,12 +49,13 @@ class Estimate:
 
     def count_seeds_needed(self, most: int = 1000) -> int | None:
         """Returns how many seeds a row would find a difference of this size with 80 % power; None for more than `most`."""
+        return next((n for n in range(MIN_SEEDS, most + 1) if self.predict_detectable(n) <= abs(self.value)), None)
+
+    def predict_detectable(self, seeds: int) -> float:
+        """Returns the smallest true difference that n seeds a row would find with 80 % power."""
         from_seeds, from_examples = self.variances
-        for seeds in range(MIN_SEEDS, most + 1):
-            error = math.sqrt(from_seeds * self.seeds / seeds + from_examples)
-            if (stdtrit(2 * (seeds - 1), 0.975) + _Z_80) * error <= abs(self.value):
-                return seeds
-        return None
+        error = math.sqrt(from_seeds * self.seeds / seeds + from_examples)
+        return float(stdtrit(2 * (seeds - 1), 0.975) + _Z_80) * error
 
 
 def compute_mean_and_std(correct: np.ndarray) -> tuple[float, float]:

@@ -98,6 +98,8 @@ def _run(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if command == "quickstart":
         name = "_".join(["quickstart", *arguments[:1]])
         pages.check_library_command(["table", f"experiments/{name}.py", *arguments[1:]])
+    elif command == "compare":
+        assert cli.main([command, *arguments, "--dry-run"]) == 0, line
     elif command in RESOLVED and not any(word.startswith("my_") for word in arguments):
         pages.check_library_command([command, *arguments])
     elif command in (*RUN, "table"):

@@ -67,3 +67,38 @@ def test_a_table_file_of_a_checkout_imports_its_studies(elsewhere, run_cli, root
     done = run_cli("table", root / "experiments/complexity.py", "--dry-run", cwd=folder, env=env)
     assert done.returncode == 0, done.stderr
     assert "restricted self-attention: would be computed: lengths=(64, 128" in done.stdout
+
+
+@pytest.mark.slow
+def test_compares_blocks_of_files_and_of_packages(elsewhere, run_python):
+    """In an empty folder, with a block in a file of another folder, and one of a package that is installed."""
+    folder, env = elsewhere
+    block = (
+        "import flax.linen as nn\n\n\nclass {}(nn.Module):\n    def __call__(self, x):\n        {}return x * nn.sigmoid(x)\n"
+    )
+    for place, name, more in (
+        ("blocks", "InAFile", 'self.sow("attention", "m", x)\n        '),
+        ("site/package", "Installed", ""),
+    ):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "theirs.py").write_text(block.format(name, more))
+    (folder / "site" / "package" / "__init__.py").write_text("")
+    (folder / "empty").mkdir()
+    site = {**env, "PYTHONPATH": os.pathsep.join([env["PYTHONPATH"], str(folder / "site")])}
+    words = ["--gate=../blocks/theirs.py:InAFile", "--gate=package.theirs:Installed", "--rows=none,InAFile,Installed"]
+    pages = []
+    for _ in range(2):  # the second call trains nothing and gives the same page
+        done = run_python("-m", "attention_jax", "compare", *words, "--scale=smoke", cwd=folder / "empty", env=site)
+        assert done.returncode == 0, done.stderr
+        (path,) = (folder / "empty" / "runs").glob("*/compare-smoke.html")
+        pages.append(path.read_text())
+    text = path.with_suffix(".md").read_text()
+    title, verdict, *_ = text.split("\n\n")
+    assert title == "# InAFile and Installed beside none, controls and published blocks: cued_digits"
+    assert verdict.startswith("InAFile: not judged against the network without it (none) (one seed: ")
+    assert "Installed: not judged" in verdict and pages[0] == pages[1]
+    assert "python -m attention_jax compare --gate=../blocks/theirs.py:InAFile" in text and "--scale=long" in text
+    assert path.with_name("compare-smoke_maps.png").exists() and not [
+        name for name in os.listdir(folder / "empty") if name != "runs"
+    ]
+    assert "a training step" in text and 'src="compare' not in pages[0]
