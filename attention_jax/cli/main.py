@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attention_jax.cli.completion import WITH_FIELDS, render_completion
-from attention_jax.cli.parser import make_parser, parsers, refuse_misspelled
+from attention_jax.cli.completion import WITH_FIELDS
+from attention_jax.cli.parser import make_parser, refuse_misspelled
+from attention_jax.cli.without_training import export_weights, plot_curves, prepare_data, print_completion, print_summary
 from attention_jax.config.describe import describe_config, render_fields_page
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 
@@ -245,15 +246,6 @@ def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool,
     return 0
 
 
-def _export(workdir: str, output: str, format: str, **options: Any) -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
-    from attention_jax.interop.export import export_run
-
-    new = export_run(workdir, output, format, **options)
-    print(f"{output} is written in the format {format}." if new else f"{output} is there already, with the same content.")
-    return 0
-
-
 def _translate(**options: Any) -> int:
     _start("translation")
     from attention_jax.cli.translate import translate_file
@@ -304,47 +296,6 @@ def _config(file: str | None, check: bool, fields: bool, files: bool, overrides:
     return 0
 
 
-def _completion() -> int:
-    print(render_completion(parsers), end="")
-    return 0
-
-
-def _plot(workdirs: list[str], output: str) -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # plotting needs no accelerator
-    from attention_jax.analysis.plots import plot_runs
-
-    plot_runs(workdirs, output)
-    print(f"{output} is written.")
-    return 0
-
-
-def _summary(model: str, image_size: int, channels: int, length: int, depth: int) -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator
-    from attention_jax.models import create_model, list_models
-    from attention_jax.models.summary import list_references, summary
-
-    if any(character in model for character in "*?["):
-        if not (found := list_models(model)):
-            raise UserError(f"summary: no model matches {model!r}: attention_jax.list_models() lists the names.")
-        known = list_references()
-        unknown = {"params": "", "macs": "", "input": "-", "top1": "-", "published": "-"}  # a network that somebody registered
-        width = max(map(len, found))
-        print(f"{'name':<{width}} {'params':>12} {'MACs':>16} {'input':>9} {'top-1 %':>7}  published by")
-        for name in found:
-            row = known.get(name, unknown)
-            counts = [f"{int(row[column]):,}" if row["params"] else "-" for column in ("params", "macs")]
-            print(f"{name:<{width}} {counts[0]:>12} {counts[1]:>16} {row['input']:>9} {row['top1']:>7}  {row['published']}")
-        return 0
-    import jax
-
-    network = create_model(model)
-    shape: Any = (1, image_size, image_size, channels)
-    if hasattr(network, "vocab_size"):  # its input is tokens of a source and of a target
-        shape = (jax.ShapeDtypeStruct((1, length), "int32"),) * 2
-    print(summary(network, shape, depth))
-    return 0
-
-
 def _preflight(file: str | None, rows: str | None, output: str | None, overrides: Overrides, **step: Any) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
     from attention_jax.preflight.report import print_report
@@ -359,26 +310,18 @@ def _preflight(file: str | None, rows: str | None, output: str | None, overrides
     return print_report(_apply_overrides(_load_config(step["config"]), overrides), step["topology"], step["as_json"])
 
 
-def _prepare(name: str, data_dir: str, manual_dir: str | None) -> int:
-    from attention_jax.data.download.tfds_sets import describe_usage, prepare_dataset
-
-    folder = prepare_dataset(name, data_dir, manual_dir)
-    print(f"{folder} is ready: train with {describe_usage(name, data_dir)}")
-    return 0
-
-
 _RUN: dict[str, Callable[..., int]] = {
     "train": _train,
     "evaluate": _evaluate,
-    "export": _export,
+    "export": export_weights,
     "probe": _probe,
     "translate": _translate,
     "table": _table,
     "compare": _compare,
     "config": _config,
-    "completion": _completion,
-    "plot": _plot,
-    "summary": _summary,
+    "completion": print_completion,
+    "plot": plot_curves,
+    "summary": print_summary,
     "preflight": _preflight,
-    "prepare": _prepare,
+    "prepare": prepare_data,
 }

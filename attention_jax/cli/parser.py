@@ -132,7 +132,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--seeds", type=_integer_from(1), metavar="N", help="seeds per row; default the scale's")
     add("--tune", metavar="lr:N", help="choose each row's learning rate from N on the validation split")
     add("--match", choices=("params", "macs"), help="adjust every other row to the cost of your first block")
-    add("--workdir", type=_place, metavar="DIR", help="default runs/compare-<blocks>-<task>-<scale>")
+    add("--workdir", type=_place, metavar="DIR", help="default runs/compare-<blocks>-<task>[-<scale>]")
     add("--output", type=_place, metavar="DIR", help="for the page and its charts; default the workdir")
     add("--dry-run", action="store_true", help="print what would run")
     add("--rerun-stale", action="store_true", help="move runs aside whose code or data have changed, and train them again")

@@ -78,7 +78,7 @@ def compare(
         tune: "lr:N" tries N learning rates for each row on the validation split, N odd; the page has both tables.
         match: "params" or "macs" adjusts every other row to the cost of your first block.
         overrides: {dotted config field: value} for all rows.
-        workdir: folder or URI of the runs, by default `runs/compare-<blocks>-<on>[-<scale>]`.
+        workdir: folder or URI of the runs, by default `runs/compare-<blocks>-<on>[-<scale>]`, which is the page's name too.
         output: folder or URI of the page, by default the workdir.
         dry_run: only prints what would run.
         rerun_stale, trust_code: as of `run_table`.
@@ -108,10 +108,7 @@ def compare(
     words += [f"--config.{name}={value}" for name, value in {**changes, **of_gates}.items()]
     start_words = [*_launcher(), "compare", *words]
     command = shlex.join([*start_words, *([f"--scale={scale}"] if scale != table.scale(None) else [])])
-    folder = workdir or Path("runs") / "-".join(
-        ["compare", *(row.slug for row in table.rows if row.kind == YOURS), on.rpartition(":")[2], scale]
-    )
-    request = make_request(table, scale, rows, seeds, folder, output, trust_code, command=command)
+    request = make_request(table, scale, rows, seeds, workdir, output, trust_code, command=command)
     further = list(_list_further(start_words, task, on, scale))
     return run_comparison(request, notes, further, tune, dry_run, rerun_stale)
 
@@ -209,7 +206,11 @@ def _make_table(task: Base, rows: Sequence[Row], changes: Mapping[str, Any], on:
     mine, others = labels[YOURS], "none, controls and published blocks" if labels[CONTROL] else "other pieces"
     scales = {name: Scale(seeds=scale.seeds, overrides={**scale.overrides, **changes}) for name, scale in task.scales.items()}
     table = Table(
-        path=Path("compare"),
+        path=Path(
+            "-".join(
+                ["compare", *(row.slug for row in rows if row.kind == YOURS), split_name(on)[1] if on not in BASES else on]
+            )
+        ),
         title=f"{' and '.join(mine)} beside {others}: {on}",
         source=task.notes,
         scales=scales,

@@ -90,7 +90,7 @@ def test_compares_blocks_of_files_and_of_packages(elsewhere, run_python):
     for _ in range(2):  # the second call trains nothing and gives the same page
         done = run_python("-m", "attention_jax", "compare", *words, "--scale=smoke", cwd=folder / "empty", env=site)
         assert done.returncode == 0, done.stderr
-        (path,) = (folder / "empty" / "runs").glob("*/compare-smoke.html")
+        (path,) = (folder / "empty" / "runs").glob("*/compare-*-smoke.html")
         pages.append(path.read_text())
     text = path.with_suffix(".md").read_text()
     title, verdict, *_ = text.split("\n\n")
@@ -98,7 +98,7 @@ def test_compares_blocks_of_files_and_of_packages(elsewhere, run_python):
     assert verdict.startswith("InAFile: not judged against the network without it (none) (one seed: ")
     assert "Installed: not judged" in verdict and pages[0] == pages[1]
     assert "python -m attention_jax compare --gate=../blocks/theirs.py:InAFile" in text and "--scale=long" in text
-    assert path.with_name("compare-smoke_maps.png").exists() and not [
+    assert path.with_name(f"{path.stem}_maps.png").exists() and not [
         name for name in os.listdir(folder / "empty") if name != "runs"
     ]
     assert "a training step" in text and 'src="compare' not in pages[0]
