@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         return sub.add_argument
 
     _add_runs(command)
+    _add_tables(command)
     _add_rest(command)
     return parser
 
@@ -91,6 +92,9 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--attention", type=_place, metavar="OUT.png", help="also plot the attention of each head in the first sentence")
     add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
 
+
+def _add_tables(command: Callable[..., Any]) -> None:
+    """Commands that train the rows of a table."""
     add = command("table", "Run the rows of a table file and write the table; the same command resumes.")
     add(
         "file",

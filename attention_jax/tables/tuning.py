@@ -48,7 +48,7 @@ class Tuning:
 
     @functools.cached_property
     def scores(self) -> dict[str, list[float]]:
-        """{label: score on the validation split at each factor}, nan where that did not run."""
+        """Scores of each row on the validation split, one for each factor; nan where that did not run."""
         rows = iter(map(results.read_row, self.plans))
         return {
             row.label: [math.nan if (made := next(rows)).correct is None else float(made.correct.mean()) for _ in self.factors]
