@@ -74,7 +74,8 @@ def measure_maps(program: Program, run: Run) -> dict[str, Any]:
     made = [source.make(i) if hasattr(source, "make") else {} for i in range(number)]
     loader: Any = program.task.evaluation_loader(run.config, (0, 1), run.assets)
     images = np.stack([loader.transform(loader.source[i], None)["image"] for i in range(number)])
-    kept: dict[str, Any] = {"images": images[:_DRAWN], "boxes": np.zeros((0, 4))}
+    boxes = np.array([example["box"] for example in made if "box" in example]).reshape(-1, 4)
+    kept: dict[str, Any] = {"images": images[:_DRAWN], "boxes": boxes[:_DRAWN]}
     untrained = program.init(np.uint32(run.config.seed)).variables()
     found = {}
     for what, variables in (("", run.variables), (", untrained", untrained)):
@@ -83,13 +84,12 @@ def measure_maps(program: Program, run: Run) -> dict[str, Any]:
             return kept
         found[what] = chosen
     kept["maps"] = found[""][:_DRAWN]
-    boxes = np.array([example["box"] for example in made if "box" in example])
     if len(boxes) == number:
         canvas = images.shape[1:3]
         (top, left, bottom, right) = boxes.T
         area = ((bottom - top) * (right - left)).mean() / (canvas[0] * canvas[1])
         kept |= {f"map in the box %{what}": 100 * measure_shares(maps, boxes, canvas).mean() for what, maps in found.items()}
-        kept |= {"boxes": boxes[:_DRAWN], "box's area %": 100 * area}
+        kept["box's area %"] = 100 * area
     return kept
 
 

@@ -1,0 +1,28 @@
+"""Maps that anybody's block sows are found, and plotted side by side with the right box."""
+
+import numpy as np
+
+from attention_jax.analysis.pointing import choose_any_map, plot_maps_side_by_side
+
+CENTRE = (0.5, 0.5)
+
+
+def test_the_last_map_is_found_whatever_its_name():
+    rng = np.random.default_rng(0)
+    maps, channels, volume = rng.random((2, 4, 6)), rng.random((2, 8)), rng.random((2, 4, 6, 3))
+    np.testing.assert_array_equal(choose_any_map({"a/where": maps, "a/scale": channels}, CENTRE), maps)
+    np.testing.assert_allclose(choose_any_map({"a/where": maps, "b/gate": volume}, CENTRE), volume.mean(-1))
+    np.testing.assert_array_equal(choose_any_map({"a/spatial": maps, "b/gate": volume}, CENTRE), maps)  # a known name first
+    weights = rng.random((2, 4, 6, 4, 6))
+    np.testing.assert_array_equal(choose_any_map({"a/weights": weights}, CENTRE), weights[:, 2, 3])
+    assert choose_any_map({"a/scale": channels}, CENTRE) is None and choose_any_map({}, CENTRE) is None
+    assert choose_any_map({"a/scale": channels[:, None, None]}, CENTRE) is None, "a 1x1 map says nothing of places"
+
+
+def test_rows_with_maps_stand_below_the_images_with_the_box():
+    images, boxes = np.zeros((2, 8, 12, 3), np.uint8), np.array([[0, 0, 8, 8], [0, 4, 8, 12]])
+    none = {"images": images, "boxes": boxes}
+    figure = plot_maps_side_by_side({"none": [none], "mine": [{**none, "maps": np.ones((2, 4, 6))}]})
+    assert len(figure.axes) == 4 and [axes.get_ylabel() for axes in figure.axes[::2]] == ["images", "mine"]
+    assert [patch.get_x() for axes in figure.axes for patch in axes.patches] == [0, 4, 0, 4]
+    assert plot_maps_side_by_side({"none": [none]}) is None
