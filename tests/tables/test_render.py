@@ -99,3 +99,11 @@ def test_adjacent_rows_of_a_kind_have_a_subtotal():
     assert training[1].startswith(f"**{gain:+.2f} [") and training[1] == training[3] and training[2] == training[4] == "+3.5"
     assert architecture[2] == "+0.5" and architecture[4] == "+4" and architecture[1] != architecture[3]
     assert len(read_tables(page(results, rows=table_rows, compare_to="baseline"))) == 2
+
+
+def test_the_data_are_described_once_where_rows_are_missing():
+    results = complete(rows(0.5, 0.6))
+    missing = results[1]
+    missing.correct, missing.done, missing.status, missing.measured, missing.plan.runs = None, 0, "not run", (), []
+    (line,) = [line for line in page(results).splitlines() if line.startswith("Data: ")]
+    assert line.count("judged on 600 examples of test") == 1 and line.count("judged on") == 1
