@@ -221,7 +221,8 @@ def describe_costs(costs: Mapping[str, Cost]) -> str:
         ]
         for label, cost in costs.items()
     ]
-    text = "Times: all rows in one run, in turn; ratios are medians of those of a round. Memory: as XLA plans the step."
+    device = next(iter(costs.values())).device
+    text = f"Times: all rows in turn in one run on {device}; ratios are medians of those of a round. Memory: as XLA plans the step."
     return f"{write_markdown_cells([head, *rows])}\n\n{text}"
 
 
