@@ -222,8 +222,8 @@ def describe_costs(costs: Mapping[str, Cost]) -> str:
         for label, cost in costs.items()
     ]
     device = next(iter(costs.values())).device
-    text = f"Times: all rows in turn in one run on {device}; ratios are medians of those of a round. Memory: as XLA plans the step."
-    return f"{write_markdown_cells([head, *rows])}\n\n{text}"
+    text = f"Times: all rows in turn in one run on {device}; ratios are medians of those of a round."
+    return f"{write_markdown_cells([head, *rows])}\n\n{text} Memory: as XLA plans the step."
 
 
 def _measure_costs_once(request: TableRequest, plans: Sequence[RowPlan]) -> dict[str, Cost]:

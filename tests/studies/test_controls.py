@@ -1,4 +1,4 @@
-"""The gates without attention that gates are compared with."""
+"""The blocks without attention that gates are compared with: those of `compare`, and those that the tables' runs were made with."""
 
 import functools
 
@@ -10,7 +10,13 @@ import pytest
 import attention_jax as aj
 from attention_jax.nn.bam import BAM
 from attention_jax.nn.norm import BatchNorm
-from experiments.studies.controls import AddedBranch, AddedMean
+from attention_jax.nn import controls as package_controls
+from experiments.studies import controls as table_controls
+
+
+@pytest.fixture(params=[package_controls, table_controls], ids=["package", "tables"])
+def controls(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +24,17 @@ def features():
     return jax.random.normal(jax.random.key(0), (2, 20, 20, 8))
 
 
-def test_the_added_mean_is_the_same_everywhere(features):
-    gate = AddedMean()
+def test_the_added_mean_is_the_same_everywhere(features, controls):
+    gate = controls.AddedMean()
     y, variables = gate.init_with_output(jax.random.key(1), features)
     kernel, bias = (np.asarray(variables["params"]["Dense_0"][name]) for name in ("kernel", "bias"))
     expected = features + (np.asarray(features).mean((1, 2)) @ kernel + bias)[:, None, None]
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-def test_the_added_branch_sees_as_far_as_the_spatial_branch_of_bam_and_adds(features):
+def test_the_added_branch_sees_as_far_as_the_spatial_branch_of_bam_and_adds(features, controls):
     norm = functools.partial(BatchNorm, True)
-    gate = AddedBranch(norm, reduction=2)
+    gate = controls.AddedBranch(norm, reduction=2)
     variables = gate.init(jax.random.key(1), features)
     seen = jax.grad(lambda x: gate.apply(variables, x)[0, 10, 10].sum())(features)[0]
     rows = np.flatnonzero(np.abs(np.asarray(seen)).sum((1, 2)))
@@ -37,8 +43,8 @@ def test_the_added_branch_sees_as_far_as_the_spatial_branch_of_bam_and_adds(feat
     np.testing.assert_array_equal(gate.apply({**variables, "params": zero}, features), features)
 
 
-def test_the_added_branch_costs_about_as_much_as_bam():
+def test_the_added_branch_costs_about_as_much_as_bam(controls):
     shape = (1, 10, 32, 16)
     norm = functools.partial(BatchNorm, True)
-    added, gate = aj.summary(AddedBranch(norm, reduction=4), shape), aj.summary(BAM(4, norm=norm), shape)
+    added, gate = aj.summary(controls.AddedBranch(norm, reduction=4), shape), aj.summary(BAM(4, norm=norm), shape)
     assert added.macs == pytest.approx(gate.macs, rel=0.2)
