@@ -20,7 +20,9 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
                                               a run's network as safetensors with a config and a card
   probe --workdir=DIR                         classify by the frozen features of a run
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
-  table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table
+  table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table; --dry-run shows their costs
+  table all | merge DIR ... | page            all files in experiments/, on one machine or in shards (--shard=i/n) that are
+                                              merged, and docs/results.md; page: that alone
   compare --gate=FILE.py:Name [--on=TASK]     your block beside none, controls and published ones: a page with a verdict
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
   completion                                  a script for bash: source <(./launch.sh completion)

@@ -53,7 +53,7 @@ def check_library_command(words: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
     if getattr(options, "config", None):
         cli._apply_overrides(load_config(str(_find(options.config))), overrides)
-    if options.command == "table":
+    if options.command == "table" and options.file.endswith(".py"):  # all, merge and page are run by their own tests
         table = load_table(_find(options.file))
         scale = table.scale(options.scale)
         assert all(table.config(row, scale) for row in table.rows)

@@ -50,7 +50,9 @@ def test_a_computed_table(tmp_path):
     code, text = call(written(tmp_path), workdir=tmp_path / "w", output=tmp_path / "o")
     assert code == 1 and "scale quick: 3 of 3 rows to compute" in text
     assert "not computed, for the reasons above: broken, odd." in text and "next:" not in text
-    assert {path.name for path in (tmp_path / "o").iterdir()} == {f"arithmetic{end}" for end in (".md", ".csv", "_curve.png")}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {
+        f"arithmetic{end}" for end in (".md", ".csv", ".json", ".tex", "_curve.png")
+    }
     assert (tmp_path / "o/arithmetic_curve.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "o/arithmetic.md").read_text()
     assert "| row | other (published) | double (published) | double | name |\n" in page
