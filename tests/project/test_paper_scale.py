@@ -9,7 +9,6 @@ import pytest
 from attention_jax.models.summary import Summary
 from experiments.reliability import paper_scale
 from experiments.reliability.paper_scale import check_row, is_right, list_rows
-from tests.helpers.small import ROOT
 
 ROWS = {(table.path.stem, scale): (table, scale, row) for table, scale, row in list_rows()}  # the last row of each
 SHALLOW = {
