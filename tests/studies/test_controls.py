@@ -1,4 +1,4 @@
-"""The blocks without attention that gates are compared with: those of `compare`, and those that the tables' runs were made with."""
+"""The blocks without attention that gates are compared with: those of `compare`, and those of the tables' runs."""
 
 import functools
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
+from attention_jax.nn import controls as package_controls
 from attention_jax.nn.bam import BAM
 from attention_jax.nn.norm import BatchNorm
-from attention_jax.nn import controls as package_controls
 from experiments.studies import controls as table_controls
 
 
