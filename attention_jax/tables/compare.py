@@ -94,7 +94,8 @@ def compare(
     of_gates = {name: changes.pop(name) for name in list(changes) if name.startswith("model.gate_")}
     start = override(task.config(), changes)
     made = _list_recipe_rows(start, pieces) if pieces else _list_gate_rows(task, start, gates, at, of_gates)
-    table = _make_table(task, made, changes, on)
+    names = [split_name(on)[1] or on, *([base] if base and not base.endswith(".py") else []), *([at] if at != "stage" else [])]
+    table = _make_table(task, made, changes, on, [*names, *([f"equal-{match}"] if match else [])])
     scale = table.scale(scale)
     for row in table.rows:
         _check_row(table, row, scale, needs_data=row is table.rows[0])
@@ -200,17 +201,13 @@ def _list_recipe_rows(config: ConfigDict, pieces: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _make_table(task: Base, rows: Sequence[Row], changes: Mapping[str, Any], on: str) -> Table:
-    """The table of rows, each with the differences that are planned."""
+def _make_table(task: Base, rows: Sequence[Row], changes: Mapping[str, Any], on: str, names: Sequence[str]) -> Table:
+    """The table of rows, each with the differences that are planned; `names` are part of its files' and workdir's."""
     labels = {kind: [row.label for row in rows if row.kind == kind] for kind in (CONTROL, PUBLISHED, YOURS)}
     mine, others = labels[YOURS], "none, controls and published blocks" if labels[CONTROL] else "other pieces"
     scales = {name: Scale(seeds=scale.seeds, overrides={**scale.overrides, **changes}) for name, scale in task.scales.items()}
     table = Table(
-        path=Path(
-            "-".join(
-                ["compare", *(row.slug for row in rows if row.kind == YOURS), split_name(on)[1] if on not in BASES else on]
-            )
-        ),
+        path=Path("-".join(["compare", *(row.slug for row in rows if row.kind == YOURS), *names])),
         title=f"{' and '.join(mine)} beside {others}: {on}",
         source=task.notes,
         scales=scales,

@@ -123,6 +123,11 @@ def test_the_files_of_a_commit_must_be_in_it(child, monkeypatch, capsys):
     child(0)
     shared.check_inputs(["table", "configs/quickstart.py", "--workdir=gs://b/x"], shared.find_commit("HEAD", ["table"]))
     assert child()[2:5] == ["--workdir=gs://b/x", "--dry-run", "--files"] and child()[-1].startswith("--output=/")
+    command = ["compare", "--gate=configs/quickstart.py:get_config", "--workdir=gs://b/x"]
+    shared.check_inputs(command, shared.find_commit("HEAD", command))
+    assert child()[:4] == [*command, "--dry-run"] and child()[-1].startswith("--output=/")
+    with pytest.raises(UserError, match=r"^nowhere/gate.py is not in commit"):
+        shared.find_commit("HEAD", ["compare", "--gate=nowhere/gate.py:Mine"])
     for other in (["evaluate", "--workdir=x"], ["prepare", "cifar10"]):
         assert shared.list_check(other) == []
     with pytest.raises(UserError, match="required: --workdir"):

@@ -80,6 +80,7 @@ def configs_of(request):
 def test_all_blocks_stand_at_the_same_places_with_the_same_reduction(requests, gate_file):
     compare(f"{gate_file}:Mine", on="cued_digits", scale="quick")
     compare(f"{gate_file}:Mine", on="cued_digits", at="block", overrides={"model.gate_stages": (2,)})
+    assert [request.folder.name for request in requests] == ["compare-mine-cued_digits", "compare-mine-cued_digits-block"]
     for request, place in zip(requests, [{"gate_at": "stage", "gate_stages": None}, {"gate_at": "block", "gate_stages": (2,)}]):
         configs = configs_of(request)
         kinds = {row.label: row.kind for row in request.table.rows}
