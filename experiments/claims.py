@@ -19,6 +19,7 @@ notes = (
 
 _DIGITS = "8x8 digits"
 _CUED = "two digits and a cue on 10x32 pixels, one block in each of two stages of 16 and 32 filters"
+_BY_HAND = "By hand and by the module: [attention_in_vision.ipynb](../experiments/notebooks/attention_in_vision.ipynb)."
 _LIMITS = "1. Limits of convolutional networks"
 _BAM = "2. BAM"
 _KEYS = "3. Key, query, value"
@@ -35,6 +36,7 @@ statements = [
     {
         "section": _LIMITS,
         "text": "A convolution sees locally, and depth widens the view only indirectly",
+        "elsewhere": _BY_HAND,
         "table": "receptive_field",
         "rows": ("convolutions only", "twice as deep", "BAM", "self-attention"),
         "columns": ("pixels seen %, trained", "effective field %, trained", "beyond convolutions %, trained"),
@@ -57,6 +59,7 @@ statements = [
     {
         "section": _BAM,
         "text": "A map that says where to look, before the next convolution, improves recognition",
+        "elsewhere": _BY_HAND,
         "table": "cued_arrow",
         "judged": (("BAM", "none"), ("BAM", "added branch"), ("BAM", "twice as deep")),
         "published": "ImageNet top-1 error, ResNet-50 24.56 (as Woo et al. 2018 print it), the released network with BAM 23.14 "
@@ -90,6 +93,7 @@ statements = [
     {
         "section": _KEYS,
         "text": "softmax(QKᵀ) of an image's own positions, times the values, improves recognition",
+        "elsewhere": _BY_HAND,
         "table": "visual_attention",
         "judged": (("stage 1", "no attention"), ("stage 1", "stage 2")),
         "columns": ("gamma", "entropy"),
@@ -101,6 +105,7 @@ statements = [
     {
         "section": _KEYS,
         "text": "A query finds its value among keys wherever they are, as in a database",
+        "elsewhere": _BY_HAND,
         "table": "recall",
         "judged": (("self-attention", "LSTM"), ("self-attention", "restricted self-attention")),
         "columns": ("accuracy %, 4 to 7 tokens", "accuracy %, 32 to 63 tokens"),

@@ -100,7 +100,8 @@ def render_page(file: Path, results: Path, page: Path) -> str:
         last = next((each for each in reversed(standings) if each.runs != "no"), None)
         cells = [last.verdict, last.runs, last.decided] if last else [_NOT_RUN, "no", _ABSENT]
         cells = cells if statement.table else ["no table", _ABSENT, _ABSENT]
-        summary.append([f"[{name}](#s{name})", statement.text, *cells, "yes" if last and last.is_real_size else "no"])
+        size = "yes" if last and last.is_real_size else "no" if statement.table else _ABSENT
+        summary.append([f"[{name}](#s{name})", statement.text, *cells, size])
         parts += [
             f'<a id="s{name}"></a>\n\n### {name} {statement.text}',
             *_describe(statement, editions, standings, results, link),
@@ -176,7 +177,12 @@ def _describe(
             yield from map(write_markdown_cells, _list_numbers(statement, rows, record["score"]))
         if statement.plot is not None and (results / f"{edition}{statement.plot}.png").is_file():
             yield f"![{record['title']}]({link}/{edition}{statement.plot}.png)"
-        yield f"{record['data']}\n`{record['command']}`: [{edition}.md]({link}/{edition}.md)".strip()
+        orders = [
+            f"Kendall's τ of the order of {each['rows']} rows with the published {each['published']}: {each['tau']:+.2f}."
+            for each in record["orders"]
+        ]
+        lines = [*orders, record["data"], f"`{record['command']}`: [{edition}.md]({link}/{edition}.md)"]
+        yield "\n".join(filter(None, lines))
     if lines := [*([f"Published: {statement.published}"] if statement.published else []), *filter(None, [statement.size])]:
         yield "\n".join(lines)
 

@@ -75,7 +75,7 @@ def test_verdicts_in_both_directions_and_what_was_not_run(write):
         ["not run", "partly, 3 seeds", "0 of 1", "no"],
         ["not run", "no", "–", "no"],
         ["measured, not judged", "yes, 3 seeds", "–", "no"],
-        ["no table", "–", "–", "no"],
+        ["no table", "–", "–", "–"],
     ]
     assert "| b over a | -20.00 | [-25.00, -10.00] | [-30.00, -5.00] | 3 | disagrees |" in page
     assert "| c over a | +1.00 | [-9.00, +6.00] | [-14.00, +11.00] | 3 | cannot tell here (would need 9 seeds) |" in page
@@ -85,9 +85,11 @@ def test_verdicts_in_both_directions_and_what_was_not_run(write):
 def test_numbers_picture_and_command(write):
     write.put("t", "a", "b")
     (write.folder / "results/t_curves.png").touch()
+    write.put("t", "a", "b", orders=[{"published": "top-1 %", "tau": -0.25, "rows": 4}])
     page = write(statement(("a", "b"), columns=("depth",), plot="_curves", published="one.", size="Nothing."))
     assert "| a | 50.00 ± 1.00 | 2.5 ± 0.25 | 79.5 | 10 | 1,000 |" in page
     assert "](../experiments/results/t_curves.png)" in page and "[t.md](../experiments/results/t.md)" in page
+    assert "Kendall's τ of the order of 4 rows with the published top-1 %: -0.25.\nData: d.\n" in page
     assert "`./launch.sh table t.py`" in page and "Published: one.\nNothing." in page
 
 
