@@ -38,6 +38,17 @@ EXPECTED = {
         ],
         3,
     ),
+    "residual": (
+        [
+            "the same, (16, 16): largest difference",
+            "the same, (6, 6, 256): largest difference",
+            "32 ×  4d: 70,144 weights, 220 M multiply-adds at 56×56; published",
+            "rates by stage: 0.04, 0.06, 0.08, 0.10",
+            "baseline               25,557,032  4,089,184,256    78.82",
+            "downsampling_norm      28,583,656  4,455,531,264        –",
+        ],
+        9,
+    ),
     "translate": (
         [
             "There is no run of configs/translate_quickstart.py: a small network is trained here",
