@@ -36,18 +36,18 @@ class BlockComparison:
     Attributes:
         verdict: the first sentence of the page.
         rows: of the CSV file, {column: value}, ordered as in the table.
-        page: of Markdown; an HTML file of the same name is beside it.
+        page: path or URI of the page in Markdown; an HTML file of the same name is beside it.
         code: the exit code of the command.
     """
 
     verdict: str
     rows: list[dict[str, Any]]
-    page: Path
+    page: Path | str
     code: int
 
     def _repr_html_(self) -> str:
         """The page, for a notebook."""
-        path = self.page.with_suffix(".html")
+        path = Path(self.page).with_suffix(".html")
         return path.read_text(encoding="utf-8") if path.exists() else f"<p>{self.verdict}</p>"
 
 
@@ -66,7 +66,8 @@ def run_comparison(
         further: pairs (why, command), written at the end.
         tune: as of `compare`.
     """
-    page = request.output / f"{request.table.edition(request.scale)}.md"
+    name = f"{request.table.edition(request.scale)}.md"
+    page: Path | str = f"{request.published.uri}/{name}" if request.published else request.output / name
     tuning = None
     if tune:
         tuning = plan_tuning(request, tune)
