@@ -43,7 +43,7 @@ def describe_runs(request: TableRequest, plans: Sequence[RowPlan], topology: str
         for run in plan.runs:
             yield f"  seed {run.seed}: {_status(request, plan, run)}: {run.place}"
     missing = [(costs[p.row.label], sum(not run.done for run in p.runs)) for p in plans if p.row.label in request.selected]
-    known = [(cost, number) for cost, number in missing if cost]
+    known = [(cost, number) for cost, number in missing if cost and number]
     if known:
         yield f"\nwhat is missing: about {_format_seconds(sum(cost.seconds * number for cost, number in known))} here"
     if slice_ and known:

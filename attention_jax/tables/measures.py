@@ -75,9 +75,9 @@ def measure_run(
     run = load_run(workdir, trust_code=trust_code)
     for name, measure in lacking.items():
         values = load_object(measure, {}, "measure")(program, run)
-        given = values if isinstance(values, Mapping) else {}
-        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in given.items()}
-        if not arrays or any(array.dtype == object for array in arrays.values()) or {"step", "code"} & arrays.keys():
+        is_right = isinstance(values, Mapping)  # which may be empty: of this run there is nothing to measure
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in values.items()} if is_right else {}
+        if not is_right or any(array.dtype == object for array in arrays.values()) or {"step", "code"} & arrays.keys():
             raise UserError(f"measure {name!r} gave {values!r}: a measure returns {{name: number or array}}.")
         if is_main_process():
             partial = _path(workdir, name).with_suffix(".partial")

@@ -153,7 +153,7 @@ class SeedRun:
     def done(self) -> bool:
         """True if it is trained, evaluated and measured."""
         measured = (read_measure(self.path, self.total_steps, *measure) for measure in self.measures.items())
-        return self.correct is not None and all(measured)
+        return self.correct is not None and None not in measured
 
     @property
     def failure(self) -> str | None:

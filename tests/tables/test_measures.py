@@ -1,5 +1,6 @@
 """A measure is kept with the code that took it, and taken again by other code."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -7,7 +8,10 @@ import pytest
 
 from attention_jax.config.code import hash_function
 from attention_jax.config.plugins import load_object
-from attention_jax.tables.measures import measure_errors, read_measure
+from attention_jax.errors import UserError
+from attention_jax.tables import measures
+from attention_jax.tables.measures import measure_errors, measure_run, read_measure
+from attention_jax.tables.results import SeedRun
 
 BODY = 'def own(program, run, factor=1):\n    """What it is."""\n    return {"x": factor * 1.0}\n'
 
@@ -41,3 +45,23 @@ def test_a_measure_of_other_code_is_missing(load, tmp_path):
     assert read_measure(tmp_path, 4, "own", other) is None and read_measure(tmp_path, 3, "own", own) is None
     np.savez(tmp_path / "measure_own.npz", step=4, x=1.0)  # taken before the code was kept
     assert read_measure(tmp_path, 4, "own", other) == {"x": 1.0}
+
+
+@pytest.mark.parametrize(("given", "is_right"), [({}, True), (None, False), ({"x": object()}, False), ({"step": 1}, False)])
+def test_a_measure_may_have_nothing_to_say_of_a_run(given, is_right, tmp_path, monkeypatch):
+    """An empty one is taken once, like any other; something else than a mapping is refused."""
+    calls = []
+
+    def own(program, run):
+        calls.append(run)
+        return given
+
+    monkeypatch.setattr(measures, "load_run", lambda path, trust_code: "run")
+    for _ in range(2):
+        with contextlib.nullcontext() if is_right else pytest.raises(UserError, match="measure 'own' gave"):
+            measure_run(tmp_path, 4, {"own": own}, None)
+    assert len(calls) == (1 if is_right else 2)
+    np.savez(tmp_path / "evaluation.npz", step=4, correct=np.ones(3))
+    (tmp_path / "checkpoints/4").mkdir(parents=True)
+    run = SeedRun(0, tmp_path, 4, {"own": own})
+    assert run.done == is_right and run.measured == {}
