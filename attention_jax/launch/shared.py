@@ -95,7 +95,7 @@ def find_commit(revision: str | None, command: Sequence[str]) -> str:
         raise UserError(f"--commit={revision}: there is no such commit.")
     config = find_option(command, "config")
     files = [config.split(".py:")[0] + ".py" if ".py:" in config else config] if config else []
-    files += command[1:2] if command[0] == "table" else []
+    files += command[1:2] if command[0] == "table" and command[1:2] != ["all"] else []
     named = [word.partition("=")[2] for word in command if word.startswith(("--gate=", "--recipe=", "--base="))]
     files += [f"{name.split('.py')[0]}.py" for name in named if ".py" in name and command[0] == "compare"]
     for file in files:
@@ -111,9 +111,9 @@ def add_check_option(parser: argparse._ActionsContainer) -> None:
 
 def list_check(command: Sequence[str]) -> list[str]:
     """Returns the command of launch.sh that checks a training, a table or a comparison; [] for other commands."""
-    if command[:1] == ["table"]:
+    if command[:1] == ["table"] and command[1:2] != ["all"]:
         return [*command, "--dry-run", "--files"]
-    if command[:1] == ["compare"]:
+    if command[:1] in (["table"], ["compare"]):
         return [*command, "--dry-run"]
     if command[:1] != ["train"]:
         return []

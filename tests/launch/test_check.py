@@ -126,6 +126,7 @@ def test_the_files_of_a_commit_must_be_in_it(child, monkeypatch, capsys):
     command = ["compare", "--gate=configs/quickstart.py:get_config", "--workdir=gs://b/x"]
     shared.check_inputs(command, shared.find_commit("HEAD", command))
     assert child()[:4] == [*command, "--dry-run"] and child()[-1].startswith("--output=/")
+    assert shared.find_commit("HEAD", ["table", "all"]) and shared.list_check(["table", "all"]) == ["table", "all", "--dry-run"]
     with pytest.raises(UserError, match=r"^nowhere/gate.py is not in commit"):
         shared.find_commit("HEAD", ["compare", "--gate=nowhere/gate.py:Mine"])
     for other in (["evaluate", "--workdir=x"], ["prepare", "cifar10"]):
