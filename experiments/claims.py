@@ -20,6 +20,7 @@ notes = (
 _DIGITS = "8x8 digits"
 _CUED = "two digits and a cue on 10x32 pixels, one block in each of two stages of 16 and 32 filters"
 _BY_HAND = "By hand and by the module: [attention_in_vision.ipynb](../experiments/notebooks/attention_in_vision.ipynb)."
+_WALK = "Worked through in [residual.ipynb](../experiments/notebooks/residual.ipynb)."
 _LIMITS = "1. Limits of convolutional networks"
 _BAM = "2. BAM"
 _KEYS = "3. Key, query, value"
@@ -249,6 +250,7 @@ statements = [
     {
         "section": _RESIDUAL,
         "text": "Towards the input gradients vanish in plain networks; with batch normalisation they do not (He et al. 2016)",
+        "elsewhere": _WALK,
         "table": "residual",
         "rows": ("plain 56 without norm", "residual 56 without norm", "plain 56", "residual 56"),
         "columns": ("gradient, untrained", "gradient, trained"),
@@ -266,6 +268,7 @@ statements = [
     {
         "section": _RESNEXT,
         "text": "At equal complexity, more groups (cardinality) are better than fewer and wider ones",
+        "elsewhere": _WALK,
         "table": "resnext_cardinality",
         "judged": (("50 32x4d", "50 1x64d"), ("101 32x4d", "101 1x64d")),
         "rows": ("50 2x40d", "50 4x24d", "50 8x14d", "101 2x40d", "101 4x24d", "101 8x14d"),
@@ -283,6 +286,7 @@ statements = [
     {
         "section": _RS,
         "text": "Training and regularisation alone lift a ResNet-200, more than architecture does",
+        "elsewhere": _WALK,
         "table": "resnet_rs",
         "judged": (
             ("+ EMA of weights", "ResNet-200"),
@@ -313,6 +317,7 @@ statements = [
     {
         "section": _CONVNEXT,
         "text": "A ResNet modernised step by step becomes better at each",
+        "elsewhere": _WALK,
         "table": "convnext_roadmap",
         "judged": (
             ("50: stage ratio", "50: ResNet"),

@@ -42,7 +42,9 @@ def describe_runs(request: TableRequest, plans: Sequence[RowPlan], topology: str
             yield f"  {counts}; a run: about {_format_seconds(cost.seconds)} here, {cost.method}{hours}"
         for run in plan.runs:
             yield f"  seed {run.seed}: {_status(request, plan, run)}: {run.place}"
-    missing = [(costs[p.row.label], sum(not run.done for run in p.runs)) for p in plans if p.row.label in request.selected]
+    missing = [
+        (costs[p.row.label], sum(run.correct is None for run in p.runs)) for p in plans if p.row.label in request.selected
+    ]
     known = [(cost, number) for cost, number in missing if cost and number]
     if known:
         yield f"\nwhat is missing: about {_format_seconds(sum(cost.seconds * number for cost, number in known))} here"
@@ -98,8 +100,8 @@ def _count_work(plan: RowPlan) -> tuple[Summary, float] | None:
 
 
 def _list_seconds(plan: RowPlan) -> list[float]:
-    """Wall-clock times of the row's finished runs."""
-    runs = [] if plan.broken else [run for run in plan.runs if run.done and not run.difference(plan.config)]
+    """Wall-clock times of the row's trained runs."""
+    runs = [] if plan.broken else [run for run in plan.runs if run.correct is not None and not run.difference(plan.config)]
     return [seconds for run in runs if (seconds := run.seconds())]
 
 
