@@ -36,6 +36,7 @@ class Statement:
         judged: (row, over) labels, row better, that the table compares. Empty where it measures and judges nothing.
         rows: further labels whose numbers are listed, trained or computed.
         columns: names of measures, or of computed columns, that are listed.
+        verdicts: the column of computed rows that has verdicts, where a table gives them so.
         plot: end of the plot's file name after the edition, such as "_curves"; "" is the chart, None none.
         elsewhere: where it can be seen instead of in a table, in Markdown.
     """
@@ -48,6 +49,7 @@ class Statement:
     judged: tuple[tuple[str, str], ...] = ()
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    verdicts: str = ""
     plot: str | None = ""
     elsewhere: str = ""
 
@@ -56,7 +58,7 @@ class Statement:
 class Standing:
     """Verdicts on a statement, and which of its rows were run, in one edition of its table."""
 
-    verdicts: tuple[str, ...]  # of each judged pair
+    verdicts: tuple[str, ...]  # of each judged pair, or row
     runs: str  # "yes", "partly" or "no", with the seeds
     is_real_size: bool
 
@@ -150,8 +152,9 @@ def _judge(statement: Statement, record: Mapping[str, Any]) -> Standing:
     trained = f", {' or '.join(map(describe_seeds, seeds))}" if seeds else ", computed"
     stale = ", stale" if any(row.get("stale") for row in rows.values()) else ""
     runs = f"{'yes' if len(rows) == len(labels) else 'partly'}{trained}{stale}" if rows else "no"
-    verdicts = tuple(_find_comparison(record, *pair)[2] for pair in statement.judged)
-    return Standing(verdicts, runs, bool(seeds) and record["scale"].startswith(REAL_SIZE))
+    verdicts = [_find_comparison(record, *pair)[2] for pair in statement.judged]
+    verdicts += [str(row[statement.verdicts]) for row in rows.values() if row.get(statement.verdicts)]
+    return Standing(tuple(verdicts), runs, bool(seeds) and record["scale"].startswith(REAL_SIZE))
 
 
 def _describe(

@@ -13,7 +13,7 @@ from attention_jax.tables.results import ComputedResult, TableRequest
 from attention_jax.tables.statistics import Estimate, compute_mean_and_std
 from attention_jax.tables.verdicts import Comparison
 
-_TIME = "ms"  # computed columns whose names begin so are times
+_TIME = "ms, "  # computed columns whose names begin so were timed
 
 
 def render_json(request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult] = ()) -> str:

@@ -111,3 +111,13 @@ def test_stale_runs_are_named(write):
 def test_an_unknown_name_of_a_statement(write):
     with pytest.raises(UserError, match=r"a statement has no 'colums' \(did you mean 'columns'\?\)"):
         write(statement(colums=()))
+
+
+def test_verdicts_of_computed_rows(write):
+    """A table that models, and does not train, gives its verdicts in a column."""
+    rows = {"a against b": "agrees", "c against d": "cannot tell here", "e against f": "agrees"}
+    computed = [{"row": row, "status": "computed", "failures": None, "faster": verdict} for row, verdict in rows.items()]
+    write.put("t", computed=computed)
+    page = write(statement(rows=tuple(rows), columns=("faster",), verdicts="faster"))
+    assert cells(page) == [["agrees 2, cannot tell here 1", "yes, computed", "2 of 3", "no"]]
+    assert "| c against d | cannot tell here |" in page
