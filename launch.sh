@@ -38,6 +38,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   slurm [OPTIONS OF SBATCH] -- COMMAND        on a Slurm cluster: several nodes, --array for the rows of a table
   gke FILE.yaml                               check what a manifest for Kubernetes runs, and apply it
   notebook                                    JupyterLab in experiments/notebooks
+  docs [--serve]                              build the documentation site in site/; --serve shows it and follows changes
   python [ARGUMENTS]                          the environment's Python
   test [--peers] [--fast] [--newest] [PYTEST ARGUMENTS]
                                               lint and test; --peers also compares with other libraries, --fast leaves slow
@@ -237,6 +238,12 @@ case "$command" in
     environment notebook
     exec "$PYTHON" -m jupyterlab "$@" "$ROOT/experiments/notebooks"
     ;;
+  docs)
+    environment docs
+    cd "$ROOT" # the hooks import the package that they document
+    if [[ "${1:-}" == --serve ]]; then exec "$PYTHON" -m mkdocs serve "${@:2}"; fi
+    exec "$PYTHON" -m mkdocs build "$@"
+    ;;
   python)
     environment
     exec "$PYTHON" "$@"
@@ -264,5 +271,5 @@ case "$command" in
     if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, table, compare, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, table, compare, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, docs, python, test, setup." ;;
 esac

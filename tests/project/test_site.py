@@ -1,0 +1,126 @@
+"""The documentation site: its navigation, its links to pages, headings and lines of code, and the messages that it explains.
+
+`./launch.sh docs` builds it, which continuous integration does (.ci/run); these tests need none of its packages.
+"""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import pages
+from tests.helpers.small import ROOT
+
+spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+hooks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hooks)
+
+TEXTS = {
+    path: path.read_text(encoding="utf-8")
+    for path in (*pages.list_pages(), *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")))
+}
+each_page = pytest.mark.parametrize("page", list(TEXTS), ids=[page.stem for page in TEXTS])
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that GitHub and the site give to a page's headings, and those of `<a id="...">`."""
+    prose = pages.read_prose(page)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', prose))
+
+
+@each_page
+def test_links_lead_to_files_and_headings(page):
+    for match in hooks.LINK.finditer(TEXTS[page]):
+        target, anchor = match["path"], match["anchor"]
+        if match["code"] or (target and ("://" in target or target.startswith("mailto:"))):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), match[0]
+        if anchor:
+            assert file.suffix == ".md" and anchor[1:] in anchors(file), f"{match[0]}: no such heading"
+
+
+def test_the_walk_names_functions_that_exist():
+    steps = [match for match in hooks.LINK.finditer(TEXTS[ROOT / "docs" / "walk.md"]) if match["name"]]
+    assert len(steps) > 40
+    for match in steps:
+        path = (ROOT / "docs" / match["path"]).resolve().relative_to(ROOT).as_posix()
+        if match["name"] != Path(path).name:
+            assert hooks.find_line(path, match["name"]), f"{path} has no {match['name']}"
+
+
+def messages() -> list[str]:
+    """Texts of the code, with … for each value that is put in."""
+    found = []
+    for path in sorted((ROOT / "attention_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return [*found, (ROOT / "launch.sh").read_text(encoding="utf-8")]
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    quoted = re.findall(r"^> (.*)$", TEXTS[ROOT / "docs" / "troubleshooting.md"], re.MULTILINE)
+    assert len(quoted) > 30
+    code = messages()
+    for message in quoted:
+        parts = [part for part in re.split(r"…", message.removeprefix("`").removesuffix("`")) if part.strip()]
+        pattern = re.compile(".*".join(map(re.escape, parts)))
+        assert any(pattern.search(text) for text in code), message
+
+
+def test_navigation_has_every_page():
+    named = re.findall(r": ([\w/]+(?:\.md|/))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    expected = {short for path, short in hooks.PAGES.items() if not path.startswith("experiments/")}
+    assert sorted(named) == sorted(expected | {"api/", "commands/", "notebooks/"})
+
+
+def test_every_pattern_of_the_api_finds_modules():
+    for patterns in hooks.API.values():
+        assert all(any((ROOT / "attention_jax").glob(pattern)) for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("link", "there"),
+    [
+        ("[x](tables.md#the-page)", "[x](tables.md#the-page)"),
+        ("[x](../README.md)", "[x](index.md)"),
+        ("[x](../experiments/results/bam.md)", "[x](results/bam.md)"),
+        ("![x](../experiments/results/bam.png)", "![x](results/bam.png)"),
+        ("[x](../experiments/notebooks/translate.ipynb)", "[x](notebooks/translate.md)"),
+        ("[x](gke_jobset.yaml)", f"[x]({hooks.REPOSITORY}/blob/main/docs/gke_jobset.yaml)"),
+        ("[x](https://example.org)", "[x](https://example.org)"),
+        ("`a[0](b.md)`", "`a[0](b.md)`"),
+        ("```python\na[0](b.md)\n```", "```python\na[0](b.md)\n```"),
+    ],
+)
+def test_links_of_a_page_become_those_of_the_site(link, there):
+    assert hooks.rewrite_links(link, "docs/speed.md", "speed.md") == there
+
+
+def test_a_link_to_a_function_leads_to_its_line():
+    code = (ROOT / "attention_jax" / "load.py").read_text(encoding="utf-8").splitlines()
+    for name, begins in (("load_run", "def load_run("), ("Run.predict", "    def predict("), ("Run", "class Run")):
+        text = hooks.rewrite_links(f"[`{name}`](../attention_jax/load.py)", "docs/walk.md", "walk.md")
+        line = int(re.fullmatch(rf"\[`{name}`\]\({hooks.REPOSITORY}/blob/main/attention_jax/load.py#L(\d+)\)", text)[1])
+        assert code[line - 1].startswith(begins)
+    assert hooks.find_line("attention_jax/load.py", "Run.nothing") is None
+
+
+def test_a_page_of_a_folder_links_upwards():
+    text = hooks.rewrite_links("[x](../../docs/tables.md) [y](bam.md)", "experiments/results/dense.md", "results/dense.md")
+    assert text == "[x](../tables.md) [y](bam.md)"
+
+
+def test_lists_and_named_blocks_are_those_of_python_markdown():
+    assert hooks.adapt_markdown("Text:\n- one\n- two\n") == "Text:\n\n- one\n- two\n"
+    assert hooks.adapt_markdown("- one\n- two\n") == "- one\n- two\n"
+    assert hooks.adapt_markdown("```python file=a.py\n") == '```python title="a.py"\n'
