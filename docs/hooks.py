@@ -84,7 +84,7 @@ def rewrite_links(text: str, path: str, site_path: str) -> str:
 
 
 def adapt_markdown(text: str) -> str:
-    """Returns GitHub's Markdown as Python-Markdown reads it: a list after a paragraph, folded text, a file's name on a block."""
+    """Returns GitHub's Markdown as Python-Markdown reads it: lists after paragraphs, folded text, files' names on blocks."""
     text = re.sub(r"^(```\w+) file=(\S+)$", r'\1 title="\2"', text, flags=re.MULTILINE)
     text = re.sub(r"^(?!\s*(?:[-*] |\d+\. |\||```|#|$))(.+)\n(?=(?:- |1\. ))", r"\1\n\n", text, flags=re.MULTILINE)
     return text.replace("<details>", '<details markdown="1">')
