@@ -347,7 +347,7 @@ statements = [
     },
     {
         "section": _CONVNEXT,
-        "text": "It beats Swin and ViT",
+        "text": "It beats Swin and ViT, and the ResNet that it came from",
         "table": "backbones",
         "judged": (("ConvNeXt 1/1", "Swin 1/1"), ("ConvNeXt 1/1", "ResNet 1/1")),
         "rows": ("ViT 1/1",),
