@@ -87,12 +87,15 @@ def test_what_is_left_out_and_what_failed_is_said(tmp_path, capsys, monkeypatch)
     write_folder(tmp_path)
     (tmp_path / "experiments/a_trained.py").unlink()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/b_computed").touch()  # a file where its workdir should be
     assert cli.main(["table", "all", "--workdir=w"]) == 1
     out = capsys.readouterr().out
     assert "claims.py is left out: it has no scales" in out
     assert "d_other.py is left out: it has no scale 'quick', but other." in out
     last = out[out.index("\nnot done:") :]
-    assert "c_fails.py: rows failed" in last and "e_broken.py: experiments/e_broken.py: a table file has no 'source'" in last
+    assert "b_computed.py: w/b_computed cannot be made" in last and "c_fails.py: rows failed" in last
+    assert "e_broken.py: experiments/e_broken.py: a table file has no 'source'" in last
     assert cli.main(["table", "page"]) == 0
     assert capsys.readouterr().out.endswith("docs/results.md is written.\n")
 
