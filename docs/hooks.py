@@ -95,7 +95,9 @@ def render_notebook(path: Path) -> str:
     from latex2mathml.converter import convert
 
     def formula(match: re.Match) -> str:
-        return convert(match[1] or match[2], display="block" if match[1] else "inline")
+        if match[1]:  # a line of its own, which scrolls on a narrow screen
+            return f'\n\n<div style="overflow-x: auto">{convert(match[1], display="block")}</div>\n\n'
+        return convert(match[2])
 
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
