@@ -6,10 +6,12 @@
 import ast
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from experiments.reliability.browse import check_site
 from tests.helpers import pages
 from tests.helpers.small import ROOT
 
@@ -124,3 +126,21 @@ def test_lists_and_named_blocks_are_those_of_python_markdown():
     assert hooks.adapt_markdown("Text:\n- one\n- two\n") == "Text:\n\n- one\n- two\n"
     assert hooks.adapt_markdown("- one\n- two\n") == "- one\n- two\n"
     assert hooks.adapt_markdown("```python file=a.py\n") == '```python title="a.py"\n'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium (Debian: apt-get install chromium)")
+def test_the_browser_sees_a_missing_picture_a_script_error_and_a_page_that_is_too_wide(tmp_path):
+    for name, body in {
+        "picture": '<img src="none.png">',
+        "script": "<script>nothing()</script>",
+        "wide": '<div style="width: 900px">x</div>',
+        "right": '<div style="overflow-x: auto"><div style="width: 900px">x</div></div>',
+    }.items():
+        head = '<head><meta name="viewport" content="width=device-width"></head>'
+        (tmp_path / f"{name}.html").write_text(f"<!doctype html><html>{head}<body>{body}</body></html>")
+    found = check_site(tmp_path, "chromium")
+    assert "missing picture" in "".join(found.pop("picture.html"))
+    assert "nothing is not defined" in "".join(found.pop("script.html"))
+    assert "pixels wide" in "".join(found.pop("wide.html"))
+    assert found == {"right.html": []}

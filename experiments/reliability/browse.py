@@ -1,6 +1,6 @@
 """Opens every page of the built site in headless Chromium at the width of a phone: missing pictures, script errors, overflow.
 
-    ./launch.sh docs && ./launch.sh python experiments/reliability/site.py
+    ./launch.sh docs && ./launch.sh python experiments/reliability/browse.py
 
 Prints a line for each problem and exits with 1 if there is one. Without Chromium (Debian's package `chromium`) it says so and
 exits with 0. The site is served on 127.0.0.1; one page of its own loads the others one by one in a frame and posts what it saw.
