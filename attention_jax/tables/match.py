@@ -57,8 +57,8 @@ def match_costs(
         than = f"{abs(off):.2g} % {'more' if off > 0 else 'fewer'} than" if count != target else "as many as"
         reached = f"{count:,} {COUNTED[by]}, {than} {target_label}"
         if abs(off) > 100 * _ACCEPTED:
-            levers = " and ".join(map(_name, network.levers))
-            reached += f"; other {levers} are further off" if levers else "; it has neither widths nor a gate with a reduction"
+            levers = " or ".join({_WIDTHS: "scale of its widths"}.get(name, _name(name)) for name in network.levers)
+            reached += f"; no other {levers} is closer" if levers else "; it has neither widths nor a gate with a reduction"
         sentences[label] = f"{said[0] if said else 'the network as it is'}: {reached}."
     return matched, sentences
 

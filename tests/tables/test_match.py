@@ -89,7 +89,7 @@ def test_rows_that_stay_off(rows: dict[str, ConfigDict], tmp_path: Path) -> None
         "it has neither widths nor a gate with a reduction."
     )
     assert matched["small"].model.widths == (4,)
-    assert sentences["small"].endswith(" % fewer than large; other widths are further off.")
+    assert sentences["small"].endswith(" % fewer than large; no other scale of its widths is closer.")
 
 
 @pytest.mark.parametrize(("label", "by", "message"), [("others", "params", "the rows are 'none'"), ("none", "time", "'macs'")])
