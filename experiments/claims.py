@@ -9,7 +9,7 @@ A claim names rows of a table file in this folder; its numbers and verdict come 
 title = "Results: every claim, and what a run here says of it"
 notes = (
     "The claims are those of a review of attention and residual connections, in its order and in our words. Three things "
-    "are told apart. *Runs*: its rows were trained, or computed. *Decided*: a planned comparison, with Holm's correction for "
+    "are kept apart. *Runs*: its rows were trained, or computed. *Decided*: a planned comparison, with Holm's correction for "
     "all comparisons of its table, finds a difference in one direction; else it says how many seeds would be needed. *At "
     "real size*: a network of the paper's size was trained on the paper's data. An effect that is found on digits may be "
     "absent at real size, and one that is not found here may be there.\n"

@@ -5,10 +5,13 @@ A word is forbidden where the field has a plainer one, which the error names. Ex
 
 import ast
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.helpers.pages import list_pages, read_prose
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "attention_jax").rglob("*.py"), *(ROOT / "experiments" / "studies").glob("*.py")])
@@ -118,6 +121,21 @@ def test_prose_is_plain():
         for line, words in prose(text)
         for pattern, say in patterns.items()
         if (match := pattern.search(words))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_prose_of_pages_and_notebooks_is_plain():
+    """CHANGELOG.md is left out: it has the old names of modules."""
+    texts = {page.name: read_prose(page) for page in (*list_pages(), ROOT / "CONTRIBUTING.md")}
+    for path in (ROOT / "experiments" / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = [
+        f"{name}: {text[max(0, match.start() - 40) : match.end()]!r}: say {say}"
+        for name, text in texts.items()
+        for pattern, say in WORDS.items()
+        for match in re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE)
     ]
     assert not found, "\n".join(found)
 
