@@ -22,6 +22,7 @@ from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.registry import describe_model, list_origins
 from attention_jax.tasks import get_task
+from attention_jax.tasks.examples import read_examples
 from attention_jax.train import metrics, remote_checkpoints, restore
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.step import State
@@ -88,6 +89,10 @@ class Run:
         translations with `.text`; options change the config's `search`, as in `beam=5, n_best=3`.
         """
         return self.predictor.predict(inputs, **options)
+
+    def read_examples(self, number: int | None = None) -> tuple[Any, Any]:
+        """Returns inputs of the evaluation split as `predict` takes them, and what is right for each: see `read_examples`."""
+        return read_examples(self.config, self.assets, number)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""

@@ -166,7 +166,7 @@ def plot_learning_curves(
         late += [np.min(values[len(values) // 2 :]) for _, values in scores]
 
     # The first half of a run would press the second, where rows differ, into the top of the panel.
-    bottom = 100 - 1.15 * (100 - min(late))
+    bottom = 100 - max(1.15 * (100 - min(late)), 0.5)
     score_axes.set_ylim(max(bottom, 0), 100 + 0.03 * (100 - bottom))
     score_axes.set_title(f"evaluation {metric} %{' (cut off below)' if bottom > 0 else ''}", fontsize=10)
     loss_axes.set_yscale("log")

@@ -26,8 +26,9 @@ def choose_maps(sown: Mapping[str, Any], query: tuple[float, float]) -> dict[str
     chosen = {}
     for path, array in sown.items():
         name = path.rpartition("/")[2]
-        if name == "map":
-            chosen["map"], chosen["spatial branch"] = array.mean(-1), sown.get(path.removesuffix("map") + "spatial")
+        if name == "map" and array.ndim in (3, 4):  # a block of the user's may sow [N, h, w]
+            mean = array if array.ndim == 3 else array.mean(-1)
+            chosen["map"], chosen["spatial branch"] = mean, sown.get(path.removesuffix("map") + "spatial")
         elif name == "spatial" and f"{path.removesuffix('spatial')}map" not in sown:
             chosen["map"] = array
         elif name == "weights" and array.ndim in (3, 5):

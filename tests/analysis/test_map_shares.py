@@ -15,6 +15,8 @@ def test_the_last_map_is_found_whatever_its_name():
     np.testing.assert_array_equal(choose_any_map({"a/spatial": maps, "b/gate": volume}, CENTRE), maps)  # a known name first
     weights = rng.random((2, 4, 6, 4, 6))
     np.testing.assert_array_equal(choose_any_map({"a/weights": weights}, CENTRE), weights[:, 2, 3])
+    np.testing.assert_array_equal(choose_any_map({"a/map": maps}, CENTRE), maps)  # as BAM names it, without channels
+    np.testing.assert_allclose(choose_any_map({"a/map": volume}, CENTRE), volume.mean(-1))
     assert choose_any_map({"a/scale": channels}, CENTRE) is None and choose_any_map({}, CENTRE) is None
     assert choose_any_map({"a/scale": channels[:, None, None]}, CENTRE) is None, "a 1x1 map says nothing of places"
 

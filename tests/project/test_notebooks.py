@@ -1,15 +1,22 @@
 """Notebooks run from beginning to end, and what is committed of them is the result of such a run."""
 
+import io
 import json
 import os
 import shutil
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import attention_jax as aj
+from attention_jax.train.loop import train_model
 from tests.conftest import child_environment
-from tests.helpers.small import ROOT
+from tests.helpers import small_text
+from tests.helpers.small import ROOT, small_config
 
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -31,7 +38,7 @@ EXPECTED = {
             "Looking at the tiny run of tests/fixtures",
             "step 370, weights 'ema', logged accuracy 0.9199",
             "of 599 test images right: 0.9",
-            "stage1_gate/map        (599, 8, 8, 6)",
+            "stage1_gate/map        (100, 8, 8, 6)",
             "only averaged weights:",
             "Preprocessing(source='timm', train_size=224, test_size=288",
             "50 parameters more than resnet20's 269,434",
@@ -118,3 +125,84 @@ def test_what_is_committed_was_run_and_names_no_machine(path: Path):
     assert counts == list(range(1, len(counts) + 1)), "run all cells from the top before saving"
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs(notebook))
     assert pictures(notebook) == EXPECTED[path.stem][1]
+
+
+def execute_cells(name: str) -> tuple[str, list]:
+    """What the cells of a notebook print and display, run in this process."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    matplotlib.use("agg")
+    cells = [cell for cell in json.loads(Path(f"{name}.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    shown: list = []
+    namespace = {"__name__": "__main__", "display": shown.append}
+    with redirect_stdout(io.StringIO()) as output:
+        for cell in cells:
+            exec("".join(line for line in cell["source"] if not line.startswith("%")), namespace)
+    plt.close("all")
+    return output.getvalue(), shown
+
+
+NET = """
+import flax.linen as nn
+
+class Net(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(nn.relu(nn.Conv(4, (3, 3))(images)).mean((1, 2)))
+"""
+
+
+def photos_config(folder: Path):
+    """A folder of pictures of several sizes, which are resized and cropped, one that is none, and a block with a gate."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number, name in enumerate(("ant", "bee")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = rng.integers(0, 80, (10 + i, 12, 3)) + 100 * np.eye(3)[number]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
+    data = {"source": "folder", "args": {"path": str(folder)}, "crop": "random_resized", "eval_resize": 9}
+    data |= {"image_shape": (8, 8, 3), "mean": (0.4,) * 3, "std": (0.3,) * 3, "on_broken": "skip"}
+    (folder / "test" / "bee" / "broken.png").write_bytes(b"no picture")
+    fields = {"model__gate": "se", "model__gate_at": "block", "model__stage_sizes": (1,), "model__widths": (4,), "batch_size": 8}
+    fields |= {"evaluation__batch_size": 8, **{f"data__{name}": value for name, value in data.items()}}
+    return small_config(**fields, total_steps=12)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(
+    ("kind", "words", "figures"),
+    [
+        ("folder", ("of 16 test images right", "stage1_block1/gate/scale (16, 4)", "only averaged weights:"), 2),
+        ("file", ("my_net.py:Net'", "of 599 test images right", "has no attention module"), 1),
+        ("sentences", ("of 40 test sentences right", " -> ", "parameters"), 1),
+    ],
+)
+def test_load_and_look_opens_any_run(kind, words, figures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_net.py").write_text(NET)
+    (tmp_path / "pairs").mkdir()
+    config = {
+        "folder": lambda: photos_config(tmp_path / "photos"),
+        "file": lambda: small_config(model={"name": "my_net.py:Net", "num_classes": 10}, ema__decay=0.0, total_steps=12),
+        "sentences": lambda: small_text.small_config(small_text.write_pairs(tmp_path / "pairs")),
+    }[kind]()
+    if kind == "sentences":
+        small_text.untrained_run(config, tmp_path / "run")
+    else:
+        train_model(config, tmp_path / "run")
+    monkeypatch.setenv("ATTENTION_JAX_RUNS", str(tmp_path / "run"))
+    monkeypatch.chdir(ROOT / "experiments" / "notebooks")
+    text, shown = execute_cells("load_and_look")
+    assert "Looking at a run of yours." in text and all(word in text for word in words), text
+    assert len(shown) == figures
+    run = aj.load_run(tmp_path / "run")
+    examples, answers = run.read_examples()
+    logged = [line["eval/accuracy"] for line in run.metrics if "eval/accuracy" in line]
+    if kind != "sentences":  # the accuracy of evaluation, from the examples as they are
+        other = run if kind == "file" else aj.load_run(tmp_path / "run", weights="params")
+        assert (other.predict(examples).classes == answers).mean() == pytest.approx(logged[-1])
