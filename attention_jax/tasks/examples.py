@@ -19,7 +19,7 @@ def read_examples(config: ConfigDict, assets: Mapping[str, bytes], number: int |
 
     Of images uint8 [N, H, W, C], or a list where their sizes may differ (`data.eval_resize`), and classes [N] as the network
     numbers them; of sentences their translations. Images that cannot be decoded are left out, with a warning. Raises UserError
-    for a task of the user's, of which only its predictor knows what it takes.
+    for a task of the user's, whose inputs only its predictor knows.
     """
     if config.task == "translation":
         pairs = translation.source(config, config.data.eval_split)

@@ -33,6 +33,15 @@ EXPECTED = {
         ],
         6,
     ),
+    "compare_blocks": (
+        [
+            "my_gate.py:MyGate  25,730,968 parameters, 4,089,356,288 multiply-adds",
+            "MyGate: not judged against the network without it (none) (one seed",
+            "row                accuracy %  Δ to none   params       MACs",
+            "MyGate ",
+        ],
+        2,
+    ),
     "load_and_look": (
         [
             "Looking at the tiny run of tests/fixtures",
@@ -95,7 +104,7 @@ def test_notebook_runs(path: Path, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     for name in ("configs", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name in ("ATTENTION_JAX_RUNS", "ATTENTION_JAX_TRANSLATION"):
+    for name in ("ATTENTION_JAX_RUNS", "ATTENTION_JAX_TRANSLATION", "ATTENTION_JAX_COMPARE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in child_environment().items():
         monkeypatch.setenv(name, value)
@@ -167,8 +176,8 @@ def photos_config(folder: Path):
     data = {"source": "folder", "args": {"path": str(folder)}, "crop": "random_resized", "eval_resize": 9}
     data |= {"image_shape": (8, 8, 3), "mean": (0.4,) * 3, "std": (0.3,) * 3, "on_broken": "skip"}
     (folder / "test" / "bee" / "broken.png").write_bytes(b"no picture")
-    fields = {"model__gate": "se", "model__gate_at": "block", "model__stage_sizes": (1,), "model__widths": (4,), "batch_size": 8}
-    fields |= {"evaluation__batch_size": 8, **{f"data__{name}": value for name, value in data.items()}}
+    fields = {"model__gate": "se", "model__gate_at": "block", "model__stage_sizes": (1,), "model__widths": (4,)}
+    fields |= {"batch_size": 8, "evaluation__batch_size": 8, **{f"data__{name}": value for name, value in data.items()}}
     return small_config(**fields, total_steps=12)
 
 
