@@ -9,6 +9,7 @@ import pytest
 from attention_jax.models.summary import Summary
 from experiments.reliability import paper_scale
 from experiments.reliability.paper_scale import check_row, is_right, list_rows
+from tests.helpers.small import ROOT
 
 ROWS = {(table.path.stem, scale): (table, scale, row) for table, scale, row in list_rows()}  # the last row of each
 SHALLOW = {
@@ -35,3 +36,9 @@ def test_other_counts_and_failures_are_seen(monkeypatch):
     assert found["named"] == [1, 2] and found["params"] > 2 and found["failure"] == "ValueError: it does not lower"
     assert not is_right(found) and not is_right({**found, "operations": 5})
     assert is_right({**found, "operations": 5, "params": 1, "macs": 2})
+
+
+def test_the_page_has_every_row():
+    text, rows = (ROOT / "experiments/results/paper_scale.md").read_text("utf-8"), list(list_rows())
+    assert f"{len(rows)} of {len(rows)} rows resolve without data" in text and f"0 of {len(rows)} were not checked." in text
+    assert all(f"| {table.path.stem}, {scale}, {row.label} |" in text for table, scale, row in rows)
