@@ -156,6 +156,17 @@ def test_extras_accumulate(checkout):
     assert checkout.calls() == []
 
 
+def test_docs_are_built_or_served(checkout):
+    assert checkout.launch("docs")[0] == 0
+    assert checkout.calls() == [
+        f"python3.12 -m venv {checkout.path}/.venv",
+        f"{PIP} .[docs,fast-images,plot,text]",
+        "python -m mkdocs build",
+    ]
+    assert checkout.launch("docs", "--serve", "-a", "localhost:8001") == (0, "")
+    assert checkout.calls() == ["python -m mkdocs serve -a localhost:8001"]
+
+
 def test_unknown_extra(checkout):
     code, stderr = checkout.launch("setup", "cdua")
     assert code == 2

@@ -5,12 +5,16 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from attention_jax.cli import parser as cli
 from experiments.reliability.browse import check_site
 from tests.helpers import pages
 from tests.helpers.small import ROOT
@@ -84,6 +88,26 @@ def test_navigation_has_every_page():
     named = re.findall(r": ([\w/]+(?:\.md|/))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     expected = {short for path, short in hooks.PAGES.items() if not path.startswith("experiments/")}
     assert sorted(named) == sorted(expected | {"api/", "commands/", "notebooks/"})
+
+
+def test_every_command_has_a_page_with_its_help():
+    commands = hooks.render_commands()
+    listed = re.findall(r"^  ([a-z]+)\b", commands.pop("index"), re.MULTILINE)
+    assert {*listed} - {*commands} == {"quickstart", "notebook", "docs", "python", "test", "setup"}  # launch.sh's own
+    assert all(f"usage: {'attention_jax ' if name in cli.parsers else ''}" in text for name, text in commands.items())
+    assert all("options:" in text for text in commands.values())
+
+
+def test_a_notebook_is_a_page_with_its_output(monkeypatch):
+    converter = types.ModuleType("latex2mathml.converter")
+    converter.convert = lambda text, display="inline": f"<math {display}>{text}</math>"
+    monkeypatch.setitem(sys.modules, "latex2mathml.converter", converter)
+    path = ROOT / "experiments" / "notebooks" / "attention_in_vision.ipynb"
+    cells, text = json.loads(path.read_text(encoding="utf-8"))["cells"], hooks.render_notebook(path)
+    assert text.count("```python") == sum(cell["cell_type"] == "code" for cell in cells)
+    assert text.count("data:image/png") == path.read_text(encoding="utf-8").count('"image/png"') > 3
+    assert "the same, (32,): largest difference" in text
+    assert "<math block>M(F) =" in text and "<math inline>" in text and "$" not in hooks.LINK.sub("", text)
 
 
 def test_every_pattern_of_the_api_finds_modules():
