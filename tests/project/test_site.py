@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from attention_jax.cli import parser as cli
 from experiments.reliability.browse import check_site
@@ -49,6 +50,16 @@ def test_links_lead_to_files_and_headings(page):
         assert file.exists(), match[0]
         if anchor:
             assert file.suffix == ".md" and anchor[1:] in anchors(file), f"{match[0]}: no such heading"
+
+
+@each_page
+def test_pictures_are_readable_on_a_dark_page(page):
+    """Their text is dark, so their background must not be the page's own."""
+    shown = [(page.parent / name).resolve() for name in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", TEXTS[page])]
+    for path in shown:
+        with Image.open(path) as picture:
+            lowest, _ = picture.convert("RGBA").getchannel("A").getextrema()
+        assert lowest == 255, f"{path.name} has transparent parts"
 
 
 @each_page
