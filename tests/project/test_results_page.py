@@ -33,6 +33,7 @@ def test_every_claim_names_rows_that_exist_and_are_compared():
             assert statement.elsewhere
             continue
         table, record = tables[statement.table], RECORDS.get(statement.table)
+        assert not record or record["command"] == f"./launch.sh table experiments/{statement.table}.py"  # from the checkout
         labels = {row.label for row in (*table.rows, *table.computed)}
         assert {label for pair in statement.judged for label in pair} | set(statement.rows) <= labels, statement.text
         made = {frozenset((each["row"], each["over"])) for each in record["comparisons"]} if record else set()
