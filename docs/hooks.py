@@ -83,8 +83,13 @@ def rewrite_links(text: str, path: str, site_path: str) -> str:
     return LINK.sub(rewrite, text)
 
 
-def adapt_markdown(text: str) -> str:
-    """Returns GitHub's Markdown as Python-Markdown reads it: lists after paragraphs, folded text, files' names on blocks."""
+def adapt_markdown(text: str, has_line_per_statement: bool = False) -> str:
+    """Returns GitHub's Markdown as Python-Markdown reads it: lists after paragraphs, folded text, files' names on blocks.
+
+    With `has_line_per_statement`, as result pages are written, a line that ends a sentence ends a line of the page too.
+    """
+    if has_line_per_statement:
+        text = re.sub(r"^([\w*(].*[.:])\n(?=[A-ZΔ*(])", r"\1  \n", text, flags=re.MULTILINE)
     text = re.sub(r"^(```\w+) file=(\S+)$", r'\1 title="\2"', text, flags=re.MULTILINE)
     text = re.sub(r"^(?!\s*(?:[-*] |\d+\. |\||```|#|$))(.+)\n(?=(?:- |1\. ))", r"\1\n\n", text, flags=re.MULTILINE)
     return text.replace("<details>", '<details markdown="1">')
@@ -187,4 +192,6 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Returns the page's text with links for the site."""
     path = {uri: path for path, uri in PAGES.items()}.get(page.file.src_uri)
-    return adapt_markdown(rewrite_links(markdown, path, page.file.src_uri)) if path else markdown
+    if path is None:
+        return markdown
+    return adapt_markdown(rewrite_links(markdown, path, page.file.src_uri), path.startswith("experiments/results/"))

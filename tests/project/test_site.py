@@ -160,6 +160,7 @@ def test_a_page_of_a_folder_links_upwards():
 
 def test_lists_and_named_blocks_are_those_of_python_markdown():
     assert hooks.adapt_markdown("Text:\n- one\n- two\n") == "Text:\n\n- one\n- two\n"
+    assert hooks.adapt_markdown("Accuracy: a.\nBold: b.\n\n| c |\n", True) == "Accuracy: a.  \nBold: b.\n\n| c |\n"
     assert hooks.adapt_markdown("- one\n- two\n") == "- one\n- two\n"
     assert hooks.adapt_markdown("```python file=a.py\n") == '```python title="a.py"\n'
 
