@@ -80,7 +80,7 @@ def measure_maps(program: Program, run: Run) -> dict[str, Any]:
     untrained = program.init(np.uint32(run.config.seed)).variables()
     found = {}
     for what, variables in (("", run.variables), (", untrained", untrained)):
-        sown = attention_maps(program.model, variables, run.preprocess(images))
+        sown = attention_maps(program.model, variables, loader.collate({"image": images})["image"])  # cropped already
         if (chosen := choose_any_map({path: np.asarray(array, np.float32) for path, array in sown.items()}, _CENTRE)) is None:
             return kept
         found[what] = chosen
