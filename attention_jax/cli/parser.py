@@ -132,7 +132,7 @@ def _add_tables(command: Callable[..., Any]) -> None:
     add("--base", metavar="NETWORK", help="a model's name, or a config file in place of --on")
     add("--at", choices=("stage", "block"), default="stage", help="after stages (default), or in every residual branch")
     add("--scale", help="one of the task's; default its first")
-    add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others stay 'not run'")
+    add("--rows", metavar="LABELS", help="comma-separated labels or patterns; the others are left out")
     add("--seeds", type=_integer_from(1), metavar="N", help="seeds per row; default the scale's")
     add("--tune", metavar="lr:N", help="choose each row's learning rate from N on the validation split")
     add("--match", choices=("params", "macs"), help="adjust every other row to the cost of your first block")

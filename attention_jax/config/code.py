@@ -200,8 +200,13 @@ def _find_module(dotted: str, neighbours: Neighbours | None) -> dict[str, Path]:
     return {}
 
 
+@functools.cache  # reads what is installed, every package of it
+def _list_packages() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
 def _name_package(dotted: str) -> str:
-    names = importlib.metadata.packages_distributions().get(dotted.partition(".")[0], [])
+    names = _list_packages().get(dotted.partition(".")[0], [])
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted({*names})) or "no package"
 
 

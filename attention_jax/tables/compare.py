@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def compare(
         on: a name in `bases.BASES`, or a data source.
         at: "stage" puts blocks after stages, "block" into every residual branch.
         scale: one of the task's, by default its first.
-        rows: labels or patterns of the rows to train; None is all.
+        rows: labels or patterns of the rows beside the first one; None is all.
         seeds: number in a row, by default the scale's.
         tune: "lr:N" tries N learning rates for each row on the validation split, N odd; the page has both tables.
         match: "params" or "macs" adjusts every other row to the cost of your first block.
@@ -96,12 +96,15 @@ def compare(
     made = _list_recipe_rows(start, pieces) if pieces else _list_gate_rows(task, start, gates, at, of_gates)
     names = [split_name(on)[1] or on, *([base] if base and not base.endswith(".py") else []), *([at] if at != "stage" else [])]
     table = _make_table(task, made, changes, on, [*names, *([f"equal-{match}"] if match else [])])
+    notes: list[str] = []
+    if rows:
+        table, notes = _keep_rows(table, table.select(rows))
     scale = table.scale(scale)
     for row in table.rows:
         _check_row(table, row, scale, needs_data=row is table.rows[0])
-    notes: list[str] = []
     if match:
-        table, notes = _match_rows(table, scale, match)
+        table, more = _match_rows(table, scale, match)
+        notes += more
     given: dict[str, Any] = {"on": on if on != "cued_digits" else None, "base": base, "at": at if at != "stage" else None}
     given |= {"tune": tune, "match": match, "rows": ",".join(rows or ()), "seeds": seeds}
     words = [*(f"--gate={name}" for name in gates), *(f"--recipe={name}" for name in pieces)]
@@ -109,7 +112,7 @@ def compare(
     words += [f"--config.{name}={value}" for name, value in {**changes, **of_gates}.items()]
     start_words = [*_launcher(), "compare", *words]
     command = shlex.join([*start_words, *([f"--scale={scale}"] if scale != table.scale(None) else [])])
-    request = make_request(table, scale, rows, seeds, workdir, output, trust_code, command=command)
+    request = make_request(table, scale, None, seeds, workdir, output, trust_code, command=command)
     further = list(_list_further(start_words, task, on, scale))
     return run_comparison(request, notes, further, tune, dry_run, rerun_stale)
 
@@ -221,6 +224,15 @@ def _make_table(task: Base, rows: Sequence[Row], changes: Mapping[str, Any], on:
     )
     check_labels(table)
     return table
+
+
+def _keep_rows(table: Table, chosen: Collection[str]) -> tuple[Table, list[str]]:
+    """The table of the first row and the chosen ones, and a sentence on the others."""
+    rows = tuple(row for i, row in enumerate(table.rows) if i == 0 or row.label in chosen)
+    kept = {row.label for row in rows}
+    also = tuple(pair for pair in table.also_compared if kept.issuperset(pair))
+    others = [row.label for row in table.rows if row.label not in kept]
+    return dataclasses.replace(table, rows=rows, also_compared=also), [f"Rows that were left out: {', '.join(others)}."]
 
 
 def _describe_rows(task: Base, labels: Mapping[str, Sequence[str]]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from attention_jax.config.config import flatten_config
-from attention_jax.distributed.mesh import is_main_process
 from attention_jax.tables import results
 from attention_jax.tables.cells import write_markdown_cells
 from attention_jax.tables.costs import Cost, measure_costs
@@ -75,14 +74,14 @@ def run_comparison(
         if dry_run or not tuning.is_done():
             return BlockComparison("The rates are not tuned yet.", [], page, code)
         request = tuning.add_rows()
-    write = functools.partial(write_comparison, notes=notes, further=further, tuning=tuning)
+    made: list[tuple[Table, Conclusions]] = []
+    write = functools.partial(write_comparison, notes=notes, further=further, tuning=tuning, made=made)
     code = run_request(request, dry_run, rerun_stale, write)
-    if dry_run or not is_main_process():
+    if not made:
         return BlockComparison("", [], page, code)
-    request, plans = select_rows(request, results.plan_rows(request, count_networks=False), tuning, tuned=True)
-    conclusions = draw_conclusions(request.table, [results.read_row(plan) for plan in plans])
+    table, conclusions = made[-1]
     rows = list(csv.DictReader(io.StringIO(render_csv(conclusions.rows))))
-    return BlockComparison(describe_verdict(request.table, conclusions), [_convert(row) for row in rows], page, code)
+    return BlockComparison(describe_verdict(table, conclusions), [_convert(row) for row in rows], page, code)
 
 
 def _convert(record: Mapping[str, str]) -> dict[str, Any]:
@@ -127,13 +126,15 @@ def write_comparison(
     notes: Sequence[str],
     further: Sequence[tuple[str, str]],
     tuning: Tuning | None,
+    made: list[tuple[Table, Conclusions]],
 ) -> str:
-    """Writes the page and its files as `write_table` does; returns the text to print."""
+    """Writes the page and its files as `write_table` does; returns the text to print, and adds to `made` what it says."""
     other = select_rows(request, plans, tuning, tuned=False) if tuning else None
     request, plans = select_rows(request, plans, tuning, tuned=True)
     costs = _measure_costs_once(request, plans) if with_plots else {}
 
     def make_page(conclusions: Conclusions) -> PageParts:
+        made.append((request.table, conclusions))
         sections = [*notes, describe_costs(costs), describe_detectable(request.table, conclusions)]
         if other and tuning:
             before = draw_conclusions(other[0].table, [results.read_row(plan) for plan in other[1]])

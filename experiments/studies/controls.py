@@ -1,43 +1,5 @@
-"""Gates without attention, which a gate must beat: they give a network the same field of view, or the mean over the image."""
+"""The controls of several tables, under the name that their rows have them by."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from attention_jax.nn.controls import AddedBranch, AddedMean
 
-import flax.linen as nn
-import jax
-
-from attention_jax.nn.conv import Conv
-
-
-class AddedBranch(nn.Module):
-    """[B, H, W, C] -> [B, H, W, C]: x plus the dilated convolutions of BAM's spatial branch, which are not multiplied.
-
-    Attributes:
-        reduction: the hidden layers have C / reduction channels.
-        dilation: of the two 3x3 convolutions.
-    """
-
-    norm: Callable[..., nn.Module]
-    reduction: int = 4
-    dilation: int = 4
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        c = x.shape[-1]
-        conv = functools.partial(Conv, c // self.reduction, use_bias=True, dtype=self.dtype)
-        hidden = nn.relu(conv((1, 1), name="reduce")(x))
-        for i in (1, 2):
-            hidden = nn.relu(conv((3, 3), kernel_dilation=self.dilation, name=f"conv{i}")(hidden))
-        return x + self.norm(name="norm")(Conv(c, (1, 1), use_bias=True, dtype=self.dtype, name="expand")(hidden))
-
-
-class AddedMean(nn.Module):
-    """[B, H, W, C] -> [B, H, W, C]: x + W·mean(x), the mean over all positions, without a map that is learnt."""
-
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x + nn.Dense(x.shape[-1], dtype=self.dtype)(x.mean((1, 2), keepdims=True))
+__all__ = ["AddedBranch", "AddedMean"]

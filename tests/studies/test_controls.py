@@ -1,4 +1,4 @@
-"""The blocks without attention that gates are compared with: those of `compare`, and those of the tables' runs."""
+"""The blocks without attention that gates are compared with."""
 
 import functools
 
@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax.nn import controls as package_controls
 from attention_jax.nn.bam import BAM
 from attention_jax.nn.norm import BatchNorm
-from experiments.studies import controls as table_controls
-
-
-@pytest.fixture(params=[package_controls, table_controls], ids=["package", "tables"])
-def controls(request):
-    return request.param
+from experiments.studies import controls
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +18,7 @@ def features():
     return jax.random.normal(jax.random.key(0), (2, 20, 20, 8))
 
 
-def test_the_added_mean_is_the_same_everywhere(features, controls):
+def test_the_added_mean_is_the_same_everywhere(features):
     gate = controls.AddedMean()
     y, variables = gate.init_with_output(jax.random.key(1), features)
     kernel, bias = (np.asarray(variables["params"]["Dense_0"][name]) for name in ("kernel", "bias"))
@@ -32,7 +26,7 @@ def test_the_added_mean_is_the_same_everywhere(features, controls):
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-def test_the_added_branch_sees_as_far_as_the_spatial_branch_of_bam_and_adds(features, controls):
+def test_the_added_branch_sees_as_far_as_the_spatial_branch_of_bam_and_adds(features):
     norm = functools.partial(BatchNorm, True)
     gate = controls.AddedBranch(norm, reduction=2)
     variables = gate.init(jax.random.key(1), features)
@@ -43,7 +37,7 @@ def test_the_added_branch_sees_as_far_as_the_spatial_branch_of_bam_and_adds(feat
     np.testing.assert_array_equal(gate.apply({**variables, "params": zero}, features), features)
 
 
-def test_the_added_branch_costs_about_as_much_as_bam(controls):
+def test_the_added_branch_costs_about_as_much_as_bam():
     shape = (1, 10, 32, 16)
     norm = functools.partial(BatchNorm, True)
     added, gate = aj.summary(controls.AddedBranch(norm, reduction=4), shape), aj.summary(BAM(4, norm=norm), shape)

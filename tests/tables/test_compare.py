@@ -102,6 +102,16 @@ def test_all_blocks_stand_at_the_same_places_with_the_same_reduction(requests, g
             assert {n: v for n, v in flatten_config(config).items() if not n.startswith("model.")} == first, label
 
 
+def test_rows_that_are_left_out_are_named_and_the_first_stays(gate_file, monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "run_comparison", lambda request, notes, *others: made.append((request.table, notes)))
+    compare(f"{gate_file}:Mine", rows=["SE", "Mine", "added*"])
+    ((table, (note,)),) = made
+    assert [row.label for row in table.rows] == ["none", "added branch", "added mean", "SE", "Mine"]
+    assert table.also_compared == (("Mine", "added branch"), ("Mine", "added mean"), ("Mine", "SE"))
+    assert note.startswith("Rows that were left out: a block more, BAM, ") and note.endswith(", self-attention.")
+
+
 def test_bam_has_both_readings(requests, gate_file):
     compare(f"{gate_file}:Mine")
     configs = configs_of(requests[0])
