@@ -118,7 +118,8 @@ def test_the_verb_plot_draws_the_logs_of_runs(tmp_path, monkeypatch, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_a_notebook_shows_a_figure_without_pyplot():
+def test_a_notebook_shows_a_figure_without_pyplot(monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # another test may have imported it
     figure = plots.plot_rows([plots.Bar("a", [0.9], 0.9, 0.8, 1.0)])
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert "matplotlib.pyplot" not in sys.modules

@@ -134,7 +134,7 @@ def test_who_reads_may_stop_reading(workdir, monkeypatch, tmp_path):
         (["--nbest=3", "--beam=2"], "search: n_best=3 is not from 1 to beam=2."),
         (["--average=7"], "average=7 but there are 1 checkpoints"),
         (["--attention-of=all"], "argument --attention-of: invalid choice: 'all'"),
-        (["--config.search.beam=5"], "--config.search.beam: only train, evaluate, probe, preflight and config take"),
+        (["--config.search.beam=5"], "--config.search.beam: only train, evaluate, probe, compare, preflight and config take"),
     ],
 )
 def test_mistakes(call, monkeypatch, tmp_path, capfdbinary, options, said):
