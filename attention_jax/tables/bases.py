@@ -92,7 +92,7 @@ BASES = {
         reduction=1,
         notes=(
             "Two UCI digits, one red and one green, and between them a framed patch of one of their colours: the label is the "
-            f"digit of that colour. Blocks stand before the convolutions of stage 2. {_GUESSING}"
+            f"digit of that colour. {_GUESSING}"
         ),
     ),
     "cued_arrow": Base(
