@@ -181,7 +181,8 @@ def _describe(
         if statement.plot is not None and (results / f"{edition}{statement.plot}.png").is_file():
             yield f"![{record['title']}]({link}/{edition}{statement.plot}.png)"
         orders = [
-            f"Kendall's τ of the order of {each['rows']} rows with the published {each['published']}: {each['tau']:+.2f}."
+            f"Kendall's τ between the measured and the published order of {each['rows']} rows "
+            f"({each['published']}): {each['tau']:+.2f}."
             for each in record["orders"]
         ]
         lines = [*orders, record["data"], f"`{record['command']}`: [{edition}.md]({link}/{edition}.md)"]

@@ -87,8 +87,8 @@ def write_false_verdicts(request: TableRequest, plans: Sequence[RowPlan]) -> str
     wrong, total = measure_false_verdicts([read_row(plan) for plan in plans])
     share = f"{100 * wrong / total:.1f} %" if total else "no share"
     text = (
-        f"{share} of {total} comparisons of a row with itself, other seeds, would be called different at 5 %, uncorrected: "
-        f"each of {len(plans)} rows has {request.seeds} seeds, halved in every way."
+        f"Comparing a row with itself on other seeds, the table would call {share} of {total} comparisons different at 5 %, "
+        f"uncorrected. Each of {len(plans)} rows has {request.seeds} seeds, divided into two halves in every possible way."
     )
     page = f"# Equal rows: {request.table.title}\n\n{text}\n\nMade by `{request.command}` (scale {request.scale}).\n"
     name, content = f"{request.table.edition(request.scale)}_aa.md", page.encode()

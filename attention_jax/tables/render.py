@@ -1,4 +1,4 @@
-"""A table as text for the terminal, as Markdown, and as CSV."""
+"""Formats a table as text for the terminal, as Markdown, and as CSV."""
 
 import csv
 import dataclasses
@@ -30,24 +30,24 @@ _ABSENT = "–"
 
 @dataclasses.dataclass(frozen=True)
 class EstimatedRow:
-    """A row with its accuracy, None where there is none, and its differences, to the row of `compare_to` and to `against`."""
+    """A row with its accuracy and its differences to other rows."""
 
     result: RowResult
-    accuracy: Estimate | None
-    std: float
-    before: Comparison | None
+    accuracy: Estimate | None  # None if the row has not been run
+    std: float  # of the accuracy over seeds; nan for fewer than two seeds
+    before: Comparison | None  # to the row that the table's `compare_to` selects
     before_label: str | None
-    against: Comparison | None
+    against: Comparison | None  # to the row that the row's own `against` names
 
 
 @dataclasses.dataclass(frozen=True)
 class Conclusions:
-    """All that a table says of its rows."""
+    """All results of a table: the estimates of its rows, its comparisons, and its verdicts."""
 
     rows: list[EstimatedRow]
     comparisons: dict[tuple[str, str], Comparison]
-    findings: dict[PublishedFinding, str]  # with their verdicts
-    orders: dict[str, tuple[float, int]]  # published column -> Kendall's tau, and the number of rows
+    findings: dict[PublishedFinding, str]  # published finding -> verdict
+    orders: dict[str, tuple[float, int]]  # published column -> Kendall's tau and the number of rows
 
     @property
     def is_learning(self) -> bool:
@@ -84,11 +84,11 @@ def draw_conclusions(table: Table, results: Sequence[RowResult]) -> Conclusions:
 
 @dataclasses.dataclass(frozen=True)
 class PageParts:
-    """Parts of a page that are not every table's.
+    """Parts that only some pages have.
 
     Attributes:
-        finding: its first sentence, in place of the count of differences.
-        sections: of Markdown, written after the tables; pictures among them by their file names.
+        finding: first sentence of the page, in place of the count of differences.
+        sections: sections of Markdown that follow the tables; they refer to pictures by file name.
     """
 
     finding: str
@@ -106,13 +106,13 @@ def _published(lines: Sequence[EstimatedRow]) -> list[str]:
 
 
 def _measured(lines: Sequence[EstimatedRow]) -> list[str]:
-    """Columns of the table's measures: all their numbers."""
+    """Returns the names of the measures that are single numbers, in the order in which runs report them."""
     runs = [run for line in lines for run in line.result.measured]
     return list(dict.fromkeys(name for run in runs for name, value in run.items() if value.ndim == 0))
 
 
 def _mean_and_std(line: EstimatedRow, column: str) -> tuple[float, float] | None:
-    """One measure over the seeds that have it; the standard deviation is nan for one seed."""
+    """Returns mean and standard deviation of a measure over the seeds that have it; the latter is nan for one seed."""
     values = [[float(run[column])] for run in line.result.measured if column in run]
     return compute_mean_and_std(np.array(values)) if values else None
 
@@ -139,7 +139,7 @@ def _accuracy(line: EstimatedRow) -> str:
 
 
 def _difference(comparison: Comparison | None, mark: str) -> str:
-    """In percentage points, with both intervals; `mark` goes around a difference that is judged to be one."""
+    """Formats a difference in percentage points with both intervals; `mark` encloses it if the rows are judged different."""
     if comparison is None:
         return _ABSENT
     text = f"{_points(comparison.estimate.value)} {_interval(comparison.estimate)}"
@@ -168,7 +168,7 @@ def _detectable(line: EstimatedRow) -> str:
 
 
 def _head_of_differences(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[str], bool]:
-    """Heads of the columns of differences, and True if the second names its row in each cell."""
+    """Returns the heads of the columns of differences, and True if each cell of the second column names its row."""
     others = {line.result.plan.row.against for line in lines} - {None}
     first = {"previous": "Δ to the row before", "baseline": f"Δ to {lines[0].result.label}"}.get(table.compare_to or "")
     second = [f"Δ to {next(iter(others))}" if len(others) == 1 else "Δ to another row"] if others else []
@@ -176,7 +176,7 @@ def _head_of_differences(table: Table, lines: Sequence[EstimatedRow]) -> tuple[l
 
 
 def format_rows(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
-    """Returns head and rows of the first table as texts: at most seven columns, the score and its differences first."""
+    """Returns head and rows of the first table as texts: at most seven columns, starting with the score and its differences."""
     heads, is_named = _head_of_differences(table, lines)
     published = _published(lines)[: 4 - len(heads)]
     cells = [["row", f"{name_metric(lines)} %", *heads, "detectable", *(f"{column} (published)" for column in published)]]
@@ -192,7 +192,7 @@ def format_rows(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[
 
 
 def _subtotal_cells(table: Table, conclusions: Conclusions, mark: str) -> list[list[str]]:
-    """Head and rows of what adjacent rows of a kind add together, beside the published sums."""
+    """Returns head and rows of the subtotals: the gain of adjacent rows of one kind, beside the published gain."""
     if not (subtotals := table.list_subtotals()):
         return []
     published = {line.result.label: line.result.plan.row.published for line in conclusions.rows}
@@ -211,7 +211,7 @@ def _subtotal_cells(table: Table, conclusions: Conclusions, mark: str) -> list[l
 
 
 def _cost_cells(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[list[str]], str]:
-    """Head and rows of the second table, what rows cost and all else that was measured, and what is the same in all rows."""
+    """Returns head and rows of the second table (costs and measures), and a sentence with the columns equal in all rows."""
     rest = _published(lines)[4 - len(_head_of_differences(table, lines)[0]) :]
     networks = any(line.result.plan.row.network for line in lines)
     measured = _measured(lines)
@@ -226,7 +226,7 @@ def _cost_cells(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[list[
     columns |= {f"{c} (published)": [str(line.result.plan.row.published.get(c, _ABSENT)) for line in lines] for c in rest}
     columns |= {name: [_measure(line, name) for line in lines] for name in measured}
     seconds = [line.result.seconds for line in lines]
-    columns["s a run"] = [_ABSENT if value is None else f"{value:.1f}" for value in seconds]
+    columns["s per run"] = [_ABSENT if value is None else f"{value:.1f}" for value in seconds]
     constant = {name: values[0] for name, values in columns.items() if len(lines) > 1 and len({*values}) == 1}
     varying = {name: values for name, values in columns.items() if name not in constant}
     same = "; ".join(f"{name} {value}" for name, value in constant.items() if value != _ABSENT)
@@ -234,62 +234,73 @@ def _cost_cells(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[list[
 
 
 def _summarize(conclusions: Conclusions) -> str:
-    """The finding in a sentence."""
+    """Returns the page's first sentence: which differences are found, and why comparisons are not judged."""
     judged = [c for c in conclusions.comparisons.values() if not c.reason]
     differ = [c for c in judged if c.differs]
     reasons = dict.fromkeys(c.reason for c in conclusions.comparisons.values() if c.reason)
     parts = []
     if judged:
-        named = "; ".join(f"{c.row} {_points(c.estimate.value)} points to {c.other}" for c in differ)
-        parts.append(f"{len(differ)} of {len(judged)} planned differences are found{f': {named}' if named else ''}.")
+        named = "; ".join(f"{c.row} {_points(c.estimate.value)} points against {c.other}" for c in differ)
+        counts = f"{len(differ)} of {_count_comparisons(len(judged), 'judged')} show{'s' * (len(differ) == 1)} a difference"
+        parts.append(f"{counts}{f': {named}' if named else ''}.")
     if reasons:
-        number = len(conclusions.comparisons) - len(judged)
-        parts.append(f"{number} of {len(conclusions.comparisons)} are not judged: {', '.join(reasons)}.")
+        planned = _count_comparisons(len(conclusions.comparisons), "planned")
+        parts.append(f"Not judged: {len(conclusions.comparisons) - len(judged)} of {planned} ({', '.join(reasons)}).")
     return " ".join(parts)
 
 
+def _count_comparisons(number: int, kind: str) -> str:
+    return f"{number} {kind} comparison{'' if number == 1 else 's'}"
+
+
 def describe_data(lines: Sequence[EstimatedRow], seeds: int) -> str:
-    """Returns a sentence on the data that rows were trained and judged on."""
-    said = dict[str, None]()
+    """Returns a sentence that names the data that the rows were trained and judged on, and the number of seeds."""
+    sentences = dict[str, None]()
     for line in [line for line in lines if line.result.correct is not None] or lines:
         data, correct = line.result.plan.config.data, line.result.correct
         arguments = ", ".join(f"{name}={value!r}" for name, value in data.args.items())
         count = "" if correct is None else f"{correct.shape[1]:,} examples of "
         known = "" if data.num_examples is None else f"{data.num_examples:,} examples of "
         text = f"{data.source}{f' ({arguments})' if arguments else ''}, trained on {known}{data.train_split}, judged on {count}"
-        said[f"{text}{data.eval_split}"] = None
-    return f"Data: {'; '.join(said)}; {describe_seeds(seeds)} a row."
+        sentences[f"{text}{data.eval_split}"] = None
+    return f"Data: {'; '.join(sentences)}; {describe_seeds(seeds)} a row."
 
 
 def _explain(table: Table, conclusions: Conclusions, marked: str) -> str:
-    """The meaning of the columns, the verdicts, and the reasons of seeds that failed."""
+    """Returns lines that explain the columns, give the verdicts, and say why seeds failed."""
     lines = conclusions.rows
     metric = name_metric(lines)
     sentences = [
         f"{metric[0].upper()}{metric[1:]}: mean ± standard deviation over seeds.",
-        "Δ: difference in percentage points with its 95 % interval, from a bootstrap over seeds and over test examples, which "
-        "are paired, and in parentheses the interval after Holm's correction for the "
-        f"{len(conclusions.comparisons)} comparisons that the table plans. {marked}: the corrected interval excludes 0.",
-        "Detectable: the smallest true difference, in points, that one comparison alone would have found with 80 % power.",
+        "Δ: difference in percentage points. The first brackets hold its 95 % interval, from a bootstrap over seeds and test "
+        "examples, paired by example. The parentheses hold the interval after Holm's correction for "
+        f"{_count_comparisons(len(conclusions.comparisons), 'planned')}. {marked}: the corrected interval excludes 0.",
+        "Detectable: the smallest true difference, in points, that a single comparison would find with 80 % power.",
     ]
     if conclusions.is_learning:
         sentences.append(
-            "Learning speed: in some rows the last tenth of training still moved the score by more than is detectable."
+            "Learning speed: in some rows, the last tenth of training still changed the score by more than the detectable "
+            "difference, so this table compares how fast the rows learn."
         )
     if table.selected_on:
-        sentences.append(f"Rows or budgets were chosen on the split {table.selected_on!r}, which therefore judges nothing.")
+        chosen = f"Rows or training budgets were chosen on the split {table.selected_on!r}"
+        sentences.append(f"{chosen}; comparisons on that split are not judged.")
     for finding, verdict in conclusions.findings.items():
         sentences.append(f"Published: {finding.text} ({finding.row} over {finding.over}): {verdict}.")
     for column, (tau, number) in conclusions.orders.items():
-        sentences.append(f"Kendall's τ of the order of {number} rows with the published {column}: {tau:+.2f}.")
+        sentences.append(f"Kendall's τ between the measured and the published order of {number} rows ({column}): {tau:+.2f}.")
     if stale := [line.result.label for line in lines if line.result.is_stale]:
-        sentences.append(f"Stale, as code or data have changed since (--rerun-stale trains them again): {', '.join(stale)}.")
+        reason = "code or data have changed since these rows were trained (--rerun-stale trains them again)"
+        sentences.append(f"Stale: {reason}: {', '.join(stale)}.")
     for line in lines:
         sentences += [f"{line.result.label}, {failure}" for failure in line.result.failures]
     return "\n".join(sentences)
 
 
-_COSTS = "MACs: multiply-adds of one example. Seconds: wall-clock time of a run, mean over seeds; the first one compiles."
+_COSTS = (
+    "MACs: multiply-adds of the forward pass for one example. s per run: wall-clock seconds of a run, mean over seeds; the "
+    "first run includes compilation."
+)
 
 
 def render_text(
@@ -324,7 +335,7 @@ def render_markdown(
     scale = f"scale {request.scale}"
     if conclusions.rows:
         substitutes = any(line.result.plan.row.network for line in conclusions.rows)
-        networks = " The networks are substitutes for the papers'; their costs are below." if substitutes else ""
+        networks = " The networks are substitutes for the papers' networks; the table of costs has both." if substitutes else ""
         parts.insert(2, describe_data(conclusions.rows, request.seeds) + networks)
     if computed:
         parts += [*map(write_markdown_cells, format_computed(computed)), describe_uncomputed(computed)]
@@ -339,7 +350,7 @@ def render_markdown(
 
 
 def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
-    """Formats one record for each row, computed ones first, in full precision; accuracies and differences as shares 0 to 1."""
+    """Formats one record for each row, computed rows first, in full precision; accuracies and differences are shares 0 to 1."""
     published = _published(lines)
     records = list_computed_records(computed)
     for line in lines:

@@ -89,7 +89,7 @@ def test_numbers_picture_and_command(write):
     page = write(statement(("a", "b"), columns=("depth",), plot="_curves", published="one.", size="Nothing."))
     assert "| a | 50.00 ± 1.00 | 2.5 ± 0.25 | 79.5 | 10 | 1,000 |" in page
     assert "](../experiments/results/t_curves.png)" in page and "[t.md](../experiments/results/t.md)" in page
-    assert "Kendall's τ of the order of 4 rows with the published top-1 %: -0.25.\nData: d.\n" in page
+    assert "Kendall's τ between the measured and the published order of 4 rows (top-1 %): -0.25.\nData: d.\n" in page
     assert "`./launch.sh table t.py`" in page and "Published: one.\nNothing." in page
 
 

@@ -46,21 +46,23 @@ def test_with_few_seeds_nothing_is_bold_nor_judged(seeds):
     assert "**" not in text and f"Published: the second is better (row 1 over row 0): cannot tell here ({said})." in text
     table = read_tables(text)[0]
     assert table["row 1"][2].endswith(f"({said})") and table["row 1"][3] == said
-    assert text.splitlines()[2] == f"1 of 1 are not judged: {said}."
+    assert text.splitlines()[2] == f"Not judged: 1 of 1 planned comparison ({said})."
 
 
 def test_a_difference_that_is_found_comes_first():
     results = complete(rows(0.5, 2.0, 0.5), published=[{"top-1": 90.0}, {"top-1": 95.0}, {"top-1": 91.0}])
     text = page(results, findings=(FINDING, dataclasses.replace(FINDING, sign=-1)), published_order={"top-1": 1})
     first = text.splitlines()[2]
-    assert first.startswith("1 of 2 planned differences are found: row 1 +") and first.endswith(" points to row 0.")
+    assert first.startswith("1 of 2 judged comparisons shows a difference: row 1 +") and first.endswith(
+        " points against row 0."
+    )
     assert "(row 1 over row 0): agrees." in text and "(row 1 over row 0): disagrees." in text
     scores, costs = read_tables(text)
     assert list(scores["row"]) == ["row", "accuracy %", "Δ to row 0", "detectable", "top-1 (published)"]
     assert scores["row 1"][2].startswith("**+") and scores["row 1"][2].count("[") == 2
     assert "**" not in scores["row 2"][2] and scores["row 0"][2] == "–"
-    assert list(costs["row"]) == ["row", "MACs"] and "The same in all rows: params 1,000; same 0.1; s a run 1.5." in text
-    assert "Kendall's τ of the order of 3 rows with the published top-1: +" in text
+    assert list(costs["row"]) == ["row", "MACs"] and "The same in all rows: params 1,000; same 0.1; s per run 1.5." in text
+    assert "Kendall's τ between the measured and the published order of 3 rows (top-1): +" in text
 
 
 def test_many_columns_go_to_the_second_table():
@@ -74,13 +76,13 @@ def test_many_columns_go_to_the_second_table():
 def test_rows_that_still_learn_rank_learning_speed():
     learning = [result(f"row {i}", each.correct, {80: 0.2, 100: 0.5}) for i, each in enumerate(rows(0.5, 2.0))]
     text = page(complete(learning))
-    assert text.startswith("# Learning speed: A title\n\n1 of 1 are not judged: still learning.\n")
-    assert "**" not in text and "the last tenth of training still moved the score" in text
+    assert text.startswith("# Learning speed: A title\n\nNot judged: 1 of 1 planned comparison (still learning).\n")
+    assert "**" not in text and "the last tenth of training still changed the score" in text
 
 
 def test_what_was_chosen_on_the_test_split_is_said():
     text = page(complete(rows(0.5, 2.0)), selected_on="test")
-    assert "**" not in text and "chosen on the split 'test', which therefore judges nothing" in text
+    assert "**" not in text and "chosen on the split 'test'; comparisons on that split are not judged" in text
 
 
 def test_adjacent_rows_of_a_kind_have_a_subtotal():

@@ -165,9 +165,7 @@ def test_rows_are_trained_twice_to_see_how_often_equals_seem_to_differ(fake, tmp
     code, text = call(write_table(tmp_path, ROWS), workdir=tmp_path / "w", seeds=2, aa=True)
     assert code == 0 and fake.trained == [(row, seed) for row in "ab" for seed in range(6)]
     page = (tmp_path / "w" / "table0_aa.md").read_text()
-    assert (
-        "% of 20 comparisons of a row with itself" in page and "has 6 seeds" in page and "--seeds=2 --aa` (scale tiny)" in page
-    )
+    assert "% of 20 comparisons different at 5 %" in page and "has 6 seeds" in page and "--seeds=2 --aa` (scale tiny)" in page
     assert page.splitlines()[2] in text
 
 
@@ -249,7 +247,7 @@ def test_rows_that_were_made_on_other_data_are_stale(fake, tmp_path, monkeypatch
     assert [f"{stale}{tmp_path}/w/{row}/0" in said for row in "ab"] == [True, True] and said.count(": done: ") == 2
     assert opened == ["train", "test"]
     fake.trained.clear()
-    assert "Stale, as code or data have changed since" in call(file, workdir=tmp_path / "w")[1] and not fake.trained
+    assert "Stale: code or data have changed since" in call(file, workdir=tmp_path / "w")[1] and not fake.trained
 
     (tmp_path / "w" / "a" / "0" / DATA).write_bytes(b"{")
     assert dry().count("stale: ") == 1

@@ -62,7 +62,7 @@ def test_a_finished_row_says_that_it_is_stale(workdir, tmp_path):
     assert said.count("stale:") == 1
     code, said = call("table0.py", workdir=workdir)
     assert code == 0 and "2 of them done; 0 steps to go" in said
-    note = "Stale, as code or data have changed since (--rerun-stale trains them again): gated."
+    note = "Stale: code or data have changed since these rows were trained (--rerun-stale trains them again): gated."
     assert note in said and note in (workdir / "table0.md").read_text()
     assert content(workdir / "gated") == before
 
