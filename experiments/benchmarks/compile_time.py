@@ -107,6 +107,7 @@ def first_steps(configs: list[str]) -> list[str]:
 def main() -> None:
     """Prints the table."""
     import jax
+    from page import render_page, say_range
     from train_step import cpu_name
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,35 +119,52 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     command = " ".join(["python experiments/benchmarks/compile_time.py", *(a for a in sys.argv[1:] if "--output" not in a)])
+    machine = f"{os.cpu_count()} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}."
     if arguments.first_step:
         table = first_steps(arguments.configs.split(","))
-        machine = f"{os.cpu_count()} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}."
-        shared = "at a load above the threads the machine was shared, and the rows compare only with each other"
-        lines = [f"`{command}`", "", f"Seconds by the clock; {shared}. {machine}", "", *table]
-        write("# Time to the first step", lines, arguments.output)
+        numbers = {
+            cache: [float(row.split(" | ")[2]) for row in table if f"| {cache} |" in row] for cache in ("empty", "filled")
+        }
+        text = render_page(
+            "Time to the first step",
+            f"Training takes its first step {say_range(numbers['empty'], 1)} s after the command with an empty compilation "
+            f"cache, and {say_range(numbers['filled'], 1)} s with a filled one.",
+            "\n".join(table),
+            f"`{command}`. Seconds by the clock. If the load is above the number of threads, the machine was shared, and "
+            "the rows compare only with each other.",
+            machine,
+        )
+        write_page(text, arguments.output)
         return
 
     measure("transformer_base", 1, {})  # what the first compilation of a process costs on top
     lines = [
-        f"`{command}`",
-        "",
-        f"`{arguments.model}`; seconds (seconds of processor time) and MiB. {os.cpu_count()} threads, {cpu_name()}, "
-        f"load {os.getloadavg()[0]:.1f}, jax {jax.__version__}.",
-        "",
         "| layers | | lines of the program | trace | compile | parameters | temporary memory |",
         "|---|---|---|---|---|---|---|",
     ]
+    compiling: dict[tuple[str, int], float] = {}
     for layers in map(int, arguments.layers.split(",")):
         for number in map(int, arguments.ways.split(",")):
             label, way = list(WAYS.items())[number]
             cells = [f"{layers} + {layers}", label, *measure(arguments.model, layers, way)]
             lines.append(f"| {' | '.join(cells)} |")
+            compiling[label, layers] = float(cells[4].split()[0])
             print(lines[-1], flush=True)
-    write("# Compile time of a training step", lines, arguments.output)
+    deepest = max(layers for _, layers in compiling)
+    times = ", ".join(f"{label} {seconds:.1f} s" for (label, layers), seconds in compiling.items() if layers == deepest)
+    text = render_page(
+        "Compile time of a training step",
+        f"Compiling a training step of {deepest} + {deepest} layers takes: {times}.",
+        "\n".join(lines),
+        f"`{command}`. `{arguments.model}`; seconds (seconds of processor time) and MiB. Temporary memory is XLA's plan for "
+        "the step, without parameters and optimizer state.",
+        machine,
+    )
+    write_page(text, arguments.output)
 
 
-def write(title: str, lines: list[str], output: Path | None) -> None:
-    text = "\n".join([title, "", *lines, ""])
+def write_page(text: str, output: Path | None) -> None:
+    """Prints a page and writes it to a file, if there is one."""
     print(text)
     if output:
         output.write_text(text)

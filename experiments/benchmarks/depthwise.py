@@ -1,23 +1,27 @@
 """Times depthwise convolutions, their gradients and a block of ConvNeXt on CPU: `kernels/conv.py` against XLA's own programs.
 
-    ./launch.sh python experiments/benchmarks/depthwise.py
+    ./launch.sh python experiments/benchmarks/depthwise.py [--output=FILE]
 
 Float32, batch 8. Milliseconds of CPU time, of all cores together, which other programs on the machine disturb less than the
 wall clock: the minimum of 10, the programs of a row in turn. "Dense blocks" packs channels into dense convolutions, as groups
 of more than one channel are. "Merged" is the block with depthwise convolutions that XLA may merge with what is around them.
 """
 
+import argparse
 import contextlib
 import functools
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp
+from page import render_page, say_range
+from train_step import cpu_name
 
 from attention_jax.cli.malloc import keep_freed_memory
 from attention_jax.kernels import conv
@@ -90,21 +94,41 @@ def time_block(channels: int, side: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the page and writes it to --output."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="a Markdown file for the page")
+    output = parser.parse_args().output
     keep_freed_memory()
-    print(f"{os.cpu_count()} threads, jax {jax.__version__}\n")
-    print("| depthwise convolution | pass | ours | dense blocks | XLA |\n|---|---|---:|---:|---:|")
+    rows = ["| depthwise convolution | pass | ours | dense blocks | XLA |", "|---|---|---:|---:|---:|"]
+    ratios: dict[str, list[float]] = {"dense blocks": [], "XLA": []}
     for window, channels, side in _SHAPES:
         for name, times in time_convolution(window, channels, side).items():
-            print(
-                f"| {window}x{window}, {channels} at {side}x{side} | {name} |",
-                " | ".join(f"{t:.1f}" for t in times.values()),
-                "|",
-            )
-    print("\n| block of ConvNeXt, with its gradients | ours | merged | XLA |\n|---|---:|---:|---:|")
+            cells = [f"{window}x{window}, {channels} at {side}x{side}", name, *(f"{t:.1f}" for t in times.values())]
+            rows.append(f"| {' | '.join(cells)} |")
+            for other, found in ratios.items():
+                found.append(times[other] / times["ours"])
+    blocks = ["| block of ConvNeXt, with its gradients | ours | merged | XLA |", "|---|---:|---:|---:|"]
     for channels, side in ((96, 56), (384, 14)):
         times = time_block(channels, side)
-        print(f"| {channels} at {side}x{side} |", " | ".join(f"{t:.0f}" for t in times.values()), "|")
+        blocks.append(f"| {' | '.join([f'{channels} at {side}x{side}', *(f'{t:.0f}' for t in times.values())])} |")
+    text = render_page(
+        "Depthwise convolutions on CPU",
+        f"Depthwise convolutions of this library are {say_range(ratios['XLA'], 1)} times as fast as XLA's own, and "
+        f"{say_range(ratios['dense blocks'], 1)} times as fast as dense blocks of channels.",
+        "\n".join(rows),
+        "`./launch.sh python experiments/benchmarks/depthwise.py`. Float32, batch 8. Milliseconds of CPU time, of all cores "
+        f'together: the minimum of {_REPEATS}, the programs of a row in turn. "Dense blocks" packs channels into dense '
+        "convolutions, as it is done for groups of more than one channel.",
+        f"{os.cpu_count()} threads, {cpu_name()}, jax {jax.__version__}.",
+        {
+            "A block of ConvNeXt": "\n".join(blocks)
+            + '\n\n"Merged": XLA may merge the depthwise convolutions with their neighbours, and then computes the gradient '
+            "of LayerNorm for each of the 49 products."
+        },
+    )
+    print(text)
+    if output:
+        output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from page import render_page, say_range
+
 ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # label: (interpolation of the crop, RandAugment, float32 in the end instead of uint8)
@@ -153,23 +155,28 @@ def main() -> None:
                     measured.setdefault((which, label), []).append(json.loads(worker.stdout.readline()))
         for worker in workers.values():
             worker.communicate()
-    lines = [
-        f"500x375 JPEGs of {size / 1e3:.0f} kB; images a second and core, median of {options.rounds} rounds of "
-        f"{options.images}.",
-        "",
-        "| pipeline | ours | timm | ratio |",
-        "|---|---|---|---|",
-    ]
+    lines = ["| pipeline | ours | timm | ratio |", "|---|---|---|---|"]
+    ratios = []
     for label in ROWS:
         rates = {which: 1e3 / statistics.median(measured[which, label]) for which in workers}
         cells = [f"{rates[which]:.0f}" if which in rates else "not run" for which in ("ours", "timm")]
         ratio = f"{rates['ours'] / rates['timm']:.2f}" if len(rates) == 2 else "–"
+        ratios += [rates["ours"] / rates["timm"]] if len(rates) == 2 else []
         lines.append(f"| {label} | {' | '.join(cells)} | {ratio} |")
-    print("\n".join(lines))
+    command = "python experiments/benchmarks/input.py --timm-python=PYTHON"
+    command += f" --rounds={options.rounds} --images={options.images}"
+    text = render_page(
+        "Images a second and core, beside timm",
+        f"One core prepares {say_range(ratios)} times as many training images a second as timm's pipeline."
+        if ratios
+        else "Only one of the two pipelines could run, so that nothing is compared.",
+        "\n".join(lines),
+        f"`{command}`. 500x375 JPEGs of {size / 1e3:.0f} kB; images a second and core by processor time, median of "
+        f"{options.rounds} rounds of {options.images}, the two in turn.",
+    )
+    print(text)
     if options.output:
-        command = "python experiments/benchmarks/input.py --timm-python=PYTHON"
-        command += f" --rounds={options.rounds} --images={options.images}"
-        options.output.write_text("\n".join(["# Images a second and core", "", f"`{command}`", "", *lines, ""]))
+        options.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

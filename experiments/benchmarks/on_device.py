@@ -260,29 +260,34 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
     import jax
+    from page import render_page
 
     begin = time.monotonic()
     software = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
     device = jax.devices()[0]
-    lines = [
-        "# A lent device",
-        "",
-        f"`experiments/on_device.sh{' --quick' * options.quick}`",
-        "",
-        f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f}, {software}.",
-        "",
-        "| question | answer | verdict |",
-        "|---|---|---|",
-    ]
-    print("\n".join(lines))
+    machine = f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores, "
+    machine += f"load {os.getloadavg()[0]:.1f}, {software}."
+    lines = ["| question | answer | verdict |", "|---|---|---|"]
+    print("\n".join([machine, "", *lines]))
+    answers = []
     for answer in ask(options.minutes, options.quick):
+        answers.append(answer)
         lines.append(f"| {' | '.join(answer)} |")
         print(lines[-1], flush=True)
-    lines += ["", f"{time.monotonic() - begin:.0f} seconds.", ""]
-    print("\n".join(lines[-2:]))
+    failed = [answer.question for answer in answers if answer.answer.startswith("failed")]
+    left = [answer.question for answer in answers if answer.answer == "not run"]
+    text = render_page(
+        f"One device and what it answers: {device.device_kind}",
+        f"{len(answers) - len(failed) - len(left)} of {len(answers)} questions are answered"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+        + (f"; not run: {', '.join(left)}" if left else "")
+        + ".",
+        "\n".join(lines),
+        f"`experiments/on_device.sh{' --quick' * options.quick}`, {time.monotonic() - begin:.0f} seconds.",
+        machine,
+    )
     if options.output:
-        options.output.write_text("\n".join(lines), encoding="utf-8")
+        options.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import translation_nets
+from page import render_page, say_range
 from train_step import answer, cpu_name
 
 
@@ -231,9 +232,10 @@ def same_work(case: Training | Translating, about: dict[str, Any]) -> str:
     return f"Of {case.sentences} translations ours share {' and '.join(equal)}." if equal else ""
 
 
-def report(names: list[str], peer_python: str, rounds: int, only: list[str]) -> str:
-    """The table, with what was said beside it."""
+def report(names: list[str], peer_python: str, rounds: int, only: list[str], command: str) -> str:
+    """Runs the cases and returns the page."""
     lines, notes, versions = [], [], {}
+    training, translating, beside = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if any(isinstance(CASES[name], Translating) for name in names):
@@ -251,27 +253,35 @@ def report(names: list[str], peer_python: str, rounds: int, only: list[str]) -> 
             for who, title in titles.items():
                 wall, cpu = best[who]
                 median = statistics.median(turn[0] for turn in times[who])
-                ratios = (
-                    [f"{best[who][i] / best['ours'][i]:.2f}" for i in (0, 1)] if "ours" in best and who != "ours" else ["", ""]
-                )
+                is_compared = "ours" in best and who != "ours"
+                ratios = [f"{best[who][i] / best['ours'][i]:.2f}" for i in (0, 1)] if is_compared else ["", ""]
+                if is_compared:
+                    beside.append(f"| {TITLES[name]} | {title} | {ratios[0]} |")
+                    (training if isinstance(case, Training) else translating).append(wall / best["ours"][0])
                 numbers = [f"{case.tokens / wall:,.0f}", f"{1000 * wall:,.0f} ({1000 * median:,.0f})"]
                 numbers += [f"{1000 * cpu:,.0f} ({1000 * kernel[who]:,.0f})"]
                 lines.append(" | ".join([f"| {TITLES[name]}", title, *numbers, *ratios]) + " |")
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return "\n".join(
-        [
-            f"Target tokens a second at the best of {rounds} turns; milliseconds of a step or a translation, minimum (median); "
-            "CPU time of all threads, which other programs on the machine disturb less, minimum (median of what the kernel "
-            "took of it, which is mostly for handing out memory); and how many times as long as ours. "
-            f"{len(os.sched_getaffinity(0))} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, "
-            f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')} for all, {software}.",
-            "",
-            "| work | by | tokens/s | ms | CPU ms | × ours | × ours, CPU |",
-            "|---|---|---|---|---|---|---|",
-            *lines,
-            "",
-            *notes,
-        ]
+    found = [
+        f"{work} is {say_range(ratios)} times as fast as with the other libraries"
+        for work, ratios in (("training", training), ("translation", translating))
+        if ratios
+    ]
+    every = ["| work | by | tokens/s | ms | CPU ms | × ours | × ours, CPU |", "|---|---|---|---|---|---|---|", *lines]
+    return render_page(
+        "Training and translation beside other libraries",
+        f"With this library, {' and '.join(found)}." if found else "Nothing was compared with ours.",
+        "\n".join(["| work | beside | ours is this many times as fast |", "|---|---|---:|", *beside]),
+        f"`{command}`. The best of {rounds} turns, which all take in turn, each in its own process.",
+        f"{len(os.sched_getaffinity(0))} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, "
+        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')} for all, {software}.",
+        {
+            "Tokens a second, milliseconds and CPU time": "\n".join([*every, "", *notes])
+            + f"\n\nTarget tokens a second at the best of {rounds} turns. Milliseconds of a step or a translation: minimum "
+            "(median). "
+            "CPU time of all threads, which other programs on the machine disturb less: minimum (median of the kernel's share, "
+            "which is mostly for handing out memory). Then how many times as long as ours."
+        },
     )
 
 
@@ -292,11 +302,11 @@ def main() -> None:
         return translation_nets.write_marian(args.folder, **BASE)
     if args.worker:
         return work(args.worker, names[0], args.folder)
-    table = report(names, args.peer_python, args.rounds, args.who.split(",") if args.who else [])
-    print(table)
+    command = " ".join(["python", *(arg for arg in sys.argv if not arg.startswith(("--peer_python", "--output")))])
+    only = args.who.split(",") if args.who else []
+    text = report(names, args.peer_python, args.rounds, only, f"{command} --peer_python=PATH")
+    print(text)
     if args.output:
-        command = " ".join(["python", *(arg for arg in sys.argv if not arg.startswith(("--peer_python", "--output")))])
-        text = f"# Training and translation beside other libraries\n\n`{command} --peer_python=PATH`\n\n{table}\n"
         args.output.write_text(text, encoding="utf-8")
 
 

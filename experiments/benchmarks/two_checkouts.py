@@ -10,6 +10,7 @@ with the older checkout, which both then open.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import random
@@ -19,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from page import render_page
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
@@ -203,16 +206,30 @@ def main() -> None:
         return work(options.worker, options.folder)
     before, cases = options.before.resolve(), options.cases.split(",")
     rows = ["| case | before ms | after ms | after / before, median [95 %] | pairs |", "| --- | ---: | ---: | ---: | ---: |"]
+    kept: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         prepare(before, Path(folder), cases)
         for case in cases:
             found = compare(case, before, Path(folder), options.pairs)
             print(case, json.dumps(found), flush=True)
+            kept[CASES[case]] = found
             interval = f"{found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
             rows.append(
                 f"| {CASES[case]} | {1e3 * found['before']:.0f} | {1e3 * found['after']:.0f} | {interval} | {found['pairs']} |"
             )
-    text = "\n".join(rows) + "\n"
+    slower = [name for name, case in kept.items() if case["low"] > 1]
+    faster = [name for name, case in kept.items() if case["high"] < 1]
+    found = [f"slower: {', '.join(slower)}"] * bool(slower) + [f"faster: {', '.join(faster)}"] * bool(faster)
+    text = render_page(
+        "Two checkouts in turn",
+        f"After the change these cases are {'; '.join(found)}."
+        if found
+        else "No case became slower or faster: all intervals hold 1.",
+        "\n".join(rows),
+        f"`./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR --pairs={options.pairs}`. Both checkouts "
+        "work in turn; median of the ratios with its 95 % interval from a bootstrap over pairs.",
+        f"{len(os.sched_getaffinity(0))} threads, jax {importlib.metadata.version('jax')}.",
+    )
     print(text)
     if options.output:
         options.output.write_text(text)

@@ -42,6 +42,7 @@ from attention_jax import tree  # noqa: E402
 from attention_jax.cli import main as cli  # noqa: E402
 from attention_jax.launch import local  # noqa: E402
 from attention_jax.train import metrics, remote_checkpoints, restore  # noqa: E402
+from experiments.benchmarks.page import render_page  # noqa: E402
 from experiments.reliability import faults  # noqa: E402
 
 STEPS, BATCH = 30, 32
@@ -257,33 +258,28 @@ def render_table(done: dict[str, dict[str, Any]], names: Sequence[str], random: 
     """Returns the results as Markdown."""
     tried = [done[name] for name in (*names, *random) if name in done and "not tried" not in done[name]["problem"]]
     survived, repeated = [line for line in tried if not line["problem"]], sum(line["redone"] for line in tried)
-    rows = []
-    for title, group in (("Scripted", names), ("Random, drawn with one seed", random)):
-        rows += [
-            f"## {title}",
-            "",
-            "| fault | outcome | calls | steps repeated | examples lost |",
-            "| --- | --- | ---: | ---: | ---: |",
-        ]
+    tables = []
+    for group in (names, random):
+        rows = ["| fault | outcome | calls | steps repeated | examples lost |", "| --- | --- | ---: | ---: | ---: |"]
         for name in group:
             if line := done.get(name):
                 gone = "–" if line["lost"] is None else line["lost"]
                 rows.append(f"| {name} | {line['problem'] or 'survived'} | {line['calls']} | {line['redone']} | {gone} |")
             else:
                 rows.append(f"| {name} | not run | | | |")
-        rows.append("")
-    head = [
-        "# Faults",
-        "",
+        tables.append("\n".join(rows))
+    return render_page(
+        "Faults put into training runs",
         f"{len(tried)} faults tried, {len(survived)} survived, {repeated} steps repeated of {STEPS * len(tried)}, "
         f"{sum(line['lost'] or 0 for line in tried)} examples lost.",
-        "",
-        f"Runs of {STEPS} steps with a checkpoint every {FIELDS['checkpoint.every_steps']}; this page was made by `nice "
-        "./launch.sh python experiments/reliability/campaign.py`, which says when a run survived. A call is one start of the "
-        'training command; "2 x 1" are two processes with one device each.',
-        "",
-    ]
-    return "\n".join(head + rows)
+        tables[0],
+        "`nice ./launch.sh python experiments/reliability/campaign.py`. Runs of "
+        f"{STEPS} steps with a checkpoint every {FIELDS['checkpoint.every_steps']}. A run survived if its last checkpoint "
+        "and its "
+        "log are bitwise those of an undisturbed run on the same processes. A call is one start of the training command; "
+        '"2 x 1" are two processes with one device each.',
+        folded={"Random faults, drawn with one seed": tables[1]},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,6 +32,7 @@ import attention_jax as aj  # noqa: E402
 from attention_jax.interop.export import express_name  # noqa: E402
 from attention_jax.interop.layout import name_tensors  # noqa: E402
 from attention_jax.interop.recognise import list_layouts  # noqa: E402
+from experiments.benchmarks.page import render_page  # noqa: E402
 from tests.helpers import parity  # noqa: E402
 from tests.helpers.blocks import quick  # noqa: E402
 
@@ -106,26 +107,25 @@ def write_page(lines: list[dict[str, Any]], shared: int, path: Path) -> None:
     versions = (
         f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}, jax {jax.__version__}"
     )
-    how = (
-        "random weights and statistics, saved by PyTorch, loaded by `aj.load_pretrained(name, file)`; the file's layout is "
-        "recognised. Difference: of the logits of two images, as a share of the largest."
+    found = (
+        f"{len(lines) - len(bad)} of {len(lines)} networks have the library's logits to {ACCEPTED:.0e} of the largest and give "
     )
-    found = f"{len(lines) - len(bad)} of {len(lines)} have the library's logits to {ACCEPTED:.0e} of the largest and give its "
-    found += f"tensors back bitwise{'; not ' + ', '.join(bad) if bad else ''}. {shared - len(lines)} of {shared} were not run."
-    page = [
-        "# Every network that timm or torchvision has too: their weights in, and back",
+    found += (
+        f"its tensors back bitwise{'; not ' + ', '.join(bad) if bad else ''}. {shared - len(lines)} of {shared} were not run."
+    )
+    head = ["| library | family | networks | largest difference | bitwise on the way back |", "|---|---|---:|---:|---:|"]
+    text = render_page(
+        "Every network that timm or torchvision has too: their weights in, and back",
         found,
-        f"`./launch.sh python experiments/reliability/every_name.py`: {how} {versions}.",
-        "\n".join(
-            [
-                "| library | family | networks | largest difference | bitwise on the way back |",
-                "|---|---|---:|---:|---:|",
-                *rows,
-            ]
-        ),
-        "\n".join(["| library | network | tensors | difference |", "|---|---|---:|---:|", *every]),
-    ]
-    path.write_text("\n\n".join(page) + "\n", "utf-8")
+        "\n".join([*head, *rows]),
+        "`./launch.sh python experiments/reliability/every_name.py`. Random weights and statistics are saved by PyTorch "
+        "and loaded "
+        "by `aj.load_pretrained(name, file)`, which recognises the file's layout. Difference: of the logits of two images, "
+        "as a share of the largest.",
+        f"{versions}.",
+        {"Each network": "\n".join(["| library | network | tensors | difference |", "|---|---|---:|---:|", *every])},
+    )
+    path.write_text(text, "utf-8")
 
 
 def main() -> None:

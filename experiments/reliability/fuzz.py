@@ -35,6 +35,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from attention_jax.config.config import get_fields  # noqa: E402
+from experiments.benchmarks.page import render_page  # noqa: E402
 from experiments.reliability import calls, corrupt  # noqa: E402
 from experiments.reliability.calls import Ended, Problem, open_run  # noqa: E402
 from experiments.reliability.judge import judge_workdir, list_hashes, read_truth  # noqa: E402
@@ -305,24 +306,39 @@ def render_table(here: dict[tuple[str, str], list[str]], there: dict[tuple[str, 
     calls = sum(map(len, tried.values()))
     apart = sum(len(ends) for ends in there.values())
     entries = list(dict.fromkeys(entry for entry, _ in tried))
-    lines = [
-        "# Damaged files and odd inputs",
-        "",
-        f"{len(tried)} pairs of a command and a kind of damage, {calls} tries, {apart} of them in a process of their own: "
-        f"{faults} faults.",
-        "",
-        "Made by `nice ./launch.sh python experiments/reliability/fuzz.py`, which says what a fault is. right: exit code 0 and "
-        "the result of the undamaged files; refused: one sentence and another exit code.",
-        "",
-    ]
+    sums, folded = ["| command | kinds of damage | right | refused | faults |", "| --- | ---: | ---: | ---: | ---: |"], {}
     for entry in entries:
         rows = {fault: ends for (e, fault), ends in tried.items() if e == entry}
-        lines += [f"## {entry}", "", "| damage | right | refused | faults |", "| --- | ---: | ---: | ---: |"]
-        for fault, ends in rows.items():
-            counts = [sum(end.startswith(kind) for end in ends) for kind in ("right", "refused", "FAULT")]
-            lines.append(f"| {fault} | {' | '.join(map(str, counts))} |")
-        lines.append("")
+        total = _count([end for ends in rows.values() for end in ends])
+        sums.append(f"| {entry} | {len(rows)} | {' | '.join(map(str, total))} |")
+        folded[entry] = _list_outcomes({fault: _count(ends) for fault, ends in rows.items()})
+    return render_page(
+        "Damaged files and odd inputs",
+        f"{len(tried)} pairs of a command and a kind of damage were tried {calls} times: {faults} faults.",
+        "\n".join(sums),
+        f"`nice ./launch.sh python experiments/reliability/fuzz.py`, {apart} of the tries in a process of their own. Right: "
+        "exit "
+        "code 0 and the result of the undamaged files. Refused: one sentence and another exit code. Anything else is a fault.",
+        folded=folded,
+    )
+
+
+def _list_outcomes(counts: dict[str, list[int]]) -> str:
+    """Returns a table with a row for each damaged thing and outcome: kinds of damage and the number of tries."""
+    rows: dict[tuple[str, str], dict[str, int]] = {}
+    for fault, (right, refused, faults) in counts.items():
+        thing, _, damage = fault.rpartition(": ")
+        outcome = "FAULT" if faults else "right or refused" if right and refused else "right" if right else "refused"
+        rows.setdefault((thing or "–", outcome), {})[damage] = right + refused + faults
+    lines = ["| damaged | how | outcome | tries |", "| --- | --- | --- | ---: |"]
+    lines += [
+        f"| {thing} | {', '.join(kinds)} | {outcome} | {sum(kinds.values())} |" for (thing, outcome), kinds in rows.items()
+    ]
     return "\n".join(lines)
+
+
+def _count(ends: Sequence[str]) -> list[int]:
+    return [sum(end.startswith(kind) for end in ends) for kind in ("right", "refused", "FAULT")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from experiments.benchmarks.page import render_page  # noqa: E402
 from tests.helpers.follow_recipes import compute_in_float64, follow_family  # noqa: E402
 from tests.helpers.parity_recipes import FAMILIES, Family, lengthen  # noqa: E402
 from tests.peers import torch_recipes  # noqa: E402
@@ -86,21 +87,24 @@ def main() -> None:
     versions = f"torch {torch.__version__}, timm {torch_recipes.timm.__version__}, jax {jax.__version__}"
     columns = ["family", "optimizer, peak rate", "timm, first 20", "timm, last 20", "ours, last 20"]
     columns += [f"{side}, {steps}" for side in ("ours", "float32") for steps in (20, n)]
-    head = f"""# The loss of {n} steps, ours and timm's
+    first, last = ([float(differ(curve["ours"], curve["timm"], steps)) for curve in curves.values()] for steps in (20, n))
+    text = render_page(
+        f"The loss of {n} steps, ours and timm's",
+        f"In the first 20 steps our loss differs from timm's by at most {max(first):.0e} of itself, in all {n} by at most "
+        f"{min(last):.0e} to {max(last):.0e}, depending on the family.",
+        "\n".join([f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *rows, "", "![losses](loss_curves.png)"]),
+        f"""`./launch.sh python experiments/reliability/loss_curves.py`. Tiny networks of each family
+(tests/helpers/parity_recipes.py) take {n} steps of 32 digits, 0 to 4, with noise, at 32x32 pixels, from the same weights and on
+the same batches. Recipes are those of configs/imagenet_*.py: optimizer, which parameters decay and how much, clipping, schedule
+after a tenth of warm-up, label smoothing 0.1. Augmentation, dropout and stochastic depth are off, and the rate is one for small
+batches.
 
-`./launch.sh python experiments/reliability/loss_curves.py`
-
-Tiny networks of each family (tests/helpers/parity_recipes.py) take {n} steps of 32 digits, 0 to 4, with noise, at 32x32 pixels,
-from the same weights and on the same batches. Recipes are those of configs/imagenet_*.py: optimizer, which parameters decay and
-how much, clipping, schedule after a tenth of warm-up, label smoothing 0.1; augmentation, dropout and stochastic depth are off,
-and the rate is one for small batches. Columns 3 to 5 are mean losses. "ours" is the largest relative difference between our
-loss and timm's in the first 20 and in all {n} steps, both computed in float64. "float32" is that of timm's own network in
-float32 from itself in float64: where it is large, rounding alone leads to another curve, and float32 can show no agreement.
-{versions}.
-
-| {" | ".join(columns)} |
-|{"---|" * len(columns)}"""
-    (options.output / "loss_curves.md").write_text("\n".join([head, *rows, "", "![losses](loss_curves.png)", ""]))
+Columns 3 to 5 are mean losses. "ours" is the largest relative difference between our loss and timm's in the first 20 and in all
+{n} steps, both computed in float64. "float32" compares timm's own network in float32 with itself in float64: where it is large,
+rounding alone leads to another curve, and float32 cannot show agreement.""",
+        f"{versions}.",
+    )
+    (options.output / "loss_curves.md").write_text(text, encoding="utf-8")
     plot(curves, options.output / "loss_curves.png")
 
 

@@ -33,6 +33,7 @@ from attention_jax.preflight.report import resolve_without_data  # noqa: E402
 from attention_jax.tables.page import REAL_SIZE  # noqa: E402
 from attention_jax.tables.table import Row, Table, load_table  # noqa: E402
 from attention_jax.train.program import build_program  # noqa: E402
+from experiments.benchmarks.page import render_page  # noqa: E402
 
 # What batches by length read off their data, stated as experiments/preflight.py does.
 _STATED = load_file(ROOT / "experiments/preflight.py")._PAIRS
@@ -106,16 +107,25 @@ def write_page(lines: list[dict[str, Any]], number: int, path: Path) -> None:
         label = f"{line['table']}, {line['scale']}, {line['row']}"
         cells.append([label, *numbers[:2], same, *numbers[2:4], line.get("failure", numbers[4])])
     head, *rows = ("| " + " | ".join(row) + " |" for row in cells)
-    page = [
-        "# Every table at the papers' size: resolved, counted and lowered, not run",
+    per_table: dict[str, list[bool]] = {}
+    for line in lines:
+        per_table.setdefault(line["table"], []).append(is_right(line))
+    short = ["| table | rows | of them right |", "| --- | ---: | ---: |"]
+    short += [f"| {name} | {len(right)} | {sum(right)} |" for name, right in per_table.items()]
+    text = render_page(
+        "Every table at the papers' size: resolved, counted and lowered, not run",
         f"{len(lines) - len(wrong)} of {len(lines)} rows resolve without data, have the counts of the network that they name "
         f"({naming} name one), and lower their training step{'; not ' + '; '.join(wrong) if wrong else ''}. "
         f"{number - len(lines)} of {number} were not checked.",
-        "`./launch.sh python experiments/reliability/paper_scale.py`. Parameters and multiply-adds of one example; operations "
-        f"of the step before it is compiled. jax {jax.__version__}, for one CPU device.",
-        "\n".join([head, "| --- |" + " ---: |" * (len(cells[0]) - 1), *rows]),
-    ]
-    path.write_text("\n\n".join(page) + "\n", "utf-8")
+        "\n".join(short),
+        "`./launch.sh python experiments/reliability/paper_scale.py`. A row is right if it resolves without data, has the "
+        "counts of "
+        "the network that it names, and lowers its training step for one CPU device. In the folded table: parameters and "
+        "multiply-adds of one example; operations of the step before it is compiled.",
+        f"jax {jax.__version__}.",
+        {"Each row": "\n".join([head, "| --- |" + " ---: |" * (len(cells[0]) - 1), *rows])},
+    )
+    path.write_text(text, "utf-8")
 
 
 def main() -> None:
