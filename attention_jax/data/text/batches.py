@@ -1,7 +1,7 @@
-"""Batches of sentence pairs: a fixed number of tokens, pairs of similar length, few shapes.
+"""Makes batches of sentence pairs: a fixed number of tokens, pairs of similar length, few shapes.
 
-A pair belongs to the first bucket that is as long as its longer side, end symbol included; a batch takes its pairs from one
-bucket and has the bucket's shape, so that a program is compiled once per bucket. The order is a pure function of
+A pair goes into the first bucket that holds its longer side, including EOS. All pairs of a batch come from one bucket, and the
+batch has that bucket's shape, so the step is compiled once per bucket. The order of batches is a pure function of
 (seed, epoch), as for images.
 """
 
@@ -19,32 +19,32 @@ from attention_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenPairs:
-    """Pairs as tokens in one flat array, since millions of lists would not fit into memory."""
+    """Holds all pairs as tokens in one flat array; millions of Python lists would not fit into memory."""
 
-    tokens: np.ndarray  # of all sides, source and target in turn, each with its end symbol
-    starts: np.ndarray  # [2 · pairs + 1] where each side begins, and the end of the last
+    tokens: np.ndarray  # int32: source 0, target 0, source 1, …, each side followed by EOS
+    starts: np.ndarray  # [2 · pairs + 1] offset of each side in `tokens`; the last entry is the length of `tokens`
     kept: np.ndarray  # [pairs] index of each pair in its data source
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def side(self, pair: int, side: int) -> np.ndarray:
-        """Returns the tokens of the source (0) or target (1) of a pair."""
+        """Returns the tokens of one side of a pair: the source for `side=0`, the target for `side=1`."""
         return self.tokens[self.starts[2 * pair + side] : self.starts[2 * pair + side + 1]]
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """[pairs] tokens of the longer side."""
+        """[pairs] number of tokens in the longer side of each pair, including EOS."""
         return np.diff(self.starts).reshape(-1, 2).max(1)
 
     @classmethod
     def of(cls, pairs: Iterator[tuple[list[int], list[int]]], max_length: int, too_long: str) -> tuple["TokenPairs", int]:
-        """Returns the pairs and how many were too long.
+        """Returns the pairs, and the number of pairs that were too long.
 
         Args:
-            pairs: tokens of source and target, without end symbols.
-            max_length: of a side, end symbol included.
-            too_long: "drop" leaves out a pair with a longer side, "truncate" cuts the side.
+            pairs: (source tokens, target tokens), both without EOS.
+            max_length: maximum length of a side in tokens, including EOS.
+            too_long: "drop" leaves out a pair with a longer side; "truncate" shortens the side.
         """
         flat = array.array("i")
         starts, kept, long = [0], [], 0
@@ -61,7 +61,10 @@ class TokenPairs:
 
 
 def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple[int, ...]:
-    """Returns at most `number` bucket lengths, multiples of `multiple`, with the least padding (by dynamic programming)."""
+    """Returns at most `number` bucket lengths that need the least padding, found by dynamic programming.
+
+    Every bucket length is a multiple of `multiple`; `lengths` [pairs] are those of the longer sides in tokens, including EOS.
+    """
     rounded = -(-lengths // multiple) * multiple
     sizes, counts = np.unique(rounded, return_counts=True)
     total = np.concatenate([[0], np.cumsum(counts)])
@@ -82,41 +85,51 @@ def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple
 
 
 def count_rows(length: int, batch_tokens: int, multiple: int) -> int:
-    """Returns how many pairs of this length fit into `batch_tokens` tokens per side, see `BucketPlan`."""
+    """Returns how many pairs of this length fit into `batch_tokens` tokens per side: a multiple of `multiple`, never 0."""
     return max(1, batch_tokens // length // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BucketPlan:
-    """The batches of an epoch."""
+    """Plans which pairs make up each batch of an epoch.
 
-    lengths: np.ndarray  # [pairs] tokens of the longer side
-    buckets: tuple[int, ...]  # lengths of the shapes, ascending; the last is at least the longest pair
-    batch_tokens: int  # maximum of rows · bucket length in a batch; one `multiple` of rows if that is more
-    multiple: int  # of the number of rows, so that devices and micro-batches can share them
-    seed: int  # of the order
+    Raises:
+        UserError: if there is no pair, or a pair is longer than the last bucket.
+    """
+
+    lengths: np.ndarray  # [pairs] number of tokens in the longer side of each pair, including EOS
+    buckets: tuple[int, ...]  # bucket lengths in ascending order; the last one must hold the longest pair
+    batch_tokens: int  # maximum of rows · bucket length, unless `multiple` rows already exceed it
+    multiple: int  # the number of rows is a multiple of this, so that devices and micro-batches get equal shares
+    seed: int  # decides the order of batches and pairs
 
     def __post_init__(self) -> None:
         if not len(self.lengths):
-            raise UserError("data: no sentence pair is left to train on: see data.max_length and data.too_long.")
+            raise UserError(
+                "data: no sentence pair is left to train on: raise data.max_length, or set data.too_long='truncate'."
+            )
         if self.lengths.max() > self.buckets[-1]:
             raise UserError(
-                f"data.bucket_lengths={self.buckets}: a pair has {self.lengths.max()} tokens: the last bucket must hold it."
+                f"data.bucket_lengths={self.buckets}: a pair has {self.lengths.max()} tokens, and the last bucket must hold it."
             )
 
     def rows(self, bucket: int) -> int:
-        """Returns the rows of a batch of bucket number `bucket`."""
+        """Returns the number of rows in a batch of bucket number `bucket`."""
         return count_rows(self.buckets[bucket], self.batch_tokens, self.multiple)
 
     @functools.cached_property
     def _members(self) -> list[np.ndarray]:
+        """Returns the indices of the pairs in each bucket."""
         bucket = np.searchsorted(self.buckets, self.lengths)
         return [np.flatnonzero(bucket == i) for i in range(len(self.buckets))]
 
     @functools.cached_property
     def _batches(self) -> list[tuple[int, int]]:
-        """(bucket, number in it) of an epoch's batches: full ones, leaving out other pairs each epoch; a bucket with too few
-        pairs for one has a padded batch."""
+        """Lists (bucket, number within the bucket) of the batches of an epoch.
+
+        Only full batches count; the pairs left over change from epoch to epoch. A bucket without a full batch has one padded
+        batch.
+        """
         counts = [len(members) // self.rows(i) or min(1, len(members)) for i, members in enumerate(self._members)]
         return [(bucket, number) for bucket, count in enumerate(counts) for number in range(count)]
 
@@ -127,12 +140,12 @@ class BucketPlan:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  (a plan lives as long as its run)
     def _order(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The order of the batches, and of the pairs in each bucket."""
+        """Returns the order of the batches in this epoch, and the order of the pairs in each bucket."""
         rng = np.random.default_rng((0, self.seed, epoch))
         return rng.permutation(self.steps_per_epoch), [rng.permutation(members) for members in self._members]
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
-        """Returns (bucket, indices of its pairs) for the batch after `step` steps; a padded one has fewer than its rows."""
+        """Returns (bucket, indices of the pairs) of the batch after step `step`; a padded batch has fewer pairs than rows."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, members = self._order(epoch)
         bucket, number = self._batches[order[place]]
@@ -140,7 +153,7 @@ class BucketPlan:
         return bucket, members[bucket][number * rows : (number + 1) * rows]
 
     def every(self) -> list[tuple[int, np.ndarray]]:
-        """Returns (bucket, indices) of batches that hold every pair once, in order."""
+        """Returns (bucket, indices of the pairs) of batches that together hold every pair once, in order."""
         return [
             (bucket, members[first : first + self.rows(bucket)])
             for bucket, members in enumerate(self._members)
@@ -150,27 +163,27 @@ class BucketPlan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenLoader:
-    """Makes this process's rows of each batch.
+    """Makes the rows of each batch that belong to this process.
 
-    A batch has "source" and "target" [rows, length] with end symbols and padding 0, "weight" [rows], 0 for filling rows, and
-    "index" [rows] of the pair in its data source. `process` is (this process's parts of a batch, number of parts).
+    A batch has "source" and "target" [rows, length], int32 tokens of sentences that end with EOS, padded with 0; "weight"
+    [rows], 1 for a pair and 0 for a row that only fills the batch; and "index" [rows], the pair's index in its data source.
     """
 
     pairs: TokenPairs
     plan: BucketPlan
     threads: int = 2
-    process: tuple[int | tuple[int, ...], int] = (0, 1)
+    process: tuple[int | tuple[int, ...], int] = (0, 1)  # (the parts of a batch that this process makes, number of parts)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Yields the batches of steps `first_step` + 1 to `num_steps`, made ahead in threads."""
+        """Yields the batches of steps `first_step` + 1 to `num_steps`; threads prepare them in advance."""
         return load_ahead(first_step, num_steps, self.training_batch, self.threads)
 
     def training_batch(self, step: int) -> Batch:
-        """Returns this process's rows of the batch after `step` steps."""
+        """Returns this process's rows of the batch that follows step `step`."""
         return self._batch(*self.plan.batch(step))
 
     def evaluation(self) -> Iterator[Batch]:
-        """Yields every pair once."""
+        """Yields batches that together hold every pair once, in order."""
         batches = self.plan.every()
         return load_ahead(0, len(batches), lambda number: self._batch(*batches[number]), self.threads)
 
@@ -187,9 +200,9 @@ class TokenLoader:
 
 
 def pad_rows(sentences: Sequence[Sequence[int] | np.ndarray], rows: int, length: int) -> np.ndarray:
-    """[rows, length] int32 of token lists with their end symbols, padded; missing rows hold an end symbol alone."""
+    """[rows, length] int32 tokens of sentences that end with EOS, padded; a row beyond the last sentence holds a single EOS."""
     padded = np.full((rows, length), PAD, np.int32)
-    padded[:, 0] = EOS  # an encoder needs something to attend to
+    padded[:, 0] = EOS  # attention in the encoder needs at least one token
     for row, tokens in enumerate(sentences):
         padded[row, : len(tokens)] = tokens
     return padded
