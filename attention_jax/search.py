@@ -1,7 +1,7 @@
 """Greedy and beam search over any function (token, cache) -> (logits, cache).
 
 Everything has fixed shapes and runs inside one compiled loop. The result of a sentence does not depend on the others of its
-batch: it has its own limit, and when it is done it keeps its result while the others go on.
+batch: each sentence has its own limit, and keeps its result once it is done while the others go on.
 
 Letters in comments: B sentences, K hypotheses of each, C candidates, L tokens, V words.
 """
@@ -30,19 +30,20 @@ class SearchOptions:
     Attributes:
         beam: hypotheses kept open; 1 is greedy search.
         n_best: hypotheses returned, at most `beam`.
-        alpha: of the length penalty.
+        alpha: exponent of the length penalty.
         penalty: "gnmt" divides the log probability by ((5 + length) / 6)^alpha (Wu et al. 2016; alpha 0.6 in the
             Transformer paper), "length" by length^alpha (alpha 1 is the mean log probability of a token). Length counts the
             end symbol and not the start symbol.
         expand: a beam of K considers expand·K candidates. 2 is tensor2tensor's rule: K hypotheses stay open however many
             have ended. 1 is Sutskever et al.'s (2014): a hypothesis that ends leaves the beam.
-        late_ends: of the 2K candidates, an end symbol counts at any rank (tensor2tensor); without it only among the K best,
+        late_ends: True counts an end symbol at any rank among the 2K candidates (tensor2tensor); False only among the K best,
             as in fairseq and Hugging Face's library.
         stop: a sentence is done "settled", when no open hypothesis can enter the n best any more; "guess", when none would
             enter the K best if it ended now with its log probability, though a longer length may do better (Hugging Face's
             early_stopping=False); "full", as soon as K have ended (early_stopping=True).
-        force_end: the last token that a limit allows is the end symbol, at no cost (Hugging Face's forced_eos_token_id).
-        renormalise: forbidden tokens are masked before the softmax instead of after it.
+        force_end: True makes the end symbol the last token that a limit allows, at no cost (Hugging Face's
+            forced_eos_token_id).
+        renormalise: True masks forbidden tokens before the softmax instead of after it.
         min_length: the end symbol is forbidden until this many tokens are written.
         bos, eos, pad: start, end and padding tokens; the first and the last are never written.
     """
@@ -92,13 +93,13 @@ def beam_search(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
 
-    A hypothesis that reaches its sentence's limit without an end symbol counts as it stands. Where fewer than n_best
-    hypotheses exist the others are padding with score -1e30.
+    A hypothesis that reaches its sentence's limit without an end symbol counts as it is. If fewer than n_best
+    hypotheses exist, the others are padding with score -1e30.
 
     Args:
         step: `(token [N], cache) -> (logits [N, vocabulary], cache)`, N = B · beam with the hypotheses of a sentence together.
-        cache: before the first token, every leaf with the B sentences along its first axis. `step` gets N rows, each of
-            which follows its hypothesis, except under "shared": those leaves are neither repeated nor moved.
+        cache: the cache before the first token; every leaf has the B sentences along its first axis. `step` gets N rows,
+            and each row follows its hypothesis. Leaves under "shared" are neither repeated nor moved.
         limits: [B] maximum length of each sentence including EOS, at most `max_length`.
         grow: `(cache, length) -> cache` makes room for `length` tokens; `cache` then starts with room for
             `cache_lengths(max_length)[0]`. The cost of a token grows with the room, and few sentences reach their limit.
@@ -111,7 +112,7 @@ def beam_search(
         return state["ended_tokens"], state["ended"]
 
     def finish(state: _State, lengths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """Searches to the end with a cache that has room for the first of `lengths` and grows to the others."""
+        """Searches to the end with a cache that has room for the first of `lengths` and grows to the later ones."""
         advance = functools.partial(_write_token, step=step, limits=limits, options=options)
         state = jax.lax.while_loop(lambda state: is_open(state, lengths[0]), advance, state)
         if grow is None or len(lengths) == 1:
@@ -129,7 +130,7 @@ def beam_search(
 
 
 def _first_state(cache: Cache, batch: int, max_length: int, options: SearchOptions) -> _State:
-    """One open hypothesis per sentence, since equal ones would fill the beam with copies."""
+    """Returns the first state: one open hypothesis per sentence, since equal ones would fill the beam with copies."""
     beam = options.beam
     return {
         "t": jnp.zeros((), jnp.int32),
@@ -176,7 +177,7 @@ def _write_token(state: _State, step: Step, limits: jax.Array, options: SearchOp
 
 
 def _log_probs(logits: jax.Array, t: jax.Array, limits: jax.Array, options: SearchOptions) -> jax.Array:
-    """[B · K, V] logits of token number `t` -> [B, K, V] log probabilities, -1e30 for tokens that are not allowed."""
+    """[B · K, V] logits of token number `t` -> [B, K, V] log probabilities, -1e30 for forbidden tokens."""
     vocabulary = logits.shape[-1]
     forbidden = jnp.zeros(vocabulary, bool).at[jnp.array([options.pad, options.bos])].set(True)
     forbidden = forbidden.at[options.eos].set(t < options.min_length)
@@ -203,22 +204,22 @@ def _may_improve(open_BK: jax.Array, ended_BK: jax.Array, t: jax.Array, limits: 
 
 
 def cache_lengths(max_length: int) -> tuple[int, ...]:
-    """Returns the lengths of a cache that grows: 16, then twice the one before; the last is `max_length`."""
+    """Returns the lengths of a cache that grows: 16, then doubled each time; the last is `max_length`."""
     doubled = (_FIRST_CACHE_LENGTH << i for i in itertools.count())
     return (*itertools.takewhile(lambda length: length < max_length, doubled), max_length)
 
 
 def _map_rows(change: Callable[[jax.Array], jax.Array], cache: Cache) -> Cache:
-    """Changes every leaf of the cache that is not under "shared"."""
+    """Applies `change` to every leaf of the cache that is not under "shared"."""
     return {name: part if name == "shared" else jax.tree.map(change, part) for name, part in cache.items()}
 
 
 def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The largest values of each row with their places, filled up where a row has fewer than `count`."""
+    """Returns the largest values of each row with their positions, filled up if a row has fewer than `count`."""
     rows, size = values.shape
     have = min(count, size)
     if size >= 4 * _GROUP * have:
-        # The largest are in the groups with the largest maxima, equal ones in the earlier groups: a sort of few.
+        # The largest values lie in the groups with the largest maxima, equal ones in the earlier groups: few values are sorted.
         grouped = jnp.pad(values, ((0, 0), (0, -size % _GROUP)), constant_values=-jnp.inf).reshape(rows, -1, _GROUP)
         groups = jnp.sort(jax.lax.top_k(grouped.max(-1), have)[1])
         best, places = jax.lax.top_k(jnp.take_along_axis(grouped, groups[:, :, None], 1).reshape(rows, -1), have)

@@ -1,4 +1,4 @@
-"""Complete networks made of `nn` blocks; `create_model` is the way in."""
+"""Complete networks, made of blocks from `nn`; `create_model` makes one by its name."""
 
 from attention_jax.models import (  # noqa: F401  they register their names
     convnext,

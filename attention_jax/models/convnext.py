@@ -37,7 +37,7 @@ from attention_jax.models.stages import (
 from attention_jax.nn.conv import Conv, StochasticDepth
 from attention_jax.nn.norm import BatchNorm
 
-# The released code: truncated normal of standard deviation 0.02, cut at 2, i.e. at 100 deviations. (Table 5 prints 0.2.)
+# The released code: truncated normal of standard deviation 0.02, cut at ±2, which is 100 deviations. (Table 5 prints 0.2.)
 initial = nn.initializers.normal(0.02)
 _NORM_EPS = 1e-6
 
@@ -47,9 +47,9 @@ class ConvNeXtBlock(nn.Module):
 
     Attributes:
         layer_scale: initial value of a scale for each channel of the branch; None has no such scale.
-        drop_rate: of the branch.
-        gate: makes a gate of the branch, before the scale; may be None.
-        dtype: of activations and products.
+        drop_rate: probability of dropping the branch in training.
+        gate: makes the branch's gate, which comes before the scale; None for no gate.
+        dtype: dtype of activations and products.
         train: True lets stochastic depth drop the branch.
     """
 
@@ -80,7 +80,7 @@ class ConvNeXt(Network):
     """Stem, stages of blocks with downsampling between them, global average pooling, LayerNorm, linear classifier.
 
     Attributes:
-        num_classes: K.
+        num_classes: number K of classes.
         stage_sizes: blocks in each stage.
         widths: channels of each stage.
         patch_size: side and stride of the stem's convolution, 4; 16 in the isotropic networks.
@@ -88,11 +88,11 @@ class ConvNeXt(Network):
         layer_scale: see `ConvNeXtBlock`.
         drop_path_rate: stochastic depth, the rate of the last block; rates grow linearly from 0 at the first.
         head_init_scale: factor of the classifier's initial kernel; the recipes of fine-tuning have 0.001 (Table 6).
-        gate, gate_at, gate_stages, gate_args: attention to put in, see `ResNet`. A "block" has it at the end of its branch,
+        gate, gate_at, gate_stages, gate_args: attention to add, see `ResNet`. A "block" has it at the end of its branch,
             before the layer scale. A gate's own normalisation is over the batch: LayerNorm over the one channel of a spatial
             map would leave nothing of it.
         norm_group_size: examples that share the batch statistics of a gate; None is the entire batch that the module sees.
-        dtype: of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
         features: True leaves the head out and returns the output of every stage, as dense tasks need them.
     """
 
@@ -123,8 +123,8 @@ class ConvNeXt(Network):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:
         """[B, H, W, C] -> [B, K] float32, or with `features` a tuple of maps [B, H/s, W/s, C] in `dtype`, by growing stride s.
 
-        With `train`, stochastic depth draws from the key "dropout". What a stride leaves over at the right and at the bottom is
-        not seen, as in the released code. Raises UserError when the image has fewer pixels a side than the network's stride.
+        With `train`, stochastic depth draws from the key "dropout". As in the released code, strides skip pixels that remain at
+        the right and at the bottom. Raises UserError when the image has fewer pixels a side than the network's stride.
         """
         self.check()
         _, h, w, _ = images.shape

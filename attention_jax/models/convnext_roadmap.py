@@ -1,8 +1,8 @@
-"""From a ResNet to ConvNeXt (Liu et al. 2022, Section 2): one network in which every step of the roadmap is a field.
+"""The road from a ResNet to ConvNeXt (Liu et al. 2022, Section 2): one network in which every step of the roadmap is a field.
 
 `ROADMAP` has the steps of Tables 10 and 11 in their order, and `convnext_from_resnet50.STEP` and `convnext_from_resnet200.STEP`
-are the networks after each. They are those of the authors' ablation code: no layer scale, PyTorch's default initialisation of
-convolutions. The last step has ConvNeXt's multiply-adds but not all its LayerNorms; ConvNeXt itself is in `convnext.py`.
+are the networks after each step. They follow the authors' ablation code: no layer scale, and PyTorch's default initialisation
+of convolutions. The last step has ConvNeXt's multiply-adds but not all its LayerNorms; ConvNeXt itself is in `convnext.py`.
 """
 
 import functools
@@ -72,7 +72,7 @@ class RoadmapBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H/stride, W/stride, width], of a bottleneck 4·width."""
+        """[B, H, W, C] -> [B, H/stride, W/stride, width], or 4·width channels for a bottleneck."""
         width, inputs, size, stride = self.width, x.shape[-1], self.kernel_size, self.stride
         # (filters, kernel, stride) of the three layers; Figure 3 (a), (b) and (c).
         layers = {
@@ -99,14 +99,14 @@ class ConvNeXtRoadmap(Network):
     """Stem, four stages of residual blocks, global average pooling, linear classifier.
 
     Attributes:
-        num_classes: K.
+        num_classes: number K of classes.
         stage_sizes: blocks in each stage (Section 2.2).
-        width: of the first stage; it doubles from stage to stage (Section 2.3).
+        width: channels of the first stage; the number doubles from stage to stage (Section 2.3).
         stem: "imagenet" as ResNet's; "patchify", one 4x4 convolution of stride 4 with a bias (Section 2.2).
         depthwise: True gives the convolution of `kernel_size` one filter a channel (Section 2.3).
         block: "bottleneck" as ResNet's, with outputs of four times the width; "inverted", narrow outside and four times as wide
-            inside; "depthwise_first", that with the depthwise convolution moved up (Sections 2.4 and 2.5, Figure 3).
-        kernel_size: of the depthwise convolution (Section 2.5).
+            inside; "depthwise_first", as "inverted" with the depthwise convolution moved up (Sections 2.4 and 2.5, Figure 3).
+        kernel_size: side of the depthwise convolution's kernel (Section 2.5).
         activation: "relu" or "gelu" (Section 2.6).
         fewer_activations: True keeps the activation after the second layer of a block alone, and none after the addition.
         fewer_norms: True keeps the normalisation after the first layer of a block alone.
@@ -118,7 +118,7 @@ class ConvNeXtRoadmap(Network):
         gate, gate_at, gate_stages, gate_args: attention after stages, see `ResNet`.
         norm_group_size: examples that share batch statistics; None is the entire batch that the module sees.
         norm_running_var: "biased" or "unbiased", see `BatchNorm`.
-        dtype: of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
         features: True leaves the head out and returns the output of every stage, as dense tasks need them.
     """
 
@@ -198,7 +198,7 @@ class ConvNeXtRoadmap(Network):
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.02), name="head")(x)
 
 
-# Each step keeps what those before it set; after the comparison of kernel sizes, 7 goes on.
+# Each step keeps the fields of the steps before it; after the comparison of kernel sizes, the road goes on with 7.
 _STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("baseline", {}),
     ("stage_ratio", {}),
@@ -219,7 +219,7 @@ _STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("separate_downsampling", dict(downsampling="separate")),
     ("downsampling_norm", dict(downsampling="separate_norm")),
 )
-# What differs between the two regimes; in the second the stage ratio comes with another width.
+# Fields that differ between the two regimes; in the second one, the stage ratio comes with another width.
 _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "resnet50": {"stage_ratio": dict(stage_sizes=(3, 3, 9, 3)), "width": dict(width=96)},
     "resnet200": {

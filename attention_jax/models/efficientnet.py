@@ -44,7 +44,7 @@ _CHOICES = {
 
 
 def round_filters(filters: float) -> int:
-    """Returns the nearest multiple of 8, at least 8, and the next one where that is under 90 % of `filters`."""
+    """Returns the nearest multiple of 8, at least 8; the next one if that is less than 90 % of `filters`."""
     rounded = max(8, int(filters + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * filters else rounded + 8
 
@@ -55,12 +55,12 @@ class MBConv(nn.Module):
     The shortcut joins equal shapes only, and nothing follows the addition.
 
     Attributes:
-        filters: of the output.
-        kernel, stride: of the depthwise convolution.
-        expansion: filters inside per input channel; 1 leaves the first 1x1 out.
-        gate: makes squeeze-and-excitation or what takes its place; None for neither.
-        conv, norm, act: the network's.
-        drop_rate, train: of the residual branch, and whether it is dropped.
+        filters: channels of the output.
+        kernel, stride: side and stride of the depthwise convolution.
+        expansion: inner filters per input channel; 1 leaves out the first 1x1.
+        gate: makes squeeze-and-excitation, or the gate in its place; None for no gate.
+        conv, norm, act: the network's convolution, normalisation and activation.
+        drop_rate, train: with `train`, the residual branch is dropped with this probability.
     """
 
     filters: int
@@ -94,7 +94,7 @@ class EfficientNet(Network):
     """Stem 3x3 of stride 2, seven stages of MBConv, 1x1 to 1,280 filters, global average pooling, linear classifier.
 
     Attributes:
-        num_classes: K.
+        num_classes: number K of classes.
         width, depth: factors of B0's filters (rounded to multiples of 8) and blocks (rounded up).
         lite: EfficientNet-Lite: no squeeze-and-excitation, ReLU6 for swish; `width` leaves the stem and the last 1x1 as they
             are, `depth` the first and the last stage.
@@ -106,12 +106,12 @@ class EfficientNet(Network):
             of stride 2 for "stage", as BAM stands before them in a ResNet.
         gate_args: keyword arguments of the gate.
         drop_path_rate: stochastic depth: block i of n is dropped at rate·i/n (timm, tensorflow/tpu).
-        dropout_rate: before the classifier.
-        features: return maps in place of logits, and have no head.
-        norm_epsilon, norm_momentum: of batch normalisation, see `BatchNorm`.
+        dropout_rate: dropout before the classifier.
+        features: True returns maps in place of logits, and leaves out the head.
+        norm_epsilon, norm_momentum: settings of batch normalisation, see `BatchNorm`.
         norm_group_size: examples that share batch statistics; None is the entire batch that the module sees.
         norm_running_var: "biased" or "unbiased", see `BatchNorm`.
-        dtype: of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
     """
 
     num_classes: int = 1000
@@ -152,7 +152,7 @@ class EfficientNet(Network):
         ]
 
     def gated_stages(self) -> tuple[int, ...]:
-        """Returns the numbers, from 1, of the stages that have the gate."""
+        """Returns the numbers of the stages that have the gate, counted from 1."""
         if self.gate is None:
             return ()
         if self.gate_stages is not None:
@@ -190,7 +190,7 @@ class EfficientNet(Network):
         stem = 32 if self.lite else round_filters(32 * self.width)
         x = act(norm(name="stem_norm")(conv(images.astype(dtype), stem, 3, 2, name="stem_conv")))
         for stage, (kernel, stride, expansion, filters, blocks) in enumerate(stages, 1):
-            # Hidden units are a quarter of the block's input, not of what is inside.
+            # The hidden units are a quarter of the block's input channels, not of its expanded channels.
             squeeze = functools.partial(SqueezeExcite, 4 * expansion, activation=nn.silu, dtype=dtype, name="gate")
             inside: Callable[[], nn.Module] | None = None if self.lite else squeeze
             if gate and self.gate_at == "block" and stage in gated:

@@ -1,12 +1,12 @@
-"""The gate slot: attention modules by name or from outside the package, put where a network says.
+"""The gate slot: attention modules by name or from outside the package, put into the places that a network names.
 
 A gate is a module that takes [B, H, W, C] and returns an array of the same shape and dtype. The slot makes it anew in every
 place that the network names, from one of
 
 - a name in `GATES`, a dotted path, or `path/to/file.py:Name`, for one of the following, or one of them itself;
 - a class of Linen modules, or a function that returns a Linen module, called with the network's `gate_args`, and with its
-  `norm` (makes a normalisation layer) and `dtype` (of activations and products) where it has fields or arguments of these
-  names; the module's call is given `train` where it takes that;
+  `norm` (makes a normalisation layer) and `dtype` (of activations and products) if it has fields or arguments of these
+  names; the module's call gets `train` if it takes that;
 - a class of NNX modules, called with `gate_args`, `rngs`, `norm` and `dtype` likewise, and with the number of channels as
   the first of `channels`, `in_features` and `num_features` that its constructor has. It is put into training or evaluation
   mode (`module.train()`, `module.eval()`), and its variables are kept as a Linen module's are.
@@ -56,11 +56,11 @@ _GIVE = "give a Linen or NNX module class, or a function that returns a Linen mo
 
 
 class Gate(nn.Module):
-    """A gate as the head of this file describes them: [B, H, W, C] -> [B, H, W, C].
+    """Puts a gate into a network: [B, H, W, C] -> [B, H, W, C]; the head of this file says what a gate may be.
 
     Attributes:
-        gate, args: what makes it, and its arguments.
-        norm, dtype, train: the network's.
+        gate, args: the gate's class, function or name, and its keyword arguments.
+        norm, dtype, train: the network's normalisation and dtype, and True in training.
     """
 
     gate: str | Callable[..., Any]
@@ -71,7 +71,7 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]. Raises UserError for a gate that does not do as the head of this file says."""
+        """[B, H, W, C] -> [B, H, W, C]. Raises UserError for a gate that breaks the rules at the head of this file."""
         make = load_object(self.gate, GATES, "gate")
         is_nnx = inspect.isclass(make) and any(base.__module__.startswith("flax.nnx.") for base in make.__mro__)
         module = self._make_nnx(make, x.shape[-1]) if is_nnx else self._make_linen(make)
@@ -84,7 +84,8 @@ class Gate(nn.Module):
         with explain_modes(what := f"model.gate: {self.gate!r}"):
             y = module(x, train=self.train) if takes_train else module(x)
             if self.is_initializing() and not self.train and not is_nnx:
-                # Initialisation allows what the first evaluation, many steps later, refuses.
+                # A layer without a mode works while variables are made, and fails only at the first evaluation, many steps
+                # later.
                 evaluated: dict[str, Any] = {"train": False} if takes_train else {}
                 jax.eval_shape(lambda v, x: module.clone(parent=None).apply(v, x, **evaluated), self.variables, x)
         self._check(x, y)
@@ -94,8 +95,8 @@ class Gate(nn.Module):
         return y
 
     def _call(self, make: Callable[..., Any], takes: Callable[..., Any], more: Mapping[str, Any]) -> Any:
-        """What `make` returns for `args` and those of the network's own that `takes` names and nobody has given yet."""
-        bound = getattr(make, "keywords", {})  # of functools.partial
+        """Calls `make` with `args`, and with the network's own arguments that `takes` names and `args` leaves out."""
+        bound = getattr(make, "keywords", {})  # the arguments that a functools.partial brings
         own = {"norm": self.norm, "dtype": self.dtype, **more}
         try:
             names = inspect.signature(takes).parameters.keys() - bound.keys()
@@ -107,7 +108,7 @@ class Gate(nn.Module):
             ) from error
 
     def _make_linen(self, make: Any) -> nn.Module:
-        if isinstance(make, nn.Module):  # one for all places: a copy for each
+        if isinstance(make, nn.Module):  # one module for all places: each place gets a copy
             make = make.clone
         module = self._call(make, make, {})
         if not isinstance(module, nn.Module):
@@ -115,13 +116,13 @@ class Gate(nn.Module):
         return module if module.parent is self else module.clone(parent=self)
 
     def _make_nnx(self, make: Any, channels: int) -> nn.Module:
-        """A Linen module that makes the NNX module at each call, with the variables that Linen has for it."""
-        from flax import nnx  # the package needs it nowhere else
+        """Returns a Linen module that makes the NNX module at each call, with the variables that Linen keeps for it."""
+        from flax import nnx  # only this function of the package needs it
 
         takes = functools.partial(make.__init__, None)
         width = next((name for name in _CHANNELS if name in inspect.signature(takes).parameters), "channels")
         keys = {name: self.make_rng(name) for name in ("params", "dropout") if self.has_rng(name)}
-        # Layers name the streams that they draw from when they are made, also where nothing will be drawn.
+        # Layers name the random streams that they draw from when they are made, even if they draw nothing.
         rngs = nnx.Rngs(keys.get("params", jax.random.key(0)), **keys)
 
         def make_in_mode() -> Any:

@@ -14,7 +14,7 @@ from attention_jax.config import plugins
 from attention_jax.config.plugins import get_saved_code, load_file, load_object, strip_origin
 from attention_jax.errors import UserError, suggest_name
 
-FACTS = ("num_classes", "vocab_size")  # of the data; a network that has no such field is not asked for it
+FACTS = ("num_classes", "vocab_size")  # facts of the data; a network without such a field does not get them
 _MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {}
 _FILES: dict[str, str] = {}  # name -> the user's file that registers it
 
@@ -83,7 +83,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     """Raises UserError unless the section `model` of a config names a network, and fields that it has and reads."""
     name, own = model["name"], {key: value for key, value in model.items() if key not in ("name", *FACTS)}
     _refuse_unknown_fields(name, own)
-    if own.get("features") is True:  # of networks for text it is a width
+    if own.get("features") is True:  # in networks for text, `features` is a width
         raise UserError(
             f"config.model.features=True: model {name!r} would return its maps and no logits to train: leave it out."
         )
@@ -96,7 +96,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def refuse_unread_reduction(model: Mapping[str, Any], shapes: Callable[[], Any]) -> None:
-    """Raises UserError where squeeze-and-excitation's reduction in the section `model` is above the channels, whatever it is.
+    """Raises UserError where squeeze-and-excitation's reduction in the section `model` is above the number of channels.
 
     Its default gives one hidden unit there. `shapes` returns the network's parameters or their shapes.
     """

@@ -1,4 +1,4 @@
-"""The ResNet family: one network whose parts are slots.
+"""The ResNet family: one network with a slot for each part.
 
 He et al. 2016 (arXiv 1512.03385) with its CIFAR variant and the plain networks without shortcuts; ResNeXt (1611.05431),
 wide networks, ResNet-D (1812.01187), ResNet-RS (2103.07579), and gates such as SE, BAM or self-attention. Stage, shortcut
@@ -53,8 +53,8 @@ class Block(nn.Module):
         kind: "basic" or "bottleneck".
         width: filters; a bottleneck's output has four times as many.
         stride, stride_at, shortcut, residual, zero_gamma: see `ResNet`.
-        cardinality, width_per_group, first_divisor: of a bottleneck, see `ResNet`.
-        drop_rate: of the residual branch.
+        cardinality, width_per_group, first_divisor: for bottlenecks only, see `ResNet`.
+        drop_rate: probability of dropping the residual branch.
         conv, norm, gate: make the layers; the gate may be None.
         train: True lets stochastic depth drop the branch.
     """
@@ -106,7 +106,7 @@ class Block(nn.Module):
         return nn.relu(y)
 
     def _shortcut(self, x: jax.Array, features: int) -> jax.Array:
-        """Options A and B of He et al., Section 4.1, and ResNet-D's: identity where shapes agree, else as named."""
+        """Returns the shortcut: x itself if shapes agree, else option A or B (He et al., Section 4.1) or ResNet-D's."""
         if x.shape[-1] == features and self.stride == 1:
             return x
         stride = self.stride
@@ -125,38 +125,38 @@ class ResNet(Network):
     """Stem, stages of residual blocks, global average pooling, linear classifier.
 
     Attributes:
-        num_classes: K.
+        num_classes: number K of classes.
         stage_sizes: blocks in each stage.
         widths: filters of each stage (a bottleneck's output has four times as many).
         block: "basic" or "bottleneck".
         stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2); "deep" (three 3x3 of 32, 32, 64 filters in place of the
             7x7: ResNet-C and -D); "wide_deep" (of 64, 64, 128: SENet-154); "rs" (deep, and a fourth 3x3 of stride 2 in
             place of the max-pool, as in the released ResNet-RS); "cifar" (3x3 stride 1).
-        stride_at: where a bottleneck strides: "1x1" is the paper's network (v1), "3x3" torchvision's (v1.5).
+        stride_at: the layer of a bottleneck that strides: "1x1" is the paper's network (v1), "3x3" torchvision's (v1.5).
         shortcut: "A" pads with zeros, "B" projects where shapes change, "D" pools 2x2 before the projection where the
             block strides. "A-centred" pads with half of the zeros before and half after the channels, as the common CIFAR
             code in PyTorch does; "A" has all of them after, as He et al.'s. "B-3x3" has a 3x3 projection where the block
             strides (SENet-154).
         residual: False gives the plain network without shortcuts.
-        cardinality: C, groups of a bottleneck's 3x3 (ResNeXt).
+        cardinality: number C of groups in a bottleneck's 3x3 (ResNeXt).
         width_per_group: filters of a group in the first stage, 64 / C of them leave the width as it is; "32x4d" is
             cardinality 32, width_per_group 4; of cardinality 1, 128 is a network twice as wide inside.
         first_divisor: divides the filters of a bottleneck's first 1x1 (2 in SENet-154).
-        gate: attention to put in, by name (`gate.GATES`), dotted path, `file.py:Name` or class.
+        gate: attention to add, by name (`gate.GATES`), dotted path, `file.py:Name` or class.
         gate_at: "block" gates every residual branch before the addition, "stage" the output of stages.
-        gate_stages: numbers of the stages, from 1, that have it; None is all of them for "block", all but the last for
+        gate_stages: numbers of the stages that have the gate, from 1; None is all of them for "block", all but the last for
             "stage".
         gate_args: keyword arguments of the gate.
         norm: "batch", "group" (see `GroupNorm`), or "none", where every convolution has a bias.
         zero_gamma: the last normalisation of each block starts with scale 0 (Goyal et al. 2017, Section 5.1).
         drop_path_rate: stochastic depth, the largest rate at which a residual branch is dropped.
-        drop_path_by: how the rate grows: "block", linear from 0 at the first block (timm); "stage", rate·(stage + 1) / (stages
+        drop_path_by: growth of the rate: "block", linear from 0 at the first block (timm); "stage", rate·(stage + 1) / (stages
             + 1) for every block of a stage (the released ResNet-RS).
-        dropout_rate: before the classifier.
-        kernel_init: of the convolutions: "he" (fan-out) or "fan_in" (the released ResNet-RS).
+        dropout_rate: dropout before the classifier.
+        kernel_init: initialiser of the convolutions: "he" (fan-out) or "fan_in" (the released ResNet-RS).
         norm_group_size: examples that share batch statistics; None is the entire batch that the module sees.
         norm_running_var: "biased" or "unbiased", see `BatchNorm`.
-        dtype: of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters, statistics and logits are float32.
         features: True leaves the head out and returns the output of every stage, as dense tasks need them.
     """
 
@@ -197,9 +197,9 @@ class ResNet(Network):
         if min(self.cardinality, self.width_per_group, self.first_divisor) < 1:
             raise UserError(f"{groups}: give whole numbers from 1.")
         if self.block == "basic" and (self.cardinality, self.width_per_group, self.first_divisor) != (1, 64, 1):
-            raise UserError(f"{groups} are of bottlenecks: give model.block='bottleneck' with them.")
+            raise UserError(f"{groups} are for bottlenecks only: give model.block='bottleneck' with them.")
         if (narrowest := min(self.widths)) * self.width_per_group < 64 * self.first_divisor:
-            raise UserError(f"{groups} leaves a stage of {narrowest} filters none: give more of model.width_per_group.")
+            raise UserError(f"{groups} leaves no filter in a stage of {narrowest}: give a larger model.width_per_group.")
         if self.zero_gamma and self.norm == "none":
             raise UserError("model.zero_gamma needs a normalisation: with model.norm='none' there is no scale to start at 0.")
         if self.drop_path_rate and not self.residual:
@@ -213,7 +213,7 @@ class ResNet(Network):
         return grow_drop_rates(self.drop_path_rate, self.stage_sizes)
 
     def gated_stages(self) -> tuple[int, ...]:
-        """Returns the numbers, from 1, of the stages that have the gate."""
+        """Returns the numbers of the stages that have the gate, counted from 1."""
         return list_gated_stages(self)
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""The names of the ResNet family: timm's and torchvision's where they have the network."""
+"""The names of the ResNet family: those of timm and torchvision if they have the network."""
 
 from typing import Any
 

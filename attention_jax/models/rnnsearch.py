@@ -29,13 +29,13 @@ class RNNSearch(EncoderDecoder):
     Attributes:
         vocab_size: tokens of the target; 0 is padding.
         source_vocab_size: tokens of the source; None is vocab_size.
-        features: n, units of the encoder's two directions each and of the decoder.
-        embedding_size: m.
+        features: number n of units in the encoder's two directions each and of the decoder.
+        embedding_size: size m of an embedding.
         alignment_size: n', rows of W_a and U_a.
         readout_size: l, outputs of the maxout layer, each the larger of two.
-        use_bias: in the gates, the first state, the readout and the softmax.
-        dropout: on embeddings and on the input of the softmax; none in the paper.
-        dtype: of activations and products, "float32" or "bfloat16"; parameters, gates and logits are float32.
+        use_bias: True gives the gates, the first state, the readout and the softmax a bias.
+        dropout: share dropped from embeddings and the input of the softmax; none in the paper.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters, gates and logits are float32.
     """
 
     vocab_size: int = 30_000
@@ -93,7 +93,7 @@ class RNNSearch(EncoderDecoder):
         return self._logits(s_TBD, x_TBD, context_TBD, train).swapaxes(0, 1)
 
     def _advance(self, cache: Cache) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-        """A pure function of the gates [B, G] and the state [B, D]: the next state, the context and the weights [B, S]."""
+        """Returns a pure function (gates [B, G], state [B, D]) -> (next state, context, weights [B, S])."""
         recurrence = self.decoder.recurrence("/".join(self.decoder.hidden.path))
         shared, feed = cache["shared"], self.feed.pure()
         attend = self.cross_attention.pure_step(shared["keys"], shared["annotations"], shared["source"] != PAD)
@@ -112,13 +112,13 @@ class RNNSearch(EncoderDecoder):
         return self.output(drop(t, self.dropout, self._dropout_key(train)), jnp.float32)
 
     def init_cache(self, memory: Memory, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
-        """Returns the cache before the first token, as `Seq2Seq.init_cache` does."""
+        """Returns the cache before the first token, in the form of `Seq2Seq.init_cache`."""
         annotations = memory["annotations"]
         shared = {"annotations": annotations, "keys": self.cross_attention.keys(annotations), "source": source}
         return {"state": memory["state"], "shared": shared}
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache with them added."""
+        """[B · beam] newest target tokens -> next logits [B · beam, vocab_size], and the cache with the tokens added."""
         y_BD = self._embed(self.target_embedding, token, False)
         new_BD, context_BD, weights_BS = self._advance(cache)(self.decoder.project(y_BD), cache["state"])
         self.cross_attention.sow_weights(weights_BS[:, None])

@@ -27,24 +27,24 @@ Cache = dict[str, Any]
 
 
 def uniform(scale: float) -> nn.initializers.Initializer:
-    """Uniform in [-scale, scale]."""
+    """Returns an initialiser that draws uniformly from [-scale, scale]."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
 
 
 def check_tokens(vocab_size: int, source_vocab_size: int | None) -> None:
-    """Raises UserError for a vocabulary without words."""
+    """Raises UserError for a vocabulary that has only padding."""
     for field, size in (("vocab_size", vocab_size), ("source_vocab_size", source_vocab_size)):
         if size is not None and size < 2:
-            raise UserError(f"model.{field}={size} leaves no word beside padding: give 2 or more.")
+            raise UserError(f"model.{field}={size} leaves no word besides padding: give 2 or more.")
 
 
 class EncoderDecoder(Network):
-    """A network with `encode` and `decode`, the fields `dropout` and `dtype`, and dropout of its embeddings."""
+    """Base class of networks with `encode` and `decode`, the fields `dropout` and `dtype`, and dropout of their embeddings."""
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
         """[B, S], [B, T] tokens -> logits [B, T, vocab_size] float32 of the token that follows each target position.
 
-        The target comes shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
+        The target is shifted right: its first token is the start symbol. With `train`, dropout draws from "dropout".
         """
         return self.decode(self.encode(source, train), source, target, train)
 
@@ -52,18 +52,18 @@ class EncoderDecoder(Network):
         return drop(table(tokens), self.dropout, self._dropout_key(train)).astype(self.dtype)
 
     def _dropout_key(self, train: bool) -> jax.Array | None:
-        """The key of one dropout mask."""
+        """Returns the key of one dropout mask."""
         return self.make_rng("dropout") if train and self.dropout else None
 
 
 class Seq2Seq(EncoderDecoder):
-    """The decoder starts from the last state of every encoder layer; the two share no weights.
+    """LSTM encoder and decoder: the decoder starts from the last state of every encoder layer; the two share no weights.
 
     Attributes:
-        vocab_size: tokens of the target; 0 is padding.
-        source_vocab_size: tokens of the source; None is vocab_size. Sutskever et al. have 160,000 for 80,000.
-        layers, features: of encoder and decoder each, and cells of a layer.
-        embedding_size: None is `features`.
+        vocab_size: number of target tokens; 0 is padding.
+        source_vocab_size: number of source tokens; None is vocab_size. Sutskever et al. have 160,000 for 80,000.
+        layers, features: number of layers on each side, and of cells in a layer.
+        embedding_size: size of an embedding; None is `features`.
         attention: "none"; Luong et al.'s "dot", "general" and "concat", where the new top state h is the query over the
             encoder's top outputs and the softmax sees tanh(W_c [c; h]) (their Section 3); or "bahdanau", where the top state
             before the token is the query, scored as in "concat", and the context c goes into the first layer too.
@@ -75,8 +75,8 @@ class Seq2Seq(EncoderDecoder):
         forget_bias: added to the forget gate; 1 in tensorflow/nmt, not stated by the papers.
         init_scale: parameters start uniform in ±init_scale. None is the papers' 0.08, or 0.1 with attention, times
             sqrt(1000 / features): they have 1000 features, and 32 hardly learn from 0.08.
-        dropout: on embeddings, between layers, and on the input of the softmax, never along time (Zaremba et al. 2014).
-        dtype: of activations and products, "float32" or "bfloat16"; parameters, cells, gates and logits are float32.
+        dropout: share dropped from embeddings, between layers, and before the softmax, never along time (Zaremba et al. 2014).
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters, cells, gates and logits are float32.
     """
 
     vocab_size: int = 80_000
@@ -95,15 +95,17 @@ class Seq2Seq(EncoderDecoder):
     dtype: str = "float32"
 
     def check(self) -> None:
-        """Raises UserError for fields that do not go together or a value that the class docstring does not list."""
+        """Raises UserError for fields that contradict one another, or a value that the class docstring does not list."""
         check_tokens(self.vocab_size, self.source_vocab_size)
         if self.attention not in ATTENTIONS:
             raise UserError(f"model.attention: {self.attention!r} is not one of {', '.join(map(repr, ATTENTIONS))}.")
         if self.input_feeding and self.attention == "none":
-            raise UserError("model.input_feeding feeds what attention gives: set model.attention, or leave it False.")
+            raise UserError(
+                "model.input_feeding feeds the output of attention: set model.attention, or model.input_feeding=False."
+            )
 
     def init_range(self) -> float:
-        """Returns the bound of the initial parameters."""
+        """Returns the bound of the uniform initial parameters."""
         if self.init_scale is not None:
             return self.init_scale
         return (0.08 if self.attention == "none" else 0.1) * (1000 / self.features) ** 0.5
@@ -187,9 +189,9 @@ class Seq2Seq(EncoderDecoder):
         return y_TBD
 
     def _advance(self, cache: Cache) -> Callable[..., tuple[list[State], jax.Array, jax.Array | None]]:
-        """A pure function of a token's first gates [B, G], states, fed vector [B, D] and dropout masks.
+        """Returns a pure function of a token's first gates [B, G], states, fed vector [B, D] and dropout masks.
 
-        It returns the states after the token, the input of the softmax [B, D] and the attention weights [B, S].
+        The function returns the states after the token, the input of the softmax [B, D] and the attention weights [B, S].
         """
         recurrence, attention = self.decoder.recurrence(), self.attention
         if attention != "none":
@@ -224,7 +226,7 @@ class Seq2Seq(EncoderDecoder):
     def init_cache(self, memory: Memory, source: jax.Array, max_length: int, beam: int = 1) -> Cache:
         """Returns the cache before the first token, with the sentences along the first axis of every leaf.
 
-        It does not depend on `max_length` and `beam`, unlike the Transformer's.
+        Unlike the Transformer's cache, it does not depend on `max_length` and `beam`.
         """
         if self.attention == "none":
             return {"states": memory["states"]}
@@ -237,7 +239,7 @@ class Seq2Seq(EncoderDecoder):
         return cache
 
     def decode_step(self, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """[B · beam] newest target tokens -> logits [B · beam, vocab_size] of the next, and the cache with them added."""
+        """[B · beam] newest target tokens -> next logits [B · beam, vocab_size], and the cache with the tokens added."""
         gates_BG = self.decoder.project(self._embed(self.target_embedding, token, False))
         states, y_BD, weights_BS = self._advance(cache)(gates_BG, cache["states"], cache.get("fed"), [], None)
         new = {**cache, "states": states}

@@ -1,4 +1,4 @@
-"""The class of networks; checks of the fields that those of stages share, their gated stages, and growing drop rates."""
+"""The base class of networks, and the fields that networks with stages share: their checks, gated stages and drop rates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ _NO_MAPS = DenyList(("intermediates", "attention"))  # the collections that sowi
 
 
 class Network(nn.Module):
-    """A network whose `init` returns parameters and statistics; Linen's adds what its layers sow, the maps of one input."""
+    """A network whose `init` returns parameters and statistics only; Linen's also returns the maps that its layers sow."""
 
     @nn.nowrap
     def init(self, *args: Any, mutable: Any = _NO_MAPS, **kwargs: Any) -> Any:
-        """Returns {"params": tree} and, of a network that has statistics, {"batch_stats": tree}; arguments as Linen's."""
+        """Returns {"params": tree}, and {"batch_stats": tree} if the network has statistics; takes Linen's arguments."""
         return super().init(*args, mutable=mutable, **kwargs)
 
 
@@ -30,14 +30,14 @@ def check_choices(network: Any, choices: Mapping[str, Sequence[str]]) -> None:
 
 
 def check_rates(network: Any, *fields: str) -> None:
-    """Raises UserError for a field that is no rate."""
+    """Raises UserError for a field whose value is no rate."""
     for field in fields:
         if not 0 <= (rate := getattr(network, field)) < 1:
             raise UserError(f"model.{field}={rate} is not right: give a rate from 0 up to, not including, 1.")
 
 
 def check_sizes(network: Any, *fields: str) -> None:
-    """Raises UserError for a field that is no whole number from 1."""
+    """Raises UserError for a field whose value is no whole number from 1."""
     for field in fields:
         if not isinstance(size := getattr(network, field), int) or size < 1:
             raise UserError(f"model.{field}={size!r} is not right: give a whole number from 1.")
@@ -49,7 +49,7 @@ def check_stages(network: Any, *per_stage: str) -> None:
     for field in ("stage_sizes", *per_stage, *(() if gate_stages is None else ("gate_stages",))):
         value = getattr(network, field)
         if not isinstance(value, (tuple, list)) or not all(isinstance(number, int) for number in value):
-            raise UserError(f"model.{field}={value!r} is not right: give a tuple of whole numbers; of one, (2,) with a comma.")
+            raise UserError(f"model.{field}={value!r} is not right: give a tuple of whole numbers, such as (2,).")
     stages = len(network.stage_sizes)
     for field in per_stage:
         if stages != len(value := getattr(network, field)):
@@ -59,7 +59,7 @@ def check_stages(network: Any, *per_stage: str) -> None:
 
 
 def list_gated_stages(network: Any) -> tuple[int, ...]:
-    """Returns the numbers, from 1, of the stages that have the gate; by default all for blocks, all but the last for stages."""
+    """Returns the numbers of the stages that have the gate, from 1; by default all for blocks, all but the last for stages."""
     if network.gate is None:
         return ()
     if network.gate_stages is not None:
@@ -76,7 +76,7 @@ def grow_drop_rates(largest: float, stage_sizes: Sequence[int]) -> list[list[flo
 
 
 def check_image_size(height: int, width: int, reduction: int, instead: str) -> None:
-    """Raises UserError for images with fewer pixels a side than the network's stride; `instead` says what would do."""
+    """Raises UserError for images with fewer pixels a side than the network's stride; `instead` says what to give."""
     if min(height, width) < reduction:
         raise UserError(
             f"images of {height}x{width} pixels are too small for this network, which reduces them {reduction}-fold: {instead}."

@@ -34,11 +34,11 @@ class Summary:
 
 
 def list_references() -> dict[str, dict[str, str]]:
-    """Returns the columns of `names.tsv` for every network of this package, by its name; "-" where there is nothing.
+    """Returns the columns of `names.tsv` for every network of this package by its name; "-" stands for no entry.
 
-    `counted` says whose count of parameters and multiply-adds is the same, or of parameters alone, for images of `input`
-    pixels a side or sentences of `input`; `top1` is the accuracy in percent on ImageNet, unless `published`, which says where
-    it is from, names another set.
+    `counted` names the reference with the same number of parameters and multiply-adds (or of parameters alone), for images of
+    `input` pixels a side or sentences of `input` tokens. `top1` is the accuracy in percent on ImageNet, unless `published`,
+    which names the source, names another set.
     """
     head, *rows = (line.split("\t") for line in (Path(__file__).parent / "names.tsv").read_text("utf-8").splitlines())
     return {name: dict(zip(head[1:], columns, strict=True)) for name, *columns in rows}
@@ -50,18 +50,18 @@ def summary(model: nn.Module, shape: tuple, depth: int = 1, **kwargs: Any) -> Su
 
     Args:
         model: a Linen module.
-        shape: of its input, batch first, or a tuple of shapes when it takes several; float32 unless a
+        shape: shape of its input, batch first, or a tuple of shapes for several inputs; float32 unless a
             `jax.ShapeDtypeStruct` is given. Multiply-adds are of the entire batch: give batch 1 to compare with papers.
-        depth: how many levels of the module path a row of the table has.
+        depth: number of levels of the module path in a row of the table.
         **kwargs: passed to the call (`train=True`).
     """
     shapes = shape if isinstance(shape[0], (tuple, jax.ShapeDtypeStruct)) else (shape,)
     inputs = [s if isinstance(s, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-    if getattr(model, "scan_layers", False):  # a loop's body has no names of layers
+    if getattr(model, "scan_layers", False):  # the body of a loop has no names of layers
         model = model.clone(scan_layers=False)
     key = jax.random.key(0)
     with use_kernels("xla"):  # the same products in fewer equations
-        # One trace that also makes the variables: tracing is what takes the time, and initial values are no products.
+        # One trace also makes the variables: tracing takes the time, and initial values need no products.
         call = jax.make_jaxpr(lambda *x: model.init_with_output(key, *x, **kwargs), return_shape=True)
         try:
             jaxpr, (_, variables) = call(*inputs)

@@ -1,8 +1,8 @@
 """Swin Transformers: self-attention inside of windows, which every other block shifts (Liu et al. 2021, arXiv 2103.14030).
 
-The details are the authors' code's and the names timm's. Where a map is no multiple of the window, it is padded first and
-then shifted, as the authors' code for detection and torchvision's network do; timm's shifts first, and its masks then let
-the first rows look at the last.
+The details follow the authors' code and the names timm. A map that is no multiple of the window is padded first and
+then shifted, as in the authors' code for detection and in torchvision; timm shifts first, and its masks then let
+the first rows attend to the last.
 """
 
 import functools
@@ -31,10 +31,10 @@ def split_windows(x: Any, window: int) -> Any:
 
 
 def lay_windows(h: int, w: int, window: int, shifted: bool) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns where the windows of a map lie, and by how many rows and columns the map is rolled up and left before.
+    """Returns the windows of a map, and by how many rows and columns the map is rolled up and left before it is split.
 
-    The first is [windows, window²] int: the number of each place on the padded map, row by row. A side on which there is
-    only one window does not shift.
+    The windows are [windows, window²] int: the number of each position on the padded map, row by row. A side with only one
+    window does not shift.
     """
     rows, columns = -(-h // window), -(-w // window)
     shift = (window // 2 if shifted and rows > 1 else 0), (window // 2 if shifted and columns > 1 else 0)
@@ -43,11 +43,11 @@ def lay_windows(h: int, w: int, window: int, shifted: bool) -> tuple[np.ndarray,
 
 
 class WindowBlock(PreNormBlock):
-    """A block whose attention stays inside of windows (Liu et al., Section 3.2); `PreNormBlock` has the other attributes.
+    """Block whose attention stays inside windows (Liu et al., Section 3.2); `PreNormBlock` has the other attributes.
 
     Attributes:
-        window_size: places a side of a window.
-        shifted: windows lie half a window further down and right; those cut by the edge are two or four smaller ones.
+        window_size: positions a side of a window.
+        shifted: True moves the windows half a window down and right; the edge cuts some of them into two or four smaller ones.
     """
 
     window_size: int = 7
@@ -65,7 +65,7 @@ class WindowBlock(PreNormBlock):
 
         mask = None
         if down or right:
-            # What the roll brought round the edge is no neighbour: a place sees those from its own side of it.
+            # The roll brings positions round the edge that are no neighbours: a position sees only those from its own side.
             y, z = np.divmod(places, padded[2])
             regions = jnp.tile(jnp.asarray(2 * (y < down) + (z < right)), (b, 1))
             mask = (regions[:, :, None] == regions[:, None, :])[:, None]
@@ -76,7 +76,7 @@ class WindowBlock(PreNormBlock):
         return x[:, :h, :w]
 
     def _relative_bias(self) -> jax.Array:
-        """[1, heads, window², window²]: a learned number for each head and offset between two places (equation 4)."""
+        """[1, heads, window², window²]: a learned number for each head and each offset between two positions (equation 4)."""
         offsets = 2 * self.window_size - 1
         table = self.param("relative_bias", LINEAR_INIT, (offsets**2, self.heads))
         y, x = np.divmod(np.arange(self.window_size**2), self.window_size)
@@ -92,16 +92,16 @@ class SwinTransformer(Network):
     `analysis.query_points` puts the windows' attention together on the image.
 
     Attributes:
-        num_classes: K.
+        num_classes: number K of classes.
         patch_size: pixels a side of a patch.
-        window_size: places a side of a window; the biases by relative position are learned for this size.
+        window_size: positions a side of a window; the biases by relative position are learned for this size.
         stage_sizes: blocks in each stage; every second one has shifted windows.
         width: channels of the first stage; each later one has twice as many.
-        heads: of each stage.
+        heads: number of heads in each stage.
         drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
-        dropout_rate: before the classifier.
+        dropout_rate: dropout before the classifier.
         features: True returns the maps after all stages in place of logits, without a norm (timm's `features_only`).
-        dtype: of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
     """
 
     num_classes: int = 1000
@@ -156,7 +156,7 @@ class SwinTransformer(Network):
 
 
 def _join_fours(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 4C]: of each 2x2 the left column, upper place first, then the right one."""
+    """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 4C]: joins each 2x2, the left column from top to bottom, then the right one."""
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
     x = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)

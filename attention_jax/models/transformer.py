@@ -35,7 +35,7 @@ _CHOICES = {
 
 
 class FeedForward(nn.Module):
-    """W2 relu(W1 x + b1) + b2 (Section 3.3), with `dropout` of the hidden layer, which the paper does not have."""
+    """Computes W2 relu(W1 x + b1) + b2 (Section 3.3), with `dropout` of the hidden layer, which the paper does not have."""
 
     hidden: int
     features: int
@@ -53,9 +53,9 @@ class FeedForward(nn.Module):
 
 
 class Sublayer(nn.Module):
-    """LayerNorm(x + F(x)) for the norm "post" (Section 3.1), x + F(LayerNorm(x)) for "pre", x + F(x) for "none".
+    """Computes LayerNorm(x + F(x)) for the norm "post" (Section 3.1), x + F(LayerNorm(x)) for "pre", x + F(x) for "none".
 
-    Without `residual`, x + is left out.
+    `residual=False` leaves out "x +".
     """
 
     norm: str
@@ -111,32 +111,32 @@ class Transformer(EncoderDecoder):
     """Encoder and decoder of `layers` layers each.
 
     Attributes:
-        vocab_size: tokens, shared by source and target.
-        pad: the token that is padding.
-        layers, features, hidden, heads: N, d_model, d_ff, h.
+        vocab_size: number of tokens, shared by source and target.
+        pad: number of the padding token.
+        layers, features, hidden, heads: the paper's N, d_model, d_ff, h.
         key_size, value_size: d_k and d_v; None is d_model / h.
         norm: see `Sublayer`; "post" as in the paper, "pre" as in today's tensor2tensor, "none".
         final_norm: a last layer norm on encoder and decoder; None is only with "pre". `torch.nn.Transformer` always has it.
-        residual: False leaves the residual connections out, to measure what they do.
+        residual: False leaves out the residual connections, to measure their effect.
         causal: False lets a target position see those after it, but for padding, when `decode` is given all of them; the loss
             then reads its answers, and `decode_step`, which has no later tokens, does not.
-        norm_eps: of layer norm; 1e-6 in tensor2tensor, 1e-5 in PyTorch.
-        activation: of the feed-forward layers, "relu" as in the paper, "gelu" (the exact one), "swish".
+        norm_eps: epsilon of layer norm; 1e-6 in tensor2tensor, 1e-5 in PyTorch.
+        activation: function in the feed-forward layers, "relu" as in the paper, "gelu" (the exact one), "swish".
         positions: see `position.Positions`.
-        max_length: of learned positions.
+        max_length: number of learned positions.
         embeddings: "shared" by source, target and output (the paper), by "target" and output, or all "separate".
-        scaled_embeddings: multiply them by sqrt(d_model) (Section 3.4).
-        output_bias: a bias of the logits; none in the paper.
-        attention_bias: of the four projections of every attention; none in the paper.
-        scaled_attention: divide the products of queries and keys by sqrt(d_k).
+        scaled_embeddings: True multiplies embeddings by sqrt(d_model) (Section 3.4).
+        output_bias: True gives the logits a bias; none in the paper.
+        attention_bias: True gives the four projections of every attention a bias; none in the paper.
+        scaled_attention: True divides the products of queries and keys by sqrt(d_k).
         dropout: P_drop, after each sub-layer and on the sums of embeddings and positions (Section 5.4).
-        attention_dropout, relu_dropout: on weights and hidden layers; 0 in the paper, 0.1 in tensor2tensor's later presets.
-        remat: recompute each layer's activations in the backward pass.
-        scan_layers: compile one encoder and one decoder layer and loop over them, with the same parameter tree and results;
+        attention_dropout, relu_dropout: dropout of weights and hidden layers; 0 in the paper, 0.1 in tensor2tensor since.
+        remat: True recomputes each layer's activations in the backward pass.
+        scan_layers: True compiles one encoder and one decoder layer and loops over them, with the same parameters and results;
             a deep network compiles sooner and a step needs more memory (experiments/results/compile_time.md). Unused for
             attention maps and by `decode_step`.
-        fused_attention: may use a fused kernel where no maps are recorded.
-        dtype: of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
+        fused_attention: True allows a fused kernel when no maps are recorded.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
     """
 
     vocab_size: int = 37_000
@@ -218,7 +218,7 @@ class Transformer(EncoderDecoder):
             self.logits_bias = self.param("logits_bias", nn.initializers.zeros, (self.vocab_size,))
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
-        """[B, S] -> [B, S, D]; nothing attends to padding, so the values there do not matter."""
+        """[B, S] -> [B, S, D]; values at padding do not matter, since no position attends to them."""
         self.source_positions.check_length(source.shape[1])
         table = self.target_embedding if self.embeddings == "shared" else self.source_embedding
         x = self.embed_tokens(table, self.source_positions, source, jnp.arange(source.shape[1]), train)
@@ -237,12 +237,12 @@ class Transformer(EncoderDecoder):
     def embed_tokens(
         self, table: nn.Embed, encoding: position.Positions, tokens: jax.Array, positions: jax.Array, train: bool = False
     ) -> jax.Array:
-        """[...] tokens and their positions -> [..., D]."""
+        """[...] tokens and their positions -> [..., D] sums of both embeddings."""
         x = table(tokens) * (self.features**0.5 if self.scaled_embeddings else 1.0) + encoding(positions)
         return drop(x, self.dropout, self._dropout_key(train)).astype(self.dtype)
 
     def _apply_layers(self, layers: list[TransformerLayer], train: bool, x: jax.Array, *inputs: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D] through all layers of one side, each with its own dropout key; `inputs` as they take them."""
+        """[B, T, D] -> [B, T, D]: applies all layers of one side, which also take `inputs`, each with its own dropout key."""
         drops = train and (self.dropout or self.attention_dropout or self.relu_dropout)
         keys = jax.random.split(self.make_rng("dropout"), len(layers)) if drops else None
         recording = any(map(self.is_mutable_collection, ("params", "attention", "intermediates")))
@@ -261,7 +261,7 @@ class Transformer(EncoderDecoder):
         return jax.lax.scan(apply_layer, x, (stacked, keys))[0]
 
     def output_table(self) -> jax.Array:
-        """Returns the [vocab_size, D] table of the logits."""
+        """Returns the [vocab_size, D] table that gives the logits."""
         table = self.output_embedding if self.embeddings == "separate" else self.target_embedding
         return table.embedding.astype(self.dtype)
 

@@ -1,18 +1,18 @@
-"""Cached decoding of the Transformer, three methods that it takes from here: one token of every hypothesis at a time.
+"""Cached decoding of the Transformer, one token of every hypothesis at a time; the class has these functions as methods.
 
 Letters in names: B sentences, N = B · beam hypotheses with those of a sentence together, D features, H heads, K and V sizes of
-a head's keys and values, S keys, T tokens that the cache has room for.
+a head's keys and values, S keys, T tokens of room in the cache.
 
-A cache has "written" [N, T], which follows its hypothesis in a beam, and under "shared", which does not:
+A cache has "written" [N, T], which follows its hypothesis in a beam, and entries under "shared" that stay in place:
 
     index   number of tokens decoded so far
     source  [B, S]
     table   [D, vocabulary] of the logits; transposed once, since for few rows XLA on CPU would do so for every token
-    layers  of each decoder layer "key" [B, H, K, T · beam] and "value" [B, H, T · beam, V] of the target, "source_key" and
+    layers  for each decoder layer "key" [B, H, K, T · beam] and "value" [B, H, T · beam, V] of the target, "source_key" and
             "source_value" of the source
 
-Keys and values stay where they were written, whichever hypothesis goes on from them: for each hypothesis and token,
-`written` is the row of its sentence that wrote the token.
+Keys and values stay where they were written, even if another hypothesis continues from them: for each hypothesis and token,
+`written` is the row, among those of the sentence, that wrote the token.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ def init_cache(model: "Transformer", memory: jax.Array, source: jax.Array, max_l
 
 
 def grow_cache(model: "Transformer", cache: Cache, max_length: int) -> Cache:
-    """Returns the cache with room for `max_length` tokens."""
+    """Returns the cache enlarged to `max_length` tokens."""
     model.target_positions.check_length(max_length)
     length = cache["written"].shape[1]
 
@@ -55,7 +55,7 @@ def grow_cache(model: "Transformer", cache: Cache, max_length: int) -> Cache:
 
 
 def decode_step(model: "Transformer", token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """[N] newest target tokens -> logits [N, vocab_size] of the next, and the cache with them added."""
+    """[N] newest target tokens -> logits [N, vocab_size] of the next tokens, and the cache with the newest added."""
     shared, index = cache["shared"], cache["shared"]["index"]
     b, length = shared["source"].shape[0], cache["written"].shape[1]
     beam = token.shape[0] // b
@@ -83,7 +83,7 @@ def _decode_layer(
     seen: jax.Array,
     source_mask: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """[N, D] of the token number `index` -> [N, D] and the layer's cache with its keys and values.
+    """[N, D] for token number `index` -> [N, D], and the layer's cache with the token's keys and values.
 
     Args:
         seen: [B, 1, beam, T · beam], True where a cached token of the sentence belongs to the hypothesis.
@@ -91,7 +91,7 @@ def _decode_layer(
     new = dict(cache)
 
     def attend_target(y_ND: jax.Array, _: None) -> jax.Array:
-        k_BHKS, v_BHSV = layer.self_attention.to_cache(y_ND, len(seen))  # S is the hypotheses of a sentence
+        k_BHKS, v_BHSV = layer.self_attention.to_cache(y_ND, len(seen))  # here S counts the hypotheses of a sentence
         start = index * seen.shape[2]
         new["key"] = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BHKS, start, axis=3)
         new["value"] = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BHSV, start, axis=2)

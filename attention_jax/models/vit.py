@@ -17,17 +17,14 @@ from attention_jax.models.transformer import FeedForward
 from attention_jax.nn.conv import Conv, StochasticDepth
 from attention_jax.nn.multihead import MultiHeadAttention
 
-# Of every linear layer in DeiT, Swin and timm, which cut the normal distribution at ±2, a hundred standard deviations.
+# The initialiser of every linear layer in DeiT, Swin and timm; they cut the normal distribution at ±2, a hundred deviations.
 LINEAR_INIT = nn.initializers.normal(0.02)
-# PyTorch's for a convolution, which the three leave as it is: uniform within ±1 / sqrt(pixels of a patch · channels).
+# PyTorch's default for a convolution, which all three keep: uniform within ±1 / sqrt(pixels of a patch · channels).
 _PATCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def embed_patches(images: jax.Array, patch: int, width: int, dtype: Any) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H/patch), ceil(W/patch), width]: each patch by the same linear map, the layer `patches`.
-
-    Zeros below and on the right fill the last patches, as in timm with `dynamic_img_pad` and in Swin's code for detection.
-    """
+    """[B, H, W, C] -> [B, ceil(H/patch), ceil(W/patch), width]: maps each patch by one linear layer, `patches`."""
     _, h, w, _ = images.shape
     x = jnp.pad(images.astype(dtype), ((0, 0), (0, -h % patch), (0, -w % patch), (0, 0)))
     fields: dict[str, Any] = dict(padding=((0, 0), (0, 0)), use_bias=True, kernel_init=_PATCH_INIT, dtype=dtype)
@@ -38,12 +35,12 @@ class PreNormBlock(nn.Module):
     """A pre-norm block adds attention(LayerNorm(x)) to x, then MLP(LayerNorm(x)) (Dosovitskiy et al., equations 2 and 3).
 
     Attributes:
-        width: D; the MLP has four times as many hidden units, and the exact GELU.
-        heads: D / heads is the size of a head.
-        norm_eps: of both layer norms.
-        drop_rate: of both residual branches.
-        train: True lets stochastic depth drop them.
-        dtype: of activations and products.
+        width: number D of features; the MLP has four times as many hidden units, and the exact GELU.
+        heads: number of heads; each has D / heads features.
+        norm_eps: epsilon of both layer norms.
+        drop_rate: probability of dropping each residual branch.
+        train: True lets stochastic depth drop branches.
+        dtype: dtype of activations and products.
     """
 
     width: int
@@ -66,7 +63,7 @@ class PreNormBlock(nn.Module):
         return x + drop()(mlp(norm(name="norm2")(x)))
 
     def attend(self, x: jax.Array, attention: MultiHeadAttention) -> jax.Array:
-        """[B, T, D] -> [B, T, D]: every token looks at all tokens."""
+        """[B, T, D] -> [B, T, D]: every token attends to all tokens."""
         return attention(x, x)
 
 
@@ -77,19 +74,19 @@ class VisionTransformer(Network):
     token and the patches row by row, as far as the network has them. There is no gate slot: gates weigh convolutions' maps.
 
     Attributes:
-        num_classes: K.
+        num_classes: number K of classes.
         image_size: pixels a side of the images for which positions are learned; for others the table is interpolated
             (bicubic, as in timm and DeiT).
         patch_size: pixels a side of a patch.
         layers, width, heads: L, D and the heads of a layer.
-        pool: what the classifier reads: the class "token" or the "mean" of the patches, without a class token then
+        pool: input of the classifier: the class "token", or the "mean" of the patches in a network without class token
             (Dosovitskiy et al., Appendix D.3; Beyer et al. 2022).
-        distilled: a second token with a classifier of its own; the logits are the mean of both classifiers' (DeiT, Section
-            4, in evaluation). The teacher's loss, which keeps them apart in training, is not part of this network.
+        distilled: True adds a second token with its own classifier; the logits are the mean of both classifiers' (DeiT, Section
+            4, in evaluation). The loss that trains the second one on a teacher is not part of this network.
         drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
-        dropout_rate: before the classifier.
+        dropout_rate: dropout before the classifier.
         features: True returns the map of the last block, before the last norm, in place of logits (timm's `features_only`).
-        dtype: of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
+        dtype: dtype of activations and products, "float32" or "bfloat16"; parameters and logits are float32.
     """
 
     num_classes: int = 1000
@@ -151,13 +148,13 @@ class VisionTransformer(Network):
         return sum(logits[1:], logits[0]) / len(logits)
 
     def _positions(self, h: int, w: int) -> jax.Array:
-        """[tokens, D]: the learned table, interpolated where there are not as many patches as it has positions."""
+        """[tokens, D]: the learned table, interpolated if the number of patches is not the number of learned positions."""
         prefix, side = len(self.prefix()), self.image_size // self.patch_size
         table = jnp.asarray(self.param("positions", LINEAR_INIT, (prefix + side**2, self.width)))
         if (h, w) == (side, side):
             return table
         grid = table[prefix:].reshape(side, side, self.width)
-        grid = jax.image.resize(grid, (h, w, self.width), "cubic")  # smoothed where it shrinks, as timm's
+        grid = jax.image.resize(grid, (h, w, self.width), "cubic")  # smooths when it shrinks, as timm does
         return jnp.concatenate([table[:prefix], grid.reshape(h * w, self.width)])
 
 

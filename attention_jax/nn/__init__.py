@@ -1,1 +1,1 @@
-"""Building blocks; they import flax and the ground floor only."""
+"""Building blocks of networks; they import flax, the kernels and the modules that import nothing else of this package."""

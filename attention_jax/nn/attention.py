@@ -1,4 +1,4 @@
-"""Attention with keys, queries and values, and the block that puts it into a convolutional network."""
+"""Attention with keys, queries and values, and two blocks that add it to a convolutional network."""
 
 import functools
 from typing import Any
@@ -38,9 +38,9 @@ class SelfAttention(nn.Module):
         project: a last 1x1 convolution takes the values back to C; without it `value_reduction` is 1 (the first
             version of the paper).
         pool: keys and values are max-pooled pool x pool; 1 in the paper, 2 in the released code.
-        scale: of the products of queries and keys; 1 in SAGAN.
-        use_bias: of the 1x1 convolutions.
-        dtype: of the computation; None takes the input's and the parameters'.
+        scale: factor of the products of queries and keys; 1 in SAGAN.
+        use_bias: True gives the 1x1 convolutions a bias.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     reduction: int = 8
@@ -60,7 +60,7 @@ class SelfAttention(nn.Module):
         """
         b, height, width, channels = x.shape
         if not self.project and self.value_reduction != 1:
-            raise UserError("SelfAttention.project=False adds the values themselves: give value_reduction=1.")
+            raise UserError("SelfAttention.project=False adds the values to the input: give value_reduction=1.")
         if not 1 <= self.pool <= min(height, width):
             raise UserError(f"SelfAttention.pool={self.pool} is not right for a {height}x{width} map: give 1 to its side.")
         init = nn.initializers.glorot_uniform()
@@ -95,7 +95,7 @@ class NonLocal(nn.Module):
         reduction: queries, keys and values have C / reduction channels; 2 in the paper, 8 in timm.
         scaled: True divides the products of queries and keys by sqrt(C), as timm does; the paper does not.
         norm: makes the normalisation after the last 1x1 convolution; a network passes its own.
-        dtype: of the computation; None takes the input's and the parameters'.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     reduction: int = 2
@@ -105,7 +105,7 @@ class NonLocal(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]. Sows into "attention" what SelfAttention does: `weights` [B, H, W, H, W]."""
+        """[B, H, W, C] -> [B, H, W, C]. Sows `weights` [B, H, W, H, W] into "attention", as SelfAttention does."""
         b, height, width, channels = x.shape
         layer = functools.partial(Conv, kernel_size=(1, 1), use_bias=True, dtype=self.dtype)
         inner = reduce_channels(self, channels)

@@ -1,4 +1,4 @@
-"""The bottleneck attention module."""
+"""BAM, the bottleneck attention module."""
 
 import functools
 import logging
@@ -24,9 +24,9 @@ def _log_once(message: str) -> None:
 
 
 def fitting_dilation(dilation: int, height: int, width: int) -> int:
-    """The largest dilation up to `dilation` whose 3x3 kernel still has off-centre taps inside most of an [H, W] map.
+    """Returns the largest dilation up to `dilation` whose 3x3 kernel still has off-centre taps inside most of an [H, W] map.
 
-    At a dilation of the map's side or more every tap but the centre one falls on padding and the spatial branch sees
+    At a dilation of the map's side or more, every tap but the centre one falls on padding and the spatial branch sees
     one position; half the side keeps at least one neighbour in view from every position.
     """
     return max(1, min(dilation, min(height, width) // 2))
@@ -37,16 +37,16 @@ class BAM(nn.Module):
 
     Attributes:
         reduction: r; both branches work on C // r channels (16 in the paper).
-        dilation: of the two 3x3 convolutions of the spatial branch (4 in the paper).
+        dilation: dilation of the two 3x3 convolutions of the spatial branch (4 in the paper).
         fit_dilation: True reduces it, with a line in the log, where a small map would leave only the centre tap
-            (`fitting_dilation`); False keeps it, as the released code does.
+            (see `fitting_dilation`); False keeps it, as the released code does.
         combine: "sum" is the paper's; "product" is the released code's; "max" is a row of the paper's ablation.
         batch_norm: "paper" normalises the end of each branch (equations 3 and 5), "code" every hidden layer and not the
             end. Both have ReLU after hidden layers and a bias in every layer, as the released code counts them.
         channel, spatial: False leaves the branch out.
         skip: False gives F · M(F), without F.
         norm: makes the normalisation layer; a network passes its own.
-        dtype: of the computation; None takes the input's and the parameters'.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     reduction: int = 16
@@ -110,7 +110,7 @@ class BAM(nn.Module):
         """[B, H, W, C] -> [B, H, W, 1]: 1x1, two dilated 3x3, 1x1."""
         _, h, w, c = x.shape
         dilation = fitting_dilation(self.dilation, h, w) if self.fit_dilation else self.dilation
-        if dilation != self.dilation and self.path:  # `Gate` also tries the module alone, without a path
+        if dilation != self.dilation and self.path:  # `Gate` also calls the module on its own, without a path
             where = "/".join(self.path)
             _log_once(
                 f"{where}: BAM's dilation is {dilation} on its {h}x{w} map, where {self.dilation} would leave most taps in the "

@@ -1,4 +1,4 @@
-"""Blocks without attention, which a gate must beat: they give a network the same field of view, or the mean over the image."""
+"""Control blocks without attention: a gate has to beat a network with the same field of view, or with the image's mean."""
 
 import functools
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from attention_jax.nn.gates import reduce_channels
 
 
 class AddedBranch(nn.Module):
-    """[B, H, W, C] -> [B, H, W, C]: x plus the dilated convolutions of BAM's spatial branch, which are not multiplied.
+    """[B, H, W, C] -> [B, H, W, C]: adds the dilated convolutions of BAM's spatial branch to x, and multiplies nothing.
 
     Attributes:
         reduction: the hidden layers have C / reduction channels.
-        dilation: of the two 3x3 convolutions.
+        dilation: dilation of the two 3x3 convolutions.
     """
 
     norm: Callable[..., nn.Module]

@@ -11,12 +11,13 @@ from attention_jax.kernels.conv import convolve
 
 # He et al. 2015 as in fb.resnet.torch: standard deviation sqrt(2 / (k·k·output channels)).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# TensorFlow's variance_scaling_initializer as it is by default, in the released ResNet-RS: sqrt(1 / (k·k·input channels)).
+# TensorFlow's default variance_scaling_initializer, as in the released ResNet-RS: sqrt(1 / (k·k·input channels)).
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 class Conv(nn.Conv):
-    """`nn.Conv` with He initialisation, no bias, and the symmetric zero padding of the papers: dilation·(k-1)/2 a side.
+    """Adds to `nn.Conv` He initialisation, no bias, and the symmetric zero padding of the papers: dilation·(k-1)/2 on each
+    side.
 
     Flax's "SAME" pads a strided convolution on one side only, which shifts its output against every published weight.
     [B, H, W, C] -> [B, H/s, W/s, features].
@@ -50,8 +51,8 @@ def average_pool(x: jax.Array) -> jax.Array:
 class StochasticDepth(nn.Module):
     """Drops an example's entire residual branch with probability `rate` (Huang et al. 2016).
 
-    As in timm, ConvNeXt and ResNet-RS each example draws for itself and what stays is divided by 1 - rate in training;
-    the original dropped the branch of all examples at once and scaled at test time.
+    As in timm, ConvNeXt and ResNet-RS, each example is drawn on its own, and a branch that stays is divided by 1 - rate in
+    training; the original dropped the branch of all examples at once and scaled at test time.
     """
 
     rate: float

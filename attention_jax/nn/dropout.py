@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) with one draw of random bits for two entries."""
+"""Dropout (Srivastava et al. 2014) that draws its random bits once for two entries."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ _LEVELS = 1 << 16
 
 
 def drop(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    """[..., D] -> [..., D]: entries are zero with probability `rate` and otherwise larger, so that the mean stays.
+    """[..., D] -> [..., D]: sets entries to zero with probability `rate` and enlarges the others, so that the mean stays.
 
-    An entry takes 16 random bits, so that the rate is exact to 2^-17, and the factor is that of the rate in effect. On CPU
-    the bits are what dropout costs: a mask of 4,080 x 128 takes 0.6 ms, with bits of its own for each entry 1.4. A mask
-    does not depend on how many devices share it.
+    An entry takes 16 random bits, so the rate is exact to 2^-17; the factor belongs to the rounded rate. On CPU the bits are
+    nearly all of dropout's cost: a mask of 4,080 x 128 takes 0.6 ms, or 1.4 ms if every entry draws bits of its own. A mask
+    does not depend on the number of devices that share it.
 
     Args:
         rng: the key of this mask; None in evaluation, where nothing is dropped.

@@ -1,5 +1,6 @@
-"""Attention gates for comparison: of channels (SE, effective SE, ECA), of channels and places (CBAM, gather-excite, coordinate
-attention), and the global context block. Self-attention and the non-local block are in `attention.py`, BAM in `bam.py`.
+"""Attention gates for comparison: over channels (SE, effective SE, ECA), over channels and positions (CBAM, gather-excite,
+coordinate attention), and the global context block. Self-attention and the non-local block are in `attention.py`, BAM in
+`bam.py`.
 """
 
 import functools
@@ -18,21 +19,21 @@ from attention_jax.nn.norm import BatchNorm
 
 
 def maximum(x: jax.Array, axis: int) -> jax.Array:
-    """The largest value along an axis; ties go to the first.
+    """Returns the largest value along an axis; among equal values the gradient goes to the first.
 
-    The gradient of `jnp.max` looks for entries equal to the maximum, and is not a number where XLA's CPU compiler rounds
-    the two computations of an entry differently and finds none, as it did in CBAM; this one looks at the index.
+    The gradient of `jnp.max` looks for entries equal to the maximum. XLA's CPU compiler may round the two computations of an
+    entry differently; then none is equal and the gradient is NaN, as it was in CBAM. This function looks at the index.
     """
     first = jnp.argmax(x, axis, keepdims=True) == jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
     return jnp.where(first, x, jnp.zeros((), x.dtype)).sum(axis)
 
 
 def reduce_channels(module: nn.Module, channels: int, field: str = "reduction") -> int:
-    """Returns C // r, where r is that field of the module; raises UserError if nothing would be left."""
+    """Returns C // r, where r is the module's field of this name; raises UserError if no channel would be left."""
     reduction = getattr(module, field)
     if not 1 <= reduction <= channels:
         name = f"{type(module).__name__}.{field}={reduction}"
-        raise UserError(f"{name} leaves nothing of {channels} channels: give 1 to {channels}.")
+        raise UserError(f"{name} leaves no channel of {channels}: give 1 to {channels}.")
     return channels // reduction
 
 
@@ -49,11 +50,11 @@ class SqueezeExcite(nn.Module):
 
     Attributes:
         reduction: r; the hidden layer has C / r units (16 in the paper), at least one.
-        divisor: rounds the hidden width to the nearest multiple of it, halves up, and to at least one; timm's networks have 8,
-            which changes them where C < 128.
+        divisor: the hidden width is rounded to a multiple of this, halves up, and to at least one; timm's networks have 8,
+            which changes the widths where C < 128.
         use_bias: the paper's main networks have biases, its ablation section (Table 10 and after) has none.
-        dtype: of the computation; None takes the input's and the parameters'.
-        activation: between the two layers; EfficientNet has swish there.
+        dtype: dtype of the computation; None follows the input and the parameters.
+        activation: function between the two layers; EfficientNet has swish there.
     """
 
     reduction: int = 16
@@ -78,7 +79,7 @@ class EffectiveSE(nn.Module):
     """Effective squeeze-and-excitation (Lee & Park 2020, the section on VoVNetV2): x · hard_sigmoid(W mean(x)), W [C, C].
 
     Attributes:
-        dtype: of the computation; None takes the input's and the parameters'.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     dtype: Any = None
@@ -102,10 +103,10 @@ class GatherExcite(nn.Module):
             the entire map into one place.
         gather: "mean" of the (2e - 1)² pixels around a place, or "conv", log2(e) depthwise 3x3 convolutions with stride 2; at
             the global extent one without padding, whose kernel is the map's size (timm pads it, and then gathers nothing).
-        mlp: two 1x1 convolutions with C / r hidden channels between gather and sigmoid.
+        mlp: True puts two 1x1 convolutions with C / r hidden channels between gather and sigmoid.
         reduction: r of `mlp` (16 in the paper).
         norm: makes the normalisation after each convolution of "conv"; a network passes its own.
-        dtype: of the computation; None takes the input's and the parameters'.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     extent: int = 0
@@ -159,10 +160,10 @@ class CoordinateAttention(nn.Module):
 
     Attributes:
         reduction: r; the hidden layer has C / r channels (32 in the paper, 24 in timm), at least 8 as in the released code.
-        divisor: rounds the hidden width to the nearest multiple of it, halves up; timm has 8.
-        use_bias: of the three 1x1 convolutions; timm has none.
+        divisor: the hidden width is rounded to a multiple of this, halves up; timm has 8.
+        use_bias: True gives the three 1x1 convolutions a bias; timm has none.
         norm: makes the normalisation of the hidden layer; a network passes its own.
-        dtype: of the computation; None takes the input's and the parameters'.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     reduction: int = 32
@@ -192,11 +193,11 @@ class CBAM(nn.Module):
     """Convolutional block attention (Woo et al. 2018, Section 3): a channel gate, then a spatial gate.
 
     Attributes:
-        reduction: r of the shared two-layer network (16 in the paper).
-        kernel_size: of the spatial convolution (7 in the paper).
+        reduction: ratio r of the shared two-layer network (16 in the paper).
+        kernel_size: side of the spatial convolution's kernel (7 in the paper).
         zero_gamma: the spatial gate's normalisation starts with scale 0, i.e. the gate at 1/2, as the released code does.
         norm: makes the normalisation of the spatial map; a network passes its own.
-        dtype: of the computation; None takes the input's and the parameters'.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     reduction: int = 16
@@ -229,8 +230,8 @@ class ECA(nn.Module):
     """Efficient channel attention (Wang et al. 2020, Section 3): a 1-d convolution over neighbouring channels' means.
 
     Attributes:
-        kernel_size: odd; None takes the odd number that log2(C)/2 + 1/2 reaches, at least 3, as the released code does.
-        dtype: of the computation; None takes the input's and the parameters'.
+        kernel_size: odd number; None takes the odd number that log2(C)/2 + 1/2 reaches, at least 3, as the released code does.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     kernel_size: int | None = None
@@ -261,8 +262,8 @@ class GlobalContext(nn.Module):
         reduction: r; the hidden layer has C / r units (16 in the paper).
         zero_init: W2 starts at zero where it is added, so that the block starts as the identity, as the released code does.
         fuse: "add", or "scale" for x · sigmoid(W2 …), a row of the paper's ablation.
-        epsilon: of the layer normalisation LN.
-        dtype: of the computation; None takes the input's and the parameters'.
+        epsilon: number added to the variance in the layer normalisation LN.
+        dtype: dtype of the computation; None follows the input and the parameters.
     """
 
     reduction: int = 16
@@ -296,7 +297,7 @@ class GlobalContext(nn.Module):
 
 
 class GlobalContextAdd(GlobalContext):
-    """The global context block as timm's `gca` has it, with C / 8 hidden units and an epsilon of 1e-6."""
+    """Makes the global context block as timm's `gca` has it, with C / 8 hidden units and an epsilon of 1e-6."""
 
     reduction: int = 8
     epsilon: float = 1e-6

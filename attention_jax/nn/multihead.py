@@ -17,7 +17,7 @@ from attention_jax.nn.dropout import drop
 
 
 def causal_mask(length: int) -> jax.Array:
-    """[1, 1, T, T]: a position sees itself and those before it."""
+    """[1, 1, T, T] bool: True where a position sees a key, that is itself and the positions before it."""
     return jnp.tril(jnp.ones((1, 1, length, length), bool))
 
 
@@ -31,11 +31,11 @@ def attend_heads(
     rng: jax.Array | None = None,
     bias_1HTS: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Output [B, T, H, V] and weights [B, H, T, S] float32: softmax(scale · QKᵀ) V in every head (Section 3.2.1).
+    """Returns output [B, T, H, V] and weights [B, H, T, S] float32: softmax(scale · QKᵀ) V in every head (Section 3.2.1).
 
     Args:
         mask: bool, broadcast to [B, H, T, S]; False hides a key from a query.
-        dropout: share of the weights dropped, with the key `rng`.
+        dropout: share of the weights that are dropped, drawn with the key `rng`.
         bias_1HTS: float32, added to scale · QKᵀ of every example.
     """
     logits = scale * jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
@@ -51,9 +51,9 @@ def attend_heads(
 def attend_rows(
     q_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array, scale: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Output [B · T, H · V] and weights [B, H, T, S]: the same for T queries of each example, few, from a cache.
+    """Returns output [B · T, H · V] and weights [B, H, T, S]: `attend_heads` for a few queries per example, T, on a cache.
 
-    XLA on CPU is fastest in these layouts and with the turning of [B, H, T, V] apart: `translation_profile.py` times it
+    XLA on CPU is fastest in these layouts and with the transpose of [B, H, T, V] on its own: `translation_profile.py` times it
     with AJ_KERNELS=xla.
     """
     (b, h, k, _), v = k_BHKS.shape, v_BHSV.shape[-1]
@@ -68,15 +68,15 @@ class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, Section 3.2.2).
 
     Attributes:
-        heads: h.
-        features: d of the output.
-        key_size, value_size: d_k and d_v of a head.
-        scaled: divide the products by sqrt(d_k).
-        use_bias: of the four projections; the paper's count and tensor2tensor have none.
-        dropout: of the attention weights; none in the paper.
+        heads: number of heads h.
+        features: size d of the output.
+        key_size, value_size: sizes d_k and d_v of a head.
+        scaled: True divides the products by sqrt(d_k).
+        use_bias: True gives the four projections a bias; the paper's count and tensor2tensor have none.
+        dropout: share of the attention weights that are dropped; none in the paper.
         fused: may use XLA's or the accelerator's fused kernel where no weights are recorded.
-        dtype: of the computation.
-        kernel_init: of the four projections.
+        dtype: dtype of the computation.
+        kernel_init: initialiser of the four projections.
     """
 
     heads: int
@@ -111,7 +111,7 @@ class MultiHeadAttention(nn.Module):
         rng: jax.Array | None = None,
         bias_1HTS: jax.Array | None = None,
     ) -> jax.Array:
-        """Queries of [B, T, D], keys and values of [B, S, D] -> [B, T, D]. Sows `weights` [B, H, T, S].
+        """Queries [B, T, D], memory [B, S, D] for keys and values -> [B, T, D]. Sows `weights` [B, H, T, S] into "attention".
 
         Args:
             mask, bias_1HTS: as in `attend_heads`.
@@ -132,12 +132,12 @@ class MultiHeadAttention(nn.Module):
         return self.output(y_BTHV.reshape(b, t, self.heads * self.value_size))
 
     def to_cache(self, memory: jax.Array, examples: int) -> tuple[jax.Array, jax.Array]:
-        """`memory` as in `keys_and_values` -> keys [B, H, K, S] and values [B, H, S, V], laid out for `attend_to_cache`."""
+        """[B, S, D] or [B · S, D] -> keys [B, H, K, S] and values [B, H, S, V], in the layout that `attend_to_cache` reads."""
         k_BSHK, v_BSHV = self.keys_and_values(memory, examples)
         return k_BSHK.transpose(0, 2, 3, 1), v_BSHV.swapaxes(1, 2)
 
     def attend_to_cache(self, x_ND: jax.Array, k_BHKS: jax.Array, v_BHSV: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B · T, D] -> [B · T, D] as `__call__` does it, without dropout, from keys and values of `to_cache`; T is small."""
+        """[B · T, D] -> [B · T, D]: `__call__` without dropout, with keys and values from `to_cache`; T is small."""
         scale = self.key_size**-0.5 if self.scaled else 1.0
         q_ND = self.query(x_ND)
         if self.is_mutable_collection("attention"):

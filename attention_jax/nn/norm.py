@@ -1,4 +1,4 @@
-"""Normalisation: batch norm whose statistics are a stated choice, group norm, and none."""
+"""Normalisation: batch norm with a stated choice of examples, group norm, and none."""
 
 import math
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from attention_jax.kernels.switch import kernels_are_on
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last.
 
-    Unlike `nn.BatchNorm` it says over how many examples it normalises, keeps the running variance of Flax (biased) or
-    PyTorch (unbiased), and takes the variance in two passes, since the one-pass form errs by 0.38 at mean 1,000 in float32
-    (on TPU and GPU in one pass about the running mean: `kernels/batch_norm.py`).
+    Unlike `nn.BatchNorm`, it says over how many examples it normalises, keeps the running variance of Flax (biased) or
+    PyTorch (unbiased), and computes the variance in two passes: one pass errs by 0.38 at a mean of 1,000 in float32
+    (TPU and GPU take one pass about the running mean: `kernels/batch_norm.py`).
     Statistics and normalisation are computed in float32 whatever the input is; the output has the input's type.
 
     Attributes:
@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018): 32 groups as there, fewer where a group would have less than two channels.
+    """Group normalisation (Wu & He 2018): the paper's 32 groups, or fewer if a group would have less than two channels.
 
     Attributes:
         epsilon: added to the variance.
@@ -102,9 +102,9 @@ class GroupNorm(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """The bias that a layer has where no normalisation follows it."""
+    """Adds a bias, for a layer without normalisation."""
 
-    scale_init: Any = None  # accepted so that it can stand where a normalisation does; there is no scale
+    scale_init: Any = None  # accepted, as a normalisation accepts it, and unused: there is no scale
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

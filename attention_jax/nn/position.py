@@ -1,4 +1,4 @@
-"""Encodings of positions, for layers that do not see order."""
+"""Encodings of positions, for layers that do not see the order of tokens."""
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ def sinusoids(positions: jax.Array, features: int, layout: str = "interleaved") 
     """[...] positions -> [..., d] float32, sine and cosine waves (Vaswani et al. 2017, Section 3.5).
 
     Args:
-        positions: from 0, integers or not.
+        positions: numbers from 0, integers or fractions.
         features: d; even.
         layout: "interleaved" is the paper's, PE(p, 2i) = sin(p / 10000^(2i/d)) and PE(p, 2i+1) = cos of the same;
             "concatenated" is tensor2tensor's, all sines before all cosines, with exponents i / (d/2 - 1);
@@ -33,12 +33,12 @@ def sinusoids(positions: jax.Array, features: int, layout: str = "interleaved") 
 
 
 class Positions(nn.Module):
-    """A term for each position, added to the embeddings.
+    """Adds a term for each position to the embeddings.
 
     Attributes:
-        kind: one of `KINDS`; see `sinusoids` for their layouts.
-        features: d.
-        max_length: rows of the learned table; sinusoids have no end.
+        kind: one of `KINDS`; see `sinusoids` for the layouts.
+        features: size d of an embedding.
+        max_length: rows of the learned table; sinusoids have no limit.
     """
 
     kind: str
@@ -59,9 +59,9 @@ class Positions(nn.Module):
         return sinusoids(positions, self.features, _LAYOUT[self.kind])
 
     def check_length(self, length: int) -> None:
-        """Raises UserError if a learned table has fewer positions."""
+        """Raises UserError if a learned table has fewer positions than `length`."""
         if self.kind == "learned" and length > self.max_length:
             raise UserError(
                 f"a sequence of {length} tokens is longer than the {self.max_length} positions that are learned: "
-                "give model.max_length, or model.positions='sinusoidal', which has no end."
+                "give model.max_length, or model.positions='sinusoidal', which has no limit."
             )

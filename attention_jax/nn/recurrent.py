@@ -1,7 +1,7 @@
 """Recurrent layers over padded sequences: LSTM (without peepholes) and the GRU of Bahdanau et al. (2014).
 
-Letters in names: T tokens, B sentences, D features of the input, H of the state, G gates of all units together. Time comes
-first, as a scan takes it. The inputs' part of the gates is one product for all tokens; the scan holds the rest.
+Letters in names: T tokens, B sentences, D features of the input, H of the state, G gates of all units together. The time axis
+comes first, as a scan needs it. One product computes the inputs' part of the gates for all tokens; the scan does the rest.
 
 A layer has `input/kernel` [D, G], `input/bias` [G] and `hidden/kernel` [H, G]. torch.nn.LSTM has the same gates in the same
 order (input, forget, candidate, output): weight_ih_l0 = input/kernelᵀ, weight_hh_l0 = hidden/kernelᵀ, and bias_ih_l0 +
@@ -26,7 +26,7 @@ Advance = Callable[[jax.Array, State], State]
 
 
 class Affine(nn.Module):
-    """`x W + b` with given sizes, so that the kernel exists before a scan, where no module may be called."""
+    """Computes `x W + b` with sizes given in advance: the kernel must exist before a scan, which cannot call a module."""
 
     inputs: int
     outputs: int
@@ -46,7 +46,7 @@ class Affine(nn.Module):
         return y if bias is None else y + bias.astype(y.dtype)
 
     def pure(self) -> Callable[[jax.Array], jax.Array]:
-        """Returns the same as a pure function, for a scan."""
+        """Returns the layer as a pure function, for use in a scan."""
         kernel, bias, scope = self.kernel.astype(self.dtype), self.bias, "/".join(self.path)
 
         def affine(x: jax.Array) -> jax.Array:
@@ -61,10 +61,10 @@ class RecurrentLayer(nn.Module):
     """The common part of LSTM and GRU.
 
     Attributes:
-        inputs: D.
-        features: H.
-        use_bias: one set of biases, or none.
-        dtype: of products and outputs; gates and an LSTM's cells are float32.
+        inputs: number D of input features.
+        features: number H of units.
+        use_bias: True gives the layer one set of biases.
+        dtype: dtype of products and outputs; gates and an LSTM's cells are float32.
     """
 
     inputs: int
@@ -93,15 +93,15 @@ class RecurrentLayer(nn.Module):
         """[T, B, D] -> outputs [T, B, H] and the last state.
 
         Args:
-            mask_TB: False at padding, which leaves the state as it is; the output there is the state's.
-            state: before the first token; zeros unless given.
-            reverse: from the last token to the first; the outputs stay with their tokens.
+            mask_TB: False at padding, which keeps the state; the output there repeats the state.
+            state: state before the first token; zeros by default.
+            reverse: True reads from the last token to the first; outputs keep the positions of their tokens.
         """
         state = self.zeros(x_TBD.shape[1]) if state is None else state
         return self.scan(self.project(x_TBD), mask_TB, state, reverse)
 
     def scan(self, gates_TBG: jax.Array, mask_TB: jax.Array | None, state: State, reverse: bool) -> tuple[jax.Array, State]:
-        """The same as `__call__`, given the output of `project`."""
+        """Does the same as `__call__`, given the output of `project`."""
         advance = self.recurrence("hidden")
 
         def step(state: State, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[State, jax.Array]:
@@ -123,9 +123,9 @@ class RecurrentLayer(nn.Module):
         return (jnp.zeros((batch, self.features), self.dtype),)
 
     def recurrence(self, scope: str) -> Advance:
-        """Returns a pure function of `project`'s output [B, G] and the state: the next state.
+        """Returns a pure function (output of `project` [B, G], state) -> next state.
 
-        Its products have the name `scope` in a summary.
+        A summary lists its products under the name `scope`.
         """
         raise NotImplementedError
 
@@ -195,12 +195,12 @@ class GRU(RecurrentLayer):
 
 
 class Stack(nn.Module):
-    """Layers on top of each other, with dropout between them.
+    """Stacks layers on top of each other, with dropout between them.
 
     Attributes:
-        layer: makes one, given `inputs`.
-        inputs: D of the first.
-        layers: how many.
+        layer: function that makes a layer, given `inputs`.
+        inputs: number D of input features of the first layer.
+        layers: number of layers.
         bidirectional: every layer reads from both ends and gives both outputs, [forward, backward], to the next.
         dropout: share dropped between layers, not along time (Zaremba et al. 2014).
     """
@@ -229,7 +229,7 @@ class Stack(nn.Module):
     ) -> tuple[jax.Array, list[State]]:
         """[T, B, D] -> outputs [T, B, H or 2H] of the last layer and the last state of every layer.
 
-        Arguments as in `RecurrentLayer`. With both directions a layer has two states, forward before backward, as in torch.
+        The arguments are `RecurrentLayer`'s. A layer with both directions has two states, the forward one first, as in torch.
         """
         t, b, _ = x_TBD.shape
         scales = self.dropout_scales(t, b, train)
@@ -262,7 +262,8 @@ class Stack(nn.Module):
     def recurrence(self) -> Callable[[jax.Array, list[State], list[jax.Array]], list[State]]:
         """Returns a pure function of one token through all layers, for a scan whose inputs depend on its outputs.
 
-        Its arguments are `project`'s output [B, G], the states and the token's part of `dropout_scales`. One direction only.
+        Its arguments are the output [B, G] of `project`, the states, and the token's part of `dropout_scales`. It supports one
+        direction only.
         """
         advances = [layer.recurrence("/".join(layer.hidden.path)) for layer in self.forward]
         projections = [layer.input.pure() for layer in self.forward]

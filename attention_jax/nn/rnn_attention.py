@@ -17,15 +17,15 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array,
 
 
 class RNNAttention(nn.Module):
-    """Attention of one head: weights over the source, and the mean of the source under them.
+    """Attention with one head: computes weights over the source, and the mean of the source under these weights.
 
     Attributes:
-        score: "dot" qᵀm, "general" qᵀ W m, or "concat" vᵀ tanh(W [q; m]) (Luong et al., Section 3.1); the last is
-            Bahdanau et al.'s vᵀ tanh(W q + U m) too (Section A.1.2).
-        query_size, memory_size: Q and M; equal for "dot".
-        features: rows of W of "concat".
-        kernel_init, score_init: of the matrices and of v.
-        dtype: of products; scores and weights are float32.
+        score: "dot" qᵀm, "general" qᵀ W m, or "concat" vᵀ tanh(W [q; m]) (Luong et al., Section 3.1); "concat" is also
+            Bahdanau et al.'s vᵀ tanh(W q + U m) (Section A.1.2).
+        query_size, memory_size: sizes Q and M; equal for "dot".
+        features: number of rows of W in "concat".
+        kernel_init, score_init: initialisers of the matrices and of v.
+        dtype: dtype of products; scores and weights are float32.
     """
 
     score: str
@@ -45,7 +45,7 @@ class RNNAttention(nn.Module):
             self.vector = Affine(self.features, 1, False, self.score_init, dtype=self.dtype)
 
     def keys(self, memory_BSM: jax.Array) -> jax.Array:
-        """[B, S, M] -> [B, S, K], the same for all queries."""
+        """[B, S, M] -> keys [B, S, K], which all queries share."""
         return memory_BSM if self.score == "dot" else self.key(memory_BSM)
 
     def pure(self) -> Attend:
@@ -80,5 +80,5 @@ class RNNAttention(nn.Module):
         return attend_once
 
     def sow_weights(self, weights_BTS: jax.Array) -> None:
-        """Sows `weights` as those of one head, [B, 1, T, S]."""
+        """Sows `weights` [B, 1, T, S] into "attention", in the form of a single head."""
         self.sow("attention", "weights", weights_BTS[:, None])

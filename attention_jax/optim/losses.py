@@ -1,4 +1,4 @@
-"""Losses per example and per token."""
+"""Losses for each example and for each token."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def target_distribution(labels: jax.Array, classes: int, label_smoothing: float 
     """[B] -> [B, K], rows that sum to 1: one-hot, or smoothed by e = `label_smoothing` in one of two published ways.
 
     Args:
-        over: "uniform" spreads e over all classes, so that the true one gets 1 - e + e/K (Szegedy et al. 2016, Section 7;
+        over: "uniform" spreads e over all classes; the true one gets 1 - e + e/K (Szegedy et al. 2016, Section 7;
             TensorFlow, PyTorch, timm); "others" over the K - 1 others, the true one gets 1 - e (tensor2tensor; He et al.
             2019, Section 5.2). "others" with e is "uniform" with e·K/(K-1).
     """
@@ -28,7 +28,7 @@ def target_distribution(labels: jax.Array, classes: int, label_smoothing: float 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, over: str = "uniform") -> jax.Array:
     """[B, K], [B] -> [B]: softmax cross entropy in nats, in float32 whatever the logits are; see `target_distribution`.
 
-    Nothing is subtracted: tensor2tensor's loss is smaller by the targets' entropy, a constant.
+    Unlike tensor2tensor's loss, it does not subtract the entropy of the targets, a constant.
     """
     return soft_cross_entropy(logits, target_distribution(labels, logits.shape[-1], label_smoothing, over))
 
@@ -36,7 +36,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """[B, K], [B, K] -> [B]: cross entropy in nats with target distributions, in float32.
 
-    A class that the target gives nothing adds nothing, whatever its logit: one of -inf is left out by the network.
+    A class with target 0 adds 0 whatever its logit is, even for the logit -inf of a class that the network excludes.
     """
     return -jnp.where(targets > 0, targets * jax.nn.log_softmax(logits.astype(jnp.float32)), 0).sum(-1)
 

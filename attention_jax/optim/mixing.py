@@ -1,6 +1,6 @@
 """Mixup and CutMix of a batch, and random erasing, inside the step.
 
-Mixing is timm's in batch mode (DeiT, Swin and ConvNeXt train so): one lambda for all, and example i meets example B-1-i.
+Mixing works as timm's batch mode, which DeiT, Swin and ConvNeXt use: one lambda for all; example i meets example B-1-i.
 In a shuffled batch the reversed order is as random a partner as a permutation, and on several devices it moves every
 image to one other device, where a random permutation would gather all of them everywhere.
 """
@@ -18,13 +18,13 @@ def mix_images(
 ) -> Batch:
     """Returns the batch with mixed "image" [B, H, W, C], and with "partner" [B] and "share" [B] beside "label" [B].
 
-    An example's target is share·label + (1-share)·partner. One draw a batch decides on mixing, and on one of the two.
+    An example's target is share·label + (1-share)·partner. One draw per batch decides whether to mix, and by which method.
 
     Args:
-        batch: arrays of B examples; what is neither image nor label is kept.
+        batch: arrays of B examples; arrays other than image and label are kept.
         mixup_alpha: lambda ~ Beta(a, a) of mixup, image·lambda + partner·(1-lambda) (Zhang et al. 2018); 0 for no mixup.
         cutmix_alpha: lambda ~ Beta(a, a) of CutMix (Yun et al. 2019); 0 for no CutMix.
-        switch_probability: of CutMix rather than mixup where both are on.
+        switch_probability: probability of CutMix instead of mixup if both are on.
     """
     images, labels = batch["image"], batch["label"]
     b, h, w, _ = images.shape
@@ -55,8 +55,8 @@ def mix_images(
 def draw_cutmix(rng: jax.Array, share: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
     """Returns [H, W] with 0 inside a box and 1 outside, and the exact share outside.
 
-    The box has sides sqrt(1-lambda) of the image's, its centre anywhere in the image, and is cut at the edges; the
-    labels' share is then the area really left, not lambda (Yun et al. 2019, released code; timm's `correct_lam`).
+    The box's sides are sqrt(1-lambda) of the image's. Its centre lies anywhere in the image and its edges are cut; the
+    labels' share is the area that is left, not lambda (Yun et al. 2019, released code; timm's `correct_lam`).
     """
     ratio = jnp.sqrt(1 - share)
     inside = []
@@ -69,11 +69,11 @@ def draw_cutmix(rng: jax.Array, share: jax.Array, h: int, w: int) -> tuple[jax.A
     return keep, keep.mean()
 
 
-_AREAS, _RATIOS = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of the image; height / width: Zhong et al., Section 4.1, as timm has them
+_AREAS, _RATIOS = (0.02, 1 / 3), (0.3, 1 / 0.3)  # shares of the image; height / width: Zhong et al., Section 4.1, and timm
 
 
 def erase_boxes(rng: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """[B, H, W, C] -> [B, H, W, C], in some of the images a box of noise of their own (Zhong et al. 2020).
+    """[B, H, W, C] -> [B, H, W, C]: fills a box with noise in some of the images (Zhong et al. 2020).
 
     The noise is normal in every pixel and channel, as in timm's mode "pixel", for normalised images. Ten boxes are drawn, with
     an area uniform in 2 to 33 % and the logarithm of height / width uniform; the first that is smaller than the image on both

@@ -13,12 +13,12 @@ from attention_jax.config.fields import OPTIMIZERS
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 
-# What TensorFlow and PyTorch mean by RMSProp: (first value of the second moment, eps inside the root, rate in the velocity).
+# RMSProp in TensorFlow, Keras and PyTorch: (first second moment, eps inside the root, rate in the velocity).
 RMSPROP = {"tensorflow": (1.0, True, True), "keras": (0.0, True, True), "torch": (0.0, False, False)}
 
 
 def make_decay_mask(rules: tree.Rules) -> Callable[[Any], Any]:
-    """Returns a mask for optax (`optax.add_decayed_weights(1e-4, mask)`): parameters -> tree of True where they decay.
+    """Returns a mask for optax (`optax.add_decayed_weights(1e-4, mask)`): a function of the parameters, True where they decay.
 
     Args:
         rules: (path regex, True to decay); the first match wins, and a parameter without one is an error.
@@ -27,17 +27,17 @@ def make_decay_mask(rules: tree.Rules) -> Callable[[Any], Any]:
 
 
 def is_frozen(rules: tree.Rules, path: str) -> bool:
-    """True for a parameter whose rate has the factor 0."""
+    """Returns True for a parameter whose rate has the factor 0."""
     return tree.find_first_match(rules, path, "optimizer.rate_rules") == 0
 
 
 def scale_rates(optimizer: optax.GradientTransformation, rules: tree.Rules) -> optax.GradientTransformation:
     """Multiplies each parameter's learning rate by a factor, as layer-wise decay does (Clark et al. 2020, ELECTRA).
 
-    A factor of 0 freezes parameters: they do not move, whatever decays, and have no part in the optimizer's state.
+    A factor of 0 freezes parameters: they do not move, not even by decay, and the optimizer keeps no state for them.
 
     Args:
-        optimizer: its complete updates are scaled, decoupled decay included, as those of PyTorch's parameter groups are.
+        optimizer: the factor scales its complete updates, including decoupled decay, as PyTorch's parameter groups do.
         rules: (path regex, factor); the first match wins, and a parameter without one is an error.
     """
     if all(factor == 1 for _, factor in rules):
@@ -77,7 +77,7 @@ def _check_rates(rules: tree.Rules, params: Any) -> None:
 def _make_own(
     name: str, schedule: optax.Schedule, mask: Callable[[Any], Any], args: dict[str, Any]
 ) -> optax.GradientTransformation:
-    """What `make(schedule, **args)` returns for optax's or the user's `make`."""
+    """Calls optax's or the user's `make(schedule, **args)`, and raises UserError unless it returns a transformation."""
     make = load_object(name, {}, "optimizer")
     try:
         if "mask" in inspect.signature(make).parameters:
@@ -109,7 +109,7 @@ def make_optimizer(
     clip_norm: float = 0.0,
     args: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum, RMSProp with momentum, AdamW, or an optimizer of optax or the user's own.
+    """Returns SGD with momentum, RMSProp with momentum, AdamW, or an optimizer from optax or from your own code.
 
     The order of a step: the gradient of the mean loss over the batch (after accumulation and over all devices) is clipped;
     L2 decay joins it; then come second moment, momentum and rate; decoupled decay comes last.
@@ -119,33 +119,33 @@ def make_optimizer(
             "rmsprop": s = b2·s + (1-b2)·g², v = m·v + lr·g / sqrt(s + eps), w = w - v (Hinton 2012, as Inception and
             EfficientNet used TensorFlow's);
             "adamw": Loshchilov & Hutter 2019, decay always decoupled;
-            a dotted path such as "optax.lion", or `file.py:make`: called as make(schedule, **args), with `mask`, which
-            parameters decay, where it takes that. Of the other arguments it reads `clip_norm` alone.
+            a dotted path such as "optax.lion", or `file.py:make`: called as make(schedule, **args), and with `mask` (which
+            parameters decay) if it takes that. Of the other arguments it reads `clip_norm` alone.
         weight_decay: wd; 0 switches it off.
         decay_rules: (path regex, True to decay); a parameter that no rule matches is an error.
-        nesterov: of SGD: g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
-        decay: of SGD and RMSProp: "l2" adds wd·w to the gradient, the gradient of wd/2·|w|²; "decoupled" subtracts
-            lr·wd·w from the weight, so that the schedule scales it as in PyTorch's AdamW.
-        rate_in_velocity: of SGD: v = m·v + lr·g, w = w - v, as in Caffe and Keras. The same at a constant rate; after the
+        nesterov: SGD uses g + m·v in place of v (Sutskever et al. 2013 as PyTorch and TensorFlow write it).
+        decay: kind of decay in SGD and RMSProp: "l2" adds wd·w to the gradient, the gradient of wd/2·|w|²; "decoupled"
+            subtracts lr·wd·w from the weight, so that the schedule scales it as in PyTorch's AdamW.
+        rate_in_velocity: SGD uses v = m·v + lr·g, w = w - v, as in Caffe and Keras. The same at a constant rate; after the
             rate falls, the velocity still carries the old one (Goyal et al. 2017, equations 9 and 10).
         rmsprop: "tensorflow": s starts at 1, eps inside the root; "keras": s starts at 0, eps inside; "torch": s starts at
             0, eps outside the root, and the rate multiplies v, not g.
         b1, b2: first- and second-moment decay of AdamW; b2 also of RMSProp (0.9 in Inception and EfficientNet).
-        eps: of AdamW (1e-8, outside the root) and RMSProp (1.0 in Inception-v3, 1e-3 in EfficientNet).
+        eps: epsilon of AdamW (1e-8, outside the root) and RMSProp (1.0 in Inception-v3, 1e-3 in EfficientNet).
         clip_norm: largest global norm of the gradient, decay not counted (Pascanu et al. 2013); 0 for no limit.
-        args: of an optimizer that is not one of the three.
+        args: keyword arguments of any other optimizer.
     """
     mask = make_decay_mask(decay_rules)
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name not in OPTIMIZERS:
         if weight_decay:
             raise UserError(
-                f"optimizer.weight_decay={weight_decay} is not read by {name!r}: set it to 0 and give the optimizer its own in "
+                f"{name!r} does not read optimizer.weight_decay={weight_decay}: set it to 0 and give the optimizer its own in "
                 "optimizer.args."
             )
         return optax.chain(*clip, _make_own(name, schedule, mask, dict(args or {})))
     if args:
-        raise UserError(f"optimizer.args={dict(args)} is not read by {name!r}: leave it out, or name an optimizer of your own.")
+        raise UserError(f"{name!r} does not read optimizer.args={dict(args)}: leave it out, or name an optimizer of your own.")
     if name == "adamw":
         adamw = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=mask)
         return optax.chain(*clip, adamw) if clip else adamw
@@ -153,7 +153,7 @@ def make_optimizer(
     parts = []
     if name == "rmsprop":
         start, eps_in_root, rate_in_velocity = RMSPROP[rmsprop]
-        nesterov = False  # none of the three has it
+        nesterov = False  # none of the three uses it
         parts.append(optax.scale_by_rms(b2, eps, start, eps_in_root))
     velocity = optax.trace(momentum, nesterov, accumulator_dtype=jnp.float32)
     rate = optax.scale_by_learning_rate(schedule)
@@ -179,14 +179,14 @@ def update_average(average: Any, new: Any, decay: float, step: jax.Array, warmup
 
 
 class WeightAverage(NamedTuple):
-    """The state of `average_weights`: steps taken, and the average of the weights after each."""
+    """State of `average_weights`: the number of steps, and the average of the weights after each step."""
 
     step: jax.Array
     average: Any
 
 
 def average_weights(decay: float, warmup: bool = True) -> optax.GradientTransformation:
-    """Averages weights as `update_average` does, as the last link of an optax chain; `average` in its state has them."""
+    """Averages weights as `update_average` does, at the end of an optax chain; its state holds them as `average`."""
 
     def init(params: Any) -> WeightAverage:
         return WeightAverage(jnp.zeros((), jnp.int32), params)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, functions of the step; steps count from 0, and the last of a run is total_steps - 1."""
+"""Learning-rate schedules, functions of the step; steps count from 0, and the last step of a run is total_steps - 1."""
 
 import inspect
 from collections import Counter
@@ -13,7 +13,7 @@ from attention_jax.config.fields import SCHEDULES
 from attention_jax.config.plugins import load_object
 from attention_jax.errors import UserError
 
-# What a schedule of optax or the user's own may call the peak rate and the steps that it lasts.
+# Names under which a schedule of optax or of your own may take the peak rate, and the number of its steps.
 _PEAK, _STEPS = ("learning_rate", "peak_value", "init_value", "value"), ("total_steps", "decay_steps", "transition_steps")
 
 
@@ -29,27 +29,28 @@ def make_schedule(
     d_model: int = 512,
     args: Mapping[str, Any] | None = None,
 ) -> optax.Schedule:
-    """A linear warm-up followed by one of four shapes, whose clock starts after it, or Noam, which is both in one.
+    """Returns a schedule: a linear warm-up, then one of four shapes whose clock starts after it; or "noam", which is both in
+    one.
 
     Args:
         name: "constant"; "step", which multiplies by `factor` at each boundary (He et al. 2016); "cosine",
-            f + (1-f)·0.5·(1 + cos(pi·t/T)) of the peak (Loshchilov & Hutter 2017; the clock as in He et al. 2019 and
-            ConvNeXt, while TensorFlow's model garden starts it at step 0); "linear", f + (1-f)·(1 - t/T) of the peak;
+            f + (1-f)·0.5·(1 + cos(pi·t/T)) times the peak (Loshchilov & Hutter 2017; the clock as in He et al. 2019 and
+            ConvNeXt, while TensorFlow's model garden starts it at step 0); "linear", f + (1-f)·(1 - t/T) times the peak;
             "noam", see `noam_schedule`; a dotted path such as "optax.exponential_decay", or `file.py:make`: called with
-            `args`, and with the peak and the steps after the warm-up where it takes them (`learning_rate`, `peak_value`,
+            `args`, and with the peak and the steps after the warm-up if it takes them (`learning_rate`, `peak_value`,
             `init_value` or `value`; `total_steps`, `decay_steps` or `transition_steps`).
-        learning_rate: the peak; of "noam" the factor before its formula.
-        total_steps: of the run, warm-up included.
-        warmup_steps: W; its step s has start + (peak - start)·(s + 1)/W, so that the first is not lost and the last has
-            the peak.
-        boundaries: of "step", shares of `total_steps`.
+        learning_rate: the peak; for "noam" the factor in front of its formula.
+        total_steps: steps of the run, including the warm-up.
+        warmup_steps: W; step s of the warm-up has start + (peak - start)·(s + 1)/W: the first step already moves, and the last
+            one has the peak.
+        boundaries: shares of `total_steps`, for "step".
         warmup_start: the rate from which the warm-up rises; "noam" always rises from 0.
-        final_share: f of "cosine" and "linear", what of the peak is left after the last step.
-        args: of a schedule that is not one of these.
+        final_share: f in "cosine" and "linear", the share of the peak after the last step.
+        args: keyword arguments of any other schedule.
     """
     after = max(1, total_steps - warmup_steps)
     if args and name in SCHEDULES:
-        raise UserError(f"schedule.args={dict(args)} is not read by {name!r}: leave it out, or name a schedule of your own.")
+        raise UserError(f"{name!r} does not read schedule.args={dict(args)}: leave it out, or name a schedule of your own.")
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "step":
@@ -81,7 +82,7 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
     Its peak, at step W - 1, is factor / sqrt(d_model·W). Tensor2tensor's later presets have factor 2 and W = 8,000.
     """
     if not warmup_steps:
-        raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by it, give the paper's 4000.")
+        raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by W; give the paper's 4000.")
     scale = factor * d_model**-0.5
 
     def rate(step: jax.Array) -> jax.Array:
@@ -92,7 +93,7 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
 
 
 def _make_own(name: str, learning_rate: float, steps: int, args: dict[str, Any]) -> optax.Schedule:
-    """What optax's or the user's function returns for `args`, the peak and the steps."""
+    """Calls optax's or the user's function with `args`, the peak and the steps; raises UserError for any other result."""
     make = load_object(name, {}, "schedule")
     try:
         takes = inspect.signature(make).parameters
@@ -100,7 +101,7 @@ def _make_own(name: str, learning_rate: float, steps: int, args: dict[str, Any])
             ours = next((word for word in names if word in takes), None)
             if names is _PEAK and (ours is None or ours in args):
                 raise UserError(
-                    f"schedule.learning_rate={learning_rate} is not read by {name!r}"
+                    f"{name!r} does not read schedule.learning_rate={learning_rate}"
                     + (
                         f", as schedule.args has {ours!r}: leave that out."
                         if ours

@@ -334,7 +334,7 @@ def test_initial_values() -> None:
     ("fields", "message"),
     [
         (dict(attention="luong"), "model.attention: 'luong' is not one of 'none', 'bahdanau', 'dot', 'general', 'concat'"),
-        (dict(input_feeding=True), "model.input_feeding feeds what attention gives"),
+        (dict(input_feeding=True), "model.input_feeding feeds the output of attention"),
         (dict(vocab_size=0), "model.vocab_size=0 leaves no word"),
         (dict(source_vocab_size=1), "model.source_vocab_size=1 leaves no word"),
     ],

@@ -77,7 +77,7 @@ class TestSelfAttention:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            (dict(reduction=17), "SelfAttention.reduction=17 leaves nothing of 16 channels"),
+            (dict(reduction=17), "SelfAttention.reduction=17 leaves no channel of 16"),
             (dict(value_reduction=0), "SelfAttention.value_reduction=0"),
             (dict(project=False), "give value_reduction=1"),
             (dict(pool=5), "SelfAttention.pool=5 is not right for a 4x6 map"),
