@@ -20,6 +20,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
                                               a run's network as safetensors with a config and a card
   probe --workdir=DIR                         classify by the frozen features of a run
   translate --workdir=DIR                     translate lines of text; --input, --output, --beam, --nbest, --attention
+  score --workdir=DIR --source=FILE           how probable translations are: --target=FILE [--per-token]; or rerank --nbest=FILE
   table FILE [--scale=NAME] [--dry-run]       run the rows of a table file and write the table; --dry-run shows their costs
   table all | merge DIR ... | page            all files in experiments/, on one machine or in shards (--shard=i/n) that are
                                               merged, and docs/results.md; page: that alone
@@ -213,7 +214,7 @@ case "$command" in
     fi
     exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
-  train | evaluate | export | probe | translate | table | compare | config | completion | plot | summary)
+  train | evaluate | export | probe | translate | score | table | compare | config | completion | plot | summary)
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
@@ -271,5 +272,5 @@ case "$command" in
     if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, table, compare, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, docs, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, score, table, compare, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, docs, python, test, setup." ;;
 esac

@@ -90,6 +90,12 @@ class Run:
         """
         return self.predictor.predict(inputs, **options)
 
+    def score(self, sources: Any, targets: Any, **options: Any) -> list[Any]:
+        """Returns `.score`, `.log_prob`, `.tokens` and `.log_probs` of given translations; see `Translator.score`."""
+        if not hasattr(self.predictor, "score"):
+            raise UserError(f"{self.path}: score takes a run of the task 'translation', not of {self.config.task!r}.")
+        return self.predictor.score(sources, targets, **options)
+
     def read_examples(self, number: int | None = None) -> tuple[Any, Any]:
         """Returns inputs of the evaluation split as `predict` takes them, and what is right for each: see `read_examples`."""
         return read_examples(self.config, self.assets, number)

@@ -176,11 +176,39 @@ def _write_token(state: _State, step: Step, limits: jax.Array, options: SearchOp
     }
 
 
+def score_tokens(
+    logits: jax.Array, tokens: jax.Array, limits: jax.Array, options: SearchOptions
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log probabilities [B, T] of given tokens, 0 where they are padding, and scores [B], as `beam_search` has them.
+
+    An end symbol before `min_length`, which a search would not write, counts like any other token.
+
+    Args:
+        logits: [B, T, V] of each token, after those before it.
+        tokens: [B, T], padded after the end symbol.
+        limits: [B] as of the search.
+    """
+    logits, t, words = logits.astype(jnp.float32), jnp.arange(tokens.shape[1]), jnp.arange(logits.shape[-1])
+    if options.renormalise:
+        logits = jnp.where(_forbidden(t[:, None], words, options) & (words != tokens[..., None]), NEVER, logits)
+    largest = logits.max(-1, keepdims=True)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], -1)
+    log_probs = (chosen - largest)[..., 0] - jnp.log(jnp.exp(logits - largest).sum(-1))
+    if options.force_end:
+        log_probs = jnp.where((tokens == options.eos) & (t + 1 >= limits[:, None]), 0.0, log_probs)
+    log_probs = jnp.where(tokens == options.pad, 0.0, log_probs)
+    return log_probs, options.score(log_probs.sum(1), (tokens != options.pad).sum(1))
+
+
+def _forbidden(t: jax.Array, words: jax.Array, options: SearchOptions) -> jax.Array:
+    """[V], or [T, V] for t [T, 1]: True for what may not be token number `t`."""
+    return (words == options.pad) | (words == options.bos) | ((words == options.eos) & (t < options.min_length))
+
+
 def _log_probs(logits: jax.Array, t: jax.Array, limits: jax.Array, options: SearchOptions) -> jax.Array:
     """[B · K, V] logits of token number `t` -> [B, K, V] log probabilities, -1e30 for forbidden tokens."""
     vocabulary = logits.shape[-1]
-    forbidden = jnp.zeros(vocabulary, bool).at[jnp.array([options.pad, options.bos])].set(True)
-    forbidden = forbidden.at[options.eos].set(t < options.min_length)
+    forbidden = _forbidden(t, jnp.arange(vocabulary), options)
     logits = logits.astype(jnp.float32)
     allowed = jnp.where(forbidden, NEVER, logits)
     competing = allowed if options.renormalise else logits

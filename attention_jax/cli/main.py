@@ -250,8 +250,20 @@ def _translate(**options: Any) -> int:
     _start("translation")
     from attention_jax.cli.translate import translate_file
 
+    return _stop_quietly(translate_file, **options)
+
+
+def _score(**options: Any) -> int:
+    _start("translation")
+    from attention_jax.cli.score import score_file
+
+    return _stop_quietly(score_file, **options)
+
+
+def _stop_quietly(act: Callable[..., None], **options: Any) -> int:
+    """Calls it; returns the exit code also where the reader of its output or the user ends it."""
     try:
-        translate_file(**options)
+        act(**options)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
     except KeyboardInterrupt:
@@ -316,6 +328,7 @@ _RUN: dict[str, Callable[..., int]] = {
     "export": export_weights,
     "probe": _probe,
     "translate": _translate,
+    "score": _score,
     "table": _table,
     "compare": _compare,
     "config": _config,

@@ -81,7 +81,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--neighbours", type=_integer_from(1), default=20, metavar="K", help="that vote; default 20")
     add("--temperature", type=_positive, default=0.07, metavar="T", help="of the votes exp(cosine / T); default 0.07")
 
-    add = command("translate", "Translate a line of input into a line of output with a trained network.")
+    add = command("translate", "Translate a line of input into a line of output. --config.search.KEY=value.")
     _add_run_options(add)
     add("--input", dest="source", type=_place, metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
     add("--output", type=_place, metavar="FILE", help="must not exist; default standard output")
@@ -91,6 +91,16 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
     add("--attention", type=_place, metavar="OUT.png", help="also plot the attention of each head in the first sentence")
     add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
+
+    add = command("score", "Write how probable given translations are, or rerank an n-best list. --config.search.KEY=value.")
+    _add_run_options(add)
+    add("--source", required=True, type=_place, metavar="FILE", help="UTF-8 text, one sentence per line")
+    add("--target", type=_place, metavar="FILE", help="its translations: writes score<TAB>log probability for each line")
+    add("--nbest", type=_place, metavar="FILE", help="or a list of translate --nbest, which is written by its new scores")
+    add("--output", type=_place, metavar="FILE", help="must not exist; default standard output")
+    add("--per-token", action="store_true", help="also write <TAB>tokens<TAB>log probabilities")
+    add("--alpha", type=_not_negative, metavar="A", help="of the length penalty, 0 for none; default the config's")
+    add("--weight", type=_share, metavar="W", help="of a new score beside 1 - W of the list's own; default 1")
 
 
 def _add_tables(command: Callable[..., Any]) -> None:
@@ -209,6 +219,13 @@ def _not_negative(text: str) -> float:
         if 0 <= float(text) < math.inf:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number, 0 or more")
+
+
+def _share(text: str) -> float:
+    """A number of the command line."""
+    if (number := _not_negative(text)) <= 1:
+        return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number from 0 to 1")
 
 
 def _positive(text: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
 from attention_jax.config.plugins import load_object
 
-VERSION = 9
+VERSION = 10
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 
@@ -325,6 +325,17 @@ _TEXT: dict[str, Any] = {
         "beam": Field.integer(1, "hypotheses", "hypotheses kept open; 1 is greedy search"),
         "alpha": Field.not_negative(0.6, "an exponent", "of the length penalty"),
         "penalty": Field.choice("gnmt", "((5 + length) / 6)^alpha, or length^alpha", "gnmt", "length"),
+        "expand": Field(
+            2, int, "1 or 2", "candidates for each hypothesis kept open", lambda value: value in (1, 2), "candidates"
+        ),
+        "late_ends": Field.flag(True, "an end symbol counts at any rank of the candidates, or among the `beam` best alone"),
+        "stop": Field.choice(
+            "settled",
+            "a sentence is done when no open hypothesis can be better, none would be if it ended now, or `beam` have ended",
+            *("settled", "guess", "full"),
+        ),
+        "force_end": Field.flag(False, "the last token that a limit allows is the end symbol, at no cost"),
+        "renormalise": Field.flag(False, "what may not come is left out before the softmax, and not after it"),
         "min_length": Field.integer(0, "tokens", "tokens before the end symbol may come", low=0),
         "max_extra": Field.integer(50, "tokens", "tokens that a translation may have more than its source", low=0),
         "max_length": Field.integer_or_none(

@@ -45,6 +45,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     7: {"optimizer": {"rate_rules": ((".*", 1.0),)}},
     8: {},
     9: {"init_from": None},
+    10: {},
 }
 _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
     5: {"data": {"exif_rotation": False}},
@@ -55,13 +56,17 @@ _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
     },
     8: {"data": {"crop_shorter": (256, 480), "lighting": 0.0}},
 }
+_ADDED_TO_TEXTS: dict[int, dict[str, Any]] = {
+    10: {"search": {"expand": 2, "late_ends": True, "stop": "settled", "force_end": False, "renormalise": False}},
+}
 # bam_resnet*.code fitted its dilation to small maps before version 6, as the released code does not.
 _CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}
 
 
 def _add_fields(version: int, config: ConfigDict) -> ConfigDict:
     plain = config.copy_and_resolve_references().to_dict()
-    for added in (_ADDED[version], _ADDED_TO_IMAGES.get(version, {}) if plain.get("task") == "classification" else {}):
+    of_task = {"classification": _ADDED_TO_IMAGES, "translation": _ADDED_TO_TEXTS}.get(str(plain.get("task")), {})
+    for added in (_ADDED[version], of_task.get(version, {})):
         for name, default in added.items():
             plain[name] = {**default, **plain.get(name, {})} if isinstance(default, dict) else plain.get(name, default)
     if version == 2 and plain["optimizer"].get("name") == "adamw":  # version 1 called its first-moment decay momentum

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
 from attention_jax.errors import UserError, require_package
 from attention_jax.kernels.switch import use_standard_numerics
-from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths
+from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths, score_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,11 @@ class TranslationOptions:
         """Maximum length, including EOS, of the translation of a source with `source_length` tokens."""
         length = self.fixed or source_length + self.max_extra
         return min(length, self.positions) if self.positions else length
+
+    def limits(self, source: jax.Array) -> jax.Array:
+        """[B, S] -> [B] maximum lengths of the translations."""
+        limits = jnp.full(source.shape[:1], self.fixed) if self.fixed else (source != PAD).sum(1) + self.max_extra
+        return jnp.minimum(limits, self.max_length(source.shape[1]))
 
     @classmethod
     def from_config(cls, config: ConfigDict, **changes: Any) -> Self:
@@ -66,9 +72,19 @@ def translate_tokens(
     grow = functools.partial(apply, method="grow_cache") if hasattr(model, "grow_cache") else None
     room = cache_lengths(longest)[0] if grow else longest
     cache = apply(memory, source, room, options.search.beam, method="init_cache")
-    limits = jnp.full(source.shape[:1], options.fixed) if options.fixed else (source != PAD).sum(1) + options.max_extra
     step = functools.partial(apply, method="decode_step")
-    return beam_search(step, cache, jnp.minimum(limits, longest), longest, options.search, grow)
+    return beam_search(step, cache, options.limits(source), longest, options.search, grow)
+
+
+def score_target_tokens(
+    model: nn.Module, variables: dict[str, Any], source: jax.Array, target: jax.Array, options: TranslationOptions
+) -> tuple[jax.Array, jax.Array]:
+    """[B, S], [B, T] -> log probabilities of the target's tokens [B, T] and scores [B], as of `translate_tokens`."""
+    if not getattr(model, "causal", True):
+        model = model.clone(causal=True)  # a search sees no later tokens either
+    seen = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=options.search.bos)
+    logits: Any = model.apply(variables, source, seen)
+    return score_tokens(logits, target, options.limits(source), options.search)
 
 
 def extend_buckets(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
@@ -124,7 +140,7 @@ class Translation:
         texts: translations, best first.
         scores: log probabilities after the length penalty.
         tokens: of each translation, as a person reads them, end symbol included if there is one.
-        target_ids: tokens of the best one as numbers.
+        ids: the same as numbers.
     """
 
     source: str
@@ -132,12 +148,37 @@ class Translation:
     texts: list[str]
     scores: list[float]
     tokens: list[list[str]]
-    target_ids: list[int]
+    ids: list[list[int]]
 
     @property
     def text(self) -> str:
         """The best translation."""
         return self.texts[0]
+
+    @property
+    def target_ids(self) -> list[int]:
+        """Tokens of the best translation as numbers."""
+        return self.ids[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetScore:
+    """The probability of a given translation.
+
+    Attributes:
+        tokens: of the translation as a person reads them, end symbol included.
+        log_probs: of each token after those before it, in nats.
+        score: their sum after the length penalty, as a search returns it.
+    """
+
+    tokens: list[str]
+    log_probs: list[float]
+    score: float
+
+    @property
+    def log_prob(self) -> float:
+        """The sum, without the length penalty."""
+        return math.fsum(self.log_probs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +196,12 @@ class Translator:
         return self.tokenizer.pieces(range(self.tokenizer.vocab_size))
 
     @functools.cached_property
-    def _compiled(self) -> Callable[..., Any]:
-        compiled = jax.jit(functools.partial(translate_tokens, self.model), static_argnums=2)
-        return functools.partial(compiled, jax.device_put(self.variables))
+    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Translates sources, and scores sources with their targets."""
+        variables, functions = jax.device_put(self.variables), ((translate_tokens, 2), (score_target_tokens, 3))
+        compiled = (jax.jit(functools.partial(each, self.model), static_argnums=static) for each, static in functions)
+        translate, score = (functools.partial(each, variables) for each in compiled)
+        return translate, score
 
     def preprocess(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Returns the source of `model.apply`, [N, longest] int32 with end symbols and padding."""
@@ -182,23 +226,59 @@ class Translator:
         """
         chosen = TranslationOptions.from_config(self.config, **changes)
         encoded = self._encode(sentences)
-        buckets = extend_buckets(self.config.data.bucket_lengths, max(map(len, encoded), default=1))
-        bucket_of = np.searchsorted(buckets, [len(tokens) for tokens in encoded]).tolist()
         found: dict[int, Translation] = {}
+        for part, rows, length in self._batches([len(tokens) if len(tokens) > 1 else 0 for tokens in encoded]):
+            source = pad_rows([encoded[i] for i in part], rows, length)
+            with use_standard_numerics():
+                tokens, scores = map(np.asarray, self._compiled[0](source, chosen))
+            for row, i in enumerate(part):
+                found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
+        for i, sentence in enumerate(sentences):
+            yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [[]])
+
+    def _batches(self, lengths: list[int]) -> Iterator[tuple[list[int], int, int]]:
+        """Yields (indices, rows, length) of batches of similar lengths; what has length 0 is in none."""
+        buckets = extend_buckets(self.config.data.bucket_lengths, max(lengths, default=1))
+        bucket_of = np.searchsorted(buckets, lengths)
         for bucket, length in enumerate(buckets):
-            members = [i for i, tokens in enumerate(encoded) if bucket_of[i] == bucket and len(tokens) > 1]
+            members = [int(i) for i in np.flatnonzero(bucket_of == bucket) if lengths[i]]
             size = max(1, self.config.evaluation.batch_size // length)
             for first in range(0, len(members), size):
                 part = members[first : first + size]
                 # As many rows as fill a power of two, so that few programs are compiled.
-                room = min(size, 1 << (len(part) - 1).bit_length())
-                source = pad_rows([encoded[i] for i in part], room, length)
-                with use_standard_numerics():
-                    tokens, scores = map(np.asarray, self._compiled(source, chosen))
-                for row, i in enumerate(part):
-                    found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
-        for i, sentence in enumerate(sentences):
-            yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [])
+                yield part, min(size, 1 << (len(part) - 1).bit_length()), length
+
+    def score(self, sources: str | Sequence[str], targets: Any, **changes: Any) -> list[TargetScore]:
+        """Returns how probable each target is as the translation of its source.
+
+        What a search returns has the score that it returned; the empty translation of an empty source has 0.
+
+        Args:
+            targets: texts, or tokens as `Translation.ids` has them, which need not be those of their text.
+            **changes: to the config's `search`; alpha=0 is no length penalty.
+
+        Raises:
+            UserError: another number of targets than of sources.
+        """
+        if isinstance(sources, str):
+            return self.score([sources], [targets], **changes)
+        if len(sources) != len(targets):
+            raise UserError(f"score: {len(sources)} sources and {len(targets)} targets: give a target for each source.")
+        chosen, encoded = TranslationOptions.from_config(self.config, **changes), self._encode(sources)
+        wanted = [[*self.tokenizer.encode(each), EOS] if isinstance(each, str) else list(each) for each in targets]
+        lengths = [max(map(len, pair)) for pair in zip(encoded, wanted)]
+        found: dict[int, TargetScore] = {}
+        for part, rows, length in self._batches([length if length > 1 else 0 for length in lengths]):
+            source = pad_rows([encoded[i] for i in part], rows, length)
+            target = np.full_like(source, PAD)
+            for row, i in enumerate(part):
+                target[row, : len(wanted[i])] = wanted[i]
+            with use_standard_numerics():
+                log_probs, scores = map(np.asarray, self._compiled[1](source, target, chosen))
+            for row, i in enumerate(part):
+                values = log_probs[row, : len(wanted[i])].tolist()
+                found[i] = TargetScore(self.tokenizer.pieces(wanted[i]), values, float(scores[row]))
+        return [found.get(i) or TargetScore([], [], 0.0) for i in range(len(sources))]
 
     def _translation(self, sentence: str, source: list[int], tokens: np.ndarray, scores: np.ndarray) -> Translation:
         there = [[int(t) for t in row if t != PAD] for row, score in zip(tokens, scores, strict=True) if score > NEVER / 2]
@@ -208,5 +288,5 @@ class Translator:
             texts=[self.tokenizer.decode(row) for row in there],
             scores=[float(score) for score in scores[: len(there)]],
             tokens=[self.tokenizer.pieces(row) for row in there],
-            target_ids=there[0],
+            ids=there,
         )

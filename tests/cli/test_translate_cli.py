@@ -134,7 +134,8 @@ def test_who_reads_may_stop_reading(workdir, monkeypatch, tmp_path):
         (["--nbest=3", "--beam=2"], "search: n_best=3 is not from 1 to beam=2."),
         (["--average=7"], "average=7 but there are 1 checkpoints"),
         (["--attention-of=all"], "argument --attention-of: invalid choice: 'all'"),
-        (["--config.search.beam=5"], "--config.search.beam: only train, evaluate, probe, compare, preflight and config take"),
+        (["--config.search.beams=5"], "unknown config field 'search.beams' (did you mean 'search.beam'?)"),
+        (["--config.batch_size=5"], "--config.batch_size: translate reads the fields search., evaluation.batch_size alone"),
     ],
 )
 def test_mistakes(call, monkeypatch, tmp_path, capfdbinary, options, said):

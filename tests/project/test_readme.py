@@ -31,7 +31,15 @@ REDUCED = {
         **{"evaluation.translate": False, "evaluation.headline": "token_accuracy", "search.max_extra": 2},
     },
 }
-RUN = ("train", "evaluate", "export", "translate", "summary", "config")  # are run, as is the table of a page's own files
+RUN = (
+    "train",
+    "evaluate",
+    "export",
+    "translate",
+    "score",
+    "summary",
+    "config",
+)  # are run, as is the table of a page's own files
 RESOLVED = ("table", "plot", "preflight", "prepare")  # commands that are parsed and resolved
 
 
@@ -82,14 +90,16 @@ def test_everything_in_them_runs(folder, monkeypatch):
                 compared += [line for line in lines if line.startswith("./launch.sh compare")]
                 done += [_run(line, monkeypatch) for line in lines if line not in compared]
     done += [_run(line, monkeypatch) for line in compared]  # compare.md writes the block that README.md names
-    assert done.count("train") == 5 and done.count("evaluate") == 3 and done.count("translate") == 3
+    assert (
+        done.count("train") == 5 and done.count("evaluate") == 3 and done.count("translate") == 4 and done.count("score") == 2
+    )
     assert {"quickstart", "table"} <= set(done)
 
     assert len(namespace["prediction"].labels) == 599
     assert namespace["maps"]["stage1_gate/map"].ndim == 4 and len(namespace["steps"]) == 2
     assert list((folder / "runs" / "mine" / "checkpoints").glob("[0-9]*"))
     assert len((folder / "translated.txt").read_text().splitlines()) == 3 and (folder / "attention.png").stat().st_size
-    assert len(namespace["best"].texts) == 3
+    assert len(namespace["best"].texts) == 3 and namespace["first"].score < 0
     assert namespace["accuracy"] > 0.5
 
 
