@@ -1,1 +1,1 @@
-"""Other libraries' weights."""
+"""Weights of other libraries, read and written."""

@@ -1,4 +1,4 @@
-"""A run as a folder that others load: safetensors in the names of timm, torchvision or this library, a config, a card."""
+"""Exports a run as a folder that other libraries load: safetensors in the names of timm, torchvision or ours, config, card."""
 
 import dataclasses
 import filecmp
@@ -34,7 +34,7 @@ from attention_jax.models.registry import create_model
 from attention_jax.storage import is_remote
 
 FORMATS = ("timm", "torchvision", "native")
-# (names of ours that a library has, the library's); tests/peers holds them to the libraries' own lists.
+# {our name: the library's name}; tests/peers compares them with the libraries' own lists.
 _NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "timm": (
         (r"convnext_(tiny|small|base|large|xlarge)|(deit|vit|swin)_.+|(tf_)?efficientnet_.+", r"\g<0>"),
@@ -49,7 +49,8 @@ _NAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"swin_([tsb])(?:iny|mall|ase)_patch4_window7_224", r"swin_\1"),
     ),
 }
-# Fields that change nothing in evaluation, and those that an argument of the library's function has: {class: {ours: theirs}}.
+# Fields without effect in evaluation are left out; of the others, those that the library's function takes: {class: {ours:
+# theirs}}.
 _FREE = {"num_classes", "drop_path_rate", "drop_path_by", "dropout_rate", "kernel_init", "zero_gamma", "head_init_scale"}
 _FREE |= {"norm_group_size", "norm_momentum", "norm_running_var", "dtype", "parent", "name"}
 _VIT = dict(image_size="img_size", patch_size="patch_size", layers="depth", width="embed_dim", heads="num_heads")
@@ -60,17 +61,17 @@ _ARGUMENTS: dict[tuple[str, str], dict[str, str]] = {
     ("timm", "ConvNeXt"): dict(stage_sizes="depths", widths="dims", patch_size="patch_size"),
     ("timm", "ResNet"): dict(stage_sizes="layers", widths="channels"),
     ("timm", "EfficientNet"): dict(norm_epsilon="bn_eps"),
-    ("torchvision", "VisionTransformer"): dict(image_size="image_size"),  # not by the name, which has none there
+    ("torchvision", "VisionTransformer"): dict(image_size="image_size"),  # an argument: the library's names leave it out
 }
 
 
 def express_name(format: str, name: str) -> str | None:
-    """Returns what a library calls our network `name`, None for one that it does not have."""
+    """Returns the library's name of one of our networks; None if the library does not have the network."""
     return next((re.sub(ours, theirs, name) for ours, theirs in _NAMES[format] if re.fullmatch(ours, name)), None)
 
 
 def express_model(format: str, name: str, model: nn.Module, image_shape: tuple[int, ...]) -> Export:
-    """Returns how a network is called in a format. Raises UserError that says what the format cannot express."""
+    """Returns the name and arguments of a network in a format. Raises UserError if the format cannot express it."""
     if format == "native":
         return Export(name, {}, NATIVE)
 
@@ -96,7 +97,7 @@ def express_model(format: str, name: str, model: nn.Module, image_shape: tuple[i
 
 
 def _fit_images(format: str, model: Any, image_shape: tuple[int, ...], refuse: Any) -> dict[str, Any]:
-    """Arguments for images of this shape. Raises UserError where the library computes something else for them."""
+    """Returns the arguments for images of this shape. Raises UserError if the library computes something else for them."""
     height, width, channels = image_shape
     kind, timm = type(model).__name__, format == "timm"
     if channels != 3 and not timm:
@@ -128,24 +129,24 @@ def export_run(
     licence: str | None = None,
     trust_code: bool = False,
 ) -> bool:
-    """Writes a run's network as a folder; returns False where the folder had the same content already.
+    """Writes a run's network as a folder; returns False if the folder already had the same content.
 
     The folder has `model.safetensors`, `config.json`, a card, `README.md`, and the run's config and code, if any, to train it
     again.
 
     Args:
         workdir, weights, average, trust_code: as in `load_run`.
-        output: the folder, which is made at once or not at all.
+        output: the folder; it appears complete or not at all.
         format: one of `FORMATS`.
-        licence: of the weights, for config and card; None says that nothing is stated.
+        licence: licence of the weights, for config and card; None writes that none is stated.
 
     Raises:
-        UserError: a network that the format cannot express, or a folder that has something else.
+        UserError: the format cannot express the network, or the folder has other content.
     """
     if format not in FORMATS:
         raise UserError(f"format={format!r} is not one of {', '.join(map(repr, FORMATS))}.")
     if is_remote(output):
-        raise UserError(f"{output} is remote: give a folder of this machine, and copy it from there.")
+        raise UserError(f"{output} is remote: give a folder on this machine, and copy it from there.")
     folder = Path(output).expanduser()
     run = load_run(workdir, weights, average, trust_code)
     if run.config.task != "classification":
@@ -163,15 +164,15 @@ def export_run(
         (partial / CONFIG).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
         (partial / RUN_CONFIG).write_text(config_to_json(run.config) + "\n", "utf-8")
         (partial / CARD).write_text(render_card(run, export, about), "utf-8")
-        if CODE in run.assets:  # of the user's, without which the network cannot be made
+        if CODE in run.assets:  # the user's code, which makes the network
             (partial / CODE).write_bytes(run.assets[CODE])
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             if not _is_same(partial, folder):
-                raise UserError(f"{folder} exists and has something else: give another --output, or remove it.")
+                raise UserError(f"{folder} exists and has other content: give another --output, or remove it.")
             return False
         partial.rename(folder)
     except OSError as error:
-        raise UserError(f"{folder} could not be written ({error.strerror}): give a folder that can.") from error
+        raise UserError(f"{folder} could not be written ({error.strerror}): give another --output.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True
@@ -183,7 +184,7 @@ def _is_same(new: Path, old: Path) -> bool:
 
 
 def _make_relative_indices(tensors: Mapping[str, np.ndarray], window: int) -> dict[str, np.ndarray]:
-    """The place in the table of biases of every pair of places, which torchvision keeps beside each table."""
+    """Computes, for every pair of positions, its row in the table of biases; torchvision stores this beside each table."""
     y, x = np.divmod(np.arange(window**2), window)
     index = (y[:, None] - y + window - 1) * (2 * window - 1) + x[:, None] - x + window - 1
     tables = [name for name in tensors if name.endswith("relative_position_bias_table")]

@@ -3,7 +3,7 @@
     RULES = (*name_module("head", "fc"), *name_module(r"stage(\\d)_block(\\d+)/conv(\\d)", "layer{1}.{2-1}.conv{3}"))
     LAYOUT = Layout("mine", models=("resnet*",), rules=RULES)
 
-A rule goes from our path to their name, so that import and export use one table: the names that a network must have are
+A rule goes from our path to their name, so import and export share one table: the names that a file must have are
 computed from its parameters' paths, looked up in a file (`fill_variables`) or written into one (`name_tensors`).
 """
 
@@ -32,14 +32,15 @@ IGNORED = (r"num_batches_tracked$", r"relative_(position|coords)_(index|table)$"
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A change of form, both ways.
+    """Converts an array between two forms.
 
     Attributes:
-        into: their array to ours.
-        out: our array to theirs; the inverse of `into`.
-        part: (i, n): ours is part i, from 0, of the n equal parts of their first axis, as queries, keys and values are.
-        resize: (array in our form, shape) -> array of that shape, for positions that were learned at another size; None where
-            only one shape is right. Raises UserError for what cannot be resized.
+        into: function from their array to ours.
+        out: function from our array to theirs; the inverse of `into`.
+        part: (i, n): our array is part i, from 0, of n equal parts of their first axis; queries, keys and values are such
+            parts.
+        resize: function (array in our form, shape) -> array of that shape, for positions learned at another size; None if
+            only one shape is right. Raises UserError for an array that cannot be resized.
     """
 
     into: Callable[[Array], Array] = np.asarray
@@ -48,12 +49,12 @@ class Transform:
     resize: Callable[[Array, tuple[int, ...]], Array] | None = None
 
     def take(self, theirs: Array) -> Array:
-        """Returns our array from their entire one."""
+        """Returns our array, given their complete one."""
         i, n = self.part
         return self.into(np.split(theirs, n)[i] if n > 1 else theirs)
 
     def shape_of(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of their entire array."""
+        """Returns the shape of their complete array."""
         first, *rest = self.out(np.broadcast_to(np.float32(0), ours)).shape or (None,)
         return () if first is None else (first * self.part[1], *rest)
 
@@ -79,10 +80,10 @@ def name_module(path: str, name: Name, kernel: Transform = KERNEL, part: tuple[i
     """Returns the rules of a layer or a normalisation with PyTorch's names of its parameters and statistics.
 
     Args:
-        path: regular expression of the module's path, "stage(\\d)_block(\\d+)/conv(\\d)".
-        name: their module.
-        kernel: of its kernel.
-        part: of kernel and bias, see `Transform`.
+        path: regular expression for the module's path, "stage(\\d)_block(\\d+)/conv(\\d)".
+        name: name of their module.
+        kernel: conversion of its kernel.
+        part: part of their kernel and bias, see `Transform`.
     """
 
     def leaf(last: str) -> Name:
@@ -98,21 +99,21 @@ def name_module(path: str, name: Name, kernel: Transform = KERNEL, part: tuple[i
 
 
 def name_modules(names: Mapping[str, Name], **kwargs: Any) -> tuple[NameRule, ...]:
-    """Returns the rules of {path: name} as `name_module` has them."""
+    """Returns the rules of `name_module` for each {path: name}."""
     return tuple(rule for path, name in names.items() for rule in name_module(path, name, **kwargs))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The names and forms that one library gives to the tensors of some networks.
+    """Holds the names and forms that one library gives to the tensors of some networks.
 
     Attributes:
-        name: what messages, `layout=` and `--format` call it.
+        name: name of the layout in messages, `layout=` and `--format`.
         models: shell-style patterns of the names of our networks.
-        rules: the first that matches a path counts.
-        fields: values that these fields of the network must have for weights of this layout, other than the name's.
-        ignored: regular expressions of their names that carry nothing to be learned.
-        head, stem: regular expressions of our paths of the classifier and of the first kernel, which reads the image.
+        rules: rules for paths; the first that matches counts.
+        fields: values that these fields of the network must have for weights in this layout, if the name gives others.
+        ignored: regular expressions for their names of tensors that hold nothing learned.
+        head, stem: regular expressions for our paths of the classifier, and of the first kernel, which reads the image.
     """
 
     name: str
@@ -124,12 +125,12 @@ class Layout:
     stem: str = r"^params/(stem_conv1?|patches)/kernel$"
 
     def ignores(self, name: str) -> bool:
-        """True for one of their names that carries nothing to be learned."""
+        """True if their tensor of this name holds nothing learned."""
         return any(re.search(rule, name) for rule in self.ignored)
 
 
 class Place(NamedTuple):
-    """The name and the form that one of our parameters has in another library."""
+    """The name and the form of one of our parameters in another library."""
 
     name: str
     transform: Transform
@@ -152,7 +153,7 @@ def list_shapes(model: nn.Module, in_channels: int = 3) -> dict[str, tuple[int, 
 
 
 def match_names(layout: Layout, model: nn.Module, paths: Sequence[str]) -> dict[str, Place | None]:
-    """Returns {our path: where the layout has it}, None for a path that no rule matches."""
+    """Returns {our path: its place in the layout}, with None for a path that no rule matches."""
     rules = [(re.compile(rule.path), rule) for rule in layout.rules]
 
     def find(path: str) -> Place | None:
@@ -166,7 +167,7 @@ def match_names(layout: Layout, model: nn.Module, paths: Sequence[str]) -> dict[
 
 
 def _expand(template: str, match: re.Match) -> str:
-    """ "layer{1}.{2-1}" or "features.{2*1-1}" with the groups of the match; arithmetic is of a group that is a number."""
+    """Fills a template such as "layer{1}.{2-1}" or "features.{2*1-1}" with the match's groups; arithmetic needs numbers."""
 
     def fill(place: re.Match) -> str:
         times, group, more = place[1], match[int(place[2])], place[3]
@@ -176,7 +177,7 @@ def _expand(template: str, match: re.Match) -> str:
 
 
 def count_shared(layout: Layout, model: nn.Module, paths: Sequence[str], tensors: Collection[str]) -> float:
-    """Returns the names that a network in the layout and `tensors` share, as a share of all the names of both."""
+    """Returns how many names a network in this layout and `tensors` share, as a share of all names of both."""
     ours = {place.name if place else path for path, place in match_names(layout, model, paths).items()}
     theirs = {name for name in tensors if not layout.ignores(name)}
     return len(ours & theirs) / max(1, len(ours | theirs))
@@ -185,7 +186,7 @@ def count_shared(layout: Layout, model: nn.Module, paths: Sequence[str], tensors
 def name_tensors(layout: Layout, model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Array]:
     """Returns {their name: array} of a network's variables, the inverse of `fill_variables`.
 
-    Raises UserError that names every parameter for which the layout has no name.
+    Raises UserError with every parameter that has no name in the layout.
     """
     flat = {path: np.asarray(leaf) for path, leaf in tree.flatten_by_path(variables).items()}
     parts: dict[str, dict[int, Array]] = {}
@@ -196,7 +197,7 @@ def name_tensors(layout: Layout, model: nn.Module, variables: Mapping[str, Any])
         else:
             parts.setdefault(place.name, {})[place.transform.part[0]] = place.transform.out(flat[path])
     if nameless:
-        raise UserError(f"layout {layout.name}: it has no names for {', '.join(nameless)}: use the format native.")
+        raise UserError(f"layout {layout.name} has no names for {', '.join(nameless)}: use the format native.")
     joined = {name: [some[i] for i in sorted(some)] for name, some in parts.items()}
     return {name: np.ascontiguousarray(np.concatenate(some) if len(some) > 1 else some[0]) for name, some in joined.items()}
 
@@ -204,17 +205,17 @@ def name_tensors(layout: Layout, model: nn.Module, variables: Mapping[str, Any])
 def fill_variables(
     layout: Layout, model: nn.Module, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Array], where: str
 ) -> tuple[dict[str, Array], list[str]]:
-    """Returns ({our path: float32 array} of all `shapes`, notes of what was changed on the way).
+    """Returns {our path: float32 array} for all `shapes`, and notes on the changes on the way.
 
     Args:
-        layout: of the tensors.
+        layout: layout of the tensors.
         model: the network, for names that depend on its fields.
-        shapes: of the parameters and statistics to fill, as `list_shapes` has them or a part of them.
+        shapes: {path: shape} of the parameters and statistics to fill, all or some of those of `list_shapes`.
         tensors: {their name: array}.
         where: the file, for messages.
 
     Raises:
-        UserError: missing, extra and misshapen tensors, and values that no network has, all of them in one message.
+        UserError: missing, extra and misshapen tensors, and values that no network has, all in one message.
     """
     places = match_names(layout, model, list(shapes))
     wanted = {place.name for place in places.values() if place}
@@ -259,7 +260,7 @@ def fill_variables(
 
 
 def _nearest(name: str, shape: tuple[int, ...], extra: Sequence[str], tensors: Mapping[str, Array]) -> str:
-    """ " (the nearest is 'x')" for the unused name closest to `name`, first among those of its shape."""
+    """Returns " (the nearest is 'x')" for the unused name closest to `name`; names with the same shape come first."""
     for known in ([other for other in extra if tensors[other].shape == shape], extra):
         if matches := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
             return f" (the nearest is {matches[0]!r})"
@@ -267,13 +268,13 @@ def _nearest(name: str, shape: tuple[int, ...], extra: Sequence[str], tensors: M
 
 
 def fold_channels(kernel: Array, shape: tuple[int, ...]) -> Array:
-    """[H, W, 3, O] -> [H, W, n, O]: the sum over colours for n = 1, else repeated and scaled by 3/n (timm's rule).
+    """[H, W, 3, O] -> [H, W, n, O]: sums over colours for n = 1, else repeats the kernel and scales it by 3/n (timm's rule).
 
-    A grey image then gives what three equal colours gave. Raises UserError for another change of shape.
+    A grey image then gives the same output as three equal colours. Raises UserError for any other change of shape.
     """
     channels = shape[-2]
     if kernel.shape != (*shape[:-2], 3, shape[-1]):
-        raise UserError(f"only the channels of a kernel that reads 3 can change, and this one's shape is {kernel.shape}")
+        raise UserError(f"only a kernel that reads 3 channels can change their number; this one has the shape {kernel.shape}")
     if channels == 1:
         return kernel.sum(-2, keepdims=True)
     return np.concatenate([kernel] * -(-channels // 3), -2)[..., :channels, :] * np.float32(3 / channels)

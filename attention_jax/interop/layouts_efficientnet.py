@@ -1,7 +1,7 @@
 """EfficientNet and EfficientNet-Lite in the names of timm, torchvision and efficientnet_pytorch.
 
-timm's names of `efficientnet_*` and `tf_efficientnet_*`, whose padding and epsilon differ, are the same: the name of the
-network that is asked for says which of the two a file is for.
+timm's tensors have the same names in `efficientnet_*` and `tf_efficientnet_*`, whose padding and epsilon differ: the name of
+the requested network decides between the two.
 """
 
 import re
@@ -15,7 +15,7 @@ _ANY = r"stage(\d)_block(\d+)"
 
 
 def _number(part: str) -> Name:
-    """The name "_blocks.N.part", where blocks are counted through all stages."""
+    """Returns the name "_blocks.N.part", where N counts blocks through all stages."""
 
     def name(match: re.Match, model: Any) -> str:
         before = sum(blocks for *_, blocks in model.scale_stages()[: int(match[1]) - 1])
@@ -70,7 +70,7 @@ PYTORCH = {
     "head_norm": "_bn1",
     "head": "_fc",
 }
-# Squeeze-and-excitation, whose layers are 1x1 convolutions there.
+# Squeeze-and-excitation; its layers are 1x1 convolutions there.
 TIMM_GATE = {f"{_ANY}/gate/(reduce|expand)": "blocks.{1-1}.{2-1}.se.conv_{3}"}
 TORCHVISION_GATE = {
     f"{stage}/gate/{layer}": f"features.{{1}}.{{2-1}}.block.{place}.{name}"

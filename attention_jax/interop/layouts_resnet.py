@@ -14,7 +14,7 @@ _CIFAR = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110))
 
 
 def _name_shortcut(part: int) -> Name:
-    """The convolution (0) or normalisation (1) of a projection; ResNet-D has pooling, or nothing in its place, before them."""
+    """Returns the name of a projection's convolution (0) or normalisation (1); in ResNet-D something precedes them."""
 
     def name(match: re.Match, model: nn.Module) -> str:
         after = getattr(model, "shortcut", "B") == "D"
@@ -26,7 +26,7 @@ def _name_shortcut(part: int) -> Name:
 _BACKBONE = (
     *name_module("stem_conv", "conv1"),
     *name_module("stem_norm", "bn1"),
-    # The stem of three 3x3, whose last normalisation timm calls bn1; ResNet-RS has a fourth in place of the pooling.
+    # The stem of three 3x3; timm calls its last normalisation bn1. ResNet-RS has a fourth convolution in place of the pooling.
     *(
         rule
         for i, (conv, norm) in enumerate((("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")), 1)
@@ -60,7 +60,7 @@ TIMM = Layout(
     ),
 )
 
-# github.com/Jongchan/attention-module, of the authors of BAM and CBAM.
+# github.com/Jongchan/attention-module, by the authors of BAM and CBAM.
 _BAM, _CHANNEL, _SPATIAL = r"stage(\d)_gate", "bam{1}.channel_att.gate_c.gate_c_", "bam{1}.spatial_att.gate_s.gate_s_"
 BAM = Layout(
     "bam",
@@ -92,7 +92,7 @@ CBAM = Layout(
     ),
 )
 
-# github.com/akamaster/pytorch_resnet_cifar10, whose option A pads with zeros on both sides; a file does not show that.
+# github.com/akamaster/pytorch_resnet_cifar10: its option A pads with zeros on both sides, which a file does not show.
 AKAMASTER = Layout(
     "akamaster",
     _CIFAR,

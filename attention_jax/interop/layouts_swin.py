@@ -1,7 +1,7 @@
 """Swin Transformers in the names of timm, torchvision and the official repository, microsoft/Swin-Transformer.
 
-Patches are merged at the end of a stage in the official names, which were timm's until 0.9, and at the start of the next one
-here and in timm's of today. The order of the four places that are merged is the same everywhere.
+The official names, timm's until 0.9, merge patches at the end of a stage; we and today's timm merge them at the start of the
+next one. All of them merge four positions in the same order.
 """
 
 from attention_jax.interop.layout import Layout, NameRule, Transform, name_modules
@@ -22,7 +22,7 @@ def _name_swin(ends: dict[str, str], block: str, hidden: str, output: str) -> tu
     }
     table = f"{block}.attn.relative_position_bias_table"
     return (
-        NameRule(f"params/{_BLOCK}/relative_bias", table, Transform(resize=resize_grid)),  # learned for another window
+        NameRule(f"params/{_BLOCK}/relative_bias", table, Transform(resize=resize_grid)),  # from another window
         *name_fused(f"{_BLOCK}/attention", f"{block}.attn.qkv"),
         *name_modules(names),
     )

@@ -1,4 +1,4 @@
-"""Vision Transformers in timm's names, which are DeiT's official repository's too, and in torchvision's."""
+"""Vision Transformers in timm's names, which DeiT's official repository shares, and in torchvision's."""
 
 import dataclasses
 import math
@@ -9,27 +9,27 @@ import numpy as np
 from attention_jax.errors import UserError
 from attention_jax.interop.layout import KERNEL, Array, Layout, NameRule, Transform, name_module, name_modules
 
-QKV = ("query", "key", "value")  # their order where the three are one array
+QKV = ("query", "key", "value")  # their order in a joint array
 
 
 def resize_grid(table: Array, shape: tuple[int, ...]) -> Array:
-    """[side², C] -> shape [side², C]: bicubic interpolation of a square, smoothed where it shrinks (timm's for positions)."""
+    """[side², C] -> shape [side², C]: interpolates a square bicubically and smooths when it shrinks (timm's for positions)."""
     before, after = math.isqrt(len(table)), math.isqrt(shape[0])
     if (before**2, after**2, *table.shape[1:]) != (len(table), *shape):
-        raise UserError("only squares of places with the same channels can be interpolated")
+        raise UserError("only squares of positions with the same channels can be interpolated")
     return np.asarray(jax.image.resize(table.reshape(before, before, -1), (after, after, shape[1]), "cubic")).reshape(shape)
 
 
 def resize_positions(table: Array, shape: tuple[int, ...]) -> Array:
-    """[tokens + side², D] -> shape [tokens + side², D]: tokens are kept, and the square of patches is interpolated."""
+    """[tokens + side², D] -> shape [tokens + side², D]: keeps the tokens, and interpolates the square of patches."""
     tokens, right = _count_tokens(len(table)), _count_tokens(shape[0])
     if tokens != right:
-        raise UserError(f"{tokens} tokens before the patches where {right} are right")
+        raise UserError(f"it has {tokens} tokens before the patches, and the network needs {right}")
     return np.concatenate([table[:tokens], resize_grid(table[tokens:], (shape[0] - tokens, *shape[1:]))])
 
 
 def _count_tokens(length: int) -> int:
-    """Tokens before a square of patches, 0 to 2; from 1 on, squares are more than 2 apart."""
+    """Returns the number of tokens before a square of patches, 0 to 2; squares from 1 on are more than 2 apart."""
     for tokens in range(3):
         if math.isqrt(max(0, length - tokens)) ** 2 == length - tokens > 0:
             return tokens
@@ -42,7 +42,7 @@ _BLOCK, _LAYER = r"block(\d+)", "encoder.layers.encoder_layer_{1-1}"
 
 
 def name_fused(path: str, name: str) -> tuple[NameRule, ...]:
-    """Returns the rules of queries, keys and values that are one layer there."""
+    """Returns the rules for queries, keys and values that are one layer in the other library."""
     return tuple(rule for i, part in enumerate(QKV) for rule in name_module(f"{path}/{part}", name, part=(i, 3)))
 
 
@@ -67,13 +67,13 @@ TORCHVISION = {
     "norm": "encoder.ln",
     "head": "heads.head",
 }
-# As the published files have them, which torchvision converts when it reads them.
+# In the form of the published files; torchvision converts them when it reads them.
 TORCHVISION_012 = {
     **TORCHVISION,
     f"{_BLOCK}/mlp/hidden": f"{_LAYER}.mlp.linear_1",
     f"{_BLOCK}/mlp/output": f"{_LAYER}.mlp.linear_2",
 }
-_IN_PROJ = tuple(  # of torch.nn.MultiheadAttention
+_IN_PROJ = tuple(  # the joint projection of torch.nn.MultiheadAttention
     NameRule(f"params/{_BLOCK}/attention/{part}/{leaf}", f"{_LAYER}.self_attention.in_proj_{name}", form)
     for i, part in enumerate(QKV)
     for leaf, name, form in (

@@ -4,7 +4,7 @@
     model, variables = convert_marian(config, safetensors.numpy.load_file("model.safetensors"))
     options = convert_generation_options(config, json.load(open("generation_config.json")))
 
-Tokens keep their numbers. The first target token is `decoder_start_token_id`, which in the published models is padding.
+Tokens keep their numbers. The first target token is `decoder_start_token_id`, which is padding in the published models.
 """
 
 import re
@@ -68,7 +68,7 @@ def convert_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tup
 
     Args:
         config: contents of `config.json`.
-        weights: its state dict, {name: array}; tied weights once or under each of their names.
+        weights: the state dict {name: array}; it has tied weights once, or under each of their names.
 
     Raises:
         UserError: an unsupported field of the config, or weights that do not fit, all of them named.
@@ -85,8 +85,8 @@ def convert_marian(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tup
 def _convert_weights(weights: Mapping[str, Any], rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """Converts {their name: array} to our parameters, a tree of float32 arrays; the first rule that matches counts.
 
-    Several names may lead to one path, as tied weights do, if they hold the same numbers. Raises UserError that names all
-    weights without a rule or a parameter, with another shape or that disagree, and all `shapes` that were not found.
+    Tied weights lead from several names to one path; they must hold the same numbers. Raises UserError with all
+    weights that disagree, or lack a rule, a parameter or the right shape, and all `shapes` that were not found.
     """
     found: dict[str, np.ndarray] = {}
     wrong: dict[str, list[str]] = {}
@@ -121,7 +121,7 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Transformer`."""
+    """Returns the fields of `Transformer` for this config."""
 
     def read(name: str) -> Any:
         if name not in config:
@@ -176,7 +176,7 @@ def convert_generation_options(config: Mapping[str, Any], options: Mapping[str, 
         stop=_STOP[options.get("early_stopping", False)],
         force_end=options.get("forced_eos_token_id") is not None,
         renormalise=options.get("renormalize_logits", False),
-        min_length=max(0, options.get("min_length", 0) - 1),  # theirs counts the start symbol
+        min_length=max(0, options.get("min_length", 0) - 1),  # theirs includes the start symbol
         bos=config["decoder_start_token_id"],
         eos=config["eos_token_id"],
         pad=config["pad_token_id"],

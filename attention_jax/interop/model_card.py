@@ -1,4 +1,4 @@
-"""The files beside exported weights, with all that a run knows of itself: `config.json`, and a card in Markdown."""
+"""The files beside exported weights: `config.json` and a card in Markdown, with everything that a run knows about itself."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,7 @@ WEIGHTS, CONFIG, CARD, RUN_CONFIG = "model.safetensors", "config.json", "README.
 
 
 class Export(NamedTuple):
-    """A network in another library: its name, the arguments of that function beside the number of classes, and the layout."""
+    """A network in another library: its name there, further arguments of the library's function, and the layout."""
 
     architecture: str
     arguments: dict[str, Any]
@@ -34,7 +34,7 @@ def simplify_field(value: Any) -> Any:
 
 
 def find_crop_share(side: int, shorter: int) -> float:
-    """Returns a share with floor(side / share) = `shorter`, the side that images are resized to before the crop."""
+    """Returns a share such that floor(side / share) = `shorter`, the side to which images are resized before the crop."""
     share = side / shorter
     while math.floor(side / share) < shorter:  # 384 / (384 / 450) is a little less than 450
         share = math.nextafter(share, 0)
@@ -42,7 +42,7 @@ def find_crop_share(side: int, shorter: int) -> float:
 
 
 def describe_export(run: Run, export: Export, average: int, licence: str | None) -> dict[str, Any]:
-    """Returns the content of config.json, for timm in its form, with what the run knows under "attention_jax"."""
+    """Returns the content of config.json: for timm in timm's form, with the run's facts under "attention_jax"."""
     data, model = run.config.data, run.config.model.to_dict()
     height, width, channels = data.image_shape
     colours = dict(interpolation=data.interpolation, mean=list(data.mean), std=list(data.std))
@@ -86,20 +86,20 @@ def describe_export(run: Run, export: Export, average: int, licence: str | None)
 
 
 def _list_fields(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config's section `model` beside its name and the facts of its data, without those that say nothing."""
+    """Lists the fields of a config's section `model`, without the name, the facts of the data, and fields without effect."""
     given = {key: strip_origin(value) for key, value in sorted(model.items()) if key not in ("name", *FACTS)}
     return {key: value for key, value in given.items() if value is not None and value != {}}
 
 
 def _find_metrics(run: Run) -> dict[str, float]:
-    """The newest evaluation of these weights in the log, with its step."""
+    """Returns the newest evaluation of these weights in the log, with its step."""
     prefix = "eval_ema/" if run.weights == "ema" else "eval/"
     lines = [line for line in run.metrics if any(key.startswith(prefix) for key in line)]
     return {key: value for key, value in lines[-1].items() if key == "step" or key.startswith(prefix)} if lines else {}
 
 
 def render_card(run: Run, export: Export, about: Mapping[str, Any]) -> str:
-    """Returns README.md: a table of what the run knows, how to load the weights, and how to train the network again."""
+    """Returns README.md: a table of the run's facts, how to load the weights, and how to train the network again."""
     own, data, layout = about["attention_jax"], run.config.data, export.layout.name
     name, fields, channels = own["model"], own["fields"], own["preprocessing"]["image_shape"][2]
     parameters = sum(int(leaf.size) for leaf in tree.flatten_by_path(run.variables["params"]).values())
@@ -148,5 +148,5 @@ def render_card(run: Run, export: Export, about: Mapping[str, Any]) -> str:
     table = "".join(f"| {key} | {str(value).replace('|', '¦')} |\n" for key, value in rows.items())
     code = "\n".join(load)
     again = f"./launch.sh train --config={RUN_CONFIG} --workdir=runs/again"
-    last = f"\n## Train it again\n\n```bash\n{again}\n```\n" if run.step else ""  # the config of given weights has no data
+    last = f"\n## Train it again\n\n```bash\n{again}\n```\n" if run.step else ""  # given weights have no data
     return f"# {name}\n\n| | |\n| --- | --- |\n{table}\n## Load it\n\n```python\n{code}\n```\n{last}"

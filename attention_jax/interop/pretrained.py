@@ -1,4 +1,4 @@
-"""Other libraries' weights in one of our networks, by one call."""
+"""Loads weights of other libraries into our networks in one call."""
 
 import re
 import sys
@@ -31,21 +31,21 @@ def load_pretrained(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns (model, variables) of the network `name` with a file's weights, ready for `model.apply(variables, images)`.
 
-    Prints one line on stderr of what was changed on the way: wrappers that were seen through, a field that the layout sets,
+    Prints one line on stderr about the changes on the way: wrappers that were removed, a field that the layout sets,
     a fresh head, tensors that were folded or resized, half precision.
 
     Args:
         name: as for `create_model`.
-        file: a .safetensors, an .npz, or a .pth, .pt or .th of PyTorch of any version; nothing in it is run.
-        num_classes: of the network; where the file has another number, the head starts fresh, as `model.init` draws it from
-            key 0. None takes the file's.
-        in_channels: of the images; the first kernel is summed over its colours for 1, and repeated for more than 3.
+        file: a .safetensors, an .npz, or a .pth, .pt or .th from any version of PyTorch; no code in it is run.
+        num_classes: classes of the network; if the file has other classes, the head starts fresh, as `model.init` draws it from
+            key 0. None takes the file's number.
+        in_channels: channels of the images; the first kernel is summed over its colours for 1, and repeated for more than 3.
         layout: the name of a layout or `path/to/file.py:LAYOUT`; None recognises it.
-        weights: "ema" or "params", where a file has both; None takes the average only where there is nothing else.
-        **fields: of the network.
+        weights: "ema" or "params" if a file has both; None takes the average only if there is nothing else.
+        **fields: fields of the network.
 
     Raises:
-        UserError: a file that is damaged or not of this network, all missing, extra and misshapen tensors in one message.
+        UserError: a damaged file, or the file of another network; one message has all missing, extra and misshapen tensors.
     """
     where, features = str(file), fields.pop("features", False)
     tensors, notes = select_weights(open_weights(file), where, weights)
@@ -81,18 +81,18 @@ def load_pretrained(
         said.append(f"{' and '.join(sorted(kinds))} made float32")
     flat |= draw_parameters(model, fresh, in_channels) if fresh else {}
     print(f"{where}: {'; '.join([*said, *changes])}.", file=sys.stderr)
-    if features:  # maps of the stages, without the head that files have
+    if features:  # the network returns maps and lacks the head that files have
         model = model.clone(features=features)
         shapes = list_shapes(model, in_channels)
     return model, tree.nest_by_path({path: flat[path] for path in shapes})
 
 
 def describe_doubts(name: str, found: Recognised, fields: Mapping[str, Any]) -> list[str]:
-    """Returns what a file cannot show and its user must know: whose preprocessing, and on which side option A pads."""
+    """Returns what a user must know and a file cannot show: whose preprocessing it needs, and on which side option A pads."""
     said, layouts = [], (found.layout.name, *found.also)
     try:
         sources = list_preprocessing(name)
-    except UserError:  # of the user's own
+    except UserError:  # the name of a user's own network
         sources = ()
     if known := [source for source in sources if source.split("_")[0] in layouts] or list(sources):
         said.append(f"images as aj.preprocessing({name!r}, source={' or '.join(map(repr, known))}) has them")
@@ -102,12 +102,12 @@ def describe_doubts(name: str, found: Recognised, fields: Mapping[str, Any]) -> 
 
 
 def count_classes(place: Place, array: np.ndarray) -> int:
-    """Returns the classes of a classifier's kernel or bias in another library's form."""
+    """Returns the number of classes of a classifier's kernel or bias in another library's form."""
     return place.transform.take(np.broadcast_to(np.float32(0), array.shape)).shape[-1]
 
 
 def draw_parameters(model: nn.Module, paths: Collection[str], in_channels: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns {path: array} of some of the parameters, as `model.init` draws them; nothing else is computed."""
+    """Returns {path: array} for some of the parameters, as `model.init` draws them, and computes nothing else."""
     side = getattr(model, "image_size", 224)
 
     def draw(key: jax.Array) -> Mapping[str, jax.Array]:

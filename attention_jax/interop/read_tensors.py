@@ -1,4 +1,4 @@
-"""The tensors of a file of weights: .safetensors, .npz, and PyTorch's .pth, .pt and .th; nothing of a file is run."""
+"""Reads the tensors in a file of weights: .safetensors, .npz, and PyTorch's .pth, .pt and .th; no code in a file is run."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from attention_jax.interop.torch_files import (
 _FLOATS = dict(F64="<f8", F32="<f4", F16="<f2", BF16=jnp.bfloat16)
 _INTEGERS = dict(I64="<i8", I32="<i4", I16="<i2", I8="i1", U64="<u8", U32="<u4", U16="<u2", U8="u1", BOOL="?")
 _DTYPES = {kind: np.dtype(dtype) for kind, dtype in (_FLOATS | _INTEGERS).items()}
-# Keys under which training code keeps weights beside other things, and those of the average of the weights.
+# Keys under which training code keeps weights beside other entries, and keys of averaged weights.
 _KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params")
 _EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "model_ema_state", "ema_model", "ema")
 # DataParallel, torch.compile, and Lightning put these before every name.
@@ -31,14 +31,14 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns {name: array} of the weights in a file, `select_weights` of `open_weights`."""
+    """Returns {name: array} of the weights in a file: `open_weights`, then `select_weights`."""
     return select_weights(open_weights(path), str(path))[0]
 
 
 def open_weights(path: str | Path) -> Any:
-    """Returns what is in a file: {name: array}, or for PyTorch's files what was saved.
+    """Returns the content of a file: {name: array}, or for PyTorch's files the saved object.
 
-    Raises UserError for a file that is missing, of another kind, damaged, or lies about its sizes.
+    Raises UserError for a file that is missing, damaged, of another kind, or wrong about its sizes.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -56,7 +56,7 @@ def open_weights(path: str | Path) -> Any:
             return _read_safetensors(path)
     except UserError as error:
         raise UserError(f"{path}: {error}.") from error
-    except Exception as error:  # what a damaged file does to a reader
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path}: it is damaged ({type(error).__name__}: {one_sentence(error)}).") from error
     raise UserError(f"{path}: it begins with {start!r}: give a .safetensors, an .npz, or a .pth, .pt or .th of PyTorch.")
 
@@ -65,7 +65,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     data: np.ndarray = np.memmap(path, np.uint8, "r")
     length = int.from_bytes(data[:8].tobytes(), "little")
     if 8 + length > len(data):
-        raise UserError(f"its header of {length} bytes does not fit into its {len(data)}, as in a file that was cut off")
+        raise UserError(f"its header of {length} bytes does not fit into its {len(data)} bytes, as in a file that was cut off")
     header = json.loads(data[8 : 8 + length].tobytes(), object_pairs_hook=_refuse_twice)
     header.pop("__metadata__", None)
     data, arrays, at = data[8 + length :], dict[str, np.ndarray](), 0
@@ -79,7 +79,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{name} of shape {shape} and type {kind} has {end - start} bytes")
         arrays[name], at = data[start:end].view(_DTYPES[kind]).reshape(shape), end
     if at != len(data):
-        raise UserError(f"its tensors have {at} bytes and the file {len(data)}")
+        raise UserError(f"its tensors have {at} bytes and the file has {len(data)}")
     return arrays
 
 
@@ -90,22 +90,22 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    # Trained weights hardly compress; a small file may be of zeros, as a test's.
+    # Trained weights hardly compress, but a small file, such as a test's, may hold only zeros.
     open_archive(path, most=100, more=2**24).close()
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
 def select_weights(content: Any, where: str, weights: str | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns ({name: array} of the weights in what a file contains, notes of what was seen through).
+    """Returns {name: array} of the weights in a file's content, and notes on the wrappers that were removed.
 
     Args:
         content: as `open_weights` returns it.
         where: the file, for messages.
-        weights: "ema" or "params", as in `load_checkpoint`; None takes the average only where there is nothing else.
+        weights: "ema" or "params", as in `load_checkpoint`; None takes the average only if there is nothing else.
 
     Raises:
-        UserError: no weights, no such weights, or an object that was not read in place of the model or of a tensor.
+        UserError: no weights, not the requested ones, or an object that was not read in place of the model or of a tensor.
     """
     if weights not in (None, "ema", "params"):
         raise UserError(f"weights={weights!r}: give 'ema', 'params' or None.")
@@ -117,10 +117,10 @@ def select_weights(content: Any, where: str, weights: str | None = None) -> tupl
             value, keys = inside[key], (*_KEYS, *_EMA_KEYS)
             notes.append(f"from {key!r}")
     if weights == "ema" and not notes:
-        raise UserError(f"{where}: it has no average of the weights, which would be one of {', '.join(map(repr, _EMA_KEYS))}.")
+        raise UserError(f"{where}: it has no averaged weights, under any of {', '.join(map(repr, _EMA_KEYS))}.")
     if not isinstance(value, Mapping):
         kind = value.kind if isinstance(value, Placeholder) else type(value).__name__
-        raise UserError(f"{where}: it has an object of {kind} and not named tensors: give a file of model.state_dict().")
+        raise UserError(f"{where}: it has an object of {kind} instead of named tensors: give a file of model.state_dict().")
     arrays: dict[str, np.ndarray] = {}
     unread = [f"{name} is an object of {tensor.kind}" for name, tensor in value.items() if isinstance(tensor, Placeholder)]
     for name, tensor in value.items():
@@ -130,7 +130,7 @@ def select_weights(content: Any, where: str, weights: str | None = None) -> tupl
         except Exception as error:
             raise UserError(f"{where}: {name}: {one_sentence(error)}.") from error
     if not arrays:
-        raise UserError(f"{where}: it has no tensors, but {', '.join(map(repr, list(value)[:8])) or 'nothing'}.")
+        raise UserError(f"{where}: it has no tensors; its entries: {', '.join(map(repr, list(value)[:8])) or 'none'}.")
     if unread:
         raise UserError(f"{where}: {unread[0]} and no tensor that can be read.")
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in arrays)), None):

@@ -1,4 +1,4 @@
-"""The layouts that this library knows, and which of them a file has."""
+"""Finds, among the layouts that this library knows, the layout of a file."""
 
 import fnmatch
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from attention_jax.interop import layouts_convnext, layouts_efficientnet, layout
 from attention_jax.interop.layout import Layout, NameRule, Transform, count_shared, list_shapes, match_names
 from attention_jax.models import create_model
 
-# Our own paths: of networks that no other library has, and of the format native.
+# Our own paths, for networks that no other library has, and for the format native.
 NATIVE = Layout(
     "native",
     ("*",),
@@ -26,11 +26,11 @@ NATIVE = Layout(
 )
 _FAMILIES = (layouts_resnet, layouts_convnext, layouts_vit, layouts_swin, layouts_efficientnet)
 LAYOUTS = (NATIVE, *(layout for family in _FAMILIES for layout in family.LAYOUTS))
-LEAST = 0.3  # of all names of a file and a network must be in both, or the file is not of the network
+LEAST = 0.3  # the least share of common names among all names of file and network; below, the file belongs to another network
 
 
 class Recognised(NamedTuple):
-    """A layout, the network that it gives, and the shapes of the network's parameters and statistics."""
+    """A layout, its network, and the shapes of the network's parameters and statistics."""
 
     layout: Layout
     model: nn.Module
@@ -44,7 +44,7 @@ def list_layouts(name: str) -> list[Layout]:
 
 
 def get_layout(spec: str | Layout, name: str) -> Layout:
-    """Returns the layout called `spec` for the network `name`, or `path/to/file.py:LAYOUT`. Raises UserError for another."""
+    """Returns the layout called `spec` for the network `name`, or `path/to/file.py:LAYOUT`; UserError for another."""
     its = {layout.name: layout for layout in list_layouts(name)}
     layout = load_object(spec, its, "layout")  # type: ignore[arg-type]  # or a Layout
     if not isinstance(layout, Layout):
@@ -60,14 +60,14 @@ def recognise_layout(
     in_channels: int = 3,
     **fields: Any,
 ) -> Recognised:
-    """Returns the layout that has most of its names among `tensors`, and the network with `fields` and those of the layout.
+    """Returns the layout that shares most names with `tensors`, and the network with `fields` and the layout's own fields.
 
     Args:
-        name: of the network.
+        name: name of the network.
         tensors: {their name: array}.
         where: the file, for messages.
-        layout: in place of the one that would be recognised.
-        in_channels: of the images that the network will read.
+        layout: a given layout; nothing is recognised then.
+        in_channels: channels of the images that the network will read.
 
     Raises:
         UserError: too little in common with every layout, two layouts that the tensors do not tell apart, or a field that

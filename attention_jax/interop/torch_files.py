@@ -1,7 +1,7 @@
-"""PyTorch's checkpoint files without PyTorch: the zip form, and the form of versions before 1.6.
+"""Reads PyTorch's checkpoint files without PyTorch: the zip form, and the form of versions before 1.6.
 
 A checkpoint is a pickle, and a pickle is a program. Here it can build dicts, lists, numbers, texts and tensors and nothing
-else: what it calls by name is never imported, and every unknown name stands for a `Placeholder`, which does nothing.
+else: names that it calls are never imported, and every unknown name becomes a `Placeholder`, which does nothing.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ LEGACY_START = pickle.dumps(_LEGACY_MAGIC, 2)
 _REALS = dict(Double="f8", Float="f4", Half="f2", Long="i8", Int="i4", Short="i2", Char="i1", Byte="u1", Bool="?")
 _DTYPES = _REALS | dict(BFloat16=jnp.bfloat16, ComplexFloat="c8", ComplexDouble="c16")
 _STORAGES = {f"{kind}Storage": np.dtype(dtype) for kind, dtype in _DTYPES.items()}
-# Nothing is ever called, whatever it is; a file that names one of these is refused as a warning to its owner.
+# None of these is ever called; a file that names one is refused, as a warning to its owner.
 _RUNS_CODE = re.compile(
     r"(os|posix|nt|subprocess|sys|shutil|socket|runpy|importlib|pty|ctypes|code|pickle)\..+|"
     r"(builtins|__builtin__)\.(eval|exec|execfile|compile|open|getattr|setattr|__import__|apply|input)"
@@ -33,7 +33,7 @@ _RUNS_CODE = re.compile(
 
 
 class Placeholder:
-    """An object of a class that was not loaded: it has no contents and does nothing."""
+    """Stands for an object of a class that was not loaded; it has no contents and does nothing."""
 
     kind = ""
 
@@ -43,10 +43,10 @@ class Placeholder:
     def _ignore(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    __init__ = __setitem__ = append = extend = add = _ignore  # what a pickle does to an object that it makes
+    __init__ = __setitem__ = append = extend = add = _ignore  # calls that a pickle makes on an object
 
 
-Load = Callable[[str], bytes | memoryview]  # the bytes of the storage of a key
+Load = Callable[[str], bytes | memoryview]  # the bytes of the storage with this key
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class _Storage:
     key: str
     dtype: np.dtype
     numel: int
-    view: tuple[int, int]  # the first of the numbers that a tensor may use, and their count
+    view: tuple[int, int]  # (first number that a tensor may use, number of them)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,10 +68,10 @@ class StoredTensor:
     load: Load
 
     def read(self) -> np.ndarray:
-        """Returns the array, a view that cannot be written to. Raises UserError if its storage has fewer numbers."""
+        """Returns the array as a read-only view. Raises UserError if its storage has fewer numbers."""
         storage, data = self.storage, self.load(self.storage.key)
         if len(data) != storage.numel * storage.dtype.itemsize:
-            raise UserError(f"the storage {storage.key} has {len(data)} bytes where {storage.numel} {storage.dtype} are due")
+            raise UserError(f"the storage {storage.key} has {len(data)} bytes where {storage.numel} {storage.dtype} are needed")
         start, count = storage.view
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides))
         if start + count > storage.numel or (0 not in self.shape and last >= count):
@@ -88,16 +88,16 @@ class _StorageType:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Function:
-    """A function of PyTorch that rebuilds a tensor, as a pickle calls it."""
+    """A function of PyTorch that rebuilds a tensor; the pickle calls it."""
 
     name: str
     load: Load
 
     def __call__(self, *args: Any) -> Any:
-        """Returns a tensor, or what stands for it."""
+        """Returns a tensor, or a placeholder."""
         if self.name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             return args[0]
-        if self.name == "_rebuild_from_type_v2":  # a tensor with attributes: the function that makes it, type, arguments, state
+        if self.name == "_rebuild_from_type_v2":  # a tensor with attributes; arguments: function, type, its arguments, state
             return args[0](*args[2])
         if self.name == "Size":
             return args[0]
@@ -117,9 +117,9 @@ def _leave_state(unpickler: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler that is written in Python; the C one's memo takes as much memory as a file says, as BYTEARRAY8 does.
+    """Uses the unpickler in Python: the one in C reserves as much memory as a file claims, in BYTEARRAY8 for example.
 
-    No state is given to an object, and no opcode reaches the names that a process has registered.
+    No object gets a state, and no opcode reaches the names that a process has registered.
     """
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _leave_state}
@@ -131,7 +131,7 @@ class _Unpickler(pickle._Unpickler):
         self._load, self.storages = load, dict[str, _Storage]()
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for a class or function; nothing is imported."""
+        """Returns a placeholder for a class or function; nothing is imported."""
         if _FUNCTIONS.get(name) == module:
             return _Function(name, self._load)
         if module in ("torch", "torch.cuda") and name in _STORAGES:
@@ -143,7 +143,7 @@ class _Unpickler(pickle._Unpickler):
         return type("Placeholder", (Placeholder,), {"kind": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
-        """Returns the storage that a tensor refers to, or of old files a class that came with its source text."""
+        """Returns the storage of a tensor; in old files also a class that came with its source text."""
         if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module":
             return pid[1]
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
@@ -160,7 +160,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def open_archive(path: Path, most: float = 1.0, more: int = 0) -> zipfile.ZipFile:
-    """Returns a zip archive. Raises UserError where its files unpack to more than `most` times its size and `more` bytes."""
+    """Returns a zip archive. Raises UserError if its files unpack to more than `most` times its size plus `more` bytes."""
     archive, size = zipfile.ZipFile(path), path.stat().st_size
     unpacked = sum(info.file_size for info in archive.infolist())
     if unpacked > most * size + more:
@@ -169,9 +169,9 @@ def open_archive(path: Path, most: float = 1.0, more: int = 0) -> zipfile.ZipFil
 
 
 def read_torch_zip(path: Path) -> Any:
-    """Returns what `torch.save` wrote: dicts and lists with a `StoredTensor` for each tensor.
+    """Returns the object that `torch.save` wrote: dicts and lists with a `StoredTensor` for each tensor.
 
-    Raises UserError for a file that lies about itself or would run code, and other errors for one that is damaged.
+    Raises UserError for a file that contradicts itself or would run code, and other errors for a damaged file.
     """
     archive = open_archive(path)  # PyTorch does not compress
     names = archive.namelist()
@@ -189,11 +189,11 @@ def read_torch_zip(path: Path) -> Any:
 
 
 def read_torch_legacy(path: Path) -> Any:
-    """Returns what `torch.save` wrote before PyTorch 1.6, as `read_torch_zip` does."""
+    """Returns the object that `torch.save` wrote before PyTorch 1.6, as `read_torch_zip` does."""
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     data: dict[str, memoryview] = {}
-    # A magic number, the version, the system, what was saved, and the keys of the storages that follow.
+    # A magic number, the version, the system, the saved object, and the keys of the storages that follow.
     parts = [_Unpickler(content, data.__getitem__) for _ in range(5)]
     values = [part.load() for part in parts]
     if values[:2] != [_LEGACY_MAGIC, _LEGACY_VERSION] or not values[2]["little_endian"]:
@@ -202,7 +202,7 @@ def read_torch_legacy(path: Path) -> Any:
         storage, start = parts[3].storages[key], content.tell() + 8
         size = storage.numel * storage.dtype.itemsize
         if content.read(8) != storage.numel.to_bytes(8, "little") or start + size > len(content):
-            raise UserError(f"the storage {key} of {storage.numel} numbers is not there, as in a file that was cut off")
+            raise UserError(f"the storage {key} of {storage.numel} numbers is missing, as in a file that was cut off")
         data[key] = memoryview(content)[start : start + size]
         content.seek(start + size)
     return values[3]

@@ -58,7 +58,7 @@ def test_the_same_again_is_left_and_something_else_is_refused(exported: Path, ca
     before = {path.name: path.stat().st_mtime_ns for path in exported.iterdir()}
     assert main([*arguments, "--license=CC0-1.0"]) == 0 and "same content" in capsys.readouterr().out
     assert main([*arguments, "--license=CC0-1.0", "--weights=params"]) == 2
-    assert "exists and has something else" in capsys.readouterr().err
+    assert "exists and has other content" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in exported.iterdir()} == before
     assert [path.name for path in exported.parent.iterdir()] == ["net"]  # nothing half-made is left
 

@@ -106,7 +106,7 @@ def test_all_that_does_not_fit_is_in_one_error(small: tuple[Any, Shapes]) -> Non
 
 
 def test_a_parameter_without_a_name_cannot_be_written(small: tuple[Any, Shapes]) -> None:
-    with pytest.raises(aj.UserError, match="layout timm: it has no names for params/own/kernel: use the format native."):
+    with pytest.raises(aj.UserError, match="layout timm has no names for params/own/kernel: use the format native."):
         name_tensors(TIMM, small[0], {"params": {"own": {"kernel": np.zeros(1)}}})
 
 

@@ -90,9 +90,9 @@ def test_average_is_taken_when_asked_or_alone() -> None:
     del content["model"]
     assert select_weights(content, "f")[1] == ["from 'model_ema'"]
     del content["model_ema"]
-    with pytest.raises(aj.UserError, match="f: it has no average of the weights"):
+    with pytest.raises(aj.UserError, match="f: it has no averaged weights"):
         select_weights(content, "f", "ema")
-    with pytest.raises(aj.UserError, match="f: it has no tensors, but 'epoch', 'args', 'scheduler'."):
+    with pytest.raises(aj.UserError, match="f: it has no tensors; its entries: 'epoch', 'args', 'scheduler'."):
         select_weights(content, "f")
 
 
@@ -100,7 +100,7 @@ def test_a_dict_that_contains_itself(path: Path) -> None:
     save(path, GOOD)
     with zipfile.ZipFile(path.with_name("own.pth"), "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}q\x00(" + piece("model").replace(b"q\x00", b"q\x01") + b"h\x00u.")
-    assert refusal(path.with_name("own.pth")) == "it has no tensors, but 'model'."
+    assert refusal(path.with_name("own.pth")) == "it has no tensors; its entries: 'model'."
     with pytest.raises(aj.UserError, match="weights='mean': give 'ema', 'params' or None."):
         select_weights({}, "f", "mean")
 
@@ -108,7 +108,8 @@ def test_a_dict_that_contains_itself(path: Path) -> None:
 def test_an_object_in_place_of_the_model() -> None:
     text = refusal(FOLDER / "object.pt")
     assert (
-        text == "it has an object of torch.nn.modules.linear.Linear and not named tensors: give a file of model.state_dict()."
+        text
+        == "it has an object of torch.nn.modules.linear.Linear instead of named tensors: give a file of model.state_dict()."
     )
 
 
@@ -236,7 +237,7 @@ def test_other_files(path: Path) -> None:
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
     assert "it begins with b'version https://': give a .safetensors" in refusal(path)
     save(path)  # an empty dict
-    assert refusal(path) == "it has no tensors, but nothing."
+    assert refusal(path) == "it has no tensors; its entries: none."
 
 
 def write_safetensors(path: Path, header: dict[str, Any] | str, data: bytes) -> Path:
