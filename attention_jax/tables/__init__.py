@@ -1,1 +1,1 @@
-"""Ablation tables: a table file is data (`table`), run row by row (`runner`), estimated (`statistics`) and shown (`render`)."""
+"""Ablation tables: table files (`table`), running them (`runner`), estimates (`statistics`) and their formats (`render`)."""

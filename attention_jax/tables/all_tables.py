@@ -1,4 +1,4 @@
-"""All tables of a folder, one after another, on one machine or in shards on several, and the page of results at the end."""
+"""Runs all tables of a folder one after another, on one machine or in shards on several, and writes the page of results."""
 
 import dataclasses
 import functools
@@ -42,10 +42,10 @@ def run_all_tables(
 ) -> int:
     """Runs or resumes every table file of a folder, and writes the page of results.
 
-    Returns 0 when all are done or a signal ended the call, 1 when some failed, which does not stop the others.
+    Returns 0 if all are done or a signal ended the call, 1 if some failed; a failure does not stop the others.
 
     Args:
-        scale: of every table, by default "quick"; tables without it are left out.
+        scale: scale of every table, by default "quick"; tables without this scale are left out.
         shard: "i/n" takes every n-th row of all tables together, from the i-th on; computed rows and the page come when the
             shards' workdirs are merged.
         workdir: folder or URI with a workdir for each table, by default `runs`.
@@ -75,12 +75,12 @@ def run_all_tables(
                 code = run_request(request, dry_run, rerun_stale, on_stop=stop, topology=topology) or code
             if code and not stopped:
                 failures.append(f"{table.path}: rows failed, as said above")
-        except Exception as error:  # said at the end, so that the other tables go on
+        except Exception as error:  # reported at the end, so that the other tables go on
             if not isinstance(error, UserError):
                 traceback.print_exc(file=sys.stderr)
             failures.append(f"{table.path}: {one_sentence(error)}")
             _say(f"error: {failures[-1]}")
-        jax.clear_caches()  # programs of thirty tables
+        jax.clear_caches()  # drop the programs of thirty tables
     if (
         output
         and shards == 1
@@ -101,7 +101,7 @@ def _say(*lines: str) -> None:
 
 
 def _parse_shard(shard: str | None) -> tuple[int, int]:
-    """(number from 1, how many)."""
+    """Returns (number of this shard from 1, number of shards)."""
     match = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--shard={shard} is not right: give i/n, the i-th of n shards, such as 1/4.")
@@ -109,7 +109,7 @@ def _parse_shard(shard: str | None) -> tuple[int, int]:
 
 
 def _load_tables(folder: Path, scale: str) -> tuple[list[Table], list[str]]:
-    """Tables that have the scale, and failures; says of all other files why they are left out."""
+    """Returns the tables that have the scale, and failures; prints why any other file is left out."""
     tables, failures = list[Table](), list[str]()
     if not (files := sorted(folder.glob("*.py"))):
         raise UserError(f"table all: there are no table files in {folder.resolve()}: start it in the folder above {FOLDER}/.")
@@ -130,17 +130,17 @@ def _load_tables(folder: Path, scale: str) -> tuple[list[Table], list[str]]:
 
 
 def merge_workdirs(shards: Sequence[str | Path], workdir: str | Path) -> int:
-    """Copies the runs of shards' workdirs, `table/row/seed`, into one; returns how many were copied. Nothing is overwritten.
+    """Copies the runs of shards' workdirs, `table/row/seed`, into one workdir, overwrites nothing, and returns their number.
 
-    Of the same run in two places the longer one is taken if its log goes on where the other ends. Raises UserError, before
-    anything is copied, when the two differ, a folder is missing, or something trains in it.
+    If a run is in two places, the longer one counts, provided that its log continues the other's. Raises UserError, before
+    anything is copied, if the two differ, a folder is missing, or something trains in it.
     """
     target, best = Path(workdir).expanduser(), dict[Path, Path]()
     places = [Path(shard).expanduser() for shard in shards]
     for place in places:
         if not place.is_dir() or target.resolve() == place.resolve():
             raise UserError(
-                f"table merge: {place} is no folder of a shard: give folders that --workdir named, and another one."
+                f"table merge: {place} is no folder of a shard: give the shards' --workdir folders, and another one."
             )
     with ExitStack() as locks:
         for place in [*([target] if target.is_dir() else []), *places]:
@@ -162,15 +162,15 @@ def merge_workdirs(shards: Sequence[str | Path], workdir: str | Path) -> int:
 
 
 def _list_runs(place: Path) -> list[Path]:
-    """Runs with a checkpoint; those that were moved aside as stale are none."""
+    """Lists runs with a checkpoint, without those that were moved aside as stale."""
     found = sorted(path.parent for path in place.glob(f"*/*/*/{CONFIG}"))
     return [run for run in found if run.name.isdigit() and restore.list_steps(run)]
 
 
 def _choose(one: Path, other: Path) -> Path:
-    """The run that goes on where the other ends."""
+    """Returns the run that continues the other."""
     configs, logs = ([(run / name).read_bytes() for run in (one, other)] for name in (CONFIG, METRICS))
     if configs[0] != configs[1] or not (logs[0].startswith(logs[1]) or logs[1].startswith(logs[0])):
         what = "config" if configs[0] != configs[1] else "log"
-        raise UserError(f"{one} and {other} are one run with another {what} each: keep one of them, and merge again.")
+        raise UserError(f"{one} and {other} are the same run with a different {what}: keep one of them, and merge again.")
     return one if len(logs[0]) >= len(logs[1]) else other

@@ -1,6 +1,6 @@
-"""Tasks that `compare` puts blocks on, each with its network, recipe, place of gates and sizes of runs.
+"""Tasks on which `compare` tries blocks, each with its network, recipe, places for gates, and sizes of runs.
 
-Everything is made here, so that an installed wheel compares blocks in an empty folder.
+Everything is made here, so an installed wheel can compare blocks in an empty folder.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from attention_jax.tables.table import Scale
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A task that blocks are compared on.
+    """A task on which blocks are compared.
 
     Attributes:
-        config: makes the config of the row without a block.
+        config: function that makes the config of the row without a block.
         scales: {name: Scale}; the first is the default.
-        reduction: of every gate and control that takes one; None leaves each its own default.
-        gate_stages: numbers of the stages, from 1, that gates follow; None is all but the last.
-        notes: what the task asks for, in a few sentences.
+        reduction: reduction of every gate and control that takes one; None keeps their own defaults.
+        gate_stages: numbers, from 1, of the stages that gates follow; None is all but the last.
+        notes: what the network has to do in this task, in a few sentences.
     """
 
     config: Callable[[], ConfigDict]
@@ -62,14 +62,14 @@ def _make_arrows() -> ConfigDict:
 
 
 def _make_clutter() -> ConfigDict:
-    """The network and recipe of cued digits, on squares."""
+    """Returns the network and recipe of cued digits, on square images."""
     data = {"source": "cluttered_digits", "args": {"canvas": (16, 16), "number": (2000, 2000), "pieces": 2, "piece": 4}}
     config = override(defaults.cued_digits(), {f"data.{name}": value for name, value in data.items()})
     return override(config, {"data.mean": (0.2,) * 3, "data.std": (0.34,) * 3, "batch_size": 50, "total_steps": 800})
 
 
 def _make_imagenet() -> ConfigDict:
-    """The recipe of configs/imagenet_resnet50.py."""
+    """Returns the recipe of configs/imagenet_resnet50.py."""
     config = defaults.imagenet()
     config.model.name = "resnet50"
     config.update(batch_size=256, total_epochs=90.0)
@@ -80,7 +80,7 @@ def _make_imagenet() -> ConfigDict:
 
 
 def _make_own(source: str) -> ConfigDict:
-    """A ResNet-20 and the recipe of cued digits, on a source that somebody names."""
+    """Returns a ResNet-20 and the recipe of cued digits, on a source that the user names."""
     config = override(defaults.cued_digits(), {"model.name": "resnet20", "data.source": source})
     return override(config, {"data.mean": (0.5,) * 3, "data.std": (0.25,) * 3, "total_steps": 2000})
 
@@ -128,13 +128,13 @@ BASES = {
 
 
 def get_base(on: str, network: str | None) -> Base:
-    """Returns the task that `on` names, with another network where one is given.
+    """Returns the task that `on` names, with another network if one is given.
 
     Args:
         on: a name in `BASES`, of a data source of this package, or `path/to/file.py:source`.
-        network: a model's name, or `path/to/config.py`, whose data and recipe then take the place of those of `on`.
+        network: a model's name, or `path/to/config.py`, whose data and recipe then replace those of `on`.
 
-    Raises UserError for a name that there is not.
+    Raises UserError for an unknown name.
     """
     if on in BASES:
         base = BASES[on]
@@ -164,6 +164,6 @@ def _replace_network(make: Callable[[], ConfigDict], name: str) -> ConfigDict:
 
 
 def _drop_widths(scale: Scale) -> Scale:
-    """The scale for another network, which may have other widths or none."""
+    """Returns the scale for another network, which may have other widths or none."""
     kept = {name: value for name, value in scale.overrides.items() if name != "model.widths"}
     return dataclasses.replace(scale, overrides=kept)

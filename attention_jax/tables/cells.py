@@ -1,4 +1,4 @@
-"""Tables of texts, a head and rows, in the formats that tables are written in."""
+"""Formats a table of texts (a head and rows) as plain text and as Markdown."""
 
 from collections.abc import Sequence
 
@@ -20,6 +20,6 @@ def _aligned(cell: str, width: int, column: int) -> str:
 
 
 def write_markdown_cells(cells: Sequence[Sequence[str]], align: str = "---:") -> str:
-    """Formats a head and rows as a table of Markdown; all columns but the first are aligned right, or as `align` says."""
+    """Formats a head and rows as a Markdown table; all columns but the first are right-aligned, unless `align` is given."""
     head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---", *[align] * (len(head) - 1)], *rows])

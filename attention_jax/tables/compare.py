@@ -1,6 +1,6 @@
-"""Compares blocks: a user's beside none, controls and published ones, all at the same places of one network.
+"""Compares blocks: a user's block beside none, controls and published blocks, all at the same places of one network.
 
-The rows are an ordinary table's, whose runs and rules they share (`runner`, `verdicts`). The page begins with the verdict.
+The rows form an ordinary table and follow its rules (`runner`, `verdicts`). The page begins with the verdict.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from attention_jax.tables.table import Row, Scale, Table, check_labels
 from attention_jax.tasks.resolve import resolve_config
 
 _CONTROLS = "attention_jax.nn.controls"
-# Published gates: label, gate, its arguments; those of BAM's released code are its own reading of the paper.
+# Published gates: label, gate, its arguments; BAM's released code is a reading of the paper of its own.
 _PUBLISHED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("SE", "se", {}),
     ("BAM", "bam", {}),
@@ -62,32 +62,32 @@ def compare(
     rerun_stale: bool = False,
     trust_code: bool = False,
 ) -> BlockComparison:
-    """Trains blocks side by side and judges yours; the same call goes on where the last one ended.
+    """Trains blocks side by side and judges yours; calling it again continues where the last call ended.
 
-    Returns the verdict, the rows, and where the page is. `code` is the exit code of `./launch.sh compare`.
+    Returns the verdict, the rows, and the path of the page. `code` is the exit code of `./launch.sh compare`.
 
     Args:
-        gate: your blocks: `path/to/file.py:Name`, a dotted path, or a class or function of a module.
+        gate: one or several blocks of yours: `path/to/file.py:Name`, a dotted path, or a module's class or function.
         recipe: recipe pieces to compare in place of gates, `path/to/file.py:piece` or names in `recipes`.
-        base: the network's name, or a config file that takes the place of task and recipe of `on`.
+        base: the network's name, or a config file that replaces the task and recipe of `on`.
         on: a name in `bases.BASES`, or a data source.
         at: "stage" puts blocks after stages, "block" into every residual branch.
-        scale: one of the task's, by default its first.
-        rows: labels or patterns of the rows beside the first one; None is all.
-        seeds: number in a row, by default the scale's.
+        scale: a scale of the task, by default its first.
+        rows: labels or patterns of the rows to keep besides the first; None keeps all.
+        seeds: number of seeds per row, by default the scale's.
         tune: "lr:N" tries N learning rates for each row on the validation split, N odd; the page has both tables.
         match: "params" or "macs" adjusts every other row to the cost of your first block.
         overrides: {dotted config field: value} for all rows.
-        workdir: folder or URI of the runs, by default `runs/compare-<blocks>-<on>[-<scale>]`, which is the page's name too.
+        workdir: folder or URI of the runs, by default `runs/compare-<blocks>-<on>[-<scale>]`, also the name of the page.
         output: folder or URI of the page, by default the workdir.
-        dry_run: only prints what would run.
-        rerun_stale, trust_code: as of `run_table`.
+        dry_run: True only prints what would run.
+        rerun_stale, trust_code: see `run_table`.
 
-    Raises UserError for a name, place, scale or number that is not right, or data that are missing.
+    Raises UserError for a wrong name, place, scale or number, and for missing data.
     """
     gates, pieces = ([_name_object(each) for each in _list(given)] for given in (gate, recipe))
     if bool(gates) == bool(pieces):
-        raise UserError("compare: give --gate=FILE.py:Name, or --recipe=FILE.py:piece; one of the two.")
+        raise UserError("compare: give either --gate=FILE.py:Name or --recipe=FILE.py:piece.")
     if at not in ("stage", "block"):
         raise UserError(f"--at={at} is not right: give stage or block.")
     task, changes = get_base(on, base), dict(overrides or {})
@@ -118,29 +118,29 @@ def compare(
 
 
 def _list(given: Any) -> list[Any]:
-    """A list of one or several."""
+    """Returns a list, whether one or several were given."""
     if given is None:
         return []
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _name_object(given: str | Callable[..., Any]) -> str:
-    """The name of a block or piece, by which a run's config knows it."""
+    """Returns the name by which a run's config knows a block or piece."""
     if isinstance(given, str):
         return given
     module, name = getattr(given, "__module__", "__main__"), getattr(given, "__qualname__", "")
     if module == "__main__" or "<" in name or not name:
         raise UserError(
-            f"compare: {given!r} is known in this notebook alone, and a run keeps the code that made it: write it to a file, "
+            f"compare: {given!r} exists only in this notebook, and a run must keep the code that made it: write it to a file, "
             "with %%writefile my_block.py, and give 'my_block.py:Name'."
         )
-    if module in sys.modules and not getattr(sys.modules[module], "__spec__", None):  # of a file that was loaded by its path
+    if module in sys.modules and not getattr(sys.modules[module], "__spec__", None):  # a module that was loaded by its path
         return f"{sys.modules[module].__file__}:{name}"
     return f"{module}:{name}"
 
 
 def _label(name: str, rows: Sequence[Row]) -> str:
-    """The name without its file, or with it where another row is called so."""
+    """Returns the name without its file, or with it if another row has the same name."""
     where, short = split_name(name)
     known = {row.slug for row in rows}
     labels = (short or name, f"{short or name} ({Path(where).name or 'yours'})", f"{short or name} (yours)")
@@ -158,7 +158,7 @@ def _takes(gate: str, argument: str) -> bool:
 
 
 def _list_gate_rows(task: Base, config: ConfigDict, gates: Sequence[str], at: str, given: Mapping[str, Any]) -> list[Row]:
-    """None, controls, published gates, yours."""
+    """Returns the rows: none, controls, published gates, yours."""
     place = {"model.gate_at": at, **({"model.gate_stages": task.gate_stages} if at == "stage" and task.gate_stages else {})}
     place |= given
 
@@ -182,9 +182,7 @@ def _list_gate_rows(task: Base, config: ConfigDict, gates: Sequence[str], at: st
         make_row("added mean", f"{_CONTROLS}.AddedMean", CONTROL),
     ]
     for label, gate, arguments in _PUBLISHED:
-        own = (
-            {"reduction": 8, **arguments} if gate == "self_attention" else arguments
-        )  # of queries and keys, as its paper has it
+        own = {"reduction": 8, **arguments} if gate == "self_attention" else arguments  # the paper's ratio for queries and keys
         rows.append(make_row(label, gate, PUBLISHED, own))
     for gate in gates:
         rows.append(make_row(_label(gate, rows), gate, YOURS))
@@ -192,7 +190,7 @@ def _list_gate_rows(task: Base, config: ConfigDict, gates: Sequence[str], at: st
 
 
 def _list_recipe_rows(config: ConfigDict, pieces: Sequence[str]) -> list[Row]:
-    """None, pieces of this library that change something, yours."""
+    """Returns the rows: none, pieces of this library that change something, yours."""
     rows, before = [Row(NONE)], flatten_config(config)
     rows += [
         Row(name.replace("_", " "), pieces=(name,), kind=PUBLISHED)
@@ -205,7 +203,7 @@ def _list_recipe_rows(config: ConfigDict, pieces: Sequence[str]) -> list[Row]:
 
 
 def _make_table(task: Base, rows: Sequence[Row], changes: Mapping[str, Any], on: str, names: Sequence[str]) -> Table:
-    """The table of rows, each with the differences that are planned; `names` are part of its files' and workdir's."""
+    """Makes the table of the rows with the planned comparisons; `names` are part of the names of its files and workdir."""
     labels = {kind: [row.label for row in rows if row.kind == kind] for kind in (CONTROL, PUBLISHED, YOURS)}
     mine, others = labels[YOURS], "none, controls and published blocks" if labels[CONTROL] else "other pieces"
     scales = {name: Scale(seeds=scale.seeds, overrides={**scale.overrides, **changes}) for name, scale in task.scales.items()}
@@ -227,7 +225,7 @@ def _make_table(task: Base, rows: Sequence[Row], changes: Mapping[str, Any], on:
 
 
 def _keep_rows(table: Table, chosen: Collection[str]) -> tuple[Table, list[str]]:
-    """The table of the first row and the chosen ones, and a sentence on the others."""
+    """Returns the table with the first row and the chosen ones, and a sentence about the rows left out."""
     rows = tuple(row for i, row in enumerate(table.rows) if i == 0 or row.label in chosen)
     kept = {row.label for row in rows}
     also = tuple(pair for pair in table.also_compared if kept.issuperset(pair))
@@ -248,7 +246,7 @@ def _describe_rows(task: Base, labels: Mapping[str, Sequence[str]]) -> str:
 
 
 def _check_row(table: Table, row: Row, scale: str, needs_data: bool) -> None:
-    """Raises UserError, before anything is trained, for a block that is not right or for data that are missing."""
+    """Raises UserError, before anything is trained, for a block that does not work or for missing data."""
     resolved = resolve_config(table.config(row, scale))
     check_model(resolved.config.model.to_dict())
     if needs_data:
@@ -259,7 +257,7 @@ def _check_row(table: Table, row: Row, scale: str, needs_data: bool) -> None:
 
 
 def _match_rows(table: Table, scale: str, by: str) -> tuple[Table, list[str]]:
-    """The table with all rows at the cost of the first of yours, and a sentence for each row on what was adjusted."""
+    """Returns the table with all rows at the cost of your first row, and a sentence about each row that was adjusted."""
     target = next(row.label for row in table.rows if row.kind == YOURS)
     configs = {row.label: table.config(row, scale) for row in table.rows}
     matched, notes = match_costs(configs, target, by)
@@ -272,13 +270,13 @@ def _match_rows(table: Table, scale: str, by: str) -> tuple[Table, list[str]]:
 
 
 def _launcher() -> list[str]:
-    """The command's first words: from a checkout, or from an installed package."""
+    """Returns the first words of the command, in a checkout or for an installed package."""
     is_checkout = (Path(attention_jax.__file__).parents[1] / "launch.sh").exists()
     return ["./launch.sh"] if is_checkout else ["python", "-m", "attention_jax"]
 
 
 def _list_further(words: Sequence[str], task: Base, on: str, scale: str) -> Iterator[tuple[str, str]]:
-    """Pairs (why, command): larger scales, real data, a slice."""
+    """Returns pairs (why, command): larger scales, real data, a TPU slice."""
     names = [name for name in task.scales if name != "smoke"]
     for name in names[names.index(scale) + 1 :] if scale in names else names:
         yield f"the scale {name}", shlex.join([*words, f"--scale={name}"])

@@ -1,4 +1,4 @@
-"""The page of a comparison of blocks: a verdict in its first sentence, the table, costs, and what more seeds would detect."""
+"""Writes the page of a comparison of blocks: a verdict first, then the table, costs, and what more seeds would detect."""
 
 import csv
 import dataclasses
@@ -34,7 +34,7 @@ class BlockComparison:
 
     Attributes:
         verdict: the first sentence of the page.
-        rows: of the CSV file, {column: value}, ordered as in the table.
+        rows: rows of the CSV file, {column: value}, in the table's order.
         page: path or URI of the page in Markdown; an HTML file of the same name is beside it.
         code: the exit code of the command.
     """
@@ -45,7 +45,7 @@ class BlockComparison:
     code: int
 
     def _repr_html_(self) -> str:
-        """The page, for a notebook."""
+        """Returns the page, for a notebook."""
         path = Path(self.page).with_suffix(".html")
         return path.read_text(encoding="utf-8") if path.exists() else f"<p>{self.verdict}</p>"
 
@@ -61,9 +61,9 @@ def run_comparison(
     """Runs a request whose rows have the kinds of this file, and writes its page.
 
     Args:
-        notes: sentences on rows that were adjusted.
+        notes: sentences about adjusted rows.
         further: pairs (why, command), written at the end.
-        tune: as of `compare`.
+        tune: see `compare`.
     """
     name = f"{request.table.edition(request.scale)}.md"
     page: Path | str = f"{request.published.uri}/{name}" if request.published else request.output / name
@@ -85,7 +85,7 @@ def run_comparison(
 
 
 def _convert(record: Mapping[str, str]) -> dict[str, Any]:
-    """Numbers as numbers, nothing as None."""
+    """Converts numbers to floats and empty texts to None."""
     converted: dict[str, Any] = dict(record)
     for name, text in record.items():
         try:
@@ -98,7 +98,7 @@ def _convert(record: Mapping[str, str]) -> dict[str, Any]:
 def select_rows(
     request: TableRequest, plans: Sequence[RowPlan], tuning: Tuning | None, tuned: bool
 ) -> tuple[TableRequest, list[RowPlan]]:
-    """Returns the request and plans of the rows at their tuned or at their given rates, compared with the best control."""
+    """Returns request and plans of the rows, at tuned or given rates, each compared with the best control."""
     chosen = {row.label: row.label for row in request.table.rows} if tuning is None else tuning.choose_labels(tuned)
     by_label = {plan.row.label: plan for plan in plans}
     kept = [by_label[label] for label in chosen.values()]
@@ -110,7 +110,7 @@ def select_rows(
 
 
 def find_best_control(rows: Sequence[RowResult]) -> str | None:
-    """Returns the label of the control with the highest score; None without any that has run."""
+    """Returns the label of the control with the highest score; None if no control has run."""
     controls = [row for row in rows if row.plan.row.kind == CONTROL and row.correct is not None]
     return (
         max(controls, key=lambda row: float(row.correct.mean()) if row.correct is not None else 0.0).label if controls else None
@@ -128,7 +128,7 @@ def write_comparison(
     tuning: Tuning | None,
     made: list[tuple[Table, Conclusions]],
 ) -> str:
-    """Writes the page and its files as `write_table` does; returns the text to print, and adds to `made` what it says."""
+    """Writes the page and its files as `write_table` does; returns the text to print, and appends its conclusions to `made`."""
     other = select_rows(request, plans, tuning, tuned=False) if tuning else None
     request, plans = select_rows(request, plans, tuning, tuned=True)
     costs = _measure_costs_once(request, plans) if with_plots else {}
@@ -157,12 +157,12 @@ def _link_plots(request: TableRequest, conclusions: Conclusions) -> list[str]:
 
 
 def describe_verdict(table: Table, conclusions: Conclusions) -> str:
-    """Returns a sentence for each of your rows: it against none, the best control, and the published rows."""
+    """Returns a sentence for each of your rows: its comparison with none, the best control, and the published rows."""
     sentences = []
     for row in (row for row in table.rows if row.kind == YOURS):
         made = {other: comparison for (label, other), comparison in conclusions.comparisons.items() if label == row.label}
         if not made:
-            sentences.append(f"{row.label} is not compared: it was not run, or nothing beside it was.")
+            sentences.append(f"{row.label} is not compared: it was not run, or no other row was.")
             continue
         first = table.rows[0].label
         parts = [_describe_comparison(made[first], f"the network without it ({first})")] if first in made else []
@@ -182,7 +182,7 @@ def describe_verdict(table: Table, conclusions: Conclusions) -> str:
 
 
 def _describe_comparison(comparison: Comparison, other: str) -> str:
-    """As "better than none, by +1.20 points [+0.40, +2.00]"."""
+    """Returns text such as "better than none, by +1.20 points [+0.40, +2.00]"."""
     value, (low, high) = comparison.estimate.value, (comparison.corrected.low, comparison.corrected.high)
     interval = f"{100 * value:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
     if comparison.reason:
@@ -224,12 +224,12 @@ def describe_costs(costs: Mapping[str, Cost]) -> str:
         for label, cost in costs.items()
     ]
     device = next(iter(costs.values())).device
-    text = f"Times: all rows in turn in one run on {device}; ratios are medians of those of a round."
-    return f"{write_markdown_cells([head, *rows])}\n\n{text} Memory: as XLA plans the step."
+    text = f"Times: one run on {device} times all rows in turn, in rounds; a ratio is the median over rounds."
+    return f"{write_markdown_cells([head, *rows])}\n\n{text} Memory: XLA's plan of the step."
 
 
 def _measure_costs_once(request: TableRequest, plans: Sequence[RowPlan]) -> dict[str, Cost]:
-    """Costs of the rows that have run, kept in the workdir, so that the same call gives the same page."""
+    """Returns the costs of the rows that have run; they are kept in the workdir, so that the same call gives the same page."""
     configs = {plan.row.label: plan.config for plan in plans if any(run.correct is not None for run in plan.runs)}
     if not configs or jax.process_count() > 1:
         return {}

@@ -1,4 +1,4 @@
-"""Computed rows of a table as texts and records."""
+"""Formats the computed rows of a table as texts and records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from attention_jax.tables.results import ComputedResult
 
 
 def list_computed_records(rows: Sequence[ComputedResult]) -> list[dict[str, Any]]:
-    """Returns rows of the CSV file, in full precision: each computed column after the published one of its name."""
+    """Returns rows of the CSV file in full precision: each computed column follows the published column of the same name."""
     published = list(dict.fromkeys(column for row in rows for column in row.row.published))
     values = [item for row in rows for item in (row.values or {}).items()]
     computed = list(dict.fromkeys(name for name, value in values if isinstance(value, str) or np.ndim(value) == 0))
@@ -24,7 +24,7 @@ def list_computed_records(rows: Sequence[ComputedResult]) -> list[dict[str, Any]
 
 
 def format_computed(rows: Sequence[ComputedResult]) -> list[list[list[str]]]:
-    """Returns heads and rows of tables as texts; a row that shares no column with those before it begins a table of its own."""
+    """Returns heads and rows of tables as texts; a row without a column in common with the rows before starts a new table."""
     tables: list[tuple[set[str], list[ComputedResult]]] = []
     for row in rows:
         columns = {name.removeprefix("published ") for name in list(list_computed_records([row])[0])[3:]}
@@ -36,7 +36,7 @@ def format_computed(rows: Sequence[ComputedResult]) -> list[list[list[str]]]:
 
 
 def _format_cells(rows: Sequence[ComputedResult]) -> list[list[str]]:
-    """Head and rows of one table."""
+    """Returns head and rows of one table."""
     records = list_computed_records(rows)
     columns = {name: name.startswith("published ") for name in list(records[0])[3:]}
 

@@ -1,4 +1,4 @@
-"""Costs of the networks of a table: counts, memory, and the time of a training step, all measured in one run."""
+"""Measures the costs of a table's networks: counts, memory, and the time of a training step, all in one run."""
 
 import contextlib
 import dataclasses
@@ -16,20 +16,20 @@ from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.summary import summary
 from attention_jax.train.program import Program, build_program
 
-_DROPPED = 2  # first rounds, whose steps are slower
-_HELD = 2**32  # bytes of all states up to which they stay on the devices
+_DROPPED = 2  # first rounds, in which steps are slower
+_HELD = 2**32  # states stay on the devices up to this number of bytes in total
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Costs of one row; milliseconds are medians of the rounds, with their quartiles.
+    """The costs of one row; milliseconds are medians over rounds, with their quartiles.
 
     Attributes:
         macs: multiply-adds of the forward pass for one example.
-        memory_bytes: that one device needs for the compiled step, as XLA reports them: arguments, temporaries, results that
-            no argument makes room for, and code.
+        memory_bytes: bytes of one device for the compiled step, as XLA reports them: arguments, temporaries, results that
+            reuse no argument's memory, and code.
         ratio, ratio_low, ratio_high: median and quartiles of this row's time over the first row's in the same round.
-        device: what took the steps.
+        device: name of the device.
     """
 
     params: int
@@ -45,7 +45,7 @@ class Cost:
 
 
 class _Timed:
-    """The compiled step of a config, with its state and the first batch of its data."""
+    """Holds the compiled step of a config, with its state and the first batch of its data."""
 
     def __init__(self, program: Program):
         config, share = program.config, find_batch_share(program.mesh)
@@ -67,7 +67,7 @@ class _Timed:
         self.state = jax.device_get(self.state)
 
     def take_step(self) -> None:
-        """Takes a step and notes its milliseconds."""
+        """Takes a step and records its milliseconds."""
         state = jax.block_until_ready(jax.device_put(self.state, self.shardings))
         begin = time.perf_counter()
         state, _ = jax.block_until_ready(self.step(state, self.batch, self.seed))
@@ -77,13 +77,13 @@ class _Timed:
 
 @use_standard_numerics()
 def measure_costs(configs: Mapping[str, ConfigDict], repeats: int = 20) -> dict[str, Cost]:
-    """Returns the costs of every config's network, as {label: Cost}; the first one is what ratios are to.
+    """Returns the costs of every config's network, as {label: Cost}; ratios are relative to the first.
 
-    Steps are taken in turn, one of each network a round, in an order that changes from round to round, so that whatever else
-    the machine does disturbs all of them alike. Each takes the first training batch of its data again and again.
+    Each round takes one step of every network, in an order that changes from round to round, so that other work on
+    the machine disturbs all of them alike. Each network repeats the first training batch of its data.
 
     Args:
-        repeats: rounds that are timed, after two that are not.
+        repeats: number of timed rounds, after two untimed ones.
     """
     timed = {label: _Timed(build_program(config)) for label, config in configs.items()}
     stays = sum(leaf.nbytes for each in timed.values() for leaf in jax.tree.leaves(each.state)) <= _HELD

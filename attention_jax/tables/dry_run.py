@@ -1,4 +1,4 @@
-"""A dry run of a table: what would run, what differs, and about what it costs, here and on a TPU slice."""
+"""A dry run of a table: the runs, their differences, and an estimate of their costs, here and on a TPU slice."""
 
 import dataclasses
 import functools
@@ -13,8 +13,8 @@ from attention_jax.models.summary import Summary, summary
 from attention_jax.preflight.chips import Chip, find_slice
 from attention_jax.tables.results import RowPlan, SeedRun, TableRequest
 
-_PASSES = 3  # multiply-adds of a training step in those of its forward pass: the backward pass has two products for each
-_UTILISATION = 0.3  # of a chip's peak, in an estimate of chip-hours
+_PASSES = 3  # a training step in multiply-adds of its forward pass: the backward pass has two products for each
+_UTILISATION = 0.3  # share of a chip's peak, for estimates of chip-hours
 
 
 def describe_runs(request: TableRequest, plans: Sequence[RowPlan], topology: str | None = None) -> Iterator[str]:
@@ -59,12 +59,12 @@ def describe_runs(request: TableRequest, plans: Sequence[RowPlan], topology: str
 
 @dataclasses.dataclass(frozen=True)
 class RunCost:
-    """An estimate of what one run of a row costs."""
+    """Estimates the cost of one run of a row."""
 
     counts: Summary
-    multiply_adds: float  # of all its training steps
+    multiply_adds: float  # over all its training steps
     seconds: float  # on this machine
-    method: str  # that gave the seconds
+    method: str  # how the seconds were estimated
 
     def count_chip_hours(self, chip: Chip) -> float:
         """Returns the hours of one chip at `_UTILISATION` of its peak."""
@@ -72,7 +72,7 @@ class RunCost:
 
 
 def _estimate_cost(plan: RowPlan, plans: Sequence[RowPlan]) -> RunCost | None:
-    """None where the config is not resolved, or its network does not run, as the row's status says."""
+    """Returns None if the config is not resolved or its network does not run; the row's status then has the reason."""
     if not (work := _count_work(plan)):
         return None
     if seconds := _list_seconds(plan):
@@ -87,7 +87,7 @@ def _estimate_cost(plan: RowPlan, plans: Sequence[RowPlan]) -> RunCost | None:
 
 
 def _count_work(plan: RowPlan) -> tuple[Summary, float] | None:
-    """The network's counts, and the multiply-adds of all training steps."""
+    """Returns the network's counts, and the multiply-adds of all training steps."""
     if plan.resolved is None:
         return None
     config, task = plan.resolved.config, plan.resolved.task
@@ -100,14 +100,14 @@ def _count_work(plan: RowPlan) -> tuple[Summary, float] | None:
 
 
 def _list_seconds(plan: RowPlan) -> list[float]:
-    """Wall-clock times of the row's trained runs."""
+    """Returns the wall-clock times of the row's trained runs."""
     runs = [] if plan.broken else [run for run in plan.runs if run.correct is not None and not run.difference(plan.config)]
     return [seconds for run in runs if (seconds := run.seconds())]
 
 
 @functools.cache
 def _measure_rate() -> float:
-    """Multiply-adds a second of this machine in a convolution and its gradient, best of five."""
+    """Measures this machine's multiply-adds per second in a convolution and its gradient, best of five."""
     images, kernel = jnp.ones((32, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""A page of Markdown as one self-contained HTML file: what this library's tables write, and no more of Markdown than that."""
+"""Writes a Markdown page as one self-contained HTML file; it knows only the Markdown that this library's tables use."""
 
 import base64
 import html
@@ -18,10 +18,10 @@ th, td { border-color: #444; } }
 
 
 def render_html(markdown: str, images: Mapping[str, bytes]) -> str:
-    """Returns a page: headings, paragraphs, tables, **bold**, `code`, links and pictures, which are put into it.
+    """Returns a page: headings, paragraphs, tables, **bold**, `code`, links and embedded pictures.
 
     Args:
-        images: {file name: PNG} of the pictures that the page names; others keep their address.
+        images: {file name: PNG} of the pictures that the page names; other pictures keep their address.
     """
     title = re.search(r"^# (.*)", markdown, re.MULTILINE)
     blocks = "\n".join(_render_block(block, images) for block in markdown.strip().split("\n\n"))
@@ -55,7 +55,7 @@ def _render_line(text: str, images: Mapping[str, bytes]) -> str:
         address = found[2] if content is None else f"data:image/png;base64,{base64.b64encode(content).decode()}"
         return f'<img alt="{found[1]}" src="{address}">'
 
-    kept: list[str] = []  # code is not looked into
+    kept: list[str] = []  # code stays as it is
 
     def keep(found: re.Match[str]) -> str:
         kept.append(f"<code>{found[1]}</code>")

@@ -1,4 +1,4 @@
-"""The tables of a page of Markdown, as this library writes it, as LaTeX with booktabs."""
+"""Converts the tables of a Markdown page of this library to LaTeX with booktabs."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ def _write_table(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _write_row(line: str) -> str:
-    """Cells in a row; a bracket that begins one would be taken for an option of the line break before it."""
+    """Joins cells to a row; protects a bracket at its start, which the line break before it would take as an option."""
     cells = [escape_latex(cell.replace("\\|", "|")) for cell in re.split(r"(?<!\\) ?\| ", line.strip().removeprefix("| "))]
     cells[-1] = cells[-1].removesuffix(" \\textbar{}")
     return " & ".join(f"{{}}{cell}" if cell.startswith(("[", "*")) else cell for cell in cells) + r" \\"

@@ -1,4 +1,4 @@
-"""Brings the networks of a table's rows to one size: by the reduction of a gate, or by the widths of the network."""
+"""Brings the networks of a table's rows to one size, by the reduction of a gate or by the widths of the network."""
 
 import bisect
 import functools
@@ -18,9 +18,9 @@ from attention_jax.tasks.resolve import resolve_config
 
 COUNTED = {"params": "parameters", "macs": "multiply-adds"}
 _REDUCTION, _WIDTHS = "model.gate_args.reduction", "model.widths"
-_ACCEPTED = 0.01  # of the target: a row that is off by no more stays as it is
-_WIDEST = 4  # times the widths that a row has
-_PARTS = 8  # of a channel of the widest stage: the steps by which widths are scaled, so that stages round one by one
+_ACCEPTED = 0.01  # share of the target: a row that is off by less stays as it is
+_WIDEST = 4  # limit of widening, in multiples of a row's widths
+_PARTS = 8  # parts of a channel of the widest stage: steps of the scale, so that stages round one at a time
 
 
 def match_costs(
@@ -28,12 +28,12 @@ def match_costs(
 ) -> tuple[dict[str, ConfigDict], dict[str, str]]:
     """Returns the configs with every other row's network as large as the target's, and a sentence on each row it changed.
 
-    A row that is off by more than 1 % gets another `reduction` of its gate, where the gate takes one; if that does not bring
-    it within 1 %, its own reduction and scaled `widths`, whichever of all that comes nearest. A row that stays off by more
-    has a sentence that says so. Networks are counted without being run.
+    A row that is off by more than 1 % gets another `reduction` of its gate, if the gate has one. If that does not bring
+    it within 1 %, it gets its own reduction and scaled `widths`, or whatever comes nearest. A sentence reports every row that
+    stays off by more. Networks are counted without being run.
 
     Args:
-        by: "params" or "macs".
+        by: the cost to match, "params" or "macs".
 
     Raises:
         UserError: another value of `by`; a label that no row has.
@@ -68,7 +68,7 @@ def _name(field: str) -> str:
 
 
 class _Network:
-    """The network of a config, with other reductions and widths; `levers` are those of the two that it has."""
+    """The network of a config with other reductions and widths; `levers` lists which of the two it has."""
 
     def __init__(self, config: ConfigDict, by: str):
         resolved = resolve_config(config)
@@ -79,7 +79,7 @@ class _Network:
         self._counts: dict[str, int] = {}
 
     def count(self, changes: Mapping[str, Any]) -> int:
-        """Returns parameters or multiply-adds; 0 for a network that refuses the changes, as one that is too narrow does."""
+        """Returns parameters or multiply-adds; 0 for a network that refuses the changes, as a too narrow one does."""
         if (key := repr(changes)) not in self._counts:
             config = override(self.config, changes)
             try:
@@ -92,11 +92,11 @@ class _Network:
         return self._counts[key]
 
     def measure_distance(self, target: int, changes: Mapping[str, Any]) -> float:
-        """Returns how far the count is from the target, as a share of it."""
+        """Returns the distance of the count from the target, as a share of the target."""
         return abs(self.count(changes) / target - 1)
 
     def find_narrowest(self) -> int:
-        """Returns the fewest channels that a gate is given."""
+        """Returns the fewest channels that any gate gets."""
         channels = []
 
         def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -110,7 +110,7 @@ class _Network:
 
 
 def _find_reduction(model: Mapping[str, Any]) -> int | None:
-    """The reduction of a network's gate; None without one."""
+    """Returns the reduction of a network's gate; None without one."""
     if not (gate := model.get("gate")):
         return None
     own = inspect.signature(load_object(gate, GATES, "gate")).parameters.get("reduction")
@@ -119,11 +119,11 @@ def _find_reduction(model: Mapping[str, Any]) -> int | None:
 
 
 def _find_changes(network: _Network, target: int) -> dict[str, Any]:
-    """The changes that come closest; none where the network as it is does."""
+    """Returns the changes that come closest; none if the network comes closest unchanged."""
     distance = functools.partial(network.measure_distance, target)
 
     def search(values: range, name: str, make: Any, sign: int) -> dict[str, Any]:
-        """By bisection: counts grow with the values (sign 1) or fall (-1)."""
+        """Searches by bisection: counts grow with the values (sign 1) or fall (-1)."""
         at = bisect.bisect_left(values, sign * target, key=lambda value: sign * network.count({name: make(value)}))
         return min(({name: make(value)} for value in values[max(at - 1, 0) : at + 1]), key=distance)
 

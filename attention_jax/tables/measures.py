@@ -1,4 +1,4 @@
-"""Measures that a table takes from its finished runs besides their accuracy; kept in the workdirs, so that none is repeated."""
+"""Measures that a table takes from its finished runs besides accuracy; workdirs keep them, so that none is repeated."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,9 +23,9 @@ def _path(workdir: Path, name: str) -> Path:
 
 
 def read_measure(workdir: Path, step: int, name: str, measure: _Measure) -> dict[str, np.ndarray] | None:
-    """Reads {name: number or array} of one measure after `step`; None where it is missing, or taken by other code."""
+    """Returns {name: number or array} of one measure after `step`; None if it is missing or was taken by other code."""
     found = read_arrays(_path(workdir, name), step)
-    code = found.pop("code", None) if found else None  # none in those that were taken before it was kept
+    code = found.pop("code", None) if found else None  # measures from before code was kept have none
     return found if code is None or str(code) == hash_function(measure) else None
 
 
@@ -39,24 +39,24 @@ def measure_errors(program: Program, run: Run) -> dict[str, float]:
 
 
 def _logged(program: Program, run: Run, name: str) -> float:
-    """A metric of the last evaluation, of the weights that count."""
+    """Returns a metric of the last evaluation, for the weights that count."""
     prefix = "eval" if program.weights[-1] == "params" else f"eval_{program.weights[-1]}"
     return run.curve(f"{prefix}/{name}")[1][-1]
 
 
 def measure_bleu(program: Program, run: Run) -> dict[str, float]:
-    """Reads BLEU, 0 to 100, by the tokenization `evaluation.bleu`. Raises UserError where nothing was translated."""
+    """Reads BLEU, 0 to 100, in the tokenization `evaluation.bleu`. Raises UserError if nothing was translated."""
     tokenize = run.config.evaluation.bleu
     return {"tokenised BLEU" if tokenize == "none" else "BLEU": _logged(program, run, name_bleu(tokenize))}
 
 
 def measure_chrf(program: Program, run: Run) -> dict[str, float]:
-    """Reads chrF, 0 to 100. Raises UserError where nothing was translated."""
+    """Reads chrF, 0 to 100. Raises UserError if nothing was translated."""
     return {"chrF": _logged(program, run, "chrf")}
 
 
 def measure_perplexity(program: Program, run: Run) -> dict[str, float]:
-    """Reads e to the loss in nats a target token, end symbols included; two tokenizations cannot be compared by it."""
+    """Returns e to the loss in nats per target token, including EOS; do not compare it between tokenizations."""
     return {"perplexity": _logged(program, run, "perplexity")}
 
 
@@ -67,7 +67,7 @@ def measure_run(
 
     Collective: a measure may evaluate the network on the devices of all processes. Process 0 alone writes.
 
-    Raises UserError when one gives something that cannot be kept.
+    Raises UserError if a measure returns something that cannot be kept.
     """
     lacking = {name: measure for name, measure in measures.items() if read_measure(workdir, step, name, measure) is None}
     if not lacking:
@@ -75,7 +75,7 @@ def measure_run(
     run = load_run(workdir, trust_code=trust_code)
     for name, measure in lacking.items():
         values = load_object(measure, {}, "measure")(program, run)
-        is_right = isinstance(values, Mapping)  # which may be empty: of this run there is nothing to measure
+        is_right = isinstance(values, Mapping)  # it may be empty if there is nothing to measure
         arrays: dict[str, Any] = {key: np.asarray(value) for key, value in values.items()} if is_right else {}
         if not is_right or any(array.dtype == object for array in arrays.values()) or {"step", "code"} & arrays.keys():
             raise UserError(f"measure {name!r} gave {values!r}: a measure returns {{name: number or array}}.")

@@ -1,7 +1,4 @@
-"""The page of results: statements of a document, each with its verdict, from the JSON that tables wrote and nothing else.
-
-A file of statements is an ordinary Python file with `title`, `notes` and `statements`, a list of dicts: see `Statement`.
-"""
+"""Writes the page of results: statements of a document with their verdicts, from the JSON files that tables wrote."""
 
 import dataclasses
 import json
@@ -17,8 +14,8 @@ from attention_jax.tables.cells import write_markdown_cells
 from attention_jax.tables.publish import write_file
 from attention_jax.tables.verdicts import describe_seeds
 
-STATEMENTS = "claims.py"  # in a folder of table files
-REAL_SIZE = "paper"  # scales whose names begin so train the papers' networks on their data
+STATEMENTS = "claims.py"  # name of the file in a folder of table files
+REAL_SIZE = "paper"  # scales with this prefix train the papers' networks on their data
 _ABSENT, _NOT_RUN, _MEASURED = "–", "not run", "measured, not judged"
 _OPPOSITE = {"agrees": "disagrees", "disagrees": "agrees"}
 
@@ -28,17 +25,17 @@ class Statement:
     """A statement of a document, and the rows that decide it.
 
     Attributes:
-        section: of the document, with its number.
+        section: section of the document, with its number.
         text: the statement.
-        size: what is at real size, and what is a substitute.
-        published: the papers' numbers, with their source; columns that the table has published come by themselves.
-        table: stem of the table file; empty where no table shows it.
-        judged: (row, over) labels, row better, that the table compares. Empty where it measures and judges nothing.
-        rows: further labels whose numbers are listed, trained or computed.
+        size: which parts are at real size, and which are substitutes.
+        published: the papers' numbers with their source; the table's published columns are added.
+        table: stem of the table file; empty if no table decides the statement.
+        judged: (row, over) labels of compared rows, the better row first; empty if rows are measured and not judged.
+        rows: labels of further rows, trained or computed, whose numbers are listed.
         columns: names of measures, or of computed columns, that are listed.
-        verdicts: the column of computed rows that has verdicts, where a table gives them so.
-        plot: end of the plot's file name after the edition, such as "_curves"; "" is the chart, None none.
-        elsewhere: where it can be seen instead of in a table, in Markdown.
+        verdicts: the column of computed rows that holds verdicts, if the table has one.
+        plot: end of the plot's file name after the edition, such as "_curves"; "" is the chart, None no plot.
+        elsewhere: Markdown that points to another place, for a statement without a table.
     """
 
     section: str
@@ -56,15 +53,15 @@ class Statement:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """Verdicts on a statement, and which of its rows were run, in one edition of its table."""
+    """The verdicts on a statement, and which of its rows were run, in one edition of its table."""
 
-    verdicts: tuple[str, ...]  # of each judged pair, or row
+    verdicts: tuple[str, ...]  # one for each judged pair or row
     runs: str  # "yes", "partly" or "no", with the seeds
     is_real_size: bool
 
     @property
     def verdict(self) -> str:
-        """One verdict, or how many of each."""
+        """Returns the verdict, or the number of each kind of verdict."""
         found = Counter(verdict.partition(" (")[0] for verdict in self.verdicts)
         if not found:
             return _MEASURED if self.runs.startswith("yes") else _NOT_RUN
@@ -72,13 +69,13 @@ class Standing:
 
     @property
     def decided(self) -> str:
-        """Number of pairs with a verdict, of all."""
+        """Returns the number of pairs with a verdict, out of all."""
         number = sum(verdict in _OPPOSITE for verdict in self.verdicts)
         return f"{number} of {len(self.verdicts)}" if self.verdicts else _ABSENT
 
 
 def load_statements(file: Path) -> tuple[str, str, list[Statement]]:
-    """Returns title, notes and statements. Raises UserError for a file, or a statement's name, that is not right."""
+    """Returns title, notes and statements. Raises UserError for a broken file or an unknown field of a statement."""
     module, known = load_file(file), [field.name for field in dataclasses.fields(Statement)]
     for statement in module.statements:
         for name in statement:
@@ -88,7 +85,7 @@ def load_statements(file: Path) -> tuple[str, str, list[Statement]]:
 
 
 def render_page(file: Path, results: Path, page: Path) -> str:
-    """Formats the page from a file of statements and a folder of tables; `page` is where its links start from."""
+    """Formats the page from a file of statements and a folder of tables; links are relative to `page`."""
     title, notes, statements = load_statements(file)
     link = os.path.relpath(results.resolve(), page.resolve().parent)
     parts, summary, sections = [], [["", "claim", "verdict", "runs", "decided", "at real size"]], Counter[str]()
@@ -116,7 +113,7 @@ def render_page(file: Path, results: Path, page: Path) -> str:
 
 
 def _list_editions(results: Path, table: str) -> list[Path]:
-    """The table's default edition, then those at real size."""
+    """Lists the table's default edition, then the editions at real size."""
     paths = [results / f"{table}.json", *sorted(results.glob(f"{table}-{REAL_SIZE}*.json"))]
     return [path for path in paths if table and path.is_file()]
 
@@ -126,7 +123,7 @@ def _list_labels(statement: Statement) -> list[str]:
 
 
 def _find_rows(statement: Statement, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The statement's rows that are run, trained or computed."""
+    """Returns the statement's rows that were run, trained or computed."""
     labels = _list_labels(statement)
     found = {
         row["row"]: row for row in [*record["rows"], *record["computed"]] if row["status"] in ("done", "partial", "computed")
@@ -135,7 +132,7 @@ def _find_rows(statement: Statement, record: Mapping[str, Any]) -> dict[str, Map
 
 
 def _find_comparison(record: Mapping[str, Any], row: str, over: str) -> tuple[list[float], Mapping[str, Any] | None, str]:
-    """[difference, both ends of both intervals] in points, the comparison, None if it was not made, and the verdict."""
+    """Returns (difference and ends of both intervals, in points; the comparison, None if it was not made; the verdict)."""
     for found in record["comparisons"]:
         ends = [*found["difference"], *found["corrected"]]
         if (found["row"], found["over"]) == (row, over):
@@ -164,7 +161,7 @@ def _describe(
     results: Path,
     link: str,
 ) -> Iterator[str]:
-    """Verdict, numbers, picture and command of each edition."""
+    """Yields verdict, numbers, picture and command of each edition."""
     if statement.elsewhere:
         yield statement.elsewhere
     if statement.table and not editions:
@@ -204,7 +201,7 @@ def _format_pair(record: Mapping[str, Any], row: str, over: str) -> list[str]:
 
 
 def _list_numbers(statement: Statement, rows: Mapping[str, Mapping[str, Any]], score: str) -> Iterator[list[list[str]]]:
-    """Cells of the trained rows, and of the computed ones."""
+    """Yields the cells of the trained rows, and those of the computed rows."""
     trained = {label: row for label, row in rows.items() if "score" in row}
     if trained:
         published = list(dict.fromkeys(name for row in trained.values() for name in row["published"]))

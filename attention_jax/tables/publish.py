@@ -23,11 +23,11 @@ from attention_jax.tables.statistics import Estimate
 from attention_jax.tables.verdicts import compare_rows, measure_false_verdicts
 from attention_jax.tasks import get_task
 
-_IMAGES = 5  # in the plot of attention maps
+_IMAGES = 5  # number of images in the plot of attention maps
 
 
 def make_folders(*folders: Path) -> None:
-    """Makes folders. Raises UserError when one cannot be made or written to."""
+    """Makes folders. Raises UserError if one cannot be made or written to."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,9 +45,9 @@ def write_table(
     with_plots: bool,
     make_page: Callable[[Conclusions], PageParts] | None = None,
 ) -> str:
-    """Writes the table's files from the runs that are done; returns the text to print: the table and the files' paths.
+    """Writes the table's files from the finished runs; returns the text to print: the table and the files' paths.
 
-    With `make_page`, which says what is particular to the page, that is written as one HTML file too.
+    With `make_page`, which makes the page's own parts, it also writes the page as one HTML file.
     """
     table = request.table
     conclusions = render.draw_conclusions(table, [read_row(plan) for plan in plans])
@@ -71,7 +71,7 @@ def write_table(
     for name, plot in _plots(request, rows, computed).items() if with_plots else ():
         try:
             figure = plot()
-        except UserError as error:  # a plot that cannot be made does not cost the table
+        except UserError as error:  # the table does not fail with a plot
             printed.append(f"  no {stem}{name}.png: {error}")
             continue
         if figure is not None:
@@ -83,7 +83,7 @@ def write_table(
 
 
 def write_false_verdicts(request: TableRequest, plans: Sequence[RowPlan]) -> str:
-    """Writes how often a table calls halves of a row's seeds different, which are equal; returns that as a sentence."""
+    """Writes how often a table calls two halves of a row's seeds different, although they are equal; returns the sentence."""
     wrong, total = measure_false_verdicts([read_row(plan) for plan in plans])
     share = f"{100 * wrong / total:.1f} %" if total else "no share"
     text = (
@@ -97,7 +97,7 @@ def write_false_verdicts(request: TableRequest, plans: Sequence[RowPlan]) -> str
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file, so that readers see all of it, or the one before. Raises UserError when the disk is full or refuses."""
+    """Writes a file so that readers see the complete new or the old content. Raises UserError for a full or read-only disk."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_bytes(content)
@@ -117,7 +117,7 @@ def _png(figure: Any) -> bytes:
 def _plots(
     request: TableRequest, rows: Sequence[EstimatedRow], computed: Sequence[ComputedResult]
 ) -> dict[str, Callable[[], Any]]:
-    """{end of the file's stem: function that makes the figure, or None where there is nothing to plot}."""
+    """Returns {end of the file's stem: function that makes the figure, or returns None if there is nothing to plot}."""
     table = request.table
     measured: dict[str, Sequence[Mapping[str, Any]]] = {row.row.label: (row.values,) for row in computed if row.values}
     measured |= {row.result.label: row.result.measured for row in rows if row.result.measured}
@@ -133,7 +133,7 @@ def _plots(
 
 
 def _chart(title: str, rows: Sequence[EstimatedRow]) -> Any:
-    """Differences to the first row that is done; of a single row its accuracy."""
+    """Plots differences to the first finished row, or the accuracy of a single row."""
     done = [(row.result, row.result.correct, row.accuracy) for row in rows if row.accuracy and row.result.correct is not None]
     if not done:
         return None
@@ -163,7 +163,7 @@ def _curves(title: str, rows: Sequence[EstimatedRow]) -> Any:
 
 
 def _custom(plot: Callable[..., Any], measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """A figure of the table file's own function, from the measures of each row's finished runs."""
+    """Calls the table file's plot function with the measures of each row's finished runs."""
     try:
         return plot(measured) if measured else None
     except Exception as error:
@@ -171,7 +171,7 @@ def _custom(plot: Callable[..., Any], measured: Mapping[str, Sequence[Mapping[st
 
 
 def _attention(label: str | None, rows: Sequence[EstimatedRow], trust_code: bool) -> Any:
-    """The first test images of different classes, through the first seed of a row that is done."""
+    """Plots maps of the first test images of different classes, for the first seed of a finished row."""
     row = next((row for row in rows if row.result.label == label and row.accuracy), None)
     if row is None:
         return None

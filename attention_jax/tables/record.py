@@ -1,4 +1,4 @@
-"""A table's conclusions as JSON, for the page of results and other programs: without times, equal for equal runs."""
+"""Formats a table's conclusions as JSON, for the page of results and other programs: without times, equal for equal runs."""
 
 import json
 import math
@@ -13,13 +13,13 @@ from attention_jax.tables.results import ComputedResult, TableRequest
 from attention_jax.tables.statistics import Estimate, compute_mean_and_std
 from attention_jax.tables.verdicts import Comparison
 
-_TIME = "ms, "  # computed columns whose names begin so were timed
+_TIME = "ms, "  # computed columns with this prefix are timings
 
 
 def render_json(request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult] = ()) -> str:
     """Formats rows, comparisons, verdicts of published findings and computed rows; scores are shares from 0 to 1.
 
-    A comparison has both intervals, `verdict` on the statement that `row` is better than `over`, and `reason` where it is not
+    A comparison has both intervals, the `verdict` on "`row` is better than `over`", and a `reason` if it is not
     judged; `corrected` is the interval after Holm's correction.
     """
     table, rows = request.table, conclusions.rows
@@ -49,7 +49,7 @@ def render_json(request: TableRequest, conclusions: Conclusions, computed: Seque
 
 
 def _dump(value: Any) -> str:
-    """A line for each item of a list, so that a change of a row is a change of a line."""
+    """Formats one item of a list per line, so that a changed row is a changed line."""
     if isinstance(value, list) and value:
         return "[\n " + ",\n ".join(map(_dump, value)) + "\n]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -79,7 +79,7 @@ def _record_row(row: EstimatedRow) -> dict[str, Any]:
 
 
 def _record_spread(mean: float, std: float) -> list[Any]:
-    """[mean, standard deviation over seeds], which is 0 where only rounding is left, and None of one seed."""
+    """Returns [mean, standard deviation over seeds]: 0 if only rounding differs, None for one seed."""
     return [_rounded(mean), 0.0 if std < 1e-9 * abs(mean) else _rounded(std)]
 
 
@@ -98,12 +98,12 @@ def _record_comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def _record_estimate(estimate: Estimate) -> list[Any]:
-    """[value, low end, high end of the 95 % interval]."""
+    """Returns [value, low end, high end of the 95 % interval]."""
     return [_rounded(value) for value in (estimate.value, estimate.low, estimate.high)]
 
 
 def _rounded(value: Any) -> Any:
-    """Seven digits, which no machine changes; None for what JSON has no number for."""
+    """Rounds to seven digits, which agree between machines; None for numbers that JSON does not have."""
     if value is None or isinstance(value, (str, bool)) or np.ndim(value):
         return value if np.ndim(value) == 0 else None
     value = np.asarray(value).item()

@@ -34,10 +34,10 @@ class EstimatedRow:
 
     result: RowResult
     accuracy: Estimate | None  # None if the row has not been run
-    std: float  # of the accuracy over seeds; nan for fewer than two seeds
-    before: Comparison | None  # to the row that the table's `compare_to` selects
+    std: float  # standard deviation of the accuracy over seeds; nan for fewer than two seeds
+    before: Comparison | None  # difference to the row that the table's `compare_to` selects
     before_label: str | None
-    against: Comparison | None  # to the row that the row's own `against` names
+    against: Comparison | None  # difference to the row that the row's own `against` names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A table's workdirs: the plan of its runs, which of them are done, and their numbers."""
+"""A table's workdirs: the plan of its runs, which of them are finished, and their numbers."""
 
 import contextlib
 import dataclasses
@@ -44,10 +44,10 @@ log = logging.getLogger(__name__)
 
 
 class RemoteWorkdir:
-    """A table's workdir at an fsspec URI, which must answer and, in the main process, be writable.
+    """A table's workdir at an fsspec URI, which must be readable and, in the main process, writable.
 
-    The local `folder` stands for it. Runs are trained at their own URIs, as single runs are, and fetched before and after
-    training: what people and the table read, no more.
+    The local `folder` mirrors it. Each run is trained at its own URI, as a single run is. Before and after training, only the
+    files that people and the table read are fetched.
     """
 
     def __init__(self, uri: str):
@@ -56,7 +56,7 @@ class RemoteWorkdir:
         self.folder = workdir.get_staging_folder(uri) / "table"
 
     def uri(self, path: Path) -> str:
-        """Returns the URI that a path in the local folder stands for."""
+        """Returns the URI of a path in the local folder."""
         return f"{self.workdir}/{path.relative_to(self.folder)}"
 
     def pull(self, run: Path) -> None:
@@ -75,7 +75,7 @@ class RemoteWorkdir:
             (run / name).write_bytes(self._remote.read(f"{inside}/{name}") or b"")
 
     def push(self, path: Path) -> None:
-        """Uploads a file, or removes it there when it is not here any more."""
+        """Uploads a file; removes it at the URI if the local file is gone."""
         name = str(path.relative_to(self.folder))
         if path.exists():
             self._remote.write(name, path.read_bytes())
@@ -85,19 +85,19 @@ class RemoteWorkdir:
 
 @dataclasses.dataclass(frozen=True)
 class TableRequest:
-    """One call of `run_table`, checked."""
+    """The checked arguments of one call of `run_table`."""
 
     table: Table
     scale: str
     seeds: int  # in a row
-    folder: Path  # of `row/seed` for each run
-    output: Path  # folder of the table and its plots
+    folder: Path  # holds `row/seed` for each run
+    output: Path  # holds the table and its plots
     selected: frozenset[str]  # labels of the rows to run
-    command: str  # makes the same table again
-    remote: RemoteWorkdir | None = None  # what `folder` stands for
-    published: RemoteFolder | None = None  # where the output goes instead of `output`
-    trust_code: bool = False  # of runs that came with code
-    aa: bool = False  # each row has twice its seeds, whose halves are compared
+    command: str  # command that makes the same table again
+    remote: RemoteWorkdir | None = None  # the remote workdir that `folder` mirrors
+    published: RemoteFolder | None = None  # remote folder for the output, in place of `output`
+    trust_code: bool = False  # True trusts runs that came with code
+    aa: bool = False  # True gives each row twice its seeds and compares the halves
     first_seed: int = 0
 
     @property
@@ -108,7 +108,7 @@ class TableRequest:
 
 @dataclasses.dataclass(frozen=True)
 class SeedRun:
-    """One ordinary run; all that is known about it is in its workdir."""
+    """One ordinary run; its workdir holds everything that is known about it."""
 
     seed: int
     path: Path
@@ -118,7 +118,7 @@ class SeedRun:
 
     @property
     def place(self) -> str | Path:
-        """The folder or URI where it is trained."""
+        """The folder or URI in which the run is trained."""
         return self.remote.uri(self.path) if self.remote else self.path
 
     def pull(self) -> None:
@@ -127,18 +127,18 @@ class SeedRun:
             self.remote.pull(self.path)
 
     def push(self, name: str) -> None:
-        """Uploads a file that was written here, or removes one that was removed, when the run is remote."""
+        """Uploads a file that was written or removed here, if the run is remote."""
         if self.remote:
             self.remote.push(self.path / name)
 
     @property
     def step(self) -> int:
-        """Step of the newest checkpoint; 0 without one."""
+        """The step of the newest checkpoint; 0 without one."""
         return max(restore.list_steps(self.path), default=0)
 
     @property
     def correct(self) -> np.ndarray | None:
-        """[N], 1 where the test example was right after the last step; None when the run is not finished."""
+        """[N], 1 if the test example was right after the last step; None if the run is not finished."""
         finished = self.step == self.total_steps
         outputs = read_arrays(self.path / EVALUATION, self.total_steps, ["correct"]) if finished else None
         return outputs["correct"].astype(float) if outputs else None
@@ -163,17 +163,17 @@ class SeedRun:
         return None
 
     def difference(self, config: ConfigDict) -> list[str]:
-        """Lists how the config that the workdir was made with differs from this one."""
+        """Lists the differences between the workdir's config and this one."""
         saved = workdir.read_config(self.path)
         return list_differences(saved, replace_seed(config, self.seed)) if saved is not None else []
 
     def code_change(self, code: RunCode) -> str:
-        """Returns the unified diff of the code that the workdir was made with to this one; empty for one without code."""
+        """Returns the unified diff from the workdir's code to this code; empty without code."""
         saved = workdir.read_workdir_code(self.path)
         return compare_code(saved, code) if saved else ""
 
     def seconds(self) -> float | None:
-        """Returns the wall-clock time of all calls for this run; None when it was never measured."""
+        """Returns the wall-clock time of all calls for this run; None if it was never measured."""
         calls = [line["seconds"] for line in metrics.read_timing(self.path / metrics.TIMING) if line["event"] == "call"]
         return sum(calls) if calls else None
 
@@ -184,9 +184,9 @@ class SeedRun:
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """A row with its config resolved against the data, and its runs; `broken` is the reason if that failed.
+    """A row with its config resolved against the data, and its runs; `broken` is the reason if the config cannot be resolved.
 
-    `network` counts the paper's network, `counts` the one that is trained; `data` are fingerprints, if known and needed.
+    `network` counts the paper's network, `counts` the trained one; `data` holds fingerprints, if they are known and needed.
     """
 
     row: Row
@@ -201,7 +201,7 @@ class RowPlan:
     data: bytes | None = None
 
     def describe_change(self, run: SeedRun) -> str:
-        """Returns what has changed since a run was made, its code or its data; empty if nothing has."""
+        """Returns the change in code or data since a run was made; empty if nothing has changed."""
         if not self.broken and run.code_change(self.code):
             return "its code has changed since"
         change = compare_data(restore.read_content(run.path, DATA), self.data) if run.step else ""
@@ -222,8 +222,8 @@ class RowResult:
     """The results of a row's finished runs."""
 
     plan: RowPlan
-    correct: np.ndarray | None  # [finished seeds, N]; None when there are none
-    measured: tuple[dict[str, np.ndarray], ...]  # of each finished seed, as far as it has been measured
+    correct: np.ndarray | None  # [finished seeds, N]; None without a finished seed
+    measured: tuple[dict[str, np.ndarray], ...]  # one for each finished seed, with the measures that were taken
     seconds: float | None  # wall-clock time of a run, mean over seeds
     failures: tuple[str, ...]  # a line for each seed that failed
     is_stale: bool = False  # True if the code or the data of a finished run have changed since
@@ -235,12 +235,12 @@ class RowResult:
 
     @property
     def done(self) -> int:
-        """Number of finished seeds."""
+        """The number of finished seeds."""
         return 0 if self.correct is None else len(self.correct)
 
     @property
     def status(self) -> str:
-        """ "done", "failed", "not run", or "partial" when some seeds are missing."""
+        """One of "done", "failed", "not run", or "partial" if some seeds are missing."""
         if self.done == len(self.plan.runs):
             return "done"
         return "partial" if self.done else ("failed" if self.failures else "not run")
@@ -249,7 +249,7 @@ class RowResult:
 def plan_rows(request: TableRequest, count_networks: bool = True) -> list[RowPlan]:
     """Finds every row's steps, counts and workdirs without compiling anything.
 
-    The papers' networks are large and take seconds to count; a dry run does not print their counts.
+    The papers' networks take seconds to count; a dry run does not print their counts.
     """
     known: dict[str, bytes | None] = {}  # fingerprints of the data that rows share
     return [_plan_row(request, row, count_networks, known) for row in request.table.rows]
@@ -267,7 +267,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
         resolved = resolve_config(config)
         build_optimizer(resolved)
         config, task = resolved.config, resolved.task
-        task.loader(config, config.data.train_split, (0, 1), training=True)  # fails where the data are missing
+        task.loader(config, config.data.train_split, (0, 1), training=True)  # fails if the data are missing
         model, inputs = task.model(config), task.example_inputs(config)
         _refuse_without_correct(config, task, model, inputs)
         refuse_unread_reduction(config.model, lambda: jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
@@ -275,7 +275,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
         code = collect_code(config, list_origins(), table.list_code(row, request.scale))
         if row.network and count_network:
             network = _count(FrozenDict(row.network), tuple(table.network_shape))
-    except Exception as error:  # recorded when the row's turn comes, so that the others go on
+    except Exception as error:  # recorded when it is the row's turn, so that the others go on
         broken = error
     total = resolved.durations.total if resolved else 0
     runs = tuple(
@@ -288,7 +288,7 @@ def _plan_row(request: TableRequest, row: Row, count_network: bool, known: dict[
 
 
 def _identify_data(resolved: ResolvedConfig, known: dict[str, bytes | None]) -> bytes | None:
-    """The fingerprints of a row's data, read once for all rows that share them; None where they cannot be read."""
+    """Returns the fingerprints of a row's data, read once for all rows that share them; None if they cannot be read."""
     key = f"{resolved.config.task} {resolved.config.data.to_json_best_effort(sort_keys=True)}"
     if key not in known:
         try:
@@ -300,9 +300,9 @@ def _identify_data(resolved: ResolvedConfig, known: dict[str, bytes | None]) -> 
 
 
 def _refuse_without_correct(config: ConfigDict, task: Task, model: nn.Module, inputs: tuple) -> None:
-    """Raises UserError, before anything is trained, for a task whose outputs have no "correct", which rows are compared by."""
+    """Raises UserError, before anything is trained, for a task whose outputs lack "correct", by which rows are compared."""
     if config.task in TASKS or getattr(task.metrics, "__func__", None) is not Task.metrics:
-        return  # metrics of the task's own may add it
+        return  # the task's own metrics may add it
     variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     made = jax.eval_shape(functools.partial(task.outputs, config, model), variables, task.batch_shapes(config)[0])
     if "correct" not in made:
@@ -310,7 +310,7 @@ def _refuse_without_correct(config: ConfigDict, task: Task, model: nn.Module, in
 
 
 def describe_missing_correct(task: str, given: Sequence[str]) -> str:
-    """Returns the sentence for a task that a table has nothing to compare by."""
+    """Returns the sentence for a task without an output by which a table could compare rows."""
     return (
         f"task {task!r} gives the outputs {', '.join(given)}: a table compares rows by 'correct', 1 where an example is right "
         "and 0 where not, so give that too."
@@ -319,7 +319,7 @@ def describe_missing_correct(task: str, given: Sequence[str]) -> str:
 
 @functools.cache
 def _count(network: FrozenDict, shape: tuple[int, ...] | tuple[tuple[int, ...], ...]) -> Summary:
-    """Rows that differ in their recipe alone share a network: counting a ResNet-200 takes seconds."""
+    """Counts a network once for all rows that share it: counting a ResNet-200 takes seconds."""
     tokens = isinstance(shape[0], tuple)  # several inputs are token sequences
     inputs = tuple(jax.ShapeDtypeStruct(each, jnp.int32) for each in shape) if tokens else shape
     return summary(create_model(**network), inputs)
@@ -355,7 +355,7 @@ def have_same_examples(a: RowPlan, b: RowPlan) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ComputedResult:
-    """A row's result; `values` is None when its function failed, for the reason `failure`, or was not called."""
+    """The result of a computed row; `values` is None if its function failed, for the reason `failure`, or was not called."""
 
     row: ComputedRow
     values: Mapping[str, Any] | None = None
@@ -364,12 +364,12 @@ class ComputedResult:
 
     @property
     def status(self) -> str:
-        """ "computed", "failed" or "not run"."""
+        """One of "computed", "failed" or "not run"."""
         return "failed" if self.failure else ("computed" if self.values else "not run")
 
 
 def compute_row(row: ComputedRow, arguments: Mapping[str, Any]) -> ComputedResult:
-    """Calls a row's function; an exception becomes the row's failure, and its traceback goes to the standard error."""
+    """Calls a row's function; an exception becomes the row's failure, and its traceback is printed on standard error."""
     begin = time.perf_counter()
     try:
         values = load_object(row.function, {}, "function")(**arguments)
@@ -388,7 +388,7 @@ def _is_kept(value: Any) -> bool:
 
 def record_failure(run: SeedRun, error: BaseException) -> None:
     """Writes `failure.txt`: the reason in one line, then the traceback."""
-    with contextlib.suppress(OSError):  # what made the run fail may make this fail
+    with contextlib.suppress(OSError):  # the cause of the failure may strike here too
         run.path.mkdir(parents=True, exist_ok=True)
         (run.path / FAILURE).write_text(f"{explain_failure(error)}\n\n{''.join(traceback.format_exception(error))}")
         run.push(FAILURE)

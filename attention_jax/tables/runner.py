@@ -1,7 +1,7 @@
 """Runs a table: rows one after another, the seeds of a row through one compiled step, each an ordinary run.
 
-Everything is resumable because nothing is kept here: a run's workdir says whether it is finished, and the table, the
-charts and the curves are made from the workdirs alone. Computed rows come before all runs, each time anew.
+Everything can be resumed, because no state is kept here: a run's workdir shows whether it is finished, and the table, the
+charts and the curves are made from the workdirs alone. Computed rows come before all runs and are computed every time.
 """
 
 import contextlib
@@ -56,21 +56,21 @@ def run_table(
     aa: bool = False,
     topology: str | None = None,
 ) -> int:
-    """Runs what is missing of a table and writes it; the same call goes on where the last one ended.
+    """Runs the missing parts of a table and writes it; calling it again continues where the last call ended.
 
-    Returns 0 when every selected run is done or a signal ended the call, 1 when some failed. Raises UserError for a table
-    file, label, scale or number that is not right, or a workdir of another config.
+    Returns 0 if every selected run is done or a signal ended the call, 1 if some failed. Raises UserError for a wrong table
+    file, label, scale or number, and for a workdir of another config.
 
     Args:
-        scale: one of the table's, by default the first.
+        scale: a scale of the table, by default the first.
         rows: labels or shell-style patterns of the rows to run; the others are written as they are.
-        seeds: number in a row, by default the scale's.
+        seeds: number of seeds per row, by default the scale's.
         workdir: folder or URI that holds `row/seed` for each run; by default `runs/<Table.edition>`.
         output: folder or URI of the table and its plots, by default the workdir.
-        dry_run: only prints what would run; returns 1 when a selected row would fail.
-        rerun_stale: moves runs aside whose code or data have changed since, and trains them again.
-        trust_code: as of `load_run`, for runs that were trained elsewhere.
-        aa: trains each row twice, with other seeds, and says how often its halves would be called different.
+        dry_run: True only prints what would run; returns 1 if a selected row would fail.
+        rerun_stale: True moves aside runs whose code or data have changed since, and trains them again.
+        trust_code: see `load_run`; for runs that were trained elsewhere.
+        aa: True trains each row twice, with other seeds, and reports how often its halves would be called different.
         topology: with `dry_run`, a TPU slice such as "v5e-16" whose chip-hours are estimated.
     """
     if topology and not dry_run:
@@ -90,8 +90,8 @@ def run_request(
     """Runs a request of `make_request`; returns and raises as `run_table`.
 
     Args:
-        write: writes the files and returns what is printed, as `write_table` does.
-        on_stop: is called when a signal has ended it.
+        write: function that writes the files and returns the text to print, as `write_table` does.
+        on_stop: function to call after a signal has ended the request.
         topology: a TPU slice such as "v5e-16", whose chip-hours a dry run estimates.
     """
     plans = results.plan_rows(request, count_networks=not dry_run)
@@ -115,7 +115,7 @@ def _run_chosen(
     write: Callable[..., str],
     on_stop: Callable[[], None],
 ) -> int:
-    """Runs what is missing and writes the table; returns the exit code."""
+    """Runs the missing runs and writes the table; returns the exit code."""
     for plan in chosen:
         record_code(plan.config, plan.code, write=is_main_process())
     _say(_describe_start(request, chosen), *_describe_equal_rows(plans))
@@ -158,8 +158,8 @@ def make_request(
     """Checks the arguments of `run_table`.
 
     Args:
-        command: makes the same table again, by default `./launch.sh table` with its file.
-        first_seed: of each row.
+        command: command that makes the same table again, by default `./launch.sh table` with its file.
+        first_seed: first seed of each row.
     """
     scale = table.scale(scale)
     table = table.keep_rows(scale)
@@ -186,7 +186,7 @@ def make_request(
 
 
 def _compute(request: TableRequest, row: ComputedRow) -> ComputedResult:
-    """Calls the function of a row that is selected."""
+    """Calls the function of a selected row."""
     if row.label not in request.selected:
         return ComputedResult(row)
     result = results.compute_row(row, request.table.scales[request.scale].arguments)
@@ -197,7 +197,7 @@ def _compute(request: TableRequest, row: ComputedRow) -> ComputedResult:
 def _run_rows(
     request: TableRequest, plans: Sequence[RowPlan], computed: Sequence[ComputedResult], write: Callable[..., str]
 ) -> tuple[bool, int]:
-    """(True if a signal ended it, number of runs that failed)."""
+    """Returns (True if a signal ended it, number of failed runs)."""
     failed = 0
     chosen = [plan for plan in plans if plan.row.label in request.selected]
     with catch_stop_signal() as stop_signal, _progress_bar(chosen) as bar:
@@ -223,7 +223,7 @@ def _run_rows(
                             run.push(file)
                 except Exception as error:  # recorded, so that the others go on
                     failed += 1
-                    bar.total -= before + run.total_steps - bar.n  # the rest of it will not be done
+                    bar.total -= before + run.total_steps - bar.n  # the run's remaining steps will not be done
                     if is_main_process():
                         results.record_failure(run, error)
                     _say(f"{name}: failed: {one_sentence(error)}")
@@ -238,12 +238,12 @@ def _run_rows(
 
 
 def _advance(bar: Any, before: int, step: int) -> None:
-    """Shows that `step` steps of a run are done, after `before` of other runs."""
+    """Shows that `step` steps of a run are done, after `before` steps of other runs."""
     bar.update(before + step - bar.n)
 
 
 def _missing(plan: RowPlan) -> list[SeedRun]:
-    """Runs of a row that are not finished."""
+    """Lists the runs of a row that are not finished."""
     return [run for run in plan.runs if plan.broken or not run.done]
 
 
@@ -267,7 +267,7 @@ def _score(run: SeedRun) -> str:
 
 @contextlib.contextmanager
 def _progress_bar(plans: Sequence[RowPlan]) -> Iterator[Any]:
-    """One bar over all steps of the selected runs, with the time left."""
+    """Returns one bar over all steps of the selected runs, with the time left."""
     runs = [run for plan in plans for run in plan.runs]
     bar = tqdm(
         total=sum(run.total_steps for run in runs),
@@ -294,7 +294,7 @@ def describe_machine(plans: Sequence[RowPlan] = ()) -> str:
 
 
 def _command(table: Table, scale: str, rows: Sequence[str] | None, seeds: int | None) -> str:
-    """The command that makes this table again, from this folder."""
+    """Returns the command that makes this table again, from this folder."""
     with contextlib.suppress(ValueError):
         table = dataclasses.replace(table, path=table.path.resolve().relative_to(Path.cwd()))
     options = [] if scale == table.scale(None) else [f"--scale={scale}"]
@@ -304,7 +304,7 @@ def _command(table: Table, scale: str, rows: Sequence[str] | None, seeds: int | 
 
 
 def _describe_equal_rows(plans: Sequence[RowPlan]) -> Iterator[str]:
-    """Remarks on rows that would train the same thing."""
+    """Returns remarks on rows that would train the same thing."""
     for first, second in itertools.combinations(plans, 2):
         if flatten_config(first.config) == flatten_config(second.config):
             yield f"remark: rows {first.row.label!r} and {second.row.label!r} have one and the same config."
@@ -327,7 +327,7 @@ def _describe_start(request: TableRequest, chosen: Sequence[RowPlan]) -> str:
 
 
 def _describe_end(request: TableRequest, stopped: bool, failed: int, uncomputed: Sequence[str]) -> Iterator[str]:
-    """The failures and the way on: the same command, or the table's next ones."""
+    """Returns the failures and how to continue: the same command, or the table's next ones."""
     if uncomputed:
         yield f"not computed, for the reasons above: {', '.join(uncomputed)}."
     if stopped:

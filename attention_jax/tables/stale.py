@@ -1,4 +1,4 @@
-"""Runs of a table that are not its own any more: of another config, or stale, as their code or data have changed since."""
+"""Finds runs in a table's workdirs that do not fit it any more: of another config, or stale (code or data have changed)."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from attention_jax.train.workdir import lock_folder
 
 
 def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
-    """Raises UserError with the difference when a workdir of these rows was made with another config."""
+    """Raises UserError with the difference if a workdir of these rows was made with another config."""
     for plan in plans:
         for run in plan.runs:
             lines = [] if plan.broken else run.difference(plan.config)
@@ -27,7 +27,7 @@ def refuse_other_configs(plans: Sequence[RowPlan]) -> None:
 
 
 def handle_stale_runs(plans: Sequence[RowPlan], rerun: bool) -> None:
-    """Moves stale runs aside, or lets them be. Raises UserError with the difference for an unfinished one."""
+    """Moves stale runs aside, or keeps them. Raises UserError with the difference for an unfinished one."""
     for plan in plans:
         for run in plan.list_stale():
             if rerun:
@@ -43,7 +43,7 @@ def handle_stale_runs(plans: Sequence[RowPlan], rerun: bool) -> None:
 
 
 def _move_aside(run: SeedRun) -> None:
-    """Keeps a run in `<seed>-stale-<number>` beside its folder, which becomes free (collective)."""
+    """Renames a run to `<seed>-stale-<number>`, so that its folder becomes free; collective."""
     if is_main_process():
         place = str(run.place)
         row = place.rpartition("/")[0]
@@ -55,7 +55,7 @@ def _move_aside(run: SeedRun) -> None:
                 new.write(name, old.read(name) or b"")
             RemoteFolder(row).remove(str(run.seed))  # when all of it is copied
         else:
-            with lock_folder(run.path, run.path, active=True):  # raises if it is trained just now
+            with lock_folder(run.path, run.path, active=True):  # raises if a process is training it
                 run.path.rename(target)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("stale run moved")

@@ -1,7 +1,7 @@
 """Error bars of a table: how far the choice of seeds and test examples could move a number.
 
-Everything is made from matrices `correct [S, N]`, one row a seed and one column a test example. Seeds and examples are
-both taken as samples: an interval says what other seeds on other examples of the same kind would have given.
+All estimates use matrices `correct [S, N]`, one row per seed and one column per test example. Both seeds and examples count
+as samples: an interval covers the results of other seeds on other examples of the same kind.
 """
 
 import dataclasses
@@ -12,21 +12,21 @@ import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's distribution and its quantile; JAX brings SciPy
 
 RESAMPLES = 10_000
-MIN_SEEDS = 3  # below, nothing is called different
+MIN_SEEDS = 3  # with fewer seeds, no rows are called different
 _Z_95, _Z_80 = 1.959964, 0.841621  # normal quantiles of a two-sided 95 % interval and of 80 % power
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """An accuracy or a difference of two, pooled over seeds, as shares from 0 to 1."""
+    """An accuracy, or a difference of two, pooled over seeds; shares from 0 to 1."""
 
     value: float
     low: float  # ends of its 95 % interval
     high: float
-    detectable: float  # the smallest true difference from 0 that would have been seen with 80 % power at 5 %
-    freedom: float = math.inf  # degrees of freedom, of Student's distribution, whose quantile stretches the interval
-    seeds: int = 0  # of the row that has fewer
-    variances: tuple[float, float] = (0.0, 0.0)  # from seeds, and from examples
+    detectable: float  # the smallest true difference from 0 that is found with 80 % power at 5 %
+    freedom: float = math.inf  # degrees of freedom of Student's distribution, whose quantile stretches the interval
+    seeds: int = 0  # number of seeds of the row with fewer seeds
+    variances: tuple[float, float] = (0.0, 0.0)  # variance from seeds, and from examples
 
     @property
     def excludes_zero(self) -> bool:
@@ -48,11 +48,11 @@ class Estimate:
         return dataclasses.replace(self, low=low, high=high)
 
     def count_seeds_needed(self, most: int = 1000) -> int | None:
-        """Returns how many seeds a row would find a difference of this size with 80 % power; None for more than `most`."""
+        """Returns how many seeds per row find a difference of this size with 80 % power; None for more than `most`."""
         return next((n for n in range(MIN_SEEDS, most + 1) if self.predict_detectable(n) <= abs(self.value)), None)
 
     def predict_detectable(self, seeds: int) -> float:
-        """Returns the smallest true difference that n seeds a row would find with 80 % power."""
+        """Returns the smallest true difference that `seeds` seeds per row find with 80 % power."""
         from_seeds, from_examples = self.variances
         error = math.sqrt(from_seeds * self.seeds / seeds + from_examples)
         return float(stdtrit(2 * (seeds - 1), 0.975) + _Z_80) * error
@@ -65,7 +65,7 @@ def compute_mean_and_std(correct: np.ndarray) -> tuple[float, float]:
 
 
 def estimate_accuracy(correct: np.ndarray, resamples: int = RESAMPLES, groups: np.ndarray | None = None) -> Estimate:
-    """[S, N] -> accuracy with the interval of this row alone; made as in `estimate_difference`."""
+    """[S, N] -> accuracy with an interval for this row alone, made as in `estimate_difference`."""
     rng = np.random.default_rng(0)
     effects = Effects(correct.sum(0) / len(correct), groups)
     deviations = _seed_deviations(rng, correct, resamples) + effects.draw(rng, resamples)
@@ -73,24 +73,25 @@ def estimate_accuracy(correct: np.ndarray, resamples: int = RESAMPLES, groups: n
 
 
 def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, groups: np.ndarray | None = None) -> Estimate:
-    """Accuracy of `a` [S_a, N] minus that of `b` [S_b, N], rows that were evaluated on the same N examples.
+    """Returns the accuracy of `a` [S_a, N] minus that of `b` [S_b, N], two rows evaluated on the same N examples.
 
-    A bootstrap over seeds and test examples. Examples are drawn once for both rows, so that what makes an example hard
-    for both cancels; seeds are drawn for each row separately. From n seeds n - 1 are drawn with replacement (Rao & Wu 1988): n
-    draws would understate the variance by (n - 1)/n, a third with three seeds. The deviations that come from seeds and
-    from examples are drawn apart and added. That counts the chance of one seed on one example twice and errs to the safe
+    The interval comes from a bootstrap over seeds and test examples. Examples are drawn once for both rows, so that the
+    difficulty of an example cancels; seeds are drawn for each row separately. From n seeds, n - 1 are drawn with replacement
+    (Rao & Wu 1988): n draws would understate the variance by (n - 1)/n, a third with three seeds. The deviations due to seeds
+    and
+    to examples are drawn separately and added. This counts the chance of one seed on one example twice and errs on the safe
     side; drawing rows and columns of the matrix at once would count it three times (Owen 2007).
 
     The spread of a few seeds is itself uncertain, so the interval is stretched by t/1.96, where t is the quantile of Student's
-    distribution for the degrees of freedom of Welch and Satterthwaite: close to 1 where examples dominate, 1.4 where three
-    seeds a row do. Coverage is simulated in `tests/tables/test_statistics.py`.
+    distribution for the degrees of freedom of Welch and Satterthwaite: close to 1 if examples dominate, 1.4 if three seeds per
+    row do. Coverage is simulated in `tests/tables/test_statistics.py`.
 
     The result for (b, a) is exactly the negative; the draws have a fixed seed.
 
     Args:
         groups: [N], equal for examples that share an image or a sentence and are therefore drawn together.
     """
-    # Half of the draws are made with the roles exchanged; that is what makes the result exactly antisymmetric.
+    # Half of the draws are made with the roles exchanged, which makes the result exactly antisymmetric.
     forward, backward = (_deviations(*rows, resamples // 2, groups) for rows in ((a, b), (b, a)))
     effects = Effects(a.mean(0) - b.mean(0), groups)
     return _estimate(float(a.mean() - b.mean()), np.concatenate([forward, -backward]), [a, b], effects)
@@ -99,13 +100,13 @@ def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES
 def _deviations(a: np.ndarray, b: np.ndarray, resamples: int, groups: np.ndarray | None) -> np.ndarray:
     rng = np.random.default_rng(0)
     from_examples = Effects(a.sum(0) / len(a) - b.sum(0) / len(b), groups).draw(rng, resamples)
-    if min(len(a), len(b)) == 1:  # half of the seeds' part would look like all of it
+    if min(len(a), len(b)) == 1:  # the seeds of one row would pass for those of both
         return from_examples
     return _seed_deviations(rng, a, resamples) - _seed_deviations(rng, b, resamples) + from_examples
 
 
 def _seed_deviations(rng: np.random.Generator, correct: np.ndarray, resamples: int) -> np.ndarray:
-    """[S, N] -> [resamples], how far the mean of S - 1 drawn seeds is from that of all."""
+    """[S, N] -> [resamples], deviations of the mean of S - 1 drawn seeds from the mean of all."""
     by_seed = correct.mean(1)
     n = len(by_seed)
     if n == 1:
@@ -114,7 +115,7 @@ def _seed_deviations(rng: np.random.Generator, correct: np.ndarray, resamples: i
 
 
 class Effects:
-    """Effects of examples [N] on a mean, drawn by groups [N]."""
+    """The effects of examples [N] on a mean; examples are drawn by groups [N]."""
 
     def __init__(self, effects: np.ndarray, groups: np.ndarray | None = None):
         _, which = np.unique(np.arange(len(effects)) if groups is None else groups, return_inverse=True)
@@ -122,8 +123,9 @@ class Effects:
         self.deviations = np.bincount(which, effects - self.mean)  # a group's sum
 
     def draw(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
-        """Returns [resamples], how far the mean of as many drawn groups is from that of all."""
-        # Few values occur, at most (S_a + 1)(S_b + 1), and how often each is drawn is all that counts: no matrix of draws.
+        """Returns [resamples], deviations of the mean of drawn groups, as many as there are, from the mean of all."""
+        # The effects take few values, at most (S_a + 1)(S_b + 1), and only the number of draws of each counts: no matrix of
+        # draws.
         pairs = np.stack([self.deviations.round(12), self.sizes], 1)
         values, counts = np.unique(pairs, axis=0, return_counts=True)
         drawn = rng.multinomial(len(self.sizes), counts / len(self.sizes), resamples) @ values
@@ -143,7 +145,7 @@ def _estimate(value: float, deviations: np.ndarray, rows: Sequence[np.ndarray], 
         value=value,
         low=value + float(low),
         high=value + float(high),
-        # (1.96 + 0.84) standard errors where deviations are normal: what the interval needs, and the power on top.
+        # (1.96 + 0.84) standard errors for normal deviations: 1.96 for the interval, 0.84 for the power.
         detectable=float((high - low) / 2 + _Z_80 * deviations.std()),
         freedom=freedom,
         seeds=seeds,
@@ -156,7 +158,7 @@ def _seed_variance(row: np.ndarray) -> float:
 
 
 def _degrees_of_freedom(rows: Sequence[np.ndarray], effects: Effects) -> float:
-    """Welch and Satterthwaite's, of a sum of variances that are estimated from few seeds each and many examples."""
+    """Returns Welch and Satterthwaite's degrees of freedom for a sum of variances from a few seeds each and many examples."""
     parts = [(_seed_variance(row), len(row) - 1) for row in rows] + [(effects.variance(), len(effects.sizes))]
     total = sum(variance for variance, _ in parts)
     return total**2 / sum(variance**2 / free for variance, free in parts) if total else math.inf

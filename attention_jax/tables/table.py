@@ -22,14 +22,14 @@ class Row:
     """A trained row of a table.
 
     Attributes:
-        label: its name, unique in the table.
-        pieces: recipe pieces put on the base one after another: functions ConfigDict -> ConfigDict or names in `recipes`.
-        overrides: {dotted config field: value}, put on last.
+        label: the row's name, unique in the table.
+        pieces: recipe pieces applied to the base one after another: functions ConfigDict -> ConfigDict or names in `recipes`.
+        overrides: {dotted config field: value}, applied last.
         against: label of another row that this one is compared with, besides the row before it.
         published: {column: cell} from the paper, shown in columns of their own.
-        network: the paper's network, {"name": ..., field: value} for `create_model`, where a smaller one is trained: its
+        network: the paper's network, {"name": ..., field: value} for `create_model`, if a smaller one is trained: its
             parameters and multiply-adds at the table's `network_shape` get columns of their own.
-        kind: of what the row adds, such as "architecture": its colour in the chart, and where rows are compared with the row
+        kind: kind of the addition, such as "architecture": sets the colour in the chart; if rows are compared with the row
             before, adjacent rows of one kind have a subtotal.
     """
 
@@ -43,16 +43,16 @@ class Row:
 
     @property
     def slug(self) -> str:
-        """Name of its folder: "residual + BAM" is residual-bam; letters of any script stay."""
+        """The name of the row's folder: "residual + BAM" becomes residual-bam; letters of any script stay."""
         return re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", self.label.lower())).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputedRow:
-    """A row of a table that a function computes; nothing is trained for it.
+    """A row of a table that a function computes, without training.
 
     Attributes:
-        label: its name, unique in the table.
+        label: the row's name, unique in the table.
         function: (**`arguments` of the scale) -> {column: number or text, name of an array for `pictures`: array}, or
             "dotted.path:function". It is called whenever the table is made.
         published: {column: cell} from the paper, shown before the computed column of that name.
@@ -68,14 +68,14 @@ class Scale:
     """The size of an edition of the table.
 
     Attributes:
-        seeds: number of them in each row.
-        overrides: {dotted field: value}, put on the base before a row's pieces.
-        row_overrides: {dotted field: value}, put on every row together with its own: the size of the rows' networks, where
+        seeds: number of seeds per row.
+        overrides: {dotted field: value}, applied to the base before a row's pieces.
+        row_overrides: {dotted field: value}, applied to every row together with its own: the size of the rows' networks, if
             rows name other networks than the base.
         base: config file in place of the table's; in the table file its path is relative to that file's folder.
         arguments: {name: value} for the functions of computed rows.
-        rows: labels of the trained rows that it has; all where it is empty.
-        after: the scale whose runs, in `runs`, its own begin with; `table all` runs it first.
+        rows: labels of the trained rows in this scale; empty for all rows.
+        after: the scale whose runs, in `runs`, the runs of this scale start from; `table all` runs it first.
     """
 
     seeds: int = 1
@@ -89,7 +89,7 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFinding:
-    """A finding of a paper about two rows: that `row` is better than `over`, or with `sign` -1 worse.
+    """A finding of a paper about two rows: `row` is better than `over`, or worse for `sign` -1.
 
     Attributes:
         text: the finding in the paper's words, with its source.
@@ -111,19 +111,19 @@ class Table:
         source: papers and data.
         scales: {name: Scale}; the first is the default.
         base: config file that every row starts from, in the table file relative to its folder; or a function () -> config.
-        rows: in the order they are shown; a row is compared with the one before it.
+        rows: trained rows, in the order of the table; a row is compared with the one before it.
         computed: rows that are computed instead of trained, written above the others as a table of their own.
-        notes: written under the table.
-        network_shape: of the input of the rows' `network`, batch of one first; a pair of shapes for source and target tokens.
+        notes: text under the table.
+        network_shape: input shape of the rows' `network`, batch of one first; a pair of shapes for source and target tokens.
         measures: {name: function (Program, Run) -> {name: number or array}, or "dotted.path:function"}. Each is called once
             for every finished run and kept in its workdir; numbers become columns, arrays are for `pictures`.
         pictures: {name: function {label: [a run's measures, ...]} -> Figure, or "dotted.path:function"}, written beside the
             table; a computed row comes as {label: [its function's result]}.
         compare_to: "previous" compares each row with the one before it, "baseline" with the first; None only with `against`.
         also_compared: further (row, other row) pairs of labels that are judged.
-        findings: of papers, each judged by two rows of the table.
-        published_order: {column of `published`: 1 where higher is better, -1 where lower}, whose order is compared with ours.
-        selected_on: the split that rows, rates or budgets were chosen on, which then judges nothing.
+        findings: published findings, each judged by two rows of the table.
+        published_order: {column of `published`: 1 if higher is better, -1 if lower}; its order is compared with ours.
+        selected_on: the split on which rows, rates or budgets were chosen; comparisons on it are not judged.
         attention_of: label of the row whose attention maps are plotted.
         next_commands: (why, command) pairs printed at the end; `{workdir}` in a command is the table's workdir.
     """
@@ -154,16 +154,16 @@ class Table:
         return name or next(iter(self.scales))
 
     def keep_rows(self, scale: str) -> "Table":
-        """Returns the table with the trained rows of a scale alone."""
+        """Returns the table with only the trained rows of a scale."""
         kept = self.scales[scale].rows
         return dataclasses.replace(self, rows=tuple(row for row in self.rows if not kept or row.label in kept))
 
     def edition(self, scale: str) -> str:
-        """Returns the stem of a scale's files and workdir: the table file's, with the name of a scale after the first."""
+        """Returns the stem of a scale's files and workdir: the table file's, then the scale unless it is the first."""
         return self.path.stem if scale == next(iter(self.scales)) else f"{self.path.stem}-{scale}"
 
     def list_compared(self, rows: Sequence[Row]) -> dict[str, str | None]:
-        """Returns {label of a row: label of the row that `compare_to` compares it with}."""
+        """Returns {label of a row: label of the row with which `compare_to` compares it}."""
         labels = [row.label for row in rows]
         others: dict[str | None, list[str | None]] = {
             "previous": [None, *labels[:-1]],
@@ -172,9 +172,9 @@ class Table:
         return dict(zip(labels, others.get(self.compare_to, [None] * len(labels))))
 
     def list_subtotals(self) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
-        """Returns, for adjacent rows of one kind, it, the last of them with the row before them, and with the first row.
+        """Returns, for each run of adjacent rows of one kind: the kind, (last row, row before the kind), (last row, first row).
 
-        Empty unless rows are compared with the row before.
+        The list is empty unless rows are compared with the row before.
         """
         found = []
         pairs = itertools.pairwise(self.rows if self.compare_to == "previous" else ())
@@ -185,14 +185,14 @@ class Table:
         return found
 
     def list_code(self, row: Row, scale: str) -> list[str]:
-        """Returns the files of the user's, and dotted names, that this file names for a row, and this file."""
+        """Returns this file, and the user's files and dotted names that it uses for a row."""
         functions = *row.pieces, *self.measures.values(), *self.pictures.values()
         files = (self.path, self.base, self.scales[scale].base)
         named = [str(file) for file in files if file and str(file).endswith(".py")]
         return [*named, *(name for name in functions if isinstance(name, str) and "." in name)]
 
     def select(self, patterns: Sequence[str] | None) -> set[str]:
-        """Returns the labels of the rows that any of the labels or shell-style patterns names; None names all."""
+        """Returns the labels of the rows that any of the labels or shell-style patterns matches; None matches all."""
         labels = [row.label for row in self.computed] + [row.label for row in self.rows]
         if patterns is None:
             return set(labels)
@@ -208,7 +208,7 @@ class Table:
         return chosen
 
     def base_config(self, scale: str) -> ConfigDict:
-        """Loads the config that the rows of a scale start from."""
+        """Loads the config from which the rows of a scale start."""
         base = self.scales[scale].base or self.base
         return base() if callable(base) else load_config(str(base))
 
@@ -224,7 +224,7 @@ class Table:
 
 _LIST, _TEXT, _FUNCTIONS = ((list, tuple), "a list"), (str, "a text"), (dict, "a dict of name: function")
 _NONE = type(None)
-# Name in a table file, a row or a scale -> its type, and what to give.
+# Name in a table file, a row or a scale -> its type, and the words for the accepted values.
 _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
     **{"title": _TEXT, "source": _TEXT, "notes": _TEXT, "label": _TEXT, "kind": _TEXT},
     **{"rows": _LIST, "computed": _LIST, "next_commands": _LIST, "measures": _FUNCTIONS, "pictures": _FUNCTIONS},
@@ -250,7 +250,7 @@ _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def load_table(path: str | Path) -> Table:
-    """Loads and checks a table file. Raises UserError when it does not run, or a name, key, label or value is not right."""
+    """Loads and checks a table file. Raises UserError if it does not run, or a name, key, label or value is wrong."""
     path = Path(path)
     given = {name: value for name, value in vars(load_file(path)).items() if _is_data(name, value)}
     _check_values(path, "", Table, given)
@@ -276,12 +276,12 @@ def load_table(path: str | Path) -> Table:
 
 
 def _is_data(name: str, value: Any) -> bool:
-    """True if a module-level name is one of the table's: helpers, imports and constants in capitals are the file's own."""
+    """True if a module-level name belongs to the table; helpers, imports and constants in capitals do not."""
     return not (name.startswith("_") or name.isupper() or callable(value) or isinstance(value, types.ModuleType))
 
 
 def _check_values(path: Path, where: str, kind: type, given: Mapping[str, Any]) -> None:
-    """Checks the names and types of a table's, a row's or a scale's values; `where` is empty for the table."""
+    """Checks names and types of the values of a table, a row or a scale; `where` is empty for the table."""
     fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "path"}
     owner = where or "a table file"
     for name in given:
@@ -301,7 +301,7 @@ def _check_values(path: Path, where: str, kind: type, given: Mapping[str, Any]) 
 
 
 def _make(path: Path, where: str, kind: type, values: Any) -> Any:
-    """A Row, ComputedRow or Scale from its dict."""
+    """Makes a Row, ComputedRow or Scale from its dict."""
     if not isinstance(values, dict):
         names = ", ".join(field.name for field in dataclasses.fields(kind))
         raise UserError(f"{path}: {where}={values!r} is not right: give a dict with {names}.")
@@ -314,7 +314,7 @@ def _make(path: Path, where: str, kind: type, values: Any) -> Any:
 
 
 def check_labels(table: Table) -> None:
-    """Raises UserError unless labels differ and those of other rows exist."""
+    """Raises UserError unless labels differ and references to other rows exist."""
     labels = [row.label for row in table.rows]
     if not (labels or table.computed) or not table.scales:
         raise UserError(f"{table.path}: give at least one row and one scale.")

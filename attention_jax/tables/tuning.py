@@ -1,6 +1,6 @@
-"""Learning rates tuned row by row, each row with as many runs, on the validation split.
+"""Tunes learning rates row by row on the validation split, with the same number of runs for each row.
 
-The rule of equal budgets is that of AlgoPerf (Dahl et al. 2023, arXiv 2306.07179, Section 4).
+AlgoPerf (Dahl et al. 2023, arXiv 2306.07179, Section 4) has the same rule of equal budgets.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from attention_jax.tables.results import RowPlan, TableRequest
 from attention_jax.tables.runner import make_request
 from attention_jax.tables.table import Row
 
-FIRST_SEED = 100  # of the runs that choose; seeds that are judged begin at 0
-FACTOR = 3.0  # between neighbouring rates
+FIRST_SEED = 100  # first seed of the runs that choose; seeds that are judged start at 0
+FACTOR = 3.0  # ratio of neighbouring rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Tuning:
 
     Attributes:
         of: the request whose rows are tuned.
-        request: of the runs that choose, a row for each row and factor.
-        factors: that the rate of a row is multiplied by, 1 first.
+        request: request for the runs that choose, with one row for each row and factor.
+        factors: factors for the rate of a row, 1 first.
     """
 
     of: TableRequest
@@ -39,7 +39,7 @@ class Tuning:
 
     @functools.cached_property
     def plans(self) -> list[RowPlan]:
-        """The plans of the runs that choose; what they say of runs is read anew each time."""
+        """The plans of the runs that choose; each access reads the state of the runs again."""
         return results.plan_rows(self.request, count_networks=False)
 
     def is_done(self) -> bool:
@@ -48,7 +48,7 @@ class Tuning:
 
     @functools.cached_property
     def scores(self) -> dict[str, list[float]]:
-        """Scores of each row on the validation split, one for each factor; nan where that did not run."""
+        """The scores of each row on the validation split, one for each factor; nan if a run is missing."""
         rows = iter(map(results.read_row, self.plans))
         return {
             row.label: [math.nan if (made := next(rows)).correct is None else float(made.correct.mean()) for _ in self.factors]
@@ -56,17 +56,17 @@ class Tuning:
         }
 
     def choose_factor(self, label: str) -> float:
-        """Returns the factor with the highest score; of equal ones the first, which is 1 if it is among them."""
+        """Returns the factor with the highest score; among equal scores the first, which is 1 if it is one of them."""
         scores = [-1.0 if math.isnan(score) else score for score in self.scores[label]]
         return self.factors[scores.index(max(scores))]
 
     def choose_labels(self, tuned: bool) -> dict[str, str]:
-        """Returns {label: label of the row of `add_rows` that has its tuned or, if not `tuned`, its own rate}."""
+        """Returns {label: label of the row of `add_rows` with its tuned rate, or with its own rate if `tuned` is False}."""
         factors = {label: self.choose_factor(label) if tuned else 1.0 for label in self.scores}
         return {label: _name_row(label, factor) for label, factor in factors.items()}
 
     def add_rows(self) -> TableRequest:
-        """Returns the tuned request with a further row for each row whose best rate is not its own."""
+        """Returns the tuned request, with one more row for each row whose best rate is not its own."""
         table, chosen = self.of.table, self.choose_labels(tuned=True)
         further = [
             _scale_rate(row, self.of, self.choose_factor(row.label)) for row in table.rows if chosen[row.label] != row.label
@@ -78,7 +78,7 @@ class Tuning:
         )
 
     def list_cells(self, mark: str = "{}") -> list[list[str]]:
-        """Returns head and rows of the scores as texts, with `mark` around the chosen ones."""
+        """Returns head and rows of the scores as texts; `mark` encloses the chosen ones."""
         order = sorted(range(len(self.factors)), key=self.factors.__getitem__)
         cells = [["row", *(f"rate × {self.factors[i]:.3g}" for i in order)]]
         for label, scores in self.scores.items():
@@ -98,13 +98,13 @@ class Tuning:
     def write(
         self, request: TableRequest, plans: Sequence[RowPlan], computed: Sequence[Any], machine: str, with_plots: bool
     ) -> str:
-        """Returns the scores as the text to print, in place of a table; writes nothing."""
+        """Returns the scores as the text to print in place of a table; writes no file."""
         self.__dict__.pop("scores", None)
         return align_cells(self.list_cells())
 
 
 def plan_tuning(request: TableRequest, tune: str) -> Tuning:
-    """Returns the runs that tune a request's rows as `tune` says, "lr:N". Raises UserError for anything else."""
+    """Returns the runs that tune a request's rows by `tune`, such as "lr:3". Raises UserError for any other form."""
     found = re.fullmatch(r"lr:(\d+)", tune)
     number = int(found[1]) if found else 0
     if number < 3 or number % 2 == 0:
@@ -135,7 +135,7 @@ def _name_row(label: str, factor: float) -> str:
 
 
 def _scale_rate(row: Row, request: TableRequest, factor: float) -> Row:
-    """The row with its rate multiplied."""
+    """Returns the row with its rate multiplied."""
     rate = request.table.config(row, request.scale).schedule.learning_rate * factor
     return dataclasses.replace(
         row,

@@ -1,8 +1,8 @@
-"""Decides what a table may say of its differences: which are compared and judged, and whether published findings hold.
+"""Decides which differences of a table are compared and judged, and whether published findings hold.
 
-A difference is judged when its rows have three seeds each (Bouthillier et al. 2021, arXiv 2103.03098, on what one seed hides),
-when their training has converged, and when nothing was chosen on the examples that judge. The judgement is Holm's (1979) over
-all comparisons that the table's file plans, so that a table of equals calls any of them different in at most 5 %.
+A difference is judged if its rows have three seeds each (Bouthillier et al. 2021, arXiv 2103.03098, show how one seed
+misleads), their training has converged, and nothing was chosen on the examples that judge. Holm's correction (1979) covers
+all comparisons that the table file plans, so a table of equal rows calls any of them different in at most 5 % of cases.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from attention_jax.tables.table import PublishedFinding
 from attention_jax.tasks import get_task
 
 LEVEL = 0.05
-STILL_LEARNING = "still learning"  # why a comparison is not judged
+STILL_LEARNING = "still learning"  # reason why a comparison is not judged
 _NUMBERS = ("no", "one", "two")
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The difference of a row to another one, as shares.
+    """The difference between a row and another one, as shares.
 
     Attributes:
-        corrected: with the interval after Holm's correction.
-        reason: why nothing is judged, as a few words; empty where it is.
+        corrected: estimate with the interval after Holm's correction.
+        reason: a few words on why the difference is not judged; empty if it is.
     """
 
     row: str
@@ -45,11 +45,11 @@ class Comparison:
         return not self.reason and self.corrected.excludes_zero
 
     def judge(self, sign: int = 1) -> str:
-        """Returns "agrees", "disagrees" or "cannot tell here" with the reason, of: `row` is better, or with sign -1 worse."""
+        """Judges "`row` is better", or "worse" for sign -1: "agrees", "disagrees", or "cannot tell here" with the reason."""
         if self.reason:
             return f"cannot tell here ({self.reason})"
         if not self.differs:
-            needed = self.estimate.count_seeds_needed() if self.estimate.value else None  # no number finds a difference of 0
+            needed = self.estimate.count_seeds_needed() if self.estimate.value else None  # no number finds 0
             more = f"{max(needed, self.estimate.seeds + 1)} seeds" if needed else "other or more test examples"
             return f"cannot tell here (would need {more})"
         return "agrees" if self.estimate.value * sign > 0 else "disagrees"
@@ -61,9 +61,9 @@ def judge_finding(finding: PublishedFinding, comparison: Comparison | None) -> s
 
 
 def correct_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
-    """Returns the level at which each comparison is judged, by Holm's step-down rule: level / m for the smallest p, and so on.
+    """Returns the level at which Holm's step-down rule judges each comparison: level / m for the smallest p, and so on.
 
-    From the first that is not below its level, all others are judged at that level.
+    After the first p above its level, all further comparisons keep that level.
     """
     levels, current = [0.0] * len(p_values), 0.0
     failed = False
@@ -78,10 +78,10 @@ def correct_levels(p_values: Sequence[float], level: float = LEVEL) -> list[floa
 def compare_rows(
     results: Sequence[RowResult], pairs: Sequence[tuple[str, str]], selected_on: str = ""
 ) -> dict[tuple[str, str], Comparison]:
-    """Returns the comparisons of pairs (row, other) of labels that are planned and can be made.
+    """Returns the comparisons of those planned pairs (row, other) of labels that can be made.
 
     Args:
-        selected_on: the split that rows, budgets or rates were chosen on.
+        selected_on: the split on which rows, budgets or rates were chosen.
     """
     rows = {result.label: result for result in results if result.correct is not None}
     groups, moved = (
@@ -120,9 +120,10 @@ def _find_reason(estimate: Estimate, selected: bool, *moved: tuple[float, bool] 
 
 
 def measure_last_tenth(result: RowResult) -> tuple[float, bool] | None:
-    """Returns how far the last tenth of training moved the score, as a share, mean over seeds; None if that was not logged.
+    """Returns how far the last tenth of training moved the score (a share, mean over seeds); None if it was not logged.
 
-    It is measured from the last evaluation before it; False says that this was before three quarters of training.
+    The change counts from the last evaluation before the last tenth; the second value is False if that evaluation was before
+    three quarters of training.
     """
     config = result.plan.config
     name = f"{'eval_ema' if config.ema.decay else 'eval'}/{get_task(config.task).correct_means(config).replace(' ', '_')}"
@@ -137,9 +138,9 @@ def measure_last_tenth(result: RowResult) -> tuple[float, bool] | None:
 
 
 def read_groups(result: RowResult) -> np.ndarray | None:
-    """Returns [N], equal for test examples that are drawn together; None where the row's source has no `groups()`."""
+    """Returns [N], equal for test examples that are drawn together; None if the row's source has no `groups()`."""
     config, task = result.plan.config, get_task(result.plan.config.task)
-    source = getattr(task, "source", None)  # a task may have its own loader in place of it
+    source = getattr(task, "source", None)  # a task may have its own loader and no source
     groups = getattr(source(config, config.data.eval_split), "groups", None) if source else None
     return None if groups is None else np.asarray(groups())
 
@@ -152,7 +153,7 @@ def describe_seeds(number: int) -> str:
 def order_agreement(results: Sequence[RowResult], published: Mapping[str, float]) -> tuple[float, int] | None:
     """Returns Kendall's tau of the rows' accuracies and published numbers, higher better in both, and the number of rows.
 
-    None for less than three rows.
+    Returns None for fewer than three rows.
     """
     pairs = [(float(r.correct.mean()), published[r.label]) for r in results if r.correct is not None and r.label in published]
     if len(pairs) < 3:
@@ -164,7 +165,7 @@ def order_agreement(results: Sequence[RowResult], published: Mapping[str, float]
 def measure_false_verdicts(results: Sequence[RowResult]) -> tuple[int, int]:
     """Returns how often halves of a row's seeds are called different at 5 %, and the number of comparisons.
 
-    Every row is compared with itself, once for each way to halve its seeds, which are an even number.
+    Each row is compared with itself once for each way to halve its seeds, whose number must be even.
     """
     wrong = total = 0
     for result in results:
@@ -172,7 +173,7 @@ def measure_false_verdicts(results: Sequence[RowResult]) -> tuple[int, int]:
             continue
         seeds, groups = range(len(result.correct)), read_groups(result)
         for half in itertools.combinations(seeds, len(seeds) // 2):
-            if 0 in half:  # the other ones are the same halves exchanged
+            if 0 in half:  # the other ones repeat these halves, exchanged
                 rest = [seed for seed in seeds if seed not in half]
                 wrong += estimate_difference(result.correct[list(half)], result.correct[rest], groups=groups).excludes_zero
                 total += 1

@@ -174,7 +174,7 @@ def test_different_runs_are_refused_before_anything_is_copied(tmp_path, change):
     (tmp_path / "one/t/b").mkdir()
     shutil.copytree(tmp_path / "one/t/a/0", tmp_path / "one/t/b/0")
     what = "config" if "rate" in change else "log"
-    with pytest.raises(UserError, match=rf"one/t/a/0 and .*two/t/a/0 are one run with another {what} each"):
+    with pytest.raises(UserError, match=rf"one/t/a/0 and .*two/t/a/0 are the same run with a different {what}"):
         merge_workdirs([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 

@@ -131,8 +131,8 @@ def test_an_object_is_known_by_its_name(requests):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "give --gate=FILE.py:Name, or --recipe=FILE.py:piece; one of the two"),
-        ({"gate": "se", "recipe": "ema"}, "one of the two"),
+        ({}, "give either --gate=FILE.py:Name or --recipe=FILE.py:piece"),
+        ({"gate": "se", "recipe": "ema"}, "give either --gate"),
         ({"gate": "se", "at": "head"}, "--at=head is not right: give stage or block"),
         ({"gate": "se", "on": "cued_digit"}, r"--on=cued_digit: .*did you mean 'cued_digits'"),
         ({"gate": "se", "on": "cued_digits", "scale": "papre"}, "--scale=papre"),
