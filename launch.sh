@@ -15,7 +15,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   quickstart [--workdir=DIR]                  the first table, on the embedded digits
   quickstart translation [--workdir=DIR]      the second, on embedded English and Korean
   train --config=FILE --workdir=DIR           train a config; the same command resumes; any field: --config.key=value
-  evaluate --workdir=DIR                      evaluate the newest checkpoint of a run
+  evaluate --workdir=DIR [--predictions=FILE] evaluate the newest checkpoint of a run; FILE.jsonl gets a line an example
   export --workdir=DIR --output=DIR --format=timm|torchvision|native
                                               a run's network as safetensors with a config and a card
   probe --workdir=DIR                         classify by the frozen features of a run

@@ -25,6 +25,7 @@ from attention_jax.tasks import get_task
 from attention_jax.tasks.examples import read_examples
 from attention_jax.train import metrics, remote_checkpoints, restore
 from attention_jax.train.checkpoint import Checkpoints
+from attention_jax.train.outcomes import Evaluation, read_evaluation
 from attention_jax.train.step import State
 from attention_jax.train.workdir import CONFIG
 
@@ -99,6 +100,15 @@ class Run:
     def read_examples(self, number: int | None = None) -> tuple[Any, Any]:
         """Returns inputs of the evaluation split as `predict` takes them, and what is right for each: see `read_examples`."""
         return read_examples(self.config, self.assets, number)
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation:
+        """The evaluation of this step that training made and kept, example by example. Raises UserError if there is none."""
+        return read_evaluation(self.path.parent.parent, self.step, self.config, self.assets)
+
+    def read_evaluation(self, file: str | Path) -> Evaluation:
+        """Opens an evaluation of this step that `./launch.sh evaluate --predictions=FILE.npz` wrote."""
+        return read_evaluation(Path(file).expanduser(), self.step, self.config, self.assets)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""

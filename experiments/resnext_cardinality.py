@@ -68,6 +68,7 @@ rows = [
 ]
 
 compare_to = None  # but with `against`
+measures = {"top5": "attention_jax.tables.measures:measure_top5"}
 published_order = {"top-1 error %": -1}
 findings = [
     {"text": f"{claim} (Xie et al. 2017, {where})", "row": row, "over": over, "sign": 1}

@@ -218,31 +218,11 @@ def _probe(
     return 0
 
 
-def _evaluate(workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Overrides) -> int:
+def _evaluate(**options: Any) -> int:
     _start()
-    from attention_jax.config.config import override
-    from attention_jax.data.fingerprint import DATA, compare_data
-    from attention_jax.data.splits import VALIDATION, Subset
-    from attention_jax.distributed.mesh import find_batch_share, is_main_process
-    from attention_jax.tasks.base import pack_fingerprints
-    from attention_jax.train.evaluate import evaluate_model
+    from attention_jax.cli.evaluate import evaluate_run
 
-    run, task, program = _open_run(workdir, weights, average, trust_code, overrides)
-    config = program.config
-    loader = task.evaluation_loader(config, find_batch_share(program.mesh), run.assets)
-    now = pack_fingerprints(task, config, config.data.eval_split)
-    if (change := compare_data(run.assets.get(DATA), now)) and is_main_process():
-        wanted = any(f"{name}.".startswith(("data.source.", "data.args.", "data.eval_split.")) for name in overrides)
-        text = "another set than the run's, as you asked" if wanted else "not the data that this run was trained with"
-        print(f"data: this is {text}: {change}.", file=sys.stderr)
-    before, train = run.config.data.eval_split, config.data.train_split
-    if config.data.eval_split == VALIDATION != before and isinstance(task.source(config, VALIDATION), Subset):
-        complete = pack_fingerprints(task, override(config, {"data.eval_split": before}), train)
-        if not compare_data(run.assets.get(DATA), complete) and is_main_process():
-            text = f"data: this run was trained on these examples: they are carved out of split {train!r}, and its "
-            print(f"{text}data.eval_split={before!r} left none out.", file=sys.stderr)
-    scores, _ = evaluate_model(program, run.variables, config, loader=loader)
-    print(json.dumps({"workdir": workdir, "step": run.step, "weights": run.weights, **scores}))
+    evaluate_run(_open_run, **options)
     return 0
 
 

@@ -65,6 +65,12 @@ def _add_runs(command: Callable[..., Any]) -> None:
 
     add = command("evaluate", "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
     _add_run_options(add)
+    add(
+        "--predictions",
+        type=_place,
+        metavar="FILE",
+        help="also what it found for each example, as .jsonl or .npz; must not exist",
+    )
 
     add = command(
         "export", "Write a run's network as safetensors with a config and a card, for timm, torchvision or this library."

@@ -111,7 +111,8 @@ class Loader:
         inside = indices < len(self.source)
         loaded = [self._example(int(i), None) for i in np.where(inside, indices, len(self.source) - 1)]
         weight = np.array([is_itself for _, is_itself in loaded], np.float32) * inside
-        return self.collate({**_stack([example for example, _ in loaded]), "weight": weight.astype(np.float32)})
+        index = {"index": indices.astype(np.int32)}  # which a field of the data may be named
+        return self.collate({**index, **_stack([example for example, _ in loaded]), "weight": weight.astype(np.float32)})
 
     def _example(self, index: int, rng: np.random.Generator | None) -> tuple[dict[str, Any], bool]:
         """(example `index` or the next that can be decoded, True if it is the former)."""

@@ -11,6 +11,7 @@ from attention_jax.config.plugins import load_object
 from attention_jax.distributed.mesh import find_batch_share, is_main_process
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
+from attention_jax.tasks.classification import CHOICES
 from attention_jax.tasks.translator import name_bleu
 from attention_jax.train.evaluate import evaluate_model, read_arrays
 from attention_jax.train.program import Program
@@ -42,6 +43,13 @@ def _logged(program: Program, run: Run, name: str) -> float:
     """Returns a metric of the last evaluation, for the weights that count."""
     prefix = "eval" if program.weights[-1] == "params" else f"eval_{program.weights[-1]}"
     return run.curve(f"{prefix}/{name}")[1][-1]
+
+
+def measure_top5(program: Program, run: Run) -> dict[str, float]:
+    """Reads the error of the first five choices, in percent; nothing where ten or fewer classes make it too easy."""
+    if run.config.model.num_classes <= 2 * CHOICES:
+        return {}
+    return {"top-5 error %": 100 - 100 * _logged(program, run, "top5_accuracy")}
 
 
 def measure_bleu(program: Program, run: Run) -> dict[str, float]:

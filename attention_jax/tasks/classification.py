@@ -19,7 +19,7 @@ from attention_jax.data.images.crop import crop_and_resize, draw_box, draw_scale
 from attention_jax.data.images.decoding import BrokenImage, decode_image, read_orientation, turn_upright
 from attention_jax.data.images.randaugment import SETS, convert_mean_to_fill, make_randaugment
 from attention_jax.data.images.randaugment_ops import GREY
-from attention_jax.data.images.sources import ArraySource, FolderSource, Source, open_source
+from attention_jax.data.images.sources import Source, open_source
 from attention_jax.data.images.transforms import (
     Transform,
     chain_transforms,
@@ -32,11 +32,13 @@ from attention_jax.data.images.transforms import (
 from attention_jax.data.loader import Loader
 from attention_jax.data.splits import open_split
 from attention_jax.distributed.mesh import BatchShare
-from attention_jax.errors import UserError, suggest_name
+from attention_jax.errors import UserError
 from attention_jax.optim.losses import sigmoid_cross_entropy, soft_cross_entropy, target_distribution
 from attention_jax.optim.mixing import erase_boxes, mix_images
+from attention_jax.tasks.match_classes import match_classes
 
 logger = logging.getLogger(__name__)
+CHOICES = 5  # of each example that are kept
 Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H, W, C]
 
 
@@ -212,7 +214,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool, 
             f"data.num_examples={config.data.num_examples} but split {split!r} of data.source={config.data.source} has "
             f"{len(data)}: give None to take the data's."
         )
-    classes = _match_classes(config, split, data, [*known])
+    classes = match_classes(config, split, data, [*known])
     return Loader(
         source=data,
         batch_size=config.batch_size if training else config.evaluation.batch_size,
@@ -228,33 +230,6 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool, 
 def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> Loader:
     """Returns the loader of the evaluation split, whose classes are matched with the network's by name."""
     return loader(config, config.data.eval_split, process, training=False, known=json.loads(assets["labels.json"]))
-
-
-def _match_classes(config: ConfigDict, split: str, data: Source, known: list[str]) -> list[int]:
-    """The network's number of each class of a split, by name where both sides have names; says what it cannot match."""
-    where, names = (
-        f"data.source={config.data.source}: split {split!r}",
-        [str(name) for name in getattr(data, "label_names", ())],
-    )
-    unnamed = [str(i) for i in range(len(known))]  # the names of classes in training data without any
-    nameless = len({*names}) < data.num_classes or len({*known}) < len(known) or (known == unnamed and not {*names} <= {*known})
-    if nameless or not known:
-        if data.num_classes > (number := config.model.num_classes):
-            text = f"{where} has {data.num_classes} classes, more than the network's {number}"
-            raise UserError(f"{text}: training never shows the class {number}.")
-        if known and names != known and (names or data.num_classes < number):
-            text = "%s has %d classes and the network %d, which have no names on both sides: they are matched by number."
-            logger.info(text, where, data.num_classes, number)
-        return list(range(data.num_classes))
-    part: Any = data
-    labels = part.labels if isinstance(getattr(data, "base", data), (ArraySource, FolderSource)) else range(data.num_classes)
-    numbers, used = {name: i for i, name in enumerate(known)}, {names[i] for i in {*map(int, labels)}}
-    if unknown := [f"{name!r}{suggest_name(name, known)}" for name in names if name in used and name not in numbers]:
-        raise UserError(f"{where} has classes that the network does not know: {', '.join(unknown)}: rename or remove them.")
-    if missing := [name for name in known if name not in used]:
-        text = "%s is a subset: it has no example of %d of the network's %d classes: %s."
-        logger.info(text, where, len(missing), len(known), ", ".join(missing[:10]) + ", …" * (len(missing) > 10))
-    return [numbers.get(name, -1) for name in names]
 
 
 def fingerprint(config: ConfigDict, split: str) -> dict[str, Any]:
@@ -329,20 +304,38 @@ def _check_logits(config: ConfigDict, logits: jax.Array, label: jax.Array) -> No
 
 
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns per example the unsmoothed loss (nats), True if the first choice is right, and the weight, 0 for padding."""
+    """Returns per example the unsmoothed loss (nats), True if the first choice is right, and the weight, 0 for padding.
+
+    Also "label", and the five first choices: "top_classes" and "top_probabilities" [B, 5].
+    """
     apply: Callable[..., Any] = model.apply
     logits = apply(variables, batch["image"], **_list_mode(model, train=False))
+    _, top = jax.lax.top_k(logits, min(CHOICES, logits.shape[-1]))
     return {
         "loss": _compute_loss(config, logits, target_distribution(batch["label"], logits.shape[-1])),
         "correct": jnp.argmax(logits, -1) == batch["label"],
-        "weight": batch["weight"],
+        "label": batch["label"],
+        "top_classes": top,
+        "top_probabilities": jnp.take_along_axis(compute_probabilities(config, logits), top, -1),
+        **{name: batch[name] for name in ("weight", "index") if name in batch},
     }
 
 
+def compute_probabilities(config: ConfigDict, logits: jax.Array) -> jax.Array:
+    """[B, K] -> [B, K]; trained with binary cross-entropy, each class has a probability of its own."""
+    binary = config.loss.function == "binary_cross_entropy"
+    return (jax.nn.sigmoid if binary else jax.nn.softmax)(logits.astype(jnp.float32))
+
+
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns accuracy (share of right first choices) and mean loss in nats, and the outputs as they are."""
-    loss = float(outputs["loss"].astype(np.float64).mean())
-    return {"accuracy": float(outputs["correct"].mean()), "loss": loss}, outputs
+    """Returns accuracy (share of right first choices) and mean loss in nats, and the outputs as they are.
+
+    With more than ten classes also the share of labels among the first five choices.
+    """
+    scores = {"accuracy": float(outputs["correct"].mean()), "loss": float(outputs["loss"].astype(np.float64).mean())}
+    if config.model.num_classes > 2 * CHOICES:  # of ten, half would be right by chance
+        scores["top5_accuracy"] = float((outputs["top_classes"] == outputs["label"][:, None]).any(-1).mean())
+    return scores, outputs
 
 
 def assets(config: ConfigDict) -> dict[str, bytes]:
@@ -388,8 +381,7 @@ class Predictor:
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Prediction:
         """Returns the most probable class of each uint8 image [N, H, W, C]."""
-        binary = self.config.loss.function == "binary_cross_entropy"  # then each class has one of its own
-        probabilities = np.asarray((jax.nn.sigmoid if binary else jax.nn.softmax)(self.forward(self.preprocess(images))))
+        probabilities = np.asarray(compute_probabilities(self.config, self.forward(self.preprocess(images))))
         classes = probabilities.argmax(-1)
         return Prediction([self.labels[i] for i in classes], classes, probabilities)
 

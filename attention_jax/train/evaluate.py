@@ -1,6 +1,8 @@
 """Evaluation over every example."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 from attention_jax.distributed.mesh import find_batch_share, prefetch_batches
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.tasks.base import BatchLoader
+from attention_jax.tasks.predictions import describe_predictions
 from attention_jax.train.program import Program
 
 
@@ -29,8 +32,8 @@ def evaluate_model(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Returns metrics over the evaluation split, and the per-example outputs [N, ...] they were computed from.
 
-    Examples of weight 0 (padding of the last batch, an image that cannot be decoded) are dropped; an output "index" gives the
-    order of the others.
+    Examples of weight 0 (padding of the last batch, an image that cannot be decoded) are dropped; an output "index", the
+    place in the split, gives the order of the others and is returned as well, with the "name" that the data have for each.
 
     Args:
         stop: called before each batch; if it returns True, Interrupted is raised (one batch may still be running).
@@ -48,10 +51,37 @@ def evaluate_model(
     outputs = {name: np.concatenate([np.asarray(part[name]) for part in collected]) for name in collected[0]}
     counts = outputs.pop("weight") > 0
     outputs = {name: values[counts] for name, values in outputs.items()}
+    about: dict[str, np.ndarray] = {}
     if "index" in outputs:
-        order = np.argsort(outputs.pop("index"))
+        order = np.argsort(index := outputs.pop("index"))
         outputs = {name: values[order] for name, values in outputs.items()}
-    return program.task.metrics(config, outputs)
+        about["index"] = index[order]
+        if callable(find_name := getattr(getattr(loader, "source", None), "name", None)):
+            about["name"] = np.array([os.fsencode(find_name(int(i))) for i in about["index"]])
+    scores, kept = program.task.metrics(config, outputs)
+    return scores, {**about, **kept}
+
+
+def save_outputs(path: Path, step: int, outputs: Mapping[str, np.ndarray]) -> None:
+    """Replaces the per-example outputs of the newest evaluation; a reader sees all of them or nothing."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        arrays: dict[str, Any] = {"step": step, **outputs}
+        np.savez_compressed(file, **arrays)
+    partial.replace(path)
+
+
+def save_predictions(
+    path: Path, step: int, config: ConfigDict, assets: Mapping[str, bytes], outputs: Mapping[str, np.ndarray]
+) -> None:
+    """Writes outputs to an `.npz` as `save_outputs` does, or to any other file as lines of JSON."""
+    if path.suffix == ".npz":
+        return save_outputs(path, step, outputs)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for line in describe_predictions(config, assets, outputs):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    partial.replace(path)
 
 
 def read_arrays(path: Path, step: int | None, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:

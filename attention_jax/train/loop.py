@@ -30,7 +30,7 @@ from attention_jax.models.registry import list_origins, refuse_unread_reduction
 from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
-from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays
+from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays, save_outputs
 from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program, uses_stored_statistics
@@ -282,7 +282,7 @@ class _Run:
             values.update({f"{prefix}/{name}": value for name, value in scores.items()})
         if is_main_process():
             self.check_folder()
-            _save_outputs(self.folder / EVALUATION, self.step, outputs)
+            save_outputs(self.folder / EVALUATION, self.step, outputs)
         if self.log.score(self.step) is None:
             self.log.write(self.step, {**values, "headline": scores[self.task.headline(self.config)]})
 
@@ -328,15 +328,6 @@ class _Run:
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.durations.total
-
-
-def _save_outputs(path: Path, step: int, outputs: dict[str, np.ndarray]) -> None:
-    """Replaces the per-example outputs of the newest evaluation, atomically."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        arrays: dict[str, Any] = {"step": step, **outputs}
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
 
 
 class _Clock:

@@ -1,0 +1,73 @@
+"""The command `evaluate`."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attention_jax.errors import UserError
+
+
+def evaluate_run(
+    open_run: Callable[..., tuple[Any, Any, Any]],
+    workdir: str,
+    predictions: str | None,
+    overrides: Mapping[str, str],
+    **how: Any,
+) -> None:
+    """Prints the scores of a run; with `predictions`, writes those of each example to that file.
+
+    Args:
+        open_run: opens (run, task, program) from a workdir, how, and overrides.
+    """
+    from attention_jax.distributed.mesh import find_batch_share, is_main_process
+    from attention_jax.train.evaluate import evaluate_model, save_predictions
+
+    _check_output(predictions)
+    run, task, program = open_run(workdir, overrides=overrides, **how)
+    config = program.config
+    loader = task.evaluation_loader(config, find_batch_share(program.mesh), run.assets)
+    if is_main_process():
+        for line in _compare_with_training(run, task, config, overrides):
+            print(line, file=sys.stderr)
+    scores, outputs = evaluate_model(program, run.variables, config, loader=loader)
+    if predictions and is_main_process():
+        save_predictions(Path(predictions).expanduser(), run.step, config, run.assets, outputs)
+    print(json.dumps({"workdir": workdir, "step": run.step, "weights": run.weights, **scores}))
+
+
+def _check_output(predictions: str | None) -> None:
+    """Raises UserError before the hours of an evaluation, and not at their end."""
+    if predictions is None:
+        return
+    path = Path(predictions).expanduser()
+    if path.suffix not in (".jsonl", ".npz"):
+        raise UserError(f"--predictions={predictions}: give a name that ends in .jsonl (a line an example) or .npz (arrays).")
+    if path.exists() or not path.absolute().parent.is_dir():
+        what = "is there already: give another name, or remove it" if path.exists() else "has no folder to be in: make it first"
+        raise UserError(f"--predictions={predictions} {what}.")
+
+
+def _compare_with_training(run: Any, task: Any, config: Any, overrides: Mapping[str, str]) -> list[str]:
+    """What must be said about the data: that they are others than the run's, or were trained on."""
+    from attention_jax.config.config import override
+    from attention_jax.data.fingerprint import DATA, compare_data
+    from attention_jax.data.splits import VALIDATION, Subset
+    from attention_jax.tasks.base import pack_fingerprints
+
+    lines = []
+    now = pack_fingerprints(task, config, config.data.eval_split)
+    if change := compare_data(run.assets.get(DATA), now):
+        wanted = any(f"{name}.".startswith(("data.source.", "data.args.", "data.eval_split.")) for name in overrides)
+        text = "another set than the run's, as you asked" if wanted else "not the data that this run was trained with"
+        lines.append(f"data: this is {text}: {change}.")
+    before, train = run.config.data.eval_split, config.data.train_split
+    if config.data.eval_split == VALIDATION != before and isinstance(task.source(config, VALIDATION), Subset):
+        complete = pack_fingerprints(task, override(config, {"data.eval_split": before}), train)
+        if not compare_data(run.assets.get(DATA), complete):
+            lines.append(
+                f"data: this run was trained on these examples: they are carved out of split {train!r}, and its "
+                f"data.eval_split={before!r} left none out."
+            )
+    return lines
