@@ -189,8 +189,8 @@ def test_extensions_and_attributes_are_out_of_reach(path: Path, monkeypatch: pyt
         (tensor((2,), (3, 1)), (24,), "a tensor of shape (2,), strides (3, 1) and offset 0 is not possible"),
         (tensor((2, 3), (3, 1), offset=1), (24,), "w: a tensor of shape (2, 3) does not fit into its storage of 6 numbers"),
         (tensor((3, 3), (3, 1)), (24,), "w: a tensor of shape (3, 3) does not fit into its storage of 6 numbers"),
-        (GOOD, (20,), "w: the storage 0 has 20 bytes where 6 float32 are due"),
-        (GOOD, (400,), "w: the storage 0 has 400 bytes where 6 float32 are due"),
+        (GOOD, (20,), "w: the storage 0 has 20 bytes where 6 float32 are needed"),
+        (GOOD, (400,), "w: the storage 0 has 400 bytes where 6 float32 are needed"),
         (tensor((2, 3), (3, 1), kind="QInt8Storage"), (24,), "a tensor has the type torch.QInt8Storage, which cannot be read"),
         (
             tensor((2, 3), (3, 1), key="../data.pkl"),
@@ -270,7 +270,7 @@ def test_safetensors(path: Path) -> None:
         ({"a": entry(0, 80, 20)}, 12, "a of shape [20] at bytes 0 to 80 overlaps another tensor or leaves the file"),
         ({"a": entry(0, 8, -2)}, 8, "a of shape [-2] at bytes 0 to 8 overlaps another tensor or leaves the file"),
         ({"a": entry(0, 8, 3)}, 8, "a of shape [3] and type F32 has 8 bytes"),
-        ({"a": entry(0, 8, 2)}, 12, "its tensors have 8 bytes and the file 12"),
+        ({"a": entry(0, 8, 2)}, 12, "its tensors have 8 bytes and the file has 12"),
         ({"a": entry(0, 8, 2, dtype="F8_E5M2")}, 8, "a has the type 'F8_E5M2', which is none of "),
         ('{"a": 1, "a": 2}', 8, "its header has a name twice"),
         ('{"a": 1', 8, "it is damaged ("),
@@ -282,7 +282,7 @@ def test_safetensors_that_lie(path: Path, header: Any, size: int, reason: str) -
 
 def test_a_header_longer_than_the_file(path: Path) -> None:
     path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
-    assert refusal(path) == f"its header of {2**40} bytes does not fit into its 10, as in a file that was cut off."
+    assert refusal(path) == f"its header of {2**40} bytes does not fit into its 10 bytes, as in a file that was cut off."
 
 
 def test_npz(tmp_path: Path) -> None:
