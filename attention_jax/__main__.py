@@ -1,4 +1,4 @@
-"""`python -m attention_jax`."""
+"""Runs the command line by `python -m attention_jax`."""
 
 import sys
 

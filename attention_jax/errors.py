@@ -7,22 +7,22 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A message of what is wrong, where, and what would be right; the command line prints it and exits with 2."""
+    """A message that says what is wrong, where, and what would be right; the command line prints it and exits with 2."""
 
 
 class NoSplit(UserError):
-    """A source has no split of this name, which is no error where "validation" is looked for (see `data/splits.py`)."""
+    """A source has no split of this name; no error if a search for "validation" meets it (see `data/splits.py`)."""
 
 
 def get_stopped_exit_code() -> int:
-    """Returns the exit code of a command that a signal stopped after saving: AJ_STOPPED_CODE, by default 0."""
+    """Returns the exit code of a command that a signal stopped after it had saved: AJ_STOPPED_CODE, by default 0."""
     return int(os.environ.get("AJ_STOPPED_CODE", "0"))
 
 
 def is_own_folder(folder: "str | os.PathLike") -> bool:
-    """True if a folder belongs to this user and nobody else can write to it, as one must that code is loaded from."""
+    """True if a folder belongs to this user and nobody else can write to it; code is loaded only from such folders."""
     status = os.stat(folder)
-    others = 0o002 if status.st_gid == status.st_uid else 0o022  # many systems give every user a group of the same number
+    others = 0o002 if status.st_gid == status.st_uid else 0o022  # many systems give every user a group with the user's number
     return status.st_uid == os.geteuid() and not status.st_mode & others
 
 
@@ -33,13 +33,13 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
 
 
 def require_package(module: str, extra: str, purpose: str) -> None:
-    """Raises UserError that names the extra to install when `module` is absent."""
+    """Raises UserError with the extra to install if `module` is absent."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{purpose} needs the package {module!r}: install it with pip install 'attention_jax[{extra}]'.")
 
 
 def one_sentence(error: BaseException, length: int = 200) -> str:
-    """Returns the first line of an exception's text, cut to `length` characters, or its type when it has none."""
+    """Returns the first line of an exception's text, cut to `length` characters, or its type if the text is empty."""
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= length else line[: length - 1] + "…"

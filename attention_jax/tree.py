@@ -20,12 +20,12 @@ def flatten_by_path(tree: Any) -> dict[str, Any]:
 
 
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Maps as `jax.tree.map` does; the function gets the leaf's path as its first argument."""
+    """Maps like `jax.tree.map`; the function gets the leaf's path as its first argument."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(format_path(path), *leaves), tree, *rest)
 
 
 def find_first_match(rules: Rules, path: str, where: str) -> Any:
-    """Returns the value of the first rule whose expression is found in `path`. Raises KeyError with the path if none is."""
+    """Returns the value of the first rule whose expression is found in `path`. Raises KeyError with the path without one."""
     for pattern, value in rules:
         if re.search(pattern, path):
             return value

@@ -1,7 +1,8 @@
-"""The user's code that a run is made with: which files, whether they have changed, and the copies that the run keeps.
+"""The user's code behind a run: its files, whether they have changed, and the copies that the run keeps.
 
-A run's `code.json` has the files that its config names, or that register its network, with the files of the user's that they
-import. When the run is opened, names in its config lead to these copies, never to a path or a package, unless that is trusted.
+A run's `code.json` has the user's files that its config names or that register its network, and all the user's files that
+they import. When the run is opened, names in its config lead to these copies, never to a path or a package unless it is
+trusted.
 """
 
 import ast
@@ -26,19 +27,20 @@ from attention_jax.config.plugins import Neighbours, SavedCode, read_source, spl
 from attention_jax.errors import UserError, one_sentence
 
 log = logging.getLogger(__name__)
-CODE = "code.json"  # in a workdir, and among a checkpoint's assets
-# Fields that may name code; any other that names a file, as one of a network's own does, counts too.
+CODE = "code.json"  # file name in a workdir, and among a checkpoint's assets
+# Fields that may name code; any other field with a file's name, such as a network's own, counts too.
 _NAMED = ("task", "model.name", "model.gate", "data.source", "optimizer.name", "schedule.name")
 _FILE = re.compile(r".+\.py:\w+")
-_BY_TEXT = ("import_module", "__import__")  # functions that import what a text says
-Models = Mapping[str, str | None]  # the name of a network -> the user's file that registers it, None for a built-in one
+_BY_TEXT = ("import_module", "__import__")  # functions that import a module by a text
+Models = Mapping[str, str | None]  # a network's name -> the user's file that registers it, None for a built-in one
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCode:
-    """The code of the user's that a run needs: files, folder by folder, and {dotted name: package} of installed ones.
+    """The user's code that a run needs: files, folder by folder, and {dotted name: package} for installed code.
 
-    `others` are files that made the run and that it does not need: its table's. They are kept, never run, never compared.
+    `others` are files that made the run without being needed by it, such as its table file. They are kept, never run, never
+    compared.
     """
 
     folders: tuple[SavedCode, ...] = ()
@@ -46,13 +48,13 @@ class RunCode:
     others: tuple[SavedCode, ...] = ()
 
     def to_assets(self) -> dict[str, bytes]:
-        """Returns {"code.json": content}, or nothing for a run of built-in names."""
+        """Returns {"code.json": content}, or {} for a run with built-in names only."""
         parts = {name: [{"names": f.names, "files": f.files} for f in getattr(self, name)] for name in ("folders", "others")}
         content = json.dumps({**parts, "packages": self.packages}, indent=1, sort_keys=True).encode()
         return {CODE: content} if self.folders or self.packages or self.others else {}
 
     def find(self, spec: str) -> tuple[SavedCode, str, str] | None:
-        """Returns (folder, text of the file, name in it) of what a config names, if a file of the user's has it."""
+        """Returns (folder, text of the file, name in it) for a name in a config, if one of the user's files has it."""
         where, name = split_name(spec)
         for folder in self.folders:
             for key, found in ((spec, spec), (where, name)):
@@ -61,13 +63,13 @@ class RunCode:
         return None
 
     def files(self) -> dict[str, str]:
-        """Returns {path: text} of all files; those after the first folder have its number."""
+        """Returns {path: text} of all files; paths of files after the first folder start with the folder's number."""
         numbered = [(f" ({i + 1})" * bool(i), folder) for i, folder in enumerate(self.folders)]
         return {path + number: text for number, folder in numbered for path, text in folder.files.items()}
 
 
 def read_code(content: bytes | None) -> RunCode:
-    """Returns the code of a saved `code.json`, none for None. Raises UserError for another content."""
+    """Returns the code of a saved `code.json`, and no code for None. Raises UserError for any other content."""
     try:
         plain = {"others": [], **json.loads(content or b'{"folders": [], "packages": {}}')}
         folders, others = (
@@ -78,11 +80,11 @@ def read_code(content: bytes | None) -> RunCode:
             raise ValueError("a file is missing")
         return RunCode(folders, dict(plain["packages"]), others)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{CODE} is not what was saved with the run ({error}): open another checkpoint.") from error
+        raise UserError(f"{CODE} has changed since the run was saved ({error}): open another checkpoint.") from error
 
 
 def _list_names(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """(field, what it names) of the fields that may name code."""
+    """Lists (field, its value) for the fields that may name code."""
     for field, value in flatten_config(config).items():
         if isinstance(value, str) and (field in _NAMED or (_FILE.fullmatch(value) and not field.startswith("data.args."))):
             yield field, value
@@ -92,7 +94,7 @@ def collect_code(config: ConfigDict, models: Models, others: Iterable[str | Path
     """Returns the user's code that a config names, as this process has loaded it. Raises UserError for a missing file.
 
     Args:
-        others: more files, `file.py:Name` and dotted names, whose copies are kept.
+        others: further files, `file.py:Name` and dotted names, whose copies are kept.
     """
     found: dict[Path, tuple[dict[str, str], dict[str, Path]]] = {}
     saved, packages = dict[str, SavedCode](), dict[str, str]()
@@ -120,7 +122,7 @@ def collect_code(config: ConfigDict, models: Models, others: Iterable[str | Path
 
 
 def _add_found(all_found: dict[Path, tuple[dict[str, str], dict[str, Path]]], name: str, found: Mapping[str, Path]) -> bool:
-    """Adds the files of what is called `name` to those of their folder; False if there are none."""
+    """Adds the files behind `name` to those of their folder; returns False if there are none."""
     if found:
         *_, last = found
         names, files = all_found.setdefault(found[last].parents[last.count("/")], ({}, {}))
@@ -130,24 +132,24 @@ def _add_found(all_found: dict[Path, tuple[dict[str, str], dict[str, Path]]], na
 
 
 def _save_folders(found: Mapping[Path, tuple[dict[str, str], dict[str, Path]]]) -> Iterator[SavedCode]:
-    """The texts of files, and of the user's that they import, folder by folder."""
+    """Returns the texts of files, and of the user's files that they import, folder by folder."""
     for folder, (names, files) in found.items():
         _follow_imports(files, plugins.get_neighbours(folder))
         yield SavedCode(names, {name: read_source(path) for name, path in sorted(files.items())})
 
 
 def _add_files(files: dict[str, Path], found: Mapping[str, Path]) -> list[str]:
-    """Adds what was found; returns the names that are new."""
+    """Adds the found files; returns the names that are new."""
     new = [name for name in found if name not in files]
     files.update({name: found[name] for name in new})
     for name, path in found.items():
         if files[name] != path:
-            raise UserError(f"{files[name]} and {path} are imported by one name, {name[:-3]}: rename one of them.")
+            raise UserError(f"{files[name]} and {path} are imported under the same name, {name[:-3]}: rename one of them.")
     return new
 
 
 def _follow_imports(files: dict[str, Path], neighbours: Neighbours) -> None:
-    """Adds the files of the user's that these import, and those that they import in turn."""
+    """Adds the user's files that these files import, directly or through others."""
     waiting = list(files)
     while waiting:
         name = waiting.pop()
@@ -157,10 +159,10 @@ def _follow_imports(files: dict[str, Path], neighbours: Neighbours) -> None:
 
 
 def _list_imports(text: str, name: str) -> Iterator[str]:
-    """Dotted names of what a file `name` imports, at its top or later; the last part of one may be no module."""
+    """Lists the dotted names of all imports in a file `name`; the last part of one may be an object instead of a module."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
-    except SyntaxError:  # of a file that is not used so far
+    except SyntaxError:  # a file that nothing has run so far
         return
     package = name.split("/")[:-1]
     for node in nodes:
@@ -180,9 +182,9 @@ def _warn_of_import(name: str, line: int) -> None:
 
 
 def _find_module(dotted: str, neighbours: Neighbours | None) -> dict[str, Path]:
-    """{path below its folder: file} of a module of the user's, after its packages; nothing for an installed one.
+    """Returns {path below its folder: file} for a module of the user's and its packages; {} for an installed module.
 
-    With `neighbours`, as their files import it.
+    With `neighbours`, it looks the module up as their files import it.
     """
     top, *below = dotted.split(".")
     places = [] if neighbours and neighbours.is_first(top) else plugins.find_places(top)
@@ -200,7 +202,7 @@ def _find_module(dotted: str, neighbours: Neighbours | None) -> dict[str, Path]:
     return {}
 
 
-@functools.cache  # reads what is installed, every package of it
+@functools.cache  # it reads the metadata of every installed package
 def _list_packages() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
@@ -211,14 +213,14 @@ def _name_package(dotted: str) -> str:
 
 
 def warn_of_packages(code: RunCode) -> None:
-    """Warns of packages that a run took something from and that have another version now."""
+    """Warns of packages that the run used and whose version is different now."""
     for spec, was in code.packages.items():
         if (now := _name_package(split_name(spec)[0])) != was:
             log.warning("%s came from %s when the run began; now it is %s.", spec, was, now)
 
 
 def compare_code(saved: RunCode, given: RunCode) -> str:
-    """Returns the unified diff of the files that have changed, empty if none has; comments and docstrings are no change."""
+    """Returns the unified diff of the files that have changed; empty if only comments and docstrings have."""
     old, new = saved.files(), given.files()
     lines: list[str] = []
     for name in sorted(old.keys() | new.keys()):
@@ -231,7 +233,7 @@ def compare_code(saved: RunCode, given: RunCode) -> str:
 
 @functools.lru_cache(1000)
 def _read_tree(text: str) -> str:
-    """The syntax tree of a text without docstrings; the text itself if it has none."""
+    """Returns the syntax tree of a text without docstrings, or the text itself if it has none."""
     try:
         tree = ast.parse(text)
     except SyntaxError:
@@ -243,7 +245,7 @@ def _read_tree(text: str) -> str:
 
 
 def hash_function(function: str | Callable[..., Any]) -> str:
-    """Returns the hash of the file of a function of the user's and of what is bound to it; "" for one of this package."""
+    """Returns the hash of the file and the bound arguments of a user's function; "" for a function of this package."""
     bound, found = list[Any](), plugins.load_object(function, {}, "function")
     while isinstance(found, functools.partial):
         bound, found = [*bound, found.args, found.keywords], found.func
@@ -255,7 +257,7 @@ def hash_function(function: str | Callable[..., Any]) -> str:
 
 
 def record_code(config: ConfigDict, code: RunCode, write: bool) -> None:
-    """Trusts the code that the user has named, in this process and, with `write`, in the user's trust file."""
+    """Trusts the code that the user has named: in this process and, with `write`, in the user's trust file."""
     found = [code.find(plugins.strip_origin(spec)) for _, spec in _list_names(config)]
     named = {trust.make_entry(text, name) for _, text, name in filter(None, found)}
     if entries := {*map(trust.make_entry, code.files().values()), *code.packages, *named}:
@@ -263,7 +265,7 @@ def record_code(config: ConfigDict, code: RunCode, write: bool) -> None:
 
 
 def bind_code(config: ConfigDict, code: RunCode, models: Models, trust_code: bool) -> tuple[ConfigDict, list[str]]:
-    """Returns a saved config whose names lead to the run's own code, and what is not trusted, for which nothing is imported."""
+    """Returns a saved config whose names lead to the run's own code, and the list of untrusted code, which is not imported."""
     warn_of_packages(code)
     config, untrusted = config.copy_and_resolve_references(), list[str]()
     for field, spec in _list_names(config):
@@ -287,7 +289,7 @@ def bind_code(config: ConfigDict, code: RunCode, models: Models, trust_code: boo
 
 
 def load_saved_config(path: str | Path, models: Models, trust_code: bool) -> ConfigDict:
-    """Returns the config of a run's `config.json`, whose names lead to the code that is saved beside it.
+    """Returns the config of a run's `config.json`; its names lead to the code saved beside it.
 
     Raises UserError for a file that is no config, or code that is not trusted.
     """
@@ -305,7 +307,7 @@ def load_saved_config(path: str | Path, models: Models, trust_code: bool) -> Con
 
 
 def _list_entries(spec: str, found: tuple[SavedCode, str, str] | None) -> list[str]:
-    """What must be trusted for a name: all saved files and the name, the file as it is now, or a package's function."""
+    """Lists the entries to trust for a name: all saved files and the name, the present file, or a package's function."""
     if found:
         folder, text, name = found
         return [*map(trust.make_entry, folder.files.values()), trust.make_entry(text, name)]

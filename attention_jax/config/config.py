@@ -25,13 +25,13 @@ from attention_jax.errors import UserError, suggest_name
 
 logger = logging.getLogger(__name__)
 
-# What may differ between a workdir's config and the one given on a rerun: nothing that changes the numbers.
+# Fields that may differ between a workdir's config and that of a rerun: none of them changes the numbers.
 MAY_DIFFER = (
     "parallel",
     "logging",
     "profile",
     "data.threads",
-    "data.on_broken",  # what a strict run did before it stopped is the same
+    "data.on_broken",  # both values do the same until a strict run stops
     "data.args.data_dir",
     "data.args.path",
     "data.args.source",
@@ -42,7 +42,7 @@ MAY_DIFFER = (
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Returns the complete result of `get_config` in `path/to/file.py` or, with an argument, `path/to/file.py:arg`."""
+    """Returns the complete result of `get_config` in `path/to/file.py`, or with an argument in `path/to/file.py:arg`."""
     path, arg = spec, ""
     if spec.rpartition(":")[0].endswith(".py"):  # a path may have colons too
         path, _, arg = spec.rpartition(":")
@@ -50,12 +50,12 @@ def load_config(spec: str) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config(), this one does not.")
     if arg and not inspect.signature(module.get_config).parameters:
-        raise UserError(f"{path}: get_config() takes no argument, so {arg!r} has no meaning.")
+        raise UserError(f"{path}: get_config() takes no argument: leave out {arg!r}.")
     try:
         config = module.get_config(arg) if arg else module.get_config()
     except KeyError as error:
-        if arg and error.args == (arg,):  # looked up in a table of variants
-            raise UserError(f"{path}: {arg!r} is none of its variants: its first lines name them.") from error
+        if arg and error.args == (arg,):  # the file looked it up in a table of variants
+            raise UserError(f"{path}: {arg!r} is none of its variants, which its first lines name.") from error
         raise
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; return an ml_collections.ConfigDict.")
@@ -84,7 +84,7 @@ def to_tuples(value: Any) -> Any:
 
 
 def get_fields(config: Mapping[str, Any]) -> dict[str, Field]:
-    """Returns {dotted name: Field} of a config's task. Raises UserError for a task that there is not."""
+    """Returns {dotted name: Field} for the task of a config. Raises UserError for an unknown task."""
     task, field = config.get("task"), COMMON["task"]
     if wanted := field.error(task):
         raise UserError(f"config.task={task!r} is not right: give {wanted}.")
@@ -92,7 +92,7 @@ def get_fields(config: Mapping[str, Any]) -> dict[str, Field]:
 
 
 def _spell(fields: Mapping[str, Field]) -> dict[str, tuple[str, Field]]:
-    """{name as a config gives it: (name in the table, Field)}; a duration is spelled in three units."""
+    """Returns {name as a config gives it: (name in the table, Field)}; a duration has three names, one per unit."""
     return {spelled: (name, field) for name, field in fields.items() for spelled in field.names(name)}
 
 
@@ -103,9 +103,9 @@ def _refuse_unknown(name: str, known: Mapping[str, tuple[str, Field]]) -> None:
 
 
 def complete_config(config: ConfigDict) -> ConfigDict:
-    """Returns a copy in which every field of the table is present and of its type: 1 becomes 1.0, a list a tuple.
+    """Returns a copy with every field of the table, each with its type: 1 becomes 1.0, a list a tuple.
 
-    Raises UserError that names the first field that is unknown, missing or of a wrong value.
+    Raises UserError that names the first field that is unknown, missing or has a wrong value.
     """
     fields = get_fields(config)
     known, plain = _spell(fields), to_tuples(config.copy_and_resolve_references().to_dict())
@@ -135,7 +135,7 @@ def complete_config(config: ConfigDict) -> ConfigDict:
 
 
 def _complete_field(section: Any, last: str, name: str, field: Field) -> None:
-    """Adds a field's default to its section where the config has none, or converts the value that it has."""
+    """Adds a field's default to its section if the config has no value, or converts the config's value."""
     if field.default is OPEN:
         if isinstance(section, dict):
             section.setdefault(last, {})
@@ -144,7 +144,7 @@ def _complete_field(section: Any, last: str, name: str, field: Field) -> None:
             or not isinstance(section[last], dict)
             or any(type(k) is not str for k in section[last])
         ):
-            raise UserError(f"config.{name} is a section of fields: give it as a ConfigDict, names with values.")
+            raise UserError(f"config.{name} is a section of fields: give a ConfigDict of names and values.")
         return
     if not isinstance(section, dict):
         raise UserError(f"config.{name.rpartition('.')[0]} is a section of fields: give it as a ConfigDict.")
@@ -166,7 +166,7 @@ def _complete_field(section: Any, last: str, name: str, field: Field) -> None:
 
 
 def convert_number(name: str, field: Field, value: Any) -> Any:
-    """Returns a float where a field takes one and steps or examples as a whole number where they are one."""
+    """Converts a whole number to a float, or a whole float to an integer, if the field needs it."""
     if field.types != (int, float):
         return value
     if field.spelled_in and not name.endswith("_epochs") and value == int(value):
@@ -174,12 +174,12 @@ def convert_number(name: str, field: Field, value: Any) -> Any:
     return float(value)
 
 
-# Model fields that say something about the data or the precision and therefore stay when the network changes.
+# Model fields about the data or the precision; they stay if the network changes.
 KEPT = ("name", "num_classes", "vocab_size", "dtype")
-# A field that selects something -> the fields of what it selects: a section, or a beginning of names.
+# A field that selects something -> the fields of the selection: a section, or a prefix of names.
 SELECTORS = {
     "model.name": "model.",
-    "model.gate": "model.gate_args",  # and without a gate its places too
+    "model.gate": "model.gate_args",  # without a gate, its places go too
     "data.source": "data.args.",
     "optimizer.name": "optimizer.args.",
     "schedule.name": "schedule.args.",
@@ -187,7 +187,7 @@ SELECTORS = {
 
 
 def _drop_fields(config: ConfigDict, selector: str, new: object) -> tuple[ConfigDict, dict[str, Any]]:
-    """A copy without the fields of what a selector selects before it is `new`, and those fields."""
+    """Returns a copy without the fields of a selector's old value, if the value changes, and those fields."""
     config = config.copy_and_resolve_references()
     prefix = "model.gate_" if (selector, new) == ("model.gate", None) else SELECTORS[selector]
     section = config
@@ -202,7 +202,7 @@ def _drop_fields(config: ConfigDict, selector: str, new: object) -> tuple[Config
     return config, {f"{prefix.removesuffix(beginning)}{name}": value for name, value in dropped.items()}
 
 
-@functools.cache  # a table has the same layers in many rows
+@functools.cache  # the rows of a table share layers
 def _report_dropped(selector: str, new: object, old: object, dropped: str) -> None:
     logger.info("%s=%r takes the place of %r, whose fields go with it: %s.", selector, new, old, dropped)
 
@@ -217,9 +217,8 @@ def _say_what_is_dropped(selector: str, before: ConfigDict, after: ConfigDict, d
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """Returns a complete copy with dotted fields replaced, as a later layer of the config does it.
 
-    A duration in another unit takes the place of the old one. Another value of one of the `SELECTORS`, such as another
-    network or data source, drops the fields of the one before it, except for those in `KEPT` and those among the changes,
-    and the log says which.
+    A duration in another unit replaces the old one. A new value of one of the `SELECTORS`, such as another network or data
+    source, drops the fields of the old selection, except for those in `KEPT` and those among the changes; the log names them.
     """
     before, flat, dropped = config, flatten_config(config), dict[str, dict[str, Any]]()
     for selector in SELECTORS:
@@ -248,7 +247,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 
 
 def parse_value(config: Mapping[str, Any], name: str, text: str) -> Any:
-    """Returns the Python value that a command-line text stands for in a config's field; a bare word is a string."""
+    """Returns the Python value of a command-line text for a config's field; a bare word is a string."""
     field = _spell(get_fields(config)).get(name)
     if (field and field[1].types is str) or (isinstance(flatten_config(config).get(name), str) and text != "None"):
         return text
@@ -279,8 +278,9 @@ def apply_pieces(config: ConfigDict, pieces: tuple[str | Callable[[ConfigDict], 
         for selector in SELECTORS:
             if was.get(selector) not in (None, now.get(selector)):
                 bare, dropped[selector] = _drop_fields(bare, selector, now.get(selector))
-        # What the piece sets itself is what it gives to a config without the fields of what was selected before. One that
-        # reads those has carried over what it wants.
+        # The piece's own changes are those it makes to a config without the fields of the old selection. A piece that reads
+        # those
+        # fields has carried over the ones it needs.
         with contextlib.suppress(KeyError, AttributeError):
             config = _apply_piece(piece, function, bare) if dropped else config
             for selector, fields in dropped.items():
@@ -310,7 +310,7 @@ def config_from_json(text: str) -> ConfigDict:
 
 
 def list_differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
-    """Returns lines "field: saved … , given …" of the fields that differ and must not on a rerun."""
+    """Returns lines "field: saved … , given …" for fields that differ and must be the same on a rerun."""
     old, new = strip_origin(flatten_config(saved)), strip_origin(flatten_config(given))
     unread = set(find_unread(old, old)) & set(find_unread(new, new))
     pairs = {name: (old.get(name, "nothing"), new.get(name, "nothing")) for name in sorted(old.keys() | new.keys())}

@@ -1,10 +1,10 @@
-"""The start of a config file: every field that has a default, with it.
+"""The start of a config file: every field that has a default, with this default.
 
     config = defaults.classification()
     config.batch_size = 128
     config.model.update(name="resnet20", num_classes=10)
 
-A duration is absent until the file gives it in one of its units; `complete_config` adds those that it does not give.
+A duration is absent until the file gives it in one of its units; `complete_config` adds the others.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ def classification() -> ConfigDict:
 def imagenet(size: int = 224, eval_resize: int = 256) -> ConfigDict:
     """Returns the start of a config for ImageNet-1k: crops of 8 to 100 % of the area, flips, evaluation at the centre.
 
-    DIR of `data.args.data_dir` holds ImageNet as ArrayRecord (`./launch.sh prepare imagenet2012 --data_dir=DIR`), and None is
-    ~/tensorflow_datasets. For DIR/train and DIR/val with a folder a class, as torchvision has them: --config.data.source=folder
+    `data.args.data_dir`, here DIR, holds ImageNet as ArrayRecord (`./launch.sh prepare imagenet2012 --data_dir=DIR`); None is
+    ~/tensorflow_datasets. For DIR/train and DIR/val with a folder per class, as in torchvision: --config.data.source=folder
     --config.data.args="{'path': 'DIR'}" --config.data.eval_split=val.
 
     Args:
@@ -42,9 +42,9 @@ def imagenet(size: int = 224, eval_resize: int = 256) -> ConfigDict:
 
 
 def cued_digits() -> ConfigDict:
-    """Returns a config of two digits and a cue that says which to read, and of a network as small as still reads digits.
+    """Returns a config with two digits and a cue to one of them, and a network that is just large enough to read digits.
 
-    One basic block in each of two stages of 16 and 32 filters.
+    The network has one basic block in each of two stages of 16 and 32 filters.
     """
     config = classification()
     config.batch_size = 100
@@ -64,7 +64,7 @@ def cued_digits() -> ConfigDict:
 def cifar10() -> ConfigDict:
     """Returns the recipe of He et al. 2016, Section 4.2: 64,000 steps of 128 images, rate / 10 at 32,000 and 48,000."""
     config = classification()
-    config.batch_size = 128  # the paper: on two GPUs, so that 64 share statistics; here batch_norm.granularity is "all"
+    config.batch_size = 128  # the paper has two GPUs with 64 examples each; here batch_norm.granularity is "all"
     config.total_steps = 64_000
     config.model.update(name="resnet20", num_classes=10)
     config.data.source = "tfds"

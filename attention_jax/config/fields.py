@@ -1,7 +1,7 @@
-"""The table of config fields: default, unit, accepted values and meaning of each, said once.
+"""The table of config fields: default, unit, accepted values and meaning, each in one place.
 
 Defaults, checks, suggestions, `./launch.sh config`, the help of commands, shell completion and docs/fields.md come from it.
-A section that is `OPEN` takes any key; whoever reads it checks it (`create_model` its fields).
+An `OPEN` section takes any key; the code that reads it checks it (`create_model` checks its fields).
 """
 
 import dataclasses
@@ -360,7 +360,7 @@ OF_TASK: dict[str, dict[str, Any]] = {"classification": _IMAGES, "translation": 
 
 
 def merge_fields(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the table of fields of a task's configs: those of all tasks, and its own, which come in their place."""
+    """Returns the fields of a task's configs: those that all tasks share, replaced or extended by the task's own."""
     merged = dict(COMMON)
     for name, field in own.items():
         merged[name] = {**COMMON.get(name, {}), **field} if isinstance(field, Mapping) else field
@@ -376,5 +376,5 @@ def list_fields(section: Mapping[str, Any], prefix: str = "") -> dict[str, Field
 
 
 def get_own_fields(task: str) -> dict[str, Any]:
-    """Returns the fields of a task's own: of a built-in one, or those that a task of the user's has as `fields`."""
+    """Returns a task's own fields: those of a built-in task, or the attribute `fields` of a user's task."""
     return OF_TASK[task] if task in OF_TASK else getattr(load_object(task, OF_TASK, "task"), "fields", {})

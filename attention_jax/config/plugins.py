@@ -1,8 +1,8 @@
-"""Loads what a user names: a built-in name, a dotted path, or `path/to/file.py:Name`.
+"""Loads an object that the user names: a built-in name, a dotted path, or `path/to/file.py:Name`.
 
-A file imports its neighbours by name from any working directory, while it runs and later: it has an `import` of its own, so
-that neither `sys.path` nor the names of other modules change. Code that was saved with a run is loaded in the same way from
-memory, by names that begin with `saved-<hash>/`; two versions of a file do not meet.
+A file imports its neighbours by name from any working directory, while it runs and later: it has its own `import`, which
+changes neither `sys.path` nor the names of other modules. Code that was saved with a run is loaded in the same way from
+memory, under names that begin with `saved-<hash>/`; two versions of a file never mix.
 """
 
 import builtins
@@ -22,28 +22,28 @@ from typing import Any
 
 from attention_jax.errors import UserError, suggest_name
 
-UNTRUSTED = "untrusted-code/"  # begins a name of a saved config for which nothing may be imported
+UNTRUSTED = "untrusted-code/"  # prefix of names in a saved config for which nothing may be imported
 _FROM_RUN = re.compile(rf"(saved-[0-9a-f]{{16}}|{UNTRUSTED[:-1]})/")
 _lock = threading.RLock()  # threads that read data may import at the same time
-running: list[str] = []  # the file that is being run, by path or name in saved code, and after it those that it loads
-beside: dict[Path, "Neighbours"] = {}  # of the folders that files were loaded from
+running: list[str] = []  # the file that is being run (a path or a name in saved code), then the files that it loads
+beside: dict[Path, "Neighbours"] = {}  # the folders of loaded files
 _saved: dict[str, "SavedCode"] = {}
 
 
 def find_places(top: str) -> list[Path] | None:
-    """Returns the folders of `sys.path` that have a module of the user's; None for one of Python or an installed package."""
+    """Returns the folders of `sys.path` with the user's module `top`; None for a module of Python or an installed package."""
     if top in sys.stdlib_module_names or top == "attention_jax":
         return None
     try:
         spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # of a module without one
+    except (ImportError, ValueError):  # a module without a specification
         spec = None
     found = (spec.submodule_search_locations or [spec.origin or ""]) if spec else []
     places = [Path(place).resolve().parent for place in found]
     return None if any({"site-packages", "dist-packages"} & {*place.parts} for place in places) else places
 
 
-@functools.cache  # a run saves the text that its process runs, whatever is edited meanwhile
+@functools.cache  # a run saves the text that its process runs, even if the file is edited meanwhile
 def read_source(path: Path) -> str:
     """Returns the text of a Python file, as it was when this process first read it."""
     return importlib.util.decode_source(path.read_bytes())
@@ -52,7 +52,7 @@ def read_source(path: Path) -> str:
 class Neighbours:
     """Modules in `folders` that import each other by name; `sys.modules` has them below the name of this set.
 
-    What is installed comes before them, and after them other folders of `sys.path`.
+    Installed modules come before them; other folders of `sys.path` come after them.
     """
 
     def __init__(self, name: str, *folders: Path):
@@ -60,7 +60,7 @@ class Neighbours:
         self._root.__path__, self._first = [], dict[str, bool]()
 
     def find(self, dotted: str) -> tuple[str, str | None] | None:
-        """Returns (path, text) of a module, text None for a folder without `__init__.py`; None where there is no module."""
+        """Returns (path, text) of a module; text None is a folder without `__init__.py`. Returns None without a module."""
         for path in (folder.joinpath(*dotted.split(".")) for folder in self.folders):
             for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
                 if file.is_file():
@@ -70,15 +70,15 @@ class Neighbours:
         return None
 
     def is_first(self, top: str) -> bool:
-        """True if a module `top` of this set comes before any other; not one that `sys.path` has at the same place."""
-        if top not in self._first:  # asked at each import
+        """True if a module `top` of this set comes before any other, unless `sys.path` has it at the same place."""
+        if top not in self._first:  # runs at each import
             found, places = self.find(top), find_places(top)
             others = places is None or {*places} & {*self.folders} or (places and found and found[1] is None)
             self._first[top] = bool(found and not others)
         return self._first[top]
 
     def load(self, dotted: str) -> ModuleType:
-        """Returns a module, run when it is first needed. Raises ModuleNotFoundError."""
+        """Returns a module, which runs when it is first needed. Raises ModuleNotFoundError."""
         name, (above, _, last) = f"{self.name}.{dotted}", dotted.rpartition(".")
         with _lock:
             parent = self.load(above) if above else self._root
@@ -89,7 +89,7 @@ class Neighbours:
             return sys.modules[name]
 
     def run(self, dotted: str, path: str, text: str | None) -> ModuleType:
-        """Runs a text as a module, in which `import` finds its neighbours. Raises what it raises."""
+        """Runs a text as a module whose `import` finds its neighbours. Raises the exceptions of the text."""
         name = f"{self.name}.{dotted}"
         module = sys.modules[name] = ModuleType(name)
         about: dict[str, Any] = {"__file__": path, "__package__": name.rpartition(".")[0]}
@@ -125,7 +125,7 @@ class Neighbours:
 
 
 class SavedCode(Neighbours):
-    """Files saved with a run, {path: text}, that import each other; `names` has {what the config names: path}."""
+    """Files saved with a run, {path: text}, that import each other; `names` is {name in the config: path}."""
 
     def __init__(self, names: Mapping[str, str], files: Mapping[str, str]):
         self.names, self.files = names, files
@@ -133,7 +133,7 @@ class SavedCode(Neighbours):
         super().__init__(f"saved-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
 
     def find(self, dotted: str) -> tuple[str, str | None] | None:
-        """Returns (path, text) of a saved module, as of one in a folder."""
+        """Returns (path, text) of a saved module, like `Neighbours.find`."""
         base = dotted.replace(".", "/")
         for path in (f"{base}/__init__.py", f"{base}.py"):
             if path in self.files:
@@ -145,39 +145,39 @@ class SavedCode(Neighbours):
         return self.find(top) is not None
 
     def open(self) -> str:
-        """Makes the code loadable in this process; returns what its names begin with."""
+        """Makes the code loadable in this process; returns the prefix of its names."""
         _saved.setdefault(self.name, self)
         return f"{self.name}/"
 
 
 def get_neighbours(folder: Path) -> Neighbours:
-    """Returns the modules that a file in a folder may import: those beside it, and `experiments.studies` in experiments/."""
+    """Returns the modules that a file in a folder may import: its neighbours, and `experiments.studies` in experiments/."""
     name = f"beside_{hashlib.sha1(str(folder).encode()).hexdigest()[:8]}"
     return beside.setdefault(folder, Neighbours(name, folder, folder.parent))
 
 
 def get_saved_code(name: str) -> SavedCode | None:
-    """Returns the code that a name of a run's config belongs to; None for a name that does not come from saved code."""
+    """Returns the saved code that a name in a run's config belongs to; None for any other name."""
     found = _FROM_RUN.match(name)
     return _saved.get(found[1]) if found else None
 
 
 def strip_origin(value: Any) -> Any:
-    """Returns a name as it was in the config that was saved; of a dict, with those of its values."""
+    """Returns a name, or the names in a dict, as in the saved config."""
     if isinstance(value, Mapping):
         return {key: strip_origin(item) for key, item in value.items()}
     return value[found.end() :] if isinstance(value, str) and (found := _FROM_RUN.match(value)) else value
 
 
 def load_file(path: str | Path) -> ModuleType:
-    """Runs a Python file once per process and returns its module. Raises UserError when it is missing or does not run."""
+    """Runs a Python file once per process and returns its module. Raises UserError if it is missing or does not run."""
     if _FROM_RUN.match(str(path)):
         return _load_saved_file(str(path))
     resolved = Path(path).expanduser().resolve()
     if not resolved.is_file():
         raise UserError(f"{path}: there is no such file.")
     if resolved.suffix != ".py":
-        raise UserError(f"{resolved}: this is no Python file: give one whose name ends in .py.")
+        raise UserError(f"{resolved} is no Python file: give a file whose name ends in .py.")
     neighbours, name = get_neighbours(resolved.parent), resolved.stem.replace(".", "_")
     if known := sys.modules.get(f"{neighbours.name}.{name}"):
         return known
@@ -185,7 +185,7 @@ def load_file(path: str | Path) -> ModuleType:
 
 
 def _load_saved_file(name: str) -> ModuleType:
-    """The module that has what a run's config names `name`."""
+    """Returns the module that holds `name` of a run's config."""
     code, plain = get_saved_code(name), strip_origin(name)
     if code is None or plain not in code.names:
         raise UserError(
@@ -210,7 +210,7 @@ def _run_file(path: str, run: Callable[[], ModuleType]) -> ModuleType:
 
 
 def _import_path(dotted: str) -> ModuleType:
-    """A module that is installed, or beside a file that was loaded."""
+    """Returns a module that is installed, or lies beside a loaded file."""
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError:
@@ -226,9 +226,9 @@ def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> 
     Args:
         spec: a name in `builtin`, `package.module:Name`, `package.module.Name`, `path/to/file.py:Name`, or the object itself.
         builtin: the names that need no path.
-        kind: what the error calls it ("gate", "data source").
+        kind: word for the object in errors ("gate", "data source").
 
-    Raises UserError that says what would be accepted.
+    Raises UserError with the accepted names.
     """
     if not isinstance(spec, str):
         return spec
@@ -253,6 +253,6 @@ def load_object(spec: str | Callable, builtin: Mapping[str, Any], kind: str) -> 
 
 
 def split_name(spec: str) -> tuple[str, str]:
-    """Returns the file or module that a name names, empty for a name without one, and the name in it."""
+    """Returns the file or module in a name, empty if there is none, and the rest of the name."""
     where, _, name = spec.rpartition(":") if ":" in spec else spec.rpartition(".")
     return where, name

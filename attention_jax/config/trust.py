@@ -1,6 +1,6 @@
-"""A file of the user's own has the code that `train` and `table` were given: its text, and what was named in it.
+"""The user's trust file: the code that `train` and `table` were given, by its text and the names in it.
 
-A trusted file that imports `shutil.rmtree` does not make that a data source.
+A trusted file that imports `shutil.rmtree` does not make `rmtree` a data source.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from attention_jax.errors import is_own_folder
 
 log = logging.getLogger(__name__)
-# {trust file: entries} of this process: one of several writes no file, and a home may be read-only.
+# {trust file: entries} of this process: only one of several processes writes the file, and a home may be read-only.
 _recorded: dict[Path, set[str]] = {}
 
 
@@ -27,12 +27,12 @@ def get_trust_file() -> Path:
 
 
 def make_entry(text: str, name: str = "") -> str:
-    """Returns the entry of a file's text, or of one name in it; a package's function is entered by its dotted name."""
+    """Returns the entry for a file's text or one name in it; a package's function is entered by its dotted name."""
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}:{name}"
 
 
 def record_trust(entries: Iterable[str], write: bool) -> None:
-    """Trusts entries in this process and, with `write`, from now on; a home that cannot be written to costs a warning."""
+    """Trusts entries in this process and, with `write`, from now on; logs a warning if the home cannot be written to."""
     path = get_trust_file()
     recorded = _recorded.setdefault(path, set())
     recorded.update(entries)
@@ -52,13 +52,13 @@ def record_trust(entries: Iterable[str], write: bool) -> None:
 
 
 def are_trusted(entries: Iterable[str]) -> bool:
-    """True if all entries were recorded, in this process or in a file that is this user's alone to write."""
+    """True if all entries were recorded, in this process or in a file that only this user can write."""
     path = get_trust_file()
     return {*entries} <= _recorded.get(path, set()) | _read(path)
 
 
 def _read(path: Path) -> set[str]:
-    """The entries of a trust file; none of one that another user owns or may write to."""
+    """Returns the entries of a trust file; none if another user owns it or may write to it."""
     with contextlib.suppress(OSError, ValueError):
         if is_own_folder(path.parent) and is_own_folder(path):
             return set(json.loads(path.read_text()))

@@ -1,6 +1,6 @@
-"""Settings that nothing reads, because another field selects something that does not.
+"""Finds settings that nothing reads, because another field selects something that does not use them.
 
-Such a setting is a mistake in the layer that sets its selector, or in a later one. Of an earlier layer it rests.
+Such a setting is a mistake in the layer that sets its selector, or in a later layer. In an earlier layer, it has no effect.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +14,7 @@ Flat = Mapping[str, Any]  # dotted name -> value
 
 
 class Reader(NamedTuple):
-    """A field is read in configs for which `ok` is true; `text` says which those are."""
+    """A field that is read only in configs for which `ok` is true; `text` describes these configs."""
 
     text: str
     ok: Callable[[Flat], Any]
@@ -74,7 +74,7 @@ READERS = {
 
 
 def find_unread(flat: Flat, names: Collection[str]) -> dict[str, Reader]:
-    """Returns those of some names that nothing reads, each with what would."""
+    """Returns the names among `names` that nothing reads, each with the setting that would read it."""
     found = {}
     for name in names:
         owner = name if name in READERS else next((key for key in READERS if name.startswith(f"{key}.")), None)
@@ -85,7 +85,7 @@ def find_unread(flat: Flat, names: Collection[str]) -> dict[str, Reader]:
 
 def refuse_unread(flat: Flat, names: Collection[str], fields: Mapping[str, Field]) -> None:
     """Raises UserError for the first of the fields that a layer sets and that nothing reads after it."""
-    # An empty section is none, and a default in plain sight changes nothing.
+    # An empty section sets nothing, and a default that is written out changes nothing.
     own = [name for name in names if name in flat and (name not in fields or flat[name] != fields[name].default)]
     for name, reader in find_unread(flat, own).items():
         raise UserError(
@@ -94,6 +94,6 @@ def refuse_unread(flat: Flat, names: Collection[str], fields: Mapping[str, Field
 
 
 def list_resting(flat: Flat, fields: Mapping[str, Field]) -> list[str]:
-    """Returns "field=value (what would read it)" for what earlier layers set and nothing reads any more."""
+    """Returns "field=value (what would read it)" for settings of earlier layers that nothing reads any more."""
     own = [name for name in flat if name not in fields or flat[name] != fields[name].default]
     return [f"{name}={flat[name]!r} (for {reader.text})" for name, reader in find_unread(flat, own).items()]

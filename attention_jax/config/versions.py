@@ -1,4 +1,4 @@
-"""Upgrades saved configs and those of old config files to the fields of this version."""
+"""Upgrades saved configs, and old config files' configs, to the fields of this version."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from attention_jax.config.fields import VERSION
 from attention_jax.errors import UserError
 
-# version -> the fields that it added, with what the library did before they existed.
+# version -> the fields that it added, with the behaviour of the library before they existed.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {
         "precision": "float32",
@@ -84,7 +84,7 @@ UPGRADES = {version - 1: functools.partial(_add_fields, version) for version in 
 
 
 def upgrade_config(config: ConfigDict) -> ConfigDict:
-    """Returns a config of any earlier version as one of this version."""
+    """Returns a config of any earlier version, upgraded to this version."""
     version = config.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"config.version={version!r} is not right: this installation reads versions 1 to {VERSION}.")

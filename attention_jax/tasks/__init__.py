@@ -1,4 +1,4 @@
-"""Tasks by name: image classification, translation, and those of the user's own."""
+"""Tasks by name: image classification, translation, and tasks from your own code."""
 
 import functools
 import inspect
@@ -22,12 +22,12 @@ def get_task(name: str) -> Task:
 
 
 def list_text_arguments(task: str, source: str) -> set[str]:
-    """Returns the names of a data source's arguments that are annotated as text, which a number on a command line is too."""
+    """Returns the names of a data source's arguments that are annotated as text: for them, a number is text too."""
     of_task: dict[str, Mapping[str, Any]] = {"classification": sources.SOURCES, "translation": pairs.SOURCES}
     builtin = of_task.get(task, {})
     try:
         parameters = inspect.signature(load_object(source, builtin, "data source")).parameters.values()
-    except (UserError, TypeError, ValueError):  # said where the source is opened
+    except (UserError, TypeError, ValueError):  # reported when the source is opened
         return set()
     texts = ("str", "Path", "str | None", "str | Path", "str | Path | None")
     return {each.name for each in parameters if getattr(each.annotation, "__name__", str(each.annotation)) in texts}

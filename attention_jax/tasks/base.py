@@ -1,7 +1,7 @@
 """A task is data, network, loss and scores.
 
-A task is an object, or a class of one, with the functions of `Task`, each with the config as its first argument: a built-in
-name, `package.module.name`, or `path/to/file.py:name`. Functions with a body below may be left out.
+A task is an object or a class with the functions of `Task`; each takes the config as its first argument. Its name is a built-in
+name, `package.module.name`, or `path/to/file.py:name`. A task may leave out functions that have a body below.
 """
 
 import abc
@@ -25,17 +25,17 @@ from attention_jax.models.registry import FACTS, create_model, list_model_fields
 
 
 class BatchLoader(Protocol):
-    """A loader yields this process's rows of the batches of one split; each batch has a "weight" [B], 0 for padding."""
+    """Yields this process's rows of the batches of one split; each batch has a "weight" [B], 0 for padding."""
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Yields the batches of the steps after `first_step`, up to and with `num_steps`."""
+        """Yields the batches of the steps after `first_step`, up to and including `num_steps`."""
 
     def evaluation(self) -> Iterator[Batch]:
-        """Yields batches with every example once."""
+        """Yields batches that together hold every example once."""
 
 
 class ArrayPredictor:
-    """A predictor applies the network to arrays as they are."""
+    """Applies the network to arrays without preprocessing."""
 
     labels: tuple[str, ...] = ()
 
@@ -52,9 +52,9 @@ class ArrayPredictor:
 
 
 class Task(Protocol):
-    """A task. What `abc.abstractmethod` marks must be there; the rest is what most tasks share.
+    """The functions of a task. Those marked `abc.abstractmethod` are required; most tasks share the others.
 
-    `fields` are the fields of the task's own in a config, {section: {name: Field}} as in `config/fields.py`.
+    `fields` are the task's own fields in a config, {section: {name: Field}} as in `config/fields.py`.
     """
 
     fields: Mapping[str, Any] = {}
@@ -70,7 +70,7 @@ class Task(Protocol):
         return ["data.num_examples"] if config.data.num_examples is None else []
 
     def resolve(self, config: ConfigDict) -> ConfigDict:
-        """Returns a copy with what only the data know: the number of examples; of other tasks classes and vocabulary."""
+        """Returns a copy with the facts of the data: the number of examples; in other tasks classes and vocabulary."""
         config = config.copy_and_resolve_references()
         if config.data.num_examples is None:
             with config.unlocked():
@@ -110,22 +110,22 @@ class Task(Protocol):
         )
 
     def evaluation_loader(self, config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> BatchLoader:
-        """Returns the loader of the evaluation split for a network with these assets, said once what is odd about it."""
+        """Returns the loader of the evaluation split for a network with these assets, and reports its oddities once."""
         return self.loader(config, config.data.eval_split, process, training=False)
 
     def fingerprint(self, config: ConfigDict, split: str) -> dict[str, Any]:
-        """Returns what a split is known by, see `data/fingerprint.py`; nothing where the task has no `source`."""
+        """Returns the fingerprint of a split, see `data/fingerprint.py`; nothing if the task has no `source`."""
         source = self.source(config, split)
         return {} if source is None else compute_fingerprint(source)
 
     def mix(self, config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
-        """Returns a batch as a training step takes it, before it is divided: after mixup, for example."""
+        """Returns a batch for a training step before it is divided, for example after mixup."""
         return batch
 
     # Network
 
     def model(self, config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
-        """Returns the network of a resolved config, with those of num_classes, vocab_size, dtype and norm_group_size it has."""
+        """Returns the network of a resolved config, with those of num_classes, vocab_size, dtype and norm_group_size that it has."""
         fields = config.model.to_dict()
         name = fields.pop("name")
         takes = list_model_fields(name)
@@ -159,10 +159,10 @@ class Task(Protocol):
     def outputs(
         self, config: ConfigDict, model: nn.Module, variables: dict[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Returns {name: [B, ...]} that evaluation collects; "weight" 0 leaves an example out."""
+        """Returns {name: [B, ...]} for evaluation to collect; "weight" 0 leaves an example out."""
 
     def metrics(self, config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns the metrics of all outputs, here the mean of each, and the outputs to keep; tables read "correct"."""
+        """Returns the metrics of all outputs (by default the mean of each), and the outputs to keep; tables read "correct"."""
         means = {name: float(values.astype(np.float64).mean()) for name, values in outputs.items()}
         return means, outputs
 
@@ -175,7 +175,7 @@ class Task(Protocol):
         return False
 
     def correct_means(self, config: ConfigDict) -> str:
-        """Returns the name of the mean of "correct", the head of a table's column."""
+        """Returns the name of the mean of "correct", for the head of a table's column."""
         return "accuracy"
 
     # Runs
@@ -192,12 +192,12 @@ class Task(Protocol):
         """Uses a loaded checkpoint's assets for its config from now on."""
 
     def predictor(self, config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Any:
-        """Returns what `load_run` offers in a notebook: `labels`, `preprocess(inputs)` and `predict(inputs)`."""
+        """Returns the predictor for `load_run` in a notebook: `labels`, `preprocess(inputs)` and `predict(inputs)`."""
         return ArrayPredictor(model, variables)
 
 
 class _Completed:
-    """A task of the user's, with what is shared in place of what it does not have."""
+    """A user's task, completed by the shared functions."""
 
     def __init__(self, own: Any):
         self._own = own
@@ -210,17 +210,17 @@ class _Completed:
 
 
 def pack_fingerprints(task: Task, config: ConfigDict, *splits: str) -> bytes:
-    """Returns a `data.json`, {split: fingerprint}, by default of the training and the evaluation split."""
+    """Returns a `data.json`, {split: fingerprint}, by default for the training and the evaluation split."""
     splits = splits or (config.data.train_split, config.data.eval_split)
     return json.dumps({split: task.fingerprint(config, split) for split in splits}).encode()
 
 
 def complete_task(name: str, own: Any) -> Task:
-    """Returns a task with the shared functions for those that it does not have. Raises UserError that names what it lacks."""
+    """Returns a task completed by the shared functions. Raises UserError with the required functions that it lacks."""
     own = own() if isinstance(own, type) else own
     needed = [n for n in vars(Task) if getattr(getattr(Task, n), "__isabstractmethod__", False)]
     if all(hasattr(own, n) for n in ("loader", "resolve", "batch_shapes")):
-        needed.remove("source")  # the shared functions alone read it
+        needed.remove("source")  # only the shared functions read it
     if missing := [n for n in needed if not hasattr(own, n)]:
         raise UserError(
             f"task {name!r} has no {', '.join(missing)}: give these functions, as attention_jax/tasks/base.py describes them."

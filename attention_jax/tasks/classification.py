@@ -38,7 +38,7 @@ from attention_jax.optim.mixing import erase_boxes, mix_images
 from attention_jax.tasks.match_classes import match_classes
 
 logger = logging.getLogger(__name__)
-CHOICES = 5  # of each example that are kept
+CHOICES = 5  # number of first choices that are kept per example
 Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H, W, C]
 
 
@@ -59,9 +59,9 @@ def unresolved(config: ConfigDict) -> list[str]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Returns a copy with `data.num_examples`, `data.image_shape` and `model.num_classes` from the data where they are None.
+    """Returns a copy whose `data.num_examples`, `data.image_shape` and `model.num_classes` come from the data if they are None.
 
-    A config that states all three is resolved without its data, so that its step can be compiled where they are not.
+    A config with all three is resolved without its data, so that its step can be compiled on a machine without them.
     """
     config, missing = config.copy_and_resolve_references(), unresolved(config)
     if missing:
@@ -103,7 +103,7 @@ def _first_shape(config: ConfigDict, data: Source) -> tuple[int, ...]:
 
 
 def describe(config: ConfigDict) -> dict[str, str]:
-    """Returns what a run prints about this task at its start."""
+    """Returns the facts of this task that a run prints at its start."""
     return {"batch norm": f"granularity {config.batch_norm.granularity}"}
 
 
@@ -130,7 +130,7 @@ def preprocess(config: ConfigDict, images: np.ndarray) -> np.ndarray:
 
 
 def make_evaluation_transform(config: ConfigDict) -> Callable[[Encoded], np.ndarray]:
-    """Returns a function from an image to uint8 `data.image_shape`: resized and centre-cropped, or as it is."""
+    """Returns a function from an image to uint8 `data.image_shape`: resized and centre-cropped, or unchanged."""
     data, shape = config.data, tuple(config.data.image_shape)
     shorter, interpolation = data.eval_resize, data.interpolation
 
@@ -228,12 +228,12 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool, 
 
 
 def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> Loader:
-    """Returns the loader of the evaluation split, whose classes are matched with the network's by name."""
+    """Returns the loader of the evaluation split; its classes are matched with the network's by name."""
     return loader(config, config.data.eval_split, process, training=False, known=json.loads(assets["labels.json"]))
 
 
 def fingerprint(config: ConfigDict, split: str) -> dict[str, Any]:
-    """Returns what a split is known by, and says how many of the images read for it are turned by their EXIF orientation."""
+    """Returns the fingerprint of a split, and logs how many of the sampled images have an EXIF orientation that turns them."""
     data = source(config, split)
     sample = read_sample(data)
     turned = sum(1 for example in sample if example and read_orientation(example["image"]) > 1)
@@ -244,7 +244,7 @@ def fingerprint(config: ConfigDict, split: str) -> dict[str, Any]:
 
 
 def mix(config: ConfigDict, batch: Mapping[str, jax.Array], rng: jax.Array) -> Mapping[str, jax.Array]:
-    """Returns the batch after random erasing, mixup and CutMix as `config.mix` says, or the batch itself when all are off."""
+    """Returns the batch after random erasing, mixup and CutMix as set by `config.mix`; the batch itself if all are off."""
     options = config.mix
     if options.erasing_probability:
         erased = erase_boxes(jax.random.fold_in(rng, 1), batch["image"], options.erasing_probability)
@@ -261,7 +261,7 @@ def loss(
 ) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
     """Returns sums over the batch of weighted loss (nats), right answers and weights, and the new batch statistics.
 
-    An answer for a mixed image is right when it is the class with the larger share.
+    The right answer for a mixed image is the class with the larger share.
     """
     mutable = ["batch_stats"] if train else []
     mode = _list_mode(model, train)
@@ -282,14 +282,14 @@ def loss(
 
 
 def _compute_loss(config: ConfigDict, logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """[B, K], [B, K] -> [B], nats."""
+    """[B, K], [B, K] -> [B], loss in nats."""
     if config.loss.function == "binary_cross_entropy":
         return sigmoid_cross_entropy(logits, targets, config.loss.target_threshold)
     return soft_cross_entropy(logits, targets)
 
 
 def _list_mode(model: nn.Module, train: bool) -> dict[str, Any]:
-    """`train` for the call of a network that takes it."""
+    """Returns {"train": train} for the call of a network that takes it, else {}."""
     return {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}
 
 
@@ -304,9 +304,9 @@ def _check_logits(config: ConfigDict, logits: jax.Array, label: jax.Array) -> No
 
 
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns per example the unsmoothed loss (nats), True if the first choice is right, and the weight, 0 for padding.
+    """Returns for each example the unsmoothed loss (nats), True if the first choice is right, and the weight, 0 for padding.
 
-    Also "label", and the five first choices: "top_classes" and "top_probabilities" [B, 5].
+    It also returns "label" and the first five choices: "top_classes" and "top_probabilities" [B, 5].
     """
     apply: Callable[..., Any] = model.apply
     logits = apply(variables, batch["image"], **_list_mode(model, train=False))
@@ -322,18 +322,18 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
 
 
 def compute_probabilities(config: ConfigDict, logits: jax.Array) -> jax.Array:
-    """[B, K] -> [B, K]; trained with binary cross-entropy, each class has a probability of its own."""
+    """[B, K] -> [B, K]; if training used binary cross-entropy, each class has its own probability."""
     binary = config.loss.function == "binary_cross_entropy"
     return (jax.nn.sigmoid if binary else jax.nn.softmax)(logits.astype(jnp.float32))
 
 
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns accuracy (share of right first choices) and mean loss in nats, and the outputs as they are.
+    """Returns accuracy (share of right first choices), mean loss in nats, and the outputs unchanged.
 
-    With more than ten classes also the share of labels among the first five choices.
+    With more than ten classes, it also returns the share of labels among the first five choices.
     """
     scores = {"accuracy": float(outputs["correct"].mean()), "loss": float(outputs["loss"].astype(np.float64).mean())}
-    if config.model.num_classes > 2 * CHOICES:  # of ten, half would be right by chance
+    if config.model.num_classes > 2 * CHOICES:  # with ten classes, chance alone would be right half of the time
         scores["top5_accuracy"] = float((outputs["top_classes"] == outputs["label"][:, None]).any(-1).mean())
     return scores, outputs
 
@@ -346,7 +346,7 @@ def assets(config: ConfigDict) -> dict[str, bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A prediction of the classes of N images: `labels` [N] names, `classes` [N] indices, `probabilities` [N, K]."""
+    """The predicted classes of N images: `labels` [N] names, `classes` [N] indices, `probabilities` [N, K]."""
 
     labels: list[str]
     classes: np.ndarray
@@ -355,14 +355,14 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A predictor classifies images with a trained network."""
+    """Classifies images with a trained network."""
 
     config: ConfigDict
     labels: list[str]
     forward: Callable[[np.ndarray], jax.Array]
 
     def preprocess(self, images: np.ndarray | Sequence[np.ndarray | bytes]) -> np.ndarray:
-        """[N, H, W, C] or [H, W, C] uint8 -> [N, H, W, C] float32, the network's input.
+        """[N, H, W, C] or [H, W, C] uint8 -> [N, H, W, C] float32, the input of the network.
 
         With `data.eval_resize` they may be of any size, and are resized and cropped as in evaluation.
         """

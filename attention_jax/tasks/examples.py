@@ -1,4 +1,4 @@
-"""Examples of a run's evaluation split, as its `predict` takes them."""
+"""Reads examples of a run's evaluation split, in the form that its `predict` takes."""
 
 import logging
 from collections.abc import Mapping
@@ -15,18 +15,19 @@ log = logging.getLogger(__name__)
 
 
 def read_examples(config: ConfigDict, assets: Mapping[str, bytes], number: int | None = None) -> tuple[Any, Any]:
-    """Returns `number` inputs at equal distances, None for all, and what is right for each.
+    """Returns `number` inputs at equal distances, all for None, and the right answer for each.
 
-    Of images uint8 [N, H, W, C], or a list where their sizes may differ (`data.eval_resize`), and classes [N] as the network
-    numbers them; of sentences their translations. Images that cannot be decoded are left out, with a warning. Raises UserError
-    for a task of the user's, whose inputs only its predictor knows.
+    Inputs are uint8 images [N, H, W, C] with classes [N] as the network numbers them, or sentences with their translations;
+    images
+    come as a list if their sizes may differ (`data.eval_resize`). Images that cannot be decoded are left out, with a warning.
+    Raises UserError for a user's task, since only its predictor knows its inputs.
     """
     if config.task == "translation":
         pairs = translation.source(config, config.data.eval_split)
         sources, targets = zip(*(pairs[i] for i in _spread(len(pairs), number)), strict=True)
         return list(sources), list(targets)
     if config.task != "classification":
-        raise UserError(f"read_examples: it reads images and sentences, and task {config.task!r} may have others.")
+        raise UserError(f"read_examples reads images and sentences, and task {config.task!r} may have other inputs.")
     loader, data, images, classes = classification.evaluation_loader(config, (0, 1), assets), config.data, [], []
     for i in _spread(len(loader.source), number):
         image = loader.source[i]["image"]
@@ -35,7 +36,7 @@ def read_examples(config: ConfigDict, assets: Mapping[str, bytes], number: int |
         except BrokenImage as error:
             log.warning("data: example %d cannot be decoded (%s) and is left out.", i, error)
             continue
-        if data.eval_resize:  # which `predict` does
+        if data.eval_resize:  # `predict` resizes them
             channels = data.image_shape[2]
             made["image"] = decode_image(turn_upright(image, channels) if data.exif_rotation else image, channels)
         images.append(made["image"])

@@ -24,7 +24,7 @@ class Durations:
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedConfig:
-    """A config in which every field has its value, with its task and its durations; programs and runs are made from it."""
+    """A config with a value for every field, its task and its durations; programs and runs are made from it."""
 
     config: ConfigDict
     task: Task
@@ -32,7 +32,7 @@ class ResolvedConfig:
 
 
 def resolve_config(config: ConfigDict | ResolvedConfig) -> ResolvedConfig:
-    """Returns a config with all fields, in their types, with what its data say; what is resolved already stays as it is.
+    """Returns a config with all fields, in their types, and with the facts of its data; a resolved config stays as it is.
 
     Raises UserError for a wrong field, data that cannot be opened, or a warm-up that is longer than the run.
     """
@@ -43,7 +43,7 @@ def resolve_config(config: ConfigDict | ResolvedConfig) -> ResolvedConfig:
     config = task.resolve(config)
     if config.schedule.name == "noam" and config.schedule.d_model is None:
         features = getattr(task.model(config), "features", None)
-        if type(features) is not int:  # of a network for images, it says whether it returns its maps
+        if type(features) is not int:  # in a network for images, `features` says whether it returns its maps
             raise UserError(
                 f"schedule.d_model=None takes the network's features, and {config.model.name!r} has none: give a number."
             )

@@ -104,7 +104,7 @@ def test_two_files_of_one_name(elsewhere, monkeypatch):
     write(elsewhere, sub__net="import other")
     write(elsewhere / "path", net="x = 1", other="import net")
     monkeypatch.syspath_prepend(elsewhere / "path")
-    with pytest.raises(aj.UserError, match=r"sub/net\.py and .*path/net\.py are imported by one name, net: rename one"):
+    with pytest.raises(aj.UserError, match=r"sub/net\.py and .*path/net\.py are imported under the same name, net: rename one"):
         collect_code(config_of(model__gate="sub/net.py:Gate"), MODELS)
 
 

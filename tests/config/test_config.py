@@ -157,7 +157,7 @@ def test_a_piece_that_names_another_network_is_a_layer_too():
 def test_config_with_an_argument():
     assert configs.load_config(f"{ROOT}/configs/cifar10.py").model.name == "resnet20"
     assert configs.load_config(f"{ROOT}/configs/cifar10.py:bam_resnet56").model.name == "bam_resnet56"
-    with pytest.raises(UserError, match=r"takes no argument, so 'x' has no meaning"):
+    with pytest.raises(UserError, match=r"takes no argument: leave out 'x'"):
         configs.load_config(f"{CONFIG}:x")
 
 
@@ -180,7 +180,7 @@ def test_file_that_is_no_config(tmp_path, text, said):
 def test_file_that_is_no_python(tmp_path):
     path = tmp_path / "config.txt"
     path.write_text("def get_config(): ...")
-    with pytest.raises(UserError, match=r"config.txt: this is no Python file: give one whose name ends in .py"):
+    with pytest.raises(UserError, match=r"config.txt is no Python file: give a file whose name ends in .py"):
         configs.load_config(str(path))
 
 

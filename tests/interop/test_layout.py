@@ -116,7 +116,9 @@ def test_resizing_is_noted_and_its_error_is_in_the_one() -> None:
     assert found["params/p"].shape == (5,) and notes == ["p was (3,) and is resized to (5,)"]
     stem = Layout("mine", ("x",), name_module("stem_conv", "c"))
     shapes = {"params/stem_conv/kernel": (1, 1, 4, 2)}
-    with pytest.raises(aj.UserError, match=r"c.weight \(2, 2, 1, 1\) where \(2, 4, 1, 1\) is right \(only a kernel that reads 3"):
+    with pytest.raises(
+        aj.UserError, match=r"c.weight \(2, 2, 1, 1\) where \(2, 4, 1, 1\) is right \(only a kernel that reads 3"
+    ):
         fill_variables(stem, None, shapes, {"c.weight": np.ones((2, 2, 1, 1))}, "f")  # type: ignore[arg-type]
 
 
