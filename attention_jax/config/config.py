@@ -166,7 +166,7 @@ def _complete_field(section: Any, last: str, name: str, field: Field) -> None:
 
 
 def convert_number(name: str, field: Field, value: Any) -> Any:
-    """Converts a whole number to a float, or a whole float to an integer, if the field needs it."""
+    """Converts an integer to a float, or 3.0 to 3, if the field needs it."""
     if field.types != (int, float):
         return value
     if field.spelled_in and not name.endswith("_epochs") and value == int(value):

@@ -1,4 +1,4 @@
-"""Examples -> numpy batches: sources, per-example transforms, and the loader that owns the order."""
+"""From examples to numpy batches: sources, transforms of single examples, and the loader, which decides the order."""
 
 from attention_jax.data.images.sources import ArraySource
 

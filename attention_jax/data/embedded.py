@@ -8,7 +8,7 @@ import numpy as np
 
 from attention_jax.errors import NoSplit, UserError
 
-DIGITS_VERSION, CLDR_VERSION = "digits 1", "cldr 1"  # fingerprints: another text when an image or a pair changes
+DIGITS_VERSION, CLDR_VERSION = "digits 1", "cldr 1"  # part of the fingerprints; it changes if an image or a pair changes
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def read_digits_split() -> dict[str, np.ndarray]:
 
 
 def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images uint8 [N, 8, 8, 1] and labels int32 [N] of split "train" or "test" of the UCI digits."""
+    """Returns uint8 images [N, 8, 8, 1] and int32 labels [N] of the UCI digits in split "train" or "test"."""
     splits = read_digits_split()
     if split not in splits:
         raise NoSplit(f"data.source=digits: there is no split {split!r}; it has 'train' and 'test'.")
@@ -38,7 +38,7 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _all_pairs() -> list[tuple[str, ...]]:
-    """(split, kind, English, Korean) of every pair."""
+    """Lists (split, kind, English, Korean) of every pair."""
     folder = resources.files("attention_jax.data")
     cldr_lines = lzma.decompress(folder.joinpath("cldr_en_ko.tsv.xz").read_bytes()).decode().splitlines()[1:]
     everyday = folder.joinpath("everyday_en_ko.tsv").read_text(encoding="utf-8").splitlines()[1:]
@@ -46,14 +46,14 @@ def _all_pairs() -> list[tuple[str, ...]]:
 
 
 def read_cldr(split: str, kind: str | None = None) -> tuple[list[str], list[str], list[str]]:
-    """Returns English texts, their Korean answers and their kinds of split "train", "dev" or "test", lists of equal length.
+    """Returns English texts, their Korean answers and their kinds for split "train", "dev" or "test", as lists of equal length.
 
     Dates, times, relative times, units and currencies as Unicode CLDR writes them in both languages, and number words
-    (experiments/data/make_cldr.py); a date, time, … is in one split only, in any style. "train" also has the sentences of
-    kind "everyday", written for this project; they are to be memorised, and none is held out. An English text has the same
+    (experiments/data/make_cldr.py). Each date, time, … is in one split only, in any style. "train" also has the sentences of
+    kind "everyday", written for this project; they are for memorising, and none is held out. An English text has the same
     answer everywhere. `kind`, such as "date_long" or "unit", chooses the pairs of one kind.
 
-    Raises UserError when there is no such split, or no pair of this kind in it.
+    Raises UserError if there is no such split, or no pair of this kind in it.
     """
     splits = dict.fromkeys(row[0] for row in _all_pairs())
     if split not in splits:

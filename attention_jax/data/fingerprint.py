@@ -1,7 +1,7 @@
-"""Fingerprints of data: whether a split is the one that a run was made with.
+"""Fingerprints of data, which show whether a split is the one that a run was made with.
 
-They come from a few examples at fixed places and not from paths or dates, so that they cost little, and moving or copying data
-changes nothing. A change of other examples is not seen; a source that knows better has `fingerprint()`, which gives a text.
+A fingerprint comes from a few examples at fixed positions, not from paths or dates: it costs little, and moving or copying data
+does not change it. It misses changes in other examples; a source that knows better has `fingerprint()`, which returns a text.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ import numpy as np
 
 from attention_jax.data.images.decoding import BrokenImage
 
-DATA = "data.json"  # in a workdir, and among a checkpoint's assets
-SAMPLE = 64  # examples that are read
+DATA = "data.json"  # file name in a workdir, and among a checkpoint's assets
+SAMPLE = 64  # number of examples that are read
 
 
 def read_sample(source: Any, number: int = SAMPLE) -> list[Any]:
-    """Returns the examples at fixed places of a source, or all of fewer; None for an image that cannot be decoded."""
+    """Returns examples at fixed positions of a source, or all of a small one; None for an image that cannot be decoded."""
 
     def read(place: int) -> Any:
         try:
@@ -34,7 +34,7 @@ def read_sample(source: Any, number: int = SAMPLE) -> list[Any]:
 def compute_fingerprint(source: Any, sample: Sequence[Any] | None = None) -> dict[str, Any]:
     """Returns the fingerprint of a split: its source's own, or its length, class names and the hash of a sample.
 
-    There is no hash where an example is another one each time that it is read.
+    The hash is left out if reading an example twice gives two different ones.
     """
     if callable(own := getattr(source, "fingerprint", None)):
         return {"fingerprint": str(own())}
@@ -45,7 +45,7 @@ def compute_fingerprint(source: Any, sample: Sequence[Any] | None = None) -> dic
 
 
 def _hash(value: Any) -> bytes:
-    """The SHA-256 of an example, part by part."""
+    """Returns the SHA-256 of an example, part by part."""
     if isinstance(value, Mapping):
         value = sorted(value.items())
     if isinstance(value, (tuple, list)):
@@ -54,13 +54,13 @@ def _hash(value: Any) -> bytes:
         content = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
     else:
         array = np.asarray(value)
-        data = b"" if array.dtype == object else array.tobytes()  # bytes of objects are places in memory
+        data = b"" if array.dtype == object else array.tobytes()  # the bytes of objects are memory addresses
         content = repr((array.dtype.str, array.shape)).encode() + data
     return hashlib.sha256(content).digest()
 
 
 def compare_data(saved: bytes | None, given: bytes | None) -> str:
-    """Returns what differs between two `data.json`, {split: fingerprint}; "" where nothing does or nothing is known."""
+    """Returns the differences between two `data.json`, {split: fingerprint}; "" if there are none or nothing is known."""
     try:
         old, new = (json.loads(content or b"{}") for content in (saved, given))
         pairs = {

@@ -1,8 +1,8 @@
 """The loader of images: a plan of each epoch's batches, and threads that load them.
 
-The order is a pure function of (seed, epoch, batch) and a random transform of (seed, epoch, example), so that a resumed
+The order is a pure function of (seed, epoch, batch), and random transforms are one of (seed, epoch, example), so a resumed
 run, another number of worker threads or another number of processes gives the same batches. An example that cannot be
-decoded is replaced by the next one that can, which is a function of its index as well.
+decoded is replaced by the next one that can, so this too depends only on the index.
 
 Threads suffice: decoding and array arithmetic release the interpreter's lock; for crops of 224 pixels out of 500x375 two
 threads on two cores were 1.9 times as fast as one.
@@ -27,7 +27,7 @@ _MOST_BROKEN_IN_A_ROW = 100
 
 @dataclasses.dataclass(frozen=True)
 class ImagePlan:
-    """A plan permutes the examples anew each epoch and cuts them into full batches; the rest sits that epoch out."""
+    """Permutes the examples in each epoch and cuts them into full batches; the remaining examples sit that epoch out."""
 
     num_examples: int
     batch_size: int
@@ -42,11 +42,11 @@ class ImagePlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in an epoch."""
+        """The number of full batches in an epoch."""
         return self.num_examples // self.batch_size
 
     def position(self, step: int) -> tuple[int, int]:
-        """Returns the (epoch, batch) that comes after `step` steps."""
+        """Returns (epoch, batch) of the batch after step `step`."""
         return divmod(step, self.steps_per_epoch)
 
     def indices(self, epoch: int, batch: int) -> np.ndarray:
@@ -68,17 +68,18 @@ def make_example_generator(seed: int, epoch: int, index: int) -> np.random.Gener
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """A loader reads this process's rows of each batch.
+    """Makes this process's rows of each batch.
 
-    `on_broken="skip"` replaces an image that cannot be decoded in training, and leaves it out of the evaluation; "stop" raises
+    In training, `on_broken="skip"` replaces an image that cannot be decoded; in evaluation it leaves the image out. "stop"
+    raises
     UserError.
     """
 
     source: Source
     batch_size: int  # examples in a global batch; process i of P loads rows [i·B/P, (i+1)·B/P)
-    seed: int  # of the order and the transforms
+    seed: int  # decides the order and the transforms
     transform: Callable[[dict[str, Any], np.random.Generator | None], dict[str, Any]]  # without a generator in evaluation
-    collate: Callable[[Batch], Batch]  # of stacked fields
+    collate: Callable[[Batch], Batch]  # converts stacked fields
     threads: int = 2  # load batches ahead of the training step
     process: tuple[int | tuple[int, ...], int] = (0, 1)  # (index or indices of this process's parts of a batch, parts)
     on_broken: str = "skip"
@@ -90,7 +91,7 @@ class Loader:
         return ImagePlan(len(self.source), self.batch_size, self.seed)
 
     def training(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Yields the batches of the steps after `first_step`, up to and with `num_steps`, loaded ahead in threads."""
+        """Yields the batches of the steps after `first_step`, up to and including `num_steps`, loaded ahead in threads."""
         return self._reporting(load_ahead(first_step, num_steps, self.training_batch, self.threads))
 
     def evaluation(self) -> Iterator[Batch]:
@@ -99,7 +100,7 @@ class Loader:
         return self._reporting(load_ahead(0, batches, self.evaluation_batch, self.threads))
 
     def training_batch(self, step: int) -> Batch:
-        """Returns this process's rows of the batch that follows `step` steps."""
+        """Returns this process's rows of the batch after step `step`."""
         epoch, batch = self.plan.position(step)
         indices = self._rows(self.plan.indices(epoch, batch))
         examples = [self._example(int(i), make_example_generator(self.seed, epoch, int(i)))[0] for i in indices]
@@ -111,11 +112,11 @@ class Loader:
         inside = indices < len(self.source)
         loaded = [self._example(int(i), None) for i in np.where(inside, indices, len(self.source) - 1)]
         weight = np.array([is_itself for _, is_itself in loaded], np.float32) * inside
-        index = {"index": indices.astype(np.int32)}  # which a field of the data may be named
+        index = {"index": indices.astype(np.int32)}  # a field of the data may have this name
         return self.collate({**index, **_stack([example for example, _ in loaded]), "weight": weight.astype(np.float32)})
 
     def _example(self, index: int, rng: np.random.Generator | None) -> tuple[dict[str, Any], bool]:
-        """(example `index` or the next that can be decoded, True if it is the former)."""
+        """Returns (example `index` or the next that can be decoded, True if it is `index` itself)."""
         for number in range(index, index + _MOST_BROKEN_IN_A_ROW):
             try:
                 return self.transform(self.source[number % len(self.source)], rng), number == index

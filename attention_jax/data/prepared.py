@@ -1,4 +1,4 @@
-"""Opens what TensorFlow Datasets has prepared, without TensorFlow."""
+"""Opens data sets that TensorFlow Datasets has prepared, without TensorFlow."""
 
 import importlib
 import types
@@ -10,14 +10,14 @@ from attention_jax import storage
 def open_builder(name: str, data_dir: str | None) -> Any:
     """Returns the builder of a data set that was prepared as ArrayRecord.
 
-    The features.json of a data set may name classes of any module, which TFDS would import; here it imports its own alone.
-    Raises ValueError for others, and what TFDS raises.
+    The features.json of a data set may name classes from any module, and TFDS would import it; here only TFDS's own modules are
+    imported. Raises ValueError for other modules, and the exceptions of TFDS.
     """
     import tensorflow_datasets
     from tensorflow_datasets.core.features import feature
 
     if storage.is_remote(data_dir):
-        storage.RemoteFolder(str(data_dir))  # raises when it does not answer, where TFDS would wait in silence
+        storage.RemoteFolder(str(data_dir))  # raises if it does not answer; TFDS would wait without a message
     feature.importlib = types.SimpleNamespace(import_module=_import_own)
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")

@@ -11,14 +11,14 @@ import numpy as np
 from attention_jax.data.fingerprint import compute_fingerprint, read_sample
 from attention_jax.errors import NoSplit, UserError
 
-VALIDATION, NAMES = "validation", ("validation", "val", "valid", "dev")  # what sources call it
-VERSION = 1  # of the permutation
-_own: dict[str, tuple[str, str]] = {}  # by source and arguments, as `_find_own` returns it: a remote folder is slow to list
+VALIDATION, NAMES = "validation", ("validation", "val", "valid", "dev")  # names that sources give to it
+VERSION = 1  # version of the permutation
+_own: dict[str, tuple[str, str]] = {}  # (source, arguments) -> result of `_find_own`: a remote folder is slow to list
 _report_once = functools.cache(logging.getLogger(__name__).info)  # a run opens its data several times
 
 
 class Subset:
-    """The examples of a source, `base`, at the places `indices`, with what else the source has."""
+    """The examples of a source, `base`, at the positions `indices`, with the source's other attributes."""
 
     def __init__(self, base: Any, indices: np.ndarray):
         self.base, self.indices = base, indices
@@ -30,8 +30,8 @@ class Subset:
         return self.base[int(self.indices[index])]
 
     def __getattr__(self, name: str) -> Any:
-        """Returns an attribute of the source; if it is about each example, the part of these examples."""
-        if name.startswith("__"):  # which copying and pickling ask for before there is a source
+        """Returns an attribute of the source; if it has a value for each example, the values of these examples."""
+        if name.startswith("__"):  # copying and pickling look these up before there is a source
             raise AttributeError(name)
         value = getattr(self.base, name)
         of_these: dict[str, Callable[..., Any]] = {
@@ -43,11 +43,11 @@ class Subset:
 
 
 def open_split(data: Any, split: str, make: Callable[[str], Any]) -> Any:
-    """Returns a split of a source; that of training without what is carved for validation, if `data.eval_split` is that.
+    """Returns a split of a source; if `data.eval_split` is carved from the training split, training gets the rest.
 
     Args:
-        data: the section of a config.
-        make: opens a split by the source's own name.
+        data: the section `data` of a config.
+        make: function that opens a split by the source's own name.
     """
     wanted = split == VALIDATION or (data.eval_split == VALIDATION and split == data.train_split)
     if not wanted or data.train_split == VALIDATION:
@@ -66,13 +66,13 @@ def open_split(data: Any, split: str, make: Callable[[str], Any]) -> Any:
 
 
 def _find_own(data: Any, make: Callable[[str], Any]) -> tuple[str, str]:
-    """(a source's name of its validation split, ""), or ("", why it has none)."""
+    """Returns (the source's name of its validation split, ""), or ("", why it has none)."""
     reasons = []
     for name in NAMES:
         if isinstance(found := _identify(make, name), str):
             reasons.append(found)
             continue
-        # A path without "{split}", or a function that ends in `else`, takes one split for another; folders and TFDS cannot.
+        # A path without "{split}", or a function that ends in `else`, returns some split for any name; folders and TFDS do not.
         others = () if data.source in ("folder", "tfds") else (data.train_split, "test")
         if not (same := [other for other in others if _identify(make, other) == found]):
             return name, ""
@@ -81,7 +81,7 @@ def _find_own(data: Any, make: Callable[[str], Any]) -> tuple[str, str]:
 
 
 def _identify(make: Callable[[str], Any], split: str) -> tuple | str:
-    """(number of examples, what a sample of them is known by), or why there is no such split."""
+    """Returns (number of examples, fingerprint of a sample), or the reason why there is no such split."""
     try:
         source = make(split)
     except UserError as error:
@@ -93,9 +93,9 @@ def _identify(make: Callable[[str], Any], split: str) -> tuple | str:
 
 
 def choose_validation(source: Any) -> np.ndarray:
-    """Returns the places, ascending, of a tenth of a source's examples: the first of a permutation fixed by their number.
+    """Returns the positions, ascending, of a tenth of a source's examples: the start of a permutation that their number fixes.
 
-    Of fewer than 100 examples, one of each class that has two is among them. Raises UserError for a single example.
+    With fewer than 100 examples, one example of each class that has two is included. Raises UserError for a single example.
     """
     number = len(source)
     if number < 2:

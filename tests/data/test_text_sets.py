@@ -75,7 +75,7 @@ def test_files_at_hand_in_place_of_the_network(capsys, captions, tmp_path):
 def test_another_file_of_the_same_name(capsys, captions, tmp_path):
     (captions / "train.de.gz").write_bytes(gzip.compress(b"something else\n"))
     code, said = prepare(capsys, "multi30k", f"--data_dir={tmp_path}/data")
-    assert code == 2 and "data/downloads/train.de.gz has sha256 " in said and "replace it by the file of file://" in said
+    assert code == 2 and "data/downloads/train.de.gz has sha256 " in said and "replace it with the file from file://" in said
     assert not (tmp_path / "data" / "train.en").exists()
 
 

@@ -1,1 +1,1 @@
-"""Data sets that are fetched or converted once, before training."""
+"""Fetches or converts data sets once, before training."""

@@ -21,7 +21,7 @@ from attention_jax.errors import UserError, one_sentence
 
 logger = logging.getLogger(__name__)
 
-# Lines of kor.txt, from 1, and beginnings of tldr's page names, that make up dev and test; the others are for training.
+# Line numbers of kor.txt, from 1, and prefixes of tldr's page names for dev and test; all others are for training.
 SPLITS = Path(__file__).parent / "text_splits.json"
 SUMS = Path(__file__).parent / "text_sums.txt"
 ABOUT = "ABOUT.txt"
@@ -32,8 +32,8 @@ _TSV = "--config.data.source=tsv --config.data.args.path='DIR/{split}.tsv'"
 class TextSet:
     """A set of sentence pairs, made from public files."""
 
-    urls: Mapping[str, str]  # {name: URL} of those
-    make: Callable[[Mapping[str, Path]], dict[str, bytes]]  # {name: path} of those -> {name: content} of the files to write
+    urls: Mapping[str, str]  # {name: URL} of these files
+    make: Callable[[Mapping[str, Path]], dict[str, bytes]]  # {name: path} of these files -> {name: content} to write
     about: str  # source, licence and attribution
     written: Sequence[str] = ("train.tsv", "dev.tsv", "test.tsv")  # names of the files to write
     source: str = _TSV  # options of a config that reads it; DIR is replaced by the folder
@@ -44,9 +44,9 @@ def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:
 
     Args:
         folder: made if missing; downloads stay in its folder "downloads".
-        manual: a folder with files fetched by hand, which are not downloaded.
+        manual: folder with files fetched by hand; they are not downloaded.
 
-    Raises UserError when the set exists already, a file is not available, or its checksum is wrong.
+    Raises UserError if the set exists already, a file is not available, or its checksum is wrong.
     """
     text_set = SETS[name]
     for file in (*text_set.written, ABOUT):
@@ -78,7 +78,7 @@ def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:
 
 
 def _fetch(name: str, url: str, downloads: Path, manual: Path) -> Path:
-    """The path of a file fetched by hand, downloaded before or downloaded now."""
+    """Returns the path of a file: fetched by hand, downloaded before, or downloaded now."""
     for folder in (manual, downloads):
         if (folder / name).is_file():
             return folder / name
@@ -101,31 +101,31 @@ def _fetch(name: str, url: str, downloads: Path, manual: Path) -> Path:
 
 
 def _check_sum(path: Path, known: str | None, url: str) -> str:
-    """The sha256 of a file. Raises UserError if it is not the known one."""
+    """Returns the sha256 of a file. Raises UserError if it is not the known one."""
     with path.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if known is None:
         logger.warning("%s has sha256 %s; the right one is unknown, so it is not verified.", path, found)
     elif found != known:
-        raise UserError(f"{path} has sha256 {found}, not {known}: replace it by the file of {url}.")
+        raise UserError(f"{path} has sha256 {found}, not {known}: replace it with the file from {url}.")
     return found
 
 
 def _unpack(paths: Mapping[str, Path]) -> dict[str, bytes]:
-    """Each file as it is, `.gz` unpacked."""
+    """Returns each file's content, with `.gz` unpacked."""
     contents = ((name, path.read_bytes()) for name, path in paths.items())
     return {name.removesuffix(".gz"): gzip.decompress(file) if name.endswith(".gz") else file for name, file in contents}
 
 
 def _multi30k(url: str, ending: str, splits: str, about: str) -> TextSet:
-    """English and German files, line by line."""
+    """Returns English and German files with aligned lines."""
     names = [f"{split}.{side}" for split in splits.split() for side in ("en", "de")]
     source = "--config.data.source=files --config.data.args.source='DIR/{split}.en' --config.data.args.target='DIR/{split}.de'"
     return TextSet({f"{name}{ending}": f"{url}/{name}{ending}" for name in names}, _unpack, about, names, source)
 
 
 def _tatoeba(paths: Mapping[str, Path]) -> dict[str, bytes]:
-    """Lines of English, Korean and attribution, by line number; an English sentence is in one split alone."""
+    """Returns lines of English, Korean and attribution, by line number; an English sentence is in one split only."""
     split_of = _split_of("tatoeba_ko_en")
     parts: dict[str, list[bytes]] = {f"{split}.tsv": [] for split in ("train", "dev", "test")}
     for number, line in enumerate(paths["kor.txt"].read_bytes().split(b"\n")[:-1], 1):
@@ -134,20 +134,21 @@ def _tatoeba(paths: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _split_of(name: str) -> dict:
-    """{line number or page name: "dev" or "test"}"""
+    """Returns a function of a line number or page name: "dev", "test" or "train"."""
     splits = json.loads(SPLITS.read_text(encoding="utf-8"))[name]
     return {item: split for split, items in splits.items() for item in items}
 
 
-# Platforms in the order in which they are read, since the first of equal pairs is kept.
+# Platforms in reading order: among equal pairs, the first is kept.
 PLATFORMS = ["cisco-ios", "sunos", "dos", "osx", "linux", "common", "netbsd", "freebsd", "android", "windows", "openbsd"]
 
 
 def read_page(text: str) -> tuple[list[str], dict[tuple[str, int], str]]:
-    """Returns a page of tldr-pages: sentences that describe a command, and {(example, earlier equal ones): its description}.
+    """Returns a page of tldr-pages: sentences that describe a command, and {(example, number of equal ones before):
+    description}.
 
-    Placeholders {{...}} of examples are emptied, since they are translated too. The line with the URL of more information
-    and the colon after a description are left out.
+    Placeholders {{...}} in examples are emptied, since they are translated too. The line with the URL for more information,
+    and the colon after a description, are left out.
     """
     sentences: list[str] = []
     examples: dict[tuple[str, int], str] = {}
@@ -168,7 +169,7 @@ def read_page(text: str) -> tuple[list[str], dict[tuple[str, int], str]]:
 
 
 def align_pages(english: str, korean: str) -> Iterator[tuple[str, str]]:
-    """Yields the pairs of two pages about a command: sentences if both have equally many, descriptions of equal examples."""
+    """Yields the pairs of two pages about a command: sentences if their numbers agree, and descriptions of equal examples."""
     (one, examples), (other, examples_there) = read_page(english), read_page(korean)
     if len(one) == len(other):
         yield from zip(one, other)
@@ -178,7 +179,7 @@ def align_pages(english: str, korean: str) -> Iterator[tuple[str, str]]:
 
 
 def _tldr(paths: Mapping[str, Path]) -> dict[str, bytes]:
-    """Pages that both languages have, platform by platform; a pair is kept once, and dev and test have no English of train."""
+    """Returns the pages in both languages, platform by platform; pairs are unique, and splits share no English."""
     (path,) = paths.values()
     pages: dict[str, dict[str, str]] = {"pages": {}, "pages.ko": {}}
     with tarfile.open(path, "r:gz") as archive:
@@ -195,7 +196,7 @@ def _tldr(paths: Mapping[str, Path]) -> dict[str, bytes]:
     split_of = _split_of("tldr_ko_en")
     splits: dict[str, list[tuple[str, str, str]]] = {"train": [], "dev": [], "test": []}
     for (one, other), page in pairs.items():
-        name = page.split("/")[1].removesuffix(".md").split("-")[0]  # git-add goes where git goes
+        name = page.split("/")[1].removesuffix(".md").split("-")[0]  # git-add goes into the split of git
         splits[split_of.get(name, "train")].append((one, other, page))
     seen = {one for one, _, _ in splits["train"]}
     return {

@@ -7,8 +7,9 @@ from typing import Any
 from attention_jax.data.download import text_sets
 from attention_jax.errors import UserError, one_sentence, require_package
 
-# Files that registered people download by hand, and their site. TFDS asks for them as well, but after TensorFlow has been
-# imported, and it accepts half of ImageNet.
+# Files that registered people download by hand, and their site. TFDS requests them too, but only after it has imported
+# TensorFlow,
+# and it accepts half of ImageNet.
 _SITE = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
 BY_HAND = {"imagenet2012": (("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"), _SITE)}
 
@@ -19,10 +20,10 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None = None) -> 
     Args:
         name: as TFDS spells it, e.g. "cifar10", "cifar10:3.0.2", "imagenet_resized/64x64", or one of `text_sets.SETS`.
         data_dir: the config's `data.args.data_dir`; downloads go to its folder "downloads".
-        manual_dir: a folder with files fetched by hand, by default downloads/manual in `data_dir`. A file that TFDS would
+        manual_dir: folder with files fetched by hand, by default downloads/manual in `data_dir`. A file that TFDS would
             download is read from here if it has its name; TFDS's checksums hold for both.
 
-    Raises UserError when TensorFlow or a file is missing, the set exists, the disk is too small or a checksum is wrong.
+    Raises UserError if TensorFlow or a file is missing, the set exists, the disk is too small or a checksum is wrong.
     """
     root = Path(data_dir).expanduser().absolute()
     manual = Path(manual_dir).expanduser().absolute() if manual_dir else root / "downloads" / "manual"
@@ -67,8 +68,8 @@ def _prepare(name: str, root: Path, manual: Path) -> Path:
     _check_space(name, builder, root, manual)
     options = tfds.download.DownloadConfig(
         manual_dir=str(manual) if manual.is_dir() else None,
-        force_checksums_validation=not instructions,  # files fetched by hand have none
-        try_download_gcs=False,  # that copy is not ArrayRecord
+        force_checksums_validation=not instructions,  # there are no checksums for files fetched by hand
+        try_download_gcs=False,  # the copy there is not ArrayRecord
     )
     try:
         builder.download_and_prepare(download_config=options)
@@ -81,7 +82,7 @@ def _prepare(name: str, root: Path, manual: Path) -> Path:
 
 
 def _check_space(name: str, builder: Any, root: Path, manual: Path) -> None:
-    """Raises UserError when the disk has less room than is known to be needed; it may take more."""
+    """Raises UserError if the disk has less room than the set certainly needs; it may need more."""
     urls = builder.url_infos.values()
     download = sum(url.size for url in urls if not (manual / (url.filename or name)).is_file())
     # If TFDS does not know the size of a set, its records take at least as much as the files fetched by hand.

@@ -1,1 +1,1 @@
-"""Image data sets and what becomes of an image before it reaches a network."""
+"""Image data sets, and the transforms of an image on its way to a network."""

@@ -17,7 +17,7 @@ _SIMD = {"bilinear": "bilinear", "bicubic": "catmull_rom"}  # the same kernels: 
 
 
 class Box(NamedTuple):
-    """A box is a part of an image, in pixels."""
+    """A part of an image, in pixels."""
 
     top: float
     left: float
@@ -33,7 +33,7 @@ Range = tuple[float, float]
 def draw_box(height: int, width: int, rng: np.random.Generator, scale: Range = (0.08, 1), ratio: Range = (3 / 4, 4 / 3)) -> Box:
     """Draws a box whose share of the area is uniform in `scale` and whose log(width / height) is uniform in log(`ratio`).
 
-    Ten tries; then the largest centred box of the nearest allowed ratio. Szegedy et al. 2014 (arXiv 1409.4842,
+    After ten tries it returns the largest centred box of the nearest allowed ratio. Szegedy et al. 2014 (arXiv 1409.4842,
     Section 6) as torchvision and fb.resnet.torch spell it out.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -50,7 +50,7 @@ def draw_box(height: int, width: int, rng: np.random.Generator, scale: Range = (
 def draw_scaled_box(
     height: int, width: int, rng: np.random.Generator, size: tuple[int, int], shorter: tuple[int, int] = (256, 480)
 ) -> Box:
-    """Draws the box that becomes `size` where the image's shorter side is resized to a whole number within `shorter`.
+    """Draws the box that becomes `size` if the image's shorter side is resized to a whole number within `shorter`.
 
     Simonyan & Zisserman 2015 (arXiv 1409.1556, Section 3.1), as in He et al. 2015, Section 3.4.
     """
@@ -76,12 +76,12 @@ def crop_and_resize(
 
 
 def _scale(box: Box, size: tuple[int, int]) -> int:
-    """The largest of 1, 2, 4, 8 by which `box` can be divided and stay no smaller than `size`."""
+    """Returns the largest of 1, 2, 4, 8 by which `box` can be divided without becoming smaller than `size`."""
     return max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(box.height / size[0], box.width / size[1]) >= scale)
 
 
 def _inside(box: Box, scale: float) -> tuple[slice, slice, Box]:
-    """Rows and columns that a box touches in an image divided by `scale`, and the box from their corner on."""
+    """Returns the rows and columns that a box touches in an image divided by `scale`, and the box relative to their corner."""
     top, left, height, width = (side / scale for side in box)
     rows = slice(math.floor(top), math.ceil(top + height))
     columns = slice(math.floor(left), math.ceil(left + width))
@@ -89,7 +89,7 @@ def _inside(box: Box, scale: float) -> tuple[slice, slice, Box]:
 
 
 def _part(data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], channels: int) -> Part:
-    """The pixels that a box touches, with Pillow, which reads every format."""
+    """Returns the pixels that a box touches, decoded by Pillow, which reads every format."""
     image = open_image(data)
     width, height = image.size
     box = choose(height, width)
@@ -100,9 +100,9 @@ def _part(data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], chann
 
 
 def _fast_part(data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], channels: int) -> Part | None:
-    """The same, to the bit, for a sound JPEG in the usual colours, or None for anything else.
+    """Does the same, to the bit, for a sound JPEG in the usual colours; returns None for anything else.
 
-    It decodes directly into an array, and no line below the box; `experiments/benchmarks/input.py` times it.
+    It decodes directly into an array, and stops below the box; `experiments/benchmarks/input.py` times it.
     """
     jpeg = _module("simplejpeg")
     if jpeg is None or isinstance(data, np.ndarray) or not data.startswith(b"\xff\xd8"):
@@ -123,22 +123,22 @@ def _fast_part(data: bytes | np.ndarray, choose: Choose, size: tuple[int, int], 
     least = {"min_height": len(pixels), "min_width": pixels.shape[1]} if scale > 1 else {}
     try:
         jpeg.decode_jpeg(short or data, "GRAY" if channels == 1 else "RGB", buffer=pixels, **least)
-    except ValueError as error:  # damaged, perhaps so little that Pillow reads it
+    except ValueError as error:  # damaged, perhaps so little that Pillow can read it
         if not str(error).endswith(_ONLY_MORE):
             return None
     return pixels[rows, columns], box
 
 
-# Rows of pixels below a row that smoothed colours of half the resolution may reach, rounded up.
+# Rows of pixels below a row that smoothing of colours in half resolution may reach, rounded up.
 _SEEN_BELOW = 4
-# libjpeg's first warning, which simplejpeg raises, when it skipped bytes up to the end marker: here the lines left out.
+# libjpeg's first warning, raised by simplejpeg, about bytes skipped before the end marker: here the omitted lines.
 _ONLY_MORE = "extraneous bytes before marker 0xd9"
 
 
 def _shortened(data: bytes, lines: int) -> bytearray | None:
-    """The JPEG with `lines` lines in its header, or None where all of it is needed: progressive scans hold every line.
+    """Returns the JPEG with `lines` lines in its header, or None if all of it is needed: each progressive scan has every line.
 
-    The lines above a crop cannot be left out: where a line's code begins is known only after the ones before it.
+    The lines above a crop cannot be left out: the start of a line's code is known only after the lines before it.
     """
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
@@ -147,14 +147,14 @@ def _shortened(data: bytes, lines: int) -> bytearray | None:
             short = bytearray(data)
             short[place + 5 : place + 7] = lines.to_bytes(2, "big")
             return short
-        if kind == 0xDA:  # the image itself, in a frame of another kind
+        if kind == 0xDA:  # the image data, in a frame of another kind
             break
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return None
 
 
 def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """A box of uint8 [H, W, C], C 1 or 3, as uint8 [*size, C]."""
+    """Resizes a box of uint8 [H, W, C], C 1 or 3, to uint8 [*size, C]."""
     simd = _module("cykooz_resizer")
     if simd is None:
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
@@ -173,7 +173,7 @@ def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: 
 
 @functools.cache
 def _module(name: str) -> ModuleType | None:
-    """A package for speed, or None on platforms it is not built for."""
+    """Returns a package for speed, or None on platforms without it."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -185,8 +185,8 @@ def resize_and_centre_crop(
 ) -> np.ndarray:
     """Resizes the shorter side of an image to `shorter` pixels and returns its centre [*size, channels]. Raises BrokenImage.
 
-    Equals torchvision's Resize(shorter) and CenterCrop(size) on a Pillow image to one grey level, though only the centre is
-    computed; decoded in full, since published accuracies are measured so.
+    It equals torchvision's Resize(shorter) and CenterCrop(size) on a Pillow image to one grey level, although it computes only
+    the centre. It decodes the full image, as the published accuracies did.
     """
     with raise_broken_image():
         image = convert_channels(open_image(data), channels)

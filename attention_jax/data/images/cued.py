@@ -1,8 +1,8 @@
 """Images made of UCI digits, in which a network must look at the right place.
 
-Each is a pure function of the split, the index, the arguments and a version: another one gives other images of the same
-digits, so that a budget that was chosen after a look at the test can be judged on images that nobody has seen. The digits of
-the splits are different ones: two thirds of those for training, the third third as "validation", and those of the test.
+Each image is a pure function of the split, the index, the arguments and a version. Another version gives other images of the
+same digits, so a budget chosen after a look at the test can be judged on images that nobody has seen. The splits use different
+digits: two thirds of the training digits for "train", the last third for "validation", and the test digits for "test".
 """
 
 import abc
@@ -24,7 +24,7 @@ _ARROW = np.array([[0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 
 
 @functools.cache
 def read_base_digits(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns images float32 [N, 8, 8] from 0 to 1, labels [N] and their numbers [N] among all digits of a split."""
+    """Returns float32 images [N, 8, 8] from 0 to 1, labels [N], and their numbers [N] among all digits of a split."""
     if split not in _SPLITS:
         raise NoSplit(f"data: there is no split {split!r}; these images have {', '.join(_SPLITS)}.")
     images, labels = read_digits("test" if split == "test" else "train")
@@ -35,10 +35,11 @@ def read_base_digits(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class MadeOfDigits(abc.ABC):
-    """A source of images that are made when they are read; a pair as `number` gives that of training and of each other split.
+    """A source that makes each image when it is read; `number` is the number of images, or a pair for training and other
+    splits.
 
     Attributes:
-        arguments: what it was made with.
+        arguments: the arguments of the constructor.
     """
 
     num_classes = 10
@@ -61,7 +62,7 @@ class MadeOfDigits(abc.ABC):
         return {"image": example["image"], "label": example["label"]}
 
     def fingerprint(self) -> str:
-        """Returns the version and the arguments."""
+        """Returns the version and the arguments, which determine all examples."""
         given = {"number": len(self), "canvas": self.canvas, "noise": self.noise, **self.arguments}
         return f"{type(self).__name__} {self.version} {sorted(given.items())}"
 
@@ -71,10 +72,10 @@ class MadeOfDigits(abc.ABC):
 
     @abc.abstractmethod
     def make(self, index: int) -> dict[str, Any]:
-        """Returns an example with what it was made of: "image", "label", "box" and "group"; see the classes below."""
+        """Returns an example with its ingredients: "image", "label", "box" and "group"; see the classes below."""
 
     def start(self, index: int) -> tuple[np.random.Generator, np.ndarray]:
-        """Returns the randomness of an example and an empty canvas [H, W, 3]."""
+        """Returns the random generator of an example and an empty canvas [H, W, 3]."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         seed = (self.version, _SPLITS.index(self.split), index)
@@ -87,10 +88,11 @@ class MadeOfDigits(abc.ABC):
 
 
 class CuedDigits(MadeOfDigits):
-    """Digits far apart, and between them a cue that says which of them is the label.
+    """Places digits far apart, and between them a cue that tells which digit is the label.
 
-    An example has "box" (top, left, bottom, right) of that digit, "boxes" of all, "cue", its number among them, and "group",
-    the number of the left digit among all: examples that share it are not independent.
+    An example has "box" (top, left, bottom, right) of that digit, "boxes" of all digits, "cue", the digit's number among them,
+    and
+    "group", the number of the left digit in the data set: examples that share it are not independent.
     """
 
     def __init__(
@@ -111,8 +113,8 @@ class CuedDigits(MadeOfDigits):
             raise UserError(
                 f"data.args: key={key!r}, digits={digits}: give 'colour' with 2 to {len(_COLOURS)} digits, or 'arrow' with 2."
             )
-        self.columns = np.linspace(0, width - SIDE, digits).round().astype(int)  # of the digits' left sides
-        if distance is not None:  # between the two outer ones
+        self.columns = np.linspace(0, width - SIDE, digits).round().astype(int)  # left sides of the digits
+        if distance is not None:  # distance between the two outer digits
             self.columns = np.linspace(0, distance + SIDE, digits).round().astype(int) + (width - distance - 2 * SIDE) // 2
         if height < SIDE or self.columns[0] < 0 or np.diff(self.columns).min() < SIDE + (6 if digits == 2 else 0):
             raise UserError(
@@ -122,7 +124,7 @@ class CuedDigits(MadeOfDigits):
         self.arguments["informative"] = informative
 
     def make(self, index: int, cue: int | None = None) -> dict[str, Any]:
-        """Returns an example as the class describes it; `cue` draws the same image with the cue for another of its digits."""
+        """Returns an example as the class describes it; with `cue`, the same image with a cue for that digit."""
         rng, canvas = self.start(index)
         count, key = len(self.columns), self.arguments["key"]
         chosen = rng.integers(len(self.digits), size=count)
@@ -149,7 +151,7 @@ class CuedDigits(MadeOfDigits):
         }
 
     def _draw_cue(self, canvas: np.ndarray, colour: int, place: int) -> None:
-        """A framed patch of a colour, or an arrow to the left or right, in the middle."""
+        """Draws a framed patch of a colour, or an arrow to the left or right, in the middle."""
         row, column = self.canvas[0] // 2, self.canvas[1] // 2
         if self.arguments["key"] == "arrow":
             arrow = _ARROW if place == 0 else _ARROW[:, ::-1]
@@ -160,10 +162,12 @@ class CuedDigits(MadeOfDigits):
 
 
 class ClutteredDigits(MadeOfDigits):
-    """One digit among pieces of others (Mnih et al. 2014, arXiv 1406.6247, Section 4.1: 8x8 of 60x60 pixels, four pieces).
+    """Places one digit among pieces of others (Mnih et al. 2014, arXiv 1406.6247, Section 4.1: 8x8 of 60x60 pixels, four
+    pieces).
 
-    An example has "box" (top, left, bottom, right) of the digit, and "group", its number among all digits. `halves` are those
-    of the canvas in which digits lie, "left" or "right", in training and in the other splits; pieces lie anywhere.
+    An example has "box" (top, left, bottom, right) of the digit, and "group", its number among all digits. `halves` are the
+    halves
+    of the canvas, "left" or "right", that hold the digits in training and in the other splits; pieces lie anywhere.
     """
 
     def __init__(
@@ -180,7 +184,7 @@ class ClutteredDigits(MadeOfDigits):
         if min(canvas) < SIDE or not 1 <= piece <= SIDE or pieces < 0:
             raise UserError(f"data.args: canvas={tuple(canvas)}, piece={piece}, pieces={pieces}: the digit has {SIDE} pixels.")
         super().__init__(split, number, canvas, noise, version, pieces=pieces, piece=piece)
-        self._columns = 0, canvas[1]  # between which digits lie
+        self._columns = 0, canvas[1]  # columns between which digits lie
         if halves is not None:
             if len(halves) != 2 or not {*halves} <= {"left", "right"} or canvas[1] < 2 * SIDE:
                 raise UserError(

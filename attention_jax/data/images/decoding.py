@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from attention_jax.errors import one_sentence
 
-MOST_PIXELS = int(os.environ.get("AJ_MOST_PIXELS") or 64_000_000)  # a small file may stand for an image that fills the memory
+MOST_PIXELS = int(os.environ.get("AJ_MOST_PIXELS") or 64_000_000)  # a small file may claim an image that fills the memory
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
@@ -38,7 +38,7 @@ def raise_broken_image() -> Iterator[None]:
 
 
 def open_image(data: bytes | np.ndarray) -> Image.Image:
-    """Opens an image, with its size and mode known; encoded bytes are decoded when the pixels are first read."""
+    """Opens an image, whose size and mode are then known; its pixels are decoded when they are first read."""
     if isinstance(data, np.ndarray):
         return Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data)
     if not data:
@@ -51,16 +51,16 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
 
 
 def read_orientation(data: bytes | np.ndarray) -> int:
-    """Returns the EXIF orientation of an image, from 1 to 8; 1, upright, where none can be read."""
+    """Returns the EXIF orientation of an image, from 1 to 8; 1 (upright) if none can be read."""
     try:
         found = open_image(data).getexif().get(ExifTags.Base.Orientation)
         return found if isinstance(found, int) and 1 < found <= 8 else 1
-    except Exception:  # Pillow has many for damaged bytes, which are reported when they are decoded
+    except Exception:  # Pillow raises many for damaged bytes, which decoding reports later
         return 1
 
 
 def turn_upright(data: bytes | np.ndarray, channels: int = 3) -> bytes | np.ndarray:
-    """Returns the pixels uint8 [H, W, channels] of an image that its EXIF orientation turns, any other image as it is."""
+    """Returns the pixels uint8 [H, W, channels] of an image that its EXIF orientation turns; any other image unchanged."""
     if read_orientation(data) == 1:
         return data
     with raise_broken_image():
@@ -94,7 +94,7 @@ def image_to_array(image: Image.Image) -> np.ndarray:
 
 
 def decode_image(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
-    """Returns encoded bytes as uint8 [H, W, channels], and an array as it is. Raises BrokenImage.
+    """Returns encoded bytes as uint8 [H, W, channels], and an array unchanged. Raises BrokenImage.
 
     JPEG data that are damaged without being cut short decode to wrong pixels, as with every libjpeg.
     """

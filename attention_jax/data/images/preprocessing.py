@@ -1,9 +1,9 @@
-"""The sizes, crops and colours that published weights of a network were trained and tested with.
+"""The sizes, crops and colours with which published weights of a network were trained and tested.
 
-`preprocessing.tsv` has them by name. timm's are those of its default weights, torchvision's of its default weights, and
-"torchvision_v1" of the older ones of its networks with two; "official" is the released code of ConvNeXt, DeiT, Swin
-Transformers and BAM, "akamaster" that of the CIFAR ResNets, and "attention_jax" this repository's configs, where nobody has
-published any. torchvision's weights do not say at which size they were trained: the test's stands there.
+`preprocessing.tsv` has them by name: timm's for its default weights, torchvision's for its default weights, and
+"torchvision_v1" for the older weights of networks with two; "official" is the released code of ConvNeXt, DeiT, Swin
+Transformers and BAM, "akamaster" that of the CIFAR ResNets, and "attention_jax" the configs of this repository, for networks
+without published ones. torchvision does not publish the training size of its weights: the table repeats the test size.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ _COLOURS = {  # mean and deviation of each channel, in units of the full range
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """The way from an image to a network's input.
+    """The preprocessing that turns an image into a network's input.
 
     Attributes:
-        source: whose it is, as `preprocessing` takes it.
-        train_size, test_size: pixels a side; published accuracies are of `test_size`.
+        source: name of the publisher, as `preprocessing` takes it.
+        train_size, test_size: pixels a side; published accuracies are measured at `test_size`.
         train_crop_share, test_crop_share: side of the centre crop, as a share of the image's shorter side after it is
             resized, in an evaluation at each of the two sizes.
         interpolation: "bilinear" or "bicubic".
-        mean, std: of each channel, in units of the full range.
+        mean, std: mean and deviation of each channel, in units of the full range.
     """
 
     source: str
@@ -62,7 +62,7 @@ class Preprocessing:
 
 @functools.cache
 def _read_table() -> dict[str, dict[str, Preprocessing]]:
-    """{name: {source: its preprocessing}}, the sources in the order of preference."""
+    """Returns {name: {source: its preprocessing}}, with the sources in order of preference."""
     _, *lines = Path(__file__).with_suffix(".tsv").read_text("utf-8").splitlines()
     found: dict[str, dict[str, Preprocessing]] = {}
     for source, names, train, train_crop, test, test_crop, interpolation, colours in (line.split("\t") for line in lines):
@@ -85,11 +85,11 @@ def preprocessing(name: str, source: str | None = None) -> Preprocessing:
     """Returns the preprocessing of the image network called `name`.
 
     Args:
-        source: whose weights: "timm", "torchvision", "torchvision_v1", "official", "akamaster" or "attention_jax"; None takes
+        source: publisher of weights: "timm", "torchvision", "torchvision_v1", "official", "akamaster", "attention_jax"; None is
             the first of these that has the network.
 
     Raises:
-        UserError: an unknown name, with the nearest one, or a source that does not have it, with those that do.
+        UserError: an unknown name (with the nearest one), or a source without it (with the sources that have it).
     """
     sources = list_preprocessing(name)
     if source is not None and source not in sources:

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) on uint8 images, in three published forms.
 
-`randaugment_ops.py` has the operations, `SETS` says what each of them does at magnitude M, and `make_randaugment` draws N of
+`randaugment_ops.py` has the operations, `SETS` has the effect of each at magnitude M, and `make_randaugment` draws N of
 them for an image. The three sets differ in more than their names:
 
 - `"paper"`: the 14 operations of Section 3 with AutoAugment's ranges (Cubuk et al. 2018, Table 6) as M from 0 to 10, and on
@@ -44,7 +44,7 @@ def _signed(full: float) -> Level:
 
 
 def _integer(full: int, start: int = 0, step: int = 1, lowest: int = 0) -> Level:
-    """Rounded down, as the published codes do, before it is added to or taken from `start`."""
+    """Rounds down before adding to `start` or subtracting from it, as the published codes do."""
     return lambda m, sign=1: max(start + step * int(m / 10 * full), lowest)
 
 
@@ -129,11 +129,11 @@ def make_randaugment(
         num_layers: N.
         magnitude: M, up to 10 for timm's set and 30 for the others.
         ops: a key of `SETS`.
-        names: draws from these instead of the entire set; "identity" may be among them. One channel has no "color".
-        fill: the grey value, or one value per channel, of what comes into view: `convert_mean_to_fill(mean)` is timm's.
-        magnitude_std: draws each operation's magnitude from N(M, `magnitude_std`), clipped to the range of M; an infinite
+        names: operations to draw from, instead of the entire set; "identity" may be one. One channel has no "color".
+        fill: the grey value, or one value per channel, for pixels that come into view: `convert_mean_to_fill(mean)` is timm's.
+        magnitude_std: each operation's magnitude is drawn from N(M, `magnitude_std`), clipped to the range of M; an infinite
             deviation draws uniformly from [0, M].
-        resample: nearest, bilinear, bicubic, or random: one of the last two. None takes the set's.
+        resample: nearest, bilinear, bicubic, or random (one of the last two). None takes the set's.
     """
     if ops not in SETS:
         raise UserError(f"RandAugment has no set {ops!r}{suggest_name(str(ops), SETS)}: use one of {', '.join(SETS)}.")
@@ -168,7 +168,7 @@ def make_randaugment(
             raise UserError(f"RandAugment needs a uint8 image [H, W, 3] or [H, W, 1], not {image.dtype} {list(image.shape)}.")
         if image.shape[2] == 1 and "color" in drawn:
             raise UserError("RandAugment's 'color' needs an image of three channels: leave it out of names= for one channel.")
-        # One draw of the same size for every layer, whatever it draws: operation, probability, sign, filter, place.
+        # All layers draw the same number of values, whatever they use: operation, probability, sign, filter, place.
         for which, chance, sign, kind, *place in rng.random((num_layers, 6)).tolist():
             if chance >= probability:
                 continue

@@ -1,7 +1,7 @@
 """RandAugment's operations on uint8 images [H, W, C], C = 3 or 1, with Pillow's results to the bit.
 
-`OPS` holds them by name: (pixels, value, fill, resample) -> pixels of the same size. `fill` is the grey value, or one value
-a channel, of what comes into view, `resample` one of `Image.Resampling`. Without a change the same array is returned.
+`OPS` has them by name: (pixels, value, fill, resample) -> pixels of the same size. `fill` is the grey value, or one value
+per channel, of pixels that come into view; `resample` is one of `Image.Resampling`. Without a change, the array itself returns.
 Translation, sharpness and maps of single values are written in numpy and bytes, which is faster: Pillow computes each pixel
 as if it had nothing in common with its neighbours, and rounds each table it is given.
 """
@@ -28,7 +28,7 @@ def _map_values(pixels: np.ndarray, table: bytes) -> np.ndarray:
 
 
 def _fill_channels(pixels: np.ndarray, fill: Fill) -> tuple[int, ...]:
-    """One value a channel."""
+    """Returns one value per channel."""
     channels = pixels.shape[2]
     colour = (fill,) * channels if isinstance(fill, int) else tuple(fill)
     if len(colour) != channels:
@@ -37,13 +37,13 @@ def _fill_channels(pixels: np.ndarray, fill: Fill) -> tuple[int, ...]:
 
 
 def _affine(pixels: np.ndarray, matrix: tuple[float, ...], fill: Fill, resample: Image.Resampling) -> np.ndarray:
-    """Output (x, y) comes from input (ax + by + c, dx + ey + f)."""
+    """Maps input (ax + by + c, dx + ey + f) to output (x, y)."""
     image, colour = open_image(pixels), _fill_channels(pixels, fill)
     return image_to_array(image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=colour))
 
 
 def _rotate(pixels: np.ndarray, degrees: float, fill: Fill, resample: Image.Resampling) -> np.ndarray:
-    """Counter-clockwise about the centre."""
+    """Rotates counter-clockwise about the centre."""
     return image_to_array(open_image(pixels).rotate(degrees, resample=resample, fillcolor=_fill_channels(pixels, fill)))
 
 
@@ -85,21 +85,21 @@ def _blended(grey: int, factor: float) -> bytes:
 
 
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """mean grey + factor · (image − mean grey), as `ImageEnhance.Contrast` does."""
+    """Computes mean grey + factor · (image − mean grey), as `ImageEnhance.Contrast` does."""
     mean = np.asarray(open_image(pixels).convert("L")).mean()
     return _map_values(pixels, _blended(int(mean + 0.5), factor))
 
 
 def _contrast_area(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Contrast with the grey of TensorFlow's code: the histogram's sum over 256, i.e. H·W/256, for the mean."""
+    """Changes contrast about TensorFlow's grey (the histogram's sum over 256, i.e. H·W/256) in place of the mean."""
     height, width, _ = pixels.shape
     return _map_values(pixels, _blended(min(width * height // 256, 255), factor))
 
 
 def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """smooth image + factor · (image − smooth image), as `ImageEnhance.Sharpness` does.
+    """Computes smooth image + factor · (image − smooth image), as `ImageEnhance.Sharpness` does.
 
-    Smooth is the rounded mean by [1 1 1; 1 5 1; 1 1 1] / 13; the border stays as it is.
+    The smooth image is the rounded mean by [1 1 1; 1 5 1; 1 1 1] / 13; the border stays as it is.
     """
     height, width, channels = pixels.shape
     if min(height, width) < 3:
@@ -123,10 +123,10 @@ def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _shift(pixels: np.ndarray, distance: float, fill: Sequence[int]) -> np.ndarray | None:
-    """Column x comes from x + `distance`, between two columns by their bilinear mean; from outside it is `fill`.
+    """Moves column x + `distance` to x, with the bilinear mean between two columns, and `fill` outside of the image.
 
-    Pillow's affine transform operation by operation in float64 (Geometry.c). None in the rare case that rounding of a place
-    leaves a column out.
+    It repeats Pillow's affine transform operation by operation in float64 (Geometry.c). It returns None in the rare case that
+    rounding leaves a column out.
     """
     height, width, channels = pixels.shape
     place = np.arange(width) + 0.5 + distance
@@ -145,7 +145,7 @@ def _shift(pixels: np.ndarray, distance: float, fill: Sequence[int]) -> np.ndarr
     shifted[:, stop:] = fill
     wider = np.empty((height, width + 2, channels), np.uint8)
     wider[:, 1:-1], wider[:, 0], wider[:, -1] = pixels, pixels[:, 0], pixels[:, -1]
-    # Rows of numbers: an inner loop over the channels alone would take several times as long.
+    # Rows of numbers: an inner loop over only the channels would take several times as long.
     rows, length = wider.reshape(height, -1), (stop - start) * channels
     here = rows[:, first * channels :][:, :length]
     mixed = np.subtract(rows[:, (first + 1) * channels :][:, :length], here, dtype=np.int16).astype(np.float64)
@@ -156,10 +156,10 @@ def _shift(pixels: np.ndarray, distance: float, fill: Sequence[int]) -> np.ndarr
 
 
 def _translate(pixels: np.ndarray, distance: float, axis: int, fill: Fill, resample: Image.Resampling) -> np.ndarray:
-    """Output (x, y) comes from input (x + distance, y) along axis 1, and (x, y + distance) along axis 0, in pixels."""
+    """Moves input (x + distance, y) to output (x, y) along axis 1, and (x, y + distance) along axis 0, in pixels."""
     if resample == Image.Resampling.BILINEAR:
         rows, colour = pixels, _fill_channels(pixels, fill)
-        if axis == 0:  # each row as one pixel of a single row
+        if axis == 0:  # each row becomes one pixel of a single row
             rows, colour = pixels.reshape(1, pixels.shape[0], -1), colour * pixels.shape[1]
         shifted = _shift(rows, distance, colour)
         if shifted is not None:
@@ -168,7 +168,7 @@ def _translate(pixels: np.ndarray, distance: float, axis: int, fill: Fill, resam
 
 
 def _cutout(pixels: np.ndarray, value: tuple[int, float, float], fill: Fill, resample: Image.Resampling) -> np.ndarray:
-    """Fills a square of side 2 · half about a pixel, cut off at the border; value: (half, down, right), the place in [0, 1)."""
+    """Fills a square of side 2 · half about a pixel, cut off at the border; value: (half, down, right), position in [0, 1)."""
     height, width, _ = pixels.shape
     half, y, x = value[0], int(value[1] * height), int(value[2] * width)
     pixels = pixels.copy()
@@ -177,12 +177,12 @@ def _cutout(pixels: np.ndarray, value: tuple[int, float, float], fill: Fill, res
 
 
 def _enhance(operate: Callable[[np.ndarray, float], np.ndarray]) -> Callable[..., np.ndarray]:
-    """An operation that changes nothing with factor 1."""
+    """Returns an operation that changes nothing with factor 1."""
     return lambda pixels, factor, *_: pixels if factor == 1 else operate(pixels, factor)
 
 
 def _warp(operate: Callable[[np.ndarray, float, Fill, Image.Resampling], np.ndarray]) -> Callable[..., np.ndarray]:
-    """An operation that changes nothing with value 0."""
+    """Returns an operation that changes nothing with value 0."""
     return lambda pixels, value, fill, resample: operate(pixels, value, fill, resample) if value else pixels
 
 
@@ -192,7 +192,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
     "equalize": lambda pixels, *_: image_to_array(ImageOps.equalize(open_image(pixels))),
     "invert": lambda pixels, *_: ~pixels,
     "rotate": _warp(_rotate),
-    # Keeps the top bits; 0 bits make a black image, which `ImageOps.posterize` refuses to do.
+    # Keeps the top bits; 0 bits make a black image, which `ImageOps.posterize` refuses.
     "posterize": lambda pixels, bits, *_: _map_values(pixels, _posterized(bits)) if bits < 8 else pixels,
     "solarize": lambda pixels, threshold, *_: _map_values(pixels, _solarized(threshold)) if threshold < 256 else pixels,
     "solarize_add": lambda pixels, addition, *_: _map_values(pixels, _dark_brightened(addition)) if addition else pixels,

@@ -38,7 +38,7 @@ def flip_at_random(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def jitter_colours(strength: float) -> Transform:
     """Returns a transform of brightness, contrast and saturation, in random order, each by a factor uniform in 1 ± strength.
 
-    Factors are from 0; torchvision's ColorJitter on Pillow images does the same. Images of one channel have no saturation.
+    Factors are at least 0, as in torchvision's ColorJitter on Pillow images. Images of one channel have no saturation.
     """
     low = max(0.0, 1 - strength)
 
@@ -84,7 +84,7 @@ def normalise_images(images: np.ndarray, mean: Sequence[float], std: Sequence[fl
     """[..., W, C] uint8 -> [..., W, C] float32: (x / 255 - mean) / std, with mean and std in units of the full range."""
     *outer, w, c = images.shape
     mean_C, std_C = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    # A row at a time: broadcasting over the three channels alone takes four times as long.
+    # A row at a time: broadcasting over only the three channels takes four times as long.
     normal = np.multiply(images.reshape(*outer, w * c), np.tile(1 / (255 * std_C), w), dtype=np.float32)
     normal -= np.tile(mean_C / std_C, w)
     return normal.reshape(images.shape)

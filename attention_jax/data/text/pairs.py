@@ -1,7 +1,7 @@
 """Sources of sentence pairs: two files aligned by line, tab-separated files, data sets of TensorFlow Datasets, CLDR.
 
-A source of pairs has `len(source)` and `source[i] -> (source sentence, target sentence)`, as a list of pairs has, and may have
-`fingerprint()`, see `data/fingerprint.py`. Your own is returned by a function `make(split, **args)`, named
+A source of pairs has `len(source)` and `source[i] -> (source sentence, target sentence)`, like a list of pairs, and may have
+`fingerprint()`, see `data/fingerprint.py`. For a source of your own, write a function `make(split, **args)` and name it
 `path/to/file.py:make`.
 """
 
@@ -26,7 +26,7 @@ Pairs = Sequence[Pair]
 
 
 def _read_lines(path: Path | str) -> list[bytes]:
-    """The lines of a local or remote file without "\\n" and byte order mark; `.gz` is unpacked."""
+    """Returns the lines of a local or remote file without "\n" and byte order mark; unpacks `.gz`."""
     try:
         content = storage.read_remote_file(path) if isinstance(path, str) else path.read_bytes()
         content = gzip.decompress(content) if str(path).endswith(".gz") else content
@@ -44,7 +44,7 @@ def _read_lines(path: Path | str) -> list[bytes]:
 
 
 def _decode(line: bytes, where: str) -> str:
-    """The text of a line. Raises ValueError with the reason if it is not UTF-8, or empty."""
+    """Returns the text of a line. Raises ValueError with the reason if it is not UTF-8, or empty."""
     try:
         text = line.decode().strip()
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ def _decode(line: bytes, where: str) -> str:
 
 
 def _parse(rows: Iterable[tuple], parse: Callable[..., Pair], split: str, on_broken: str) -> list[Pair]:
-    """`parse(*row)` of each row; one that raises ValueError is left out, or with "stop" raises UserError."""
+    """Applies `parse(*row)` to each row; if it raises ValueError, the row is left out, or "stop" raises UserError."""
     pairs, left_out = [], []
     for row in rows:
         try:
@@ -76,14 +76,14 @@ def _paths(paths: str | Sequence[str], split: str) -> list[Path | str]:
 
 
 def read_files(split: str, source: str | Sequence[str], target: str | Sequence[str], on_broken: str = "stop") -> list[Pair]:
-    """Reads two files with the translation of line i of one in line i of the other.
+    """Reads two files whose lines are aligned: line i of one is the translation of line i of the other.
 
     Args:
         split: replaces "{split}" in the paths: "data/{split}.en" is data/train.en for the split "train".
         source, target: paths or URIs (gs://…), `.gz` too, or tuples of them that are read one after another.
-        on_broken: "stop" raises UserError at an empty line or one that is not UTF-8, "skip" leaves its pair out.
+        on_broken: "stop" raises UserError at an empty line or one that is not UTF-8; "skip" leaves out its pair.
 
-    Raises UserError when a file is missing, or the two have different numbers of lines.
+    Raises UserError if a file is missing, or the two have different numbers of lines.
     """
     sources, targets = _paths(source, split), _paths(target, split)
     if len(sources) != len(targets):
@@ -95,7 +95,7 @@ def read_files(split: str, source: str | Sequence[str], target: str | Sequence[s
     for file, other in zip(sources, targets):
         left, right = _read_lines(file), _read_lines(other)
         if len(left) != len(right):
-            raise UserError(f"{file} has {len(left)} lines and {other} has {len(right)}: aligned files have equally many.")
+            raise UserError(f"{file} has {len(left)} lines and {other} has {len(right)}: aligned files have the same number.")
         rows += ((a, b, file, other, number) for number, (a, b) in enumerate(zip(left, right), 1))
     return _parse(rows, lambda a, b, file, other, i: (_decode(a, f"{file}:{i}"), _decode(b, f"{other}:{i}")), split, on_broken)
 
@@ -105,7 +105,7 @@ def read_tsv(split: str, path: str | Sequence[str], columns: Sequence[int] = (0,
 
     Args:
         split, path, on_broken: as in `read_files`; a line with too few columns is broken, too.
-        columns: those of source and target, from 0; others are ignored.
+        columns: numbers of the columns of source and target, from 0; others are ignored.
     """
     first, second = columns
 
@@ -124,7 +124,7 @@ def open_tfds_pairs(split: str, name: str, source: str, target: str, data_dir: s
 
     Source and target are languages, e.g. "en" and "de"; `split` and `data_dir` are those of `images.sources.open_tfds`.
     """
-    with contextlib.suppress(ImportError):  # builders register themselves when they are imported
+    with contextlib.suppress(ImportError):  # builders register themselves on import
         __import__(f"tensorflow_datasets.translate.{name.split('_')[0]}")
     try:
         builder = open_builder(name, data_dir)
@@ -144,7 +144,7 @@ def open_tfds_pairs(split: str, name: str, source: str, target: str, data_dir: s
 
 
 def _translations(info: Any) -> list[Any]:
-    """A data set's translation features: itself, or those among its features."""
+    """Returns a data set's translation features: itself, or those among its features."""
     from tensorflow_datasets import features
 
     nested = [info.features, *(info.features.values() if hasattr(info.features, "values") else ())]
@@ -178,10 +178,10 @@ def open_cldr(
     """Returns the embedded English-Korean pairs, or longer ones made of them; see `embedded.read_cldr`.
 
     Args:
-        kind: of the pairs, or several; None for all.
-        join: joins this many pairs, separated by "; ", into one example; of two numbers any from the first to the second.
+        kind: kind of the pairs, or several kinds; None for all.
+        join: number of pairs to join into one example, separated by "; "; for two numbers, any from the first to the second.
             The draw is fixed by the split.
-        everyday: repetitions of each everyday sentence; they have no relatives to learn from, as dates have.
+        everyday: repetitions of each everyday sentence, since no similar sentences help to learn them, unlike dates.
     """
     kinds = [kind] if kind is None or isinstance(kind, str) else kind
     rows = [row for each in kinds for row in zip(*embedded.read_cldr(split, each), strict=True)]
@@ -199,7 +199,7 @@ SOURCES: dict[str, Callable[..., Pairs]] = {"files": read_files, "tsv": read_tsv
 
 
 def open_pairs(source: str, split: str, args: Mapping[str, Any], on_broken: str) -> Pairs:
-    """Returns the pairs of one split that `data.source` names. Raises UserError if there are none or they are not readable."""
+    """Returns the pairs of one split that `data.source` names. Raises UserError if there are none or they cannot be read."""
     make = load_object(source, SOURCES, "data source")
     if make in (read_files, read_tsv):
         args = {**args, "on_broken": on_broken}
