@@ -125,7 +125,7 @@ class Task(Protocol):
     # Network
 
     def model(self, config: ConfigDict, norm_group_size: int | None = None) -> nn.Module:
-        """Returns the network of a resolved config; sets num_classes, vocab_size, dtype and norm_group_size where it has them."""
+        """Returns the network of a resolved config; sets num_classes, vocab_size, dtype and norm_group_size if it has them."""
         fields = config.model.to_dict()
         name = fields.pop("name")
         takes = list_model_fields(name)
