@@ -18,9 +18,9 @@ from attention_jax.errors import UserError, one_sentence, require_package
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-SECONDS = 30.0  # until a remote file system must answer at all
+SECONDS = 30.0  # a remote file system must answer within this time
 PAUSES = (1, 2, 4, 8, 16, 32, 64)  # seconds between attempts to write or read, after it has answered once
-_HOPELESS = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)  # trying again would not help
+_HOPELESS = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)  # trying again does not help
 
 
 def is_remote(path: object) -> bool:
@@ -29,7 +29,7 @@ def is_remote(path: object) -> bool:
 
 
 def run_with_timeout(seconds: float, name: str, function: Callable[[], T]) -> T:
-    """Returns `function()`. Raises UserError that begins with `name` when it fails or does not return in time."""
+    """Returns `function()`. Raises UserError that begins with `name` if it fails or does not return in time."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -38,7 +38,7 @@ def run_with_timeout(seconds: float, name: str, function: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()  # one that hangs does not keep the process
+    threading.Thread(target=run, daemon=True).start()  # a thread that hangs does not keep the process alive
     if not wait([future], seconds).done:
         raise UserError(
             f"{name}: no answer within {seconds:g} s: check that this machine has a network and the right to use this URI "
@@ -53,7 +53,7 @@ def run_with_timeout(seconds: float, name: str, function: Callable[[], T]) -> T:
 
 
 def _open(uri: str) -> tuple[Any, str]:
-    """(file system, path in it)."""
+    """Returns (file system, path in it)."""
     import fsspec
 
     if uri.startswith(("gs://", "gcs://")):
@@ -66,7 +66,7 @@ def _open(uri: str) -> tuple[Any, str]:
 
 
 def read_remote_file(uri: str, name: str = "") -> bytes:
-    """Returns a file's content. Raises UserError that begins with `name`, after half a minute when nothing answers."""
+    """Returns a file's content. Raises UserError that begins with `name`, after half a minute if nothing answers."""
     name = name or uri
     fs, path = run_with_timeout(SECONDS, name, lambda: _open(uri))
     run_with_timeout(SECONDS, name, lambda: fs.info(path))
@@ -77,10 +77,10 @@ class RemoteFolder:
     """A remote folder, which need not exist.
 
     Args:
-        write: True tries at once whether it can be written to.
+        write: True tests at once whether the folder can be written to.
 
     Raises:
-        UserError: it does not answer, or may not be used.
+        UserError: it does not answer, or access is refused.
     """
 
     def __init__(self, uri: str, write: bool = False):
@@ -94,14 +94,14 @@ class RemoteFolder:
         self._fs.rm_file(self._path(probe))
 
     def read(self, name: str) -> bytes | None:
-        """Returns a file's content; None when there is no such file."""
+        """Returns a file's content; None if there is no such file."""
         try:
             return self._retry(name, lambda: self._fs.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
 
     def read_json(self, name: str) -> Any:
-        """Returns a file's content; None when there is no such file, or it is incomplete."""
+        """Returns a file's parsed content; None if there is no such file, or it is incomplete."""
         content = self.read(name)  # outside: a ValueError of the file system tells nothing about the content
         try:
             return json.loads(content or b"null")
@@ -144,7 +144,7 @@ class RemoteFolder:
         self._fs.pipe_file(path, content)
 
     def _retry(self, name: str, function: Callable[[], T]) -> T:
-        """Returns `function()`, tried for two minutes. Raises UserError when the network fails longer."""
+        """Returns `function()`, repeated for two minutes. Raises UserError if the network fails for longer."""
         pauses = iter(PAUSES)
         while True:
             try:

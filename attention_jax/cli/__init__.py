@@ -1,1 +1,1 @@
-"""The command line, and what a command prepares before it imports JAX."""
+"""The command line, and the preparations of a command before it imports JAX."""

@@ -29,7 +29,7 @@ _attention_jax() {{
 }}
 complete -F _attention_jax launch.sh ./launch.sh attention_jax
 """
-LAUNCH_COMMANDS = "quickstart local tpu slurm gke notebook python test setup"  # those of launch.sh that are not the library's
+LAUNCH_COMMANDS = "quickstart local tpu slurm gke notebook python test setup"  # commands of launch.sh alone
 WITH_FIELDS = ("train", "evaluate", "probe", "translate", "score", "compare", "preflight", "config")
 
 
@@ -37,7 +37,7 @@ def render_completion(parsers: dict[str, argparse.ArgumentParser]) -> str:
     """Returns a bash script that completes commands, options, fields of configs and file names.
 
     Args:
-        parsers: {command: its parser}.
+        parsers: {command: the command's parser}.
     """
     fields = dict.fromkeys(
         f"--config.{spelled}="

@@ -1,4 +1,4 @@
-"""Loads what a config names, and lists its files for a launcher, whose jobs must find the same ones."""
+"""Loads everything that a config names, and lists the files behind it for a launcher, whose jobs must find the same ones."""
 
 import sys
 import sysconfig
@@ -37,17 +37,18 @@ def load_named(config: ConfigDict) -> None:
 
 
 def print_files(file: str, *configs: ConfigDict) -> None:
-    """Prints "code<TAB>path" for each Python file of the user's, and "field<TAB>path" for files and folders of data.
+    """Prints "code<TAB>path" for each of the user's Python files, and "field<TAB>path" for files and folders of data.
 
     Args:
-        file: that the configs come from.
+        file: the config file or table file.
 
     Raises UserError as `load_named` does.
     """
     named = dict.fromkeys([f"code\t{Path(file).resolve()}"] if file.endswith(".json") else [])
     for config in configs:
         load_named(config)
-        # Arguments of the built-in sources that are files or folders, and of one of the user's that has the same names.
+        # Arguments of the built-in sources that are files or folders; arguments of the user's source count if they have these
+        # names.
         arguments = ("source", "target") if config.data.source == "files" else ("path", "data_dir")
         values = {f"data.args.{name}": config.data.args.get(name) for name in arguments}
         if config.data.get("tokenizer") not in ("sentencepiece", "words"):

@@ -19,12 +19,12 @@ from attention_jax.cli.without_training import export_weights, plot_curves, prep
 from attention_jax.config.describe import describe_config, render_fields_page
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 
-_LOST = ("Gloo", "NCCL", "reset by peer")  # in the error of a failed exchange between processes
-Overrides = dict[str, str]  # {"batch_size": "64"}: text as the command line has it
+_LOST = ("Gloo", "NCCL", "reset by peer")  # words in the error of a failed exchange between processes
+Overrides = dict[str, str]  # {"batch_size": "64"}: text as on the command line
 
 
 class _Unbreakable:
-    """A standard stream whose reader may go away, as `head` does: what is left to write is dropped, the command goes on."""
+    """A standard stream whose reader may close it, as `head` does: further output is dropped, and the command goes on."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -42,7 +42,7 @@ class _Unbreakable:
         try:
             return act()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # also for what C++ writes
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # covers the output of C++ too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if any(word in str(error) for word in _LOST):
             reason = one_sentence(error)
-            print(f"error: this process has lost another one ({reason}): see the messages of that one.", file=sys.stderr)
+            print(
+                f"error: this process has lost another process ({reason}): see the messages of that process.", file=sys.stderr
+            )
         else:
             traceback.print_exc()
         return _leave(1)
@@ -91,9 +93,10 @@ def _is_one_of_several() -> bool:
 
 
 def _leave(code: int) -> int:
-    """Returns the code; one of several processes ends at once, because JAX would let it wait minutes for the others.
+    """Returns the code; with several processes it ends the process at once, because JAX would let it wait minutes for the
+    others.
 
-    Process 0 goes last, because the runtime ends the others with a stack trace when it has gone.
+    Process 0 ends last: when it is gone, the runtime ends the others with a stack trace.
     """
     if _is_one_of_several():
         sys.stdout.flush()
@@ -124,7 +127,7 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
 def _start(task: str | None = None) -> None:
     """Prepares for the first use of JAX: repairs the compilation cache, keeps freed memory and joins the other processes.
 
-    Memory is kept for translation, whose steps have few and large temporaries; all threads then share one arena.
+    Freed memory is kept for translation, whose steps have few and large temporaries; all threads then share one arena.
     """
     from attention_jax.cli.compile_cache import remove_damaged_entries
     from attention_jax.cli.malloc import keep_freed_memory
@@ -155,7 +158,7 @@ def _parse_overrides(config: Any, overrides: Overrides) -> dict[str, Any]:
 
 
 def _load_config(spec: str, trust_code: bool = False) -> Any:
-    """The config of a file of Python, or of a run's config.json."""
+    """Returns the config of a Python file, or of a run's config.json."""
     from attention_jax.config.code import load_saved_config
     from attention_jax.config.config import load_config
     from attention_jax.models.registry import list_origins
@@ -176,7 +179,7 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend
     loaded = use_saved_code(loaded, workdir, trust_code) if saved_code else loaded
     check_model(loaded.model.to_dict())
     program = build_program(loaded)
-    is_main = is_main_process()  # only its folder has the log, where each process has one for a remote workdir
+    is_main = is_main_process()  # only its folder has the log if each process has a folder for a remote workdir
     if is_main:
         print(report.describe_run(program, overrides))
     with report.show_progress(program.durations.total, active=is_main) as progress:
@@ -187,7 +190,7 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend
 
 
 def _open_run(workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Overrides) -> tuple[Any, Any, Any]:
-    """(run, task, program) of a run's config with overrides, on the devices that are here, whatever devices trained it."""
+    """Returns (run, task, program) for a run's config with overrides, on the present devices, whatever devices trained it."""
     from attention_jax.config.config import override
     from attention_jax.load import load_run
     from attention_jax.tasks import get_task
@@ -195,7 +198,7 @@ def _open_run(workdir: str, weights: str | None, average: int, trust_code: bool,
 
     run = load_run(workdir, weights, average, trust_code)
     _ = run.model  # raises UserError if it is not trusted
-    # Scores of translations are the purpose of an evaluation; training may leave them out, because they take long.
+    # An evaluation is there to score translations; training may leave the scores out, because they take long.
     translate = {"evaluation.translate": "True"} if run.config.task == "translation" else {}
     here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
     config = _apply_overrides(override(run.config, here), {**translate, **overrides})
@@ -241,7 +244,7 @@ def _score(**options: Any) -> int:
 
 
 def _stop_quietly(act: Callable[..., None], **options: Any) -> int:
-    """Calls it; returns the exit code also where the reader of its output or the user ends it."""
+    """Calls `act` and returns the exit code, even if the reader of its output or the user ends it."""
     try:
         act(**options)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does

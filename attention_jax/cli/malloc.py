@@ -17,11 +17,11 @@ _PART = 12
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
 _INT_MAX = 2**31 - 1  # mallopt takes a C int; a threshold of -1 is none
 _DEVICES, _TPUS = Path("/dev"), ("accel*", "vfio/[0-9]*")
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # a container's limit
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc keep freed blocks; call it before JAX starts its threads: each would get its own arena.
+    """Makes glibc keep freed blocks; call it before JAX starts its threads, since each would get its own arena.
 
     Does nothing and returns False with several processes, an accelerator or another C library, with AJ_KEEP_MEMORY=0, and
     if MALLOC_* or GLIBC_TUNABLES already set options of malloc.

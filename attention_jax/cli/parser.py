@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-parsers: dict[str, argparse.ArgumentParser] = {}  # of the commands
+parsers: dict[str, argparse.ArgumentParser] = {}  # {command: its parser}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def _add_run_options(add: Callable[..., Any]) -> None:
 
 
 def _add_runs(command: Callable[..., Any]) -> None:
-    """Commands that train, or use what was trained."""
+    """Adds the commands that train, or use a trained run."""
     add = command("train", "Train a config; the same command resumes. Any field: --config.key=value.")
     add("--config", required=True, type=_place, metavar="FILE.py[:ARG]", help="defines get_config()")
     add("--workdir", required=True, type=_place, metavar="DIR", help="for checkpoints and logs; or a URI, as gs://bucket/run")
@@ -110,7 +110,7 @@ def _add_runs(command: Callable[..., Any]) -> None:
 
 
 def _add_tables(command: Callable[..., Any]) -> None:
-    """Commands that train the rows of a table."""
+    """Adds the commands that train the rows of a table."""
     add = command("table", "Run the rows of a table file and write the table; the same command resumes.")
     add(
         "file",
@@ -197,7 +197,7 @@ def _add_rest(command: Callable[..., Any]) -> None:
 
 
 def refuse_misspelled(arguments: Sequence[str]) -> None:
-    """Names an option that its command does not have, before what is missing because of it."""
+    """Reports an option that its command does not have, before reporting arguments that are missing because of it."""
     command = parsers.get(arguments[0]) if arguments else None
     if command is None:
         return
@@ -209,7 +209,7 @@ def refuse_misspelled(arguments: Sequence[str]) -> None:
 
 
 def _integer_from(low: int) -> Callable[[str], int]:
-    """A whole number of the command line."""
+    """Returns a converter for whole numbers from `low`."""
 
     def convert(text: str) -> int:
         if not text.removeprefix("-").isdecimal() or int(text) < low:
@@ -220,7 +220,7 @@ def _integer_from(low: int) -> Callable[[str], int]:
 
 
 def _not_negative(text: str) -> float:
-    """A number of the command line."""
+    """Converts a number that is at least 0."""
     with contextlib.suppress(ValueError):
         if 0 <= float(text) < math.inf:
             return float(text)
@@ -228,21 +228,21 @@ def _not_negative(text: str) -> float:
 
 
 def _share(text: str) -> float:
-    """A number of the command line."""
+    """Converts a share."""
     if (number := _not_negative(text)) <= 1:
         return number
     raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number from 0 to 1")
 
 
 def _positive(text: str) -> float:
-    """A number of the command line."""
+    """Converts a number above 0."""
     if (number := _not_negative(text)) > 0:
         return number
     raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number above 0")
 
 
 def _place(text: str) -> str:
-    """A path or a URI of the command line."""
+    """Converts a path or a URI."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: give a path")
     return text

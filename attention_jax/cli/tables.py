@@ -5,13 +5,13 @@ from typing import Any
 
 from attention_jax.errors import UserError
 
-Start = Callable[..., None]  # prepares for the first use of JAX, for a task where one is given
+Start = Callable[..., None]  # prepares for the first use of JAX, for the given task if there is one
 
 
 def call_table(start: Start, file: str, folders: list[str], shard: str | None, **options: Any) -> int:
     """Runs a table file, or one of `all`, `merge` and `page`; returns the exit code."""
     if file != "merge" and folders:
-        raise UserError(f"table {file}: it takes no folders such as {folders[0]}: give these to table merge.")
+        raise UserError(f"table {file} takes no folders such as {folders[0]}: give these to table merge.")
     if file != "all" and shard:
         raise UserError(f"table {file}: --shard={shard} goes with table all; --rows takes rows of one table.")
     if file == "all":
@@ -43,7 +43,7 @@ def _run_one(start: Start, file: str, rows: str | None, files: bool, **options: 
 
 def _run_all(start: Start, shard: str | None, rows: str | None, files: bool, aa: bool, **options: Any) -> int:
     if rows or files or aa:
-        raise UserError("table all: it takes no --rows, --files or --aa: name one table file for these.")
+        raise UserError("table all takes no --rows, --files or --aa: name one table file for these.")
     start()
     from attention_jax.tables.all_tables import run_all_tables
 

@@ -1,4 +1,4 @@
-"""The commands that train and evaluate nothing; each returns its exit code and raises UserError."""
+"""Commands that neither train nor evaluate; each returns its exit code and raises UserError."""
 
 import os
 from typing import Any
@@ -29,7 +29,7 @@ def plot_curves(workdirs: list[str], output: str) -> int:
 
 
 def print_summary(model: str, image_size: int, channels: int, length: int, depth: int) -> int:
-    """Prints parameters and multiply-adds of a network, or a line for each that a pattern matches."""
+    """Prints parameters and multiply-adds of a network, or one line for each network that a pattern matches."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator
     from attention_jax.models import create_model, list_models
     from attention_jax.models.summary import list_references, summary
@@ -38,7 +38,7 @@ def print_summary(model: str, image_size: int, channels: int, length: int, depth
         if not (found := list_models(model)):
             raise UserError(f"summary: no model matches {model!r}: attention_jax.list_models() lists the names.")
         known = list_references()
-        unknown = {"params": "", "macs": "", "input": "-", "top1": "-", "published": "-"}  # a network that somebody registered
+        unknown = {"params": "", "macs": "", "input": "-", "top1": "-", "published": "-"}  # a user's network
         width = max(map(len, found))
         print(f"{'name':<{width}} {'params':>12} {'MACs':>16} {'input':>9} {'top-1 %':>7}  published by")
         for name in found:
@@ -50,7 +50,7 @@ def print_summary(model: str, image_size: int, channels: int, length: int, depth
 
     network = create_model(model)
     shape: Any = (1, image_size, image_size, channels)
-    if hasattr(network, "vocab_size"):  # its input is tokens of a source and of a target
+    if hasattr(network, "vocab_size"):  # the network reads source and target tokens
         shape = (jax.ShapeDtypeStruct((1, length), "int32"),) * 2
     print(summary(network, shape, depth))
     return 0

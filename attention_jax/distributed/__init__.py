@@ -1,1 +1,1 @@
-"""Meshes of devices, how arrays lie on them, and how the processes of a run find each other."""
+"""Meshes of devices, the sharding of arrays over them, and how the processes of a run find each other."""

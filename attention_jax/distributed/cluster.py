@@ -1,8 +1,8 @@
-"""Detects the processes of a run from a launcher's variables or a TPU slice, before any of them has reached another.
+"""Detects the processes of a run from a launcher's variables or a TPU slice, before the processes connect.
 
 The hosts of a slice know each other, and `jax.distributed.initialize` without arguments reads their names
 (jax/_src/clusters/cloud_tpu_cluster.py: on Google Kubernetes Engine from the environment, else from the metadata server).
-It then aborts without naming a host when one does not start. So the same names are read here first.
+If a host does not start, it aborts without naming the host. So this module reads the same names first.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import os
 import urllib.request
 from collections.abc import Mapping
 
-PORT = "8482"  # on which JAX's processes meet on a slice, unless JAX_COORDINATOR_PORT says otherwise
+PORT = "8482"  # port of JAX's processes on a slice, unless JAX_COORDINATOR_PORT is set
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/{}"
 
 
@@ -21,7 +21,7 @@ class ProcessInfo:
     Attributes:
         coordinator: "host:port" of process 0.
         index, count: number of this process, and of all processes.
-        names: hosts of all processes, in order; empty where they are unknown.
+        names: hosts of all processes, in order; empty if they are unknown.
     """
 
     coordinator: str
@@ -31,7 +31,7 @@ class ProcessInfo:
 
 
 def read_launcher_environment(env: Mapping[str, str] = os.environ) -> ProcessInfo:
-    """Reads what a launcher has set: AJ_COORDINATOR, AJ_PROCESSES, AJ_PROCESS and, optionally, AJ_HOSTS."""
+    """Reads the variables of a launcher: AJ_COORDINATOR, AJ_PROCESSES, AJ_PROCESS and, optionally, AJ_HOSTS."""
     return ProcessInfo(env["AJ_COORDINATOR"], int(env["AJ_PROCESS"]), int(env["AJ_PROCESSES"]), _names(env))
 
 

@@ -1,8 +1,8 @@
-"""Waits until all processes of a run have started, before JAX joins them, and names those that are missing.
+"""Waits until all processes of a run have started, before JAX connects them, and names the missing ones.
 
-When a process does not start, `jax.distributed.initialize` aborts the others with a stack of machine addresses and without
+If a process does not start, `jax.distributed.initialize` aborts the others with a stack of machine addresses and without
 its name. So process 0 first listens at the same address: each process sends its number and host, and process 0
-answers when all have started or some are missing.
+answers once all have started or some are missing.
 """
 
 import contextlib
@@ -16,22 +16,22 @@ from typing import Any
 from attention_jax.distributed.cluster import ProcessInfo
 from attention_jax.errors import UserError
 
-_RETRY, _SLACK = 0.2, 10.0  # seconds between attempts to reach process 0, and beyond its own waiting
-_KEY = "attention_jax"  # marks our messages: anything else that connects to the port is ignored
+_RETRY, _SLACK = 0.2, 10.0  # seconds between attempts to reach process 0, and seconds to wait longer than process 0 does
+_KEY = "attention_jax"  # marks our messages: any other connection to the port is ignored
 
 
 def wait_for_processes(process: ProcessInfo, seconds: float) -> None:
-    """Returns in every process once all have started, or after `seconds`; the coordinator's port is free again afterwards.
+    """Returns in every process once all have started, or after `seconds`; afterwards the coordinator's port is free again.
 
     Raises:
-        UserError: in every process that has started, names those that have not, or two that have the same number.
+        UserError: raised in every process that has started, with the missing processes, or two with the same number.
     """
     if process.count > 1 and (problem := (_report if process.index else _gather)(process, seconds)):
         raise UserError(problem)
 
 
 def _gather(process: ProcessInfo, seconds: float) -> str:
-    """In process 0: waits for the others and tells them the result, "" when all have started, else the problem."""
+    """Waits, in process 0, for the others, and sends them the result: "" if all have started, else the problem."""
     deadline, port = time.monotonic() + seconds, int(process.coordinator.rpartition(":")[2])
     found: dict[int, tuple[str, int, socket.socket | None]] = {0: (socket.gethostname(), os.getpid(), None)}
     duplicates: list[str] = []
@@ -45,7 +45,7 @@ def _gather(process: ProcessInfo, seconds: float) -> str:
                 raise ValueError
             number, host, pid = int(message["process"]), str(message["host"]), int(message["pid"])
             with changed:
-                if number in found and found[number][:2] != (host, pid):  # the same one may have lost its connection
+                if number in found and found[number][:2] != (host, pid):  # the same process may have lost its connection
                     duplicates.append(f"two processes have number {number}, on {found[number][0]} and on {host}")
                 found[number] = (host, pid, connection)
                 changed.notify()
@@ -81,7 +81,7 @@ def _gather(process: ProcessInfo, seconds: float) -> str:
 
 
 def _missing(hosts: dict[int, str], process: ProcessInfo, seconds: float) -> str:
-    """Says which processes are not in {number: host}; "" when all are."""
+    """Returns a sentence about the processes missing in {number: host}; "" if there are none."""
     missing = [number for number in range(process.count) if number not in hosts]
     if not missing:
         return ""
@@ -95,7 +95,7 @@ def _missing(hosts: dict[int, str], process: ProcessInfo, seconds: float) -> str
 
 
 def _report(process: ProcessInfo, seconds: float) -> str:
-    """In every other process: reports to process 0 and returns its answer."""
+    """Reports, in every other process, to process 0 and returns its answer."""
     deadline, index, names = time.monotonic() + seconds, process.index, process.names
     host, _, port = process.coordinator.rpartition(":")
     host, reason = host.strip("[]"), "no answer"
@@ -104,11 +104,11 @@ def _report(process: ProcessInfo, seconds: float) -> str:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
                 connection.sendall(json.dumps(here).encode() + b"\n")
-                connection.settimeout(seconds + _SLACK)  # process 0 may have begun to wait just now
+                connection.settimeout(seconds + _SLACK)  # process 0 may have begun to wait only now
                 answer = _read_message(connection)
                 if answer["word"] == _KEY:
                     return answer["answer"]
-        except (OSError, ValueError, KeyError, TypeError) as error:  # not there yet, or something else has the port
+        except (OSError, ValueError, KeyError, TypeError) as error:  # it has not started yet, or another program has the port
             reason = getattr(error, "strerror", None) or reason
         time.sleep(_RETRY)
     named = f" on {names[0]}" if names and names[0] != host else ""

@@ -1,1 +1,1 @@
-"""Compiles a config's real train step for a named TPU slice on a machine without one, and says what it will need."""
+"""Compiles a config's real train step for a named TPU slice on a machine without one, and reports what the step needs."""

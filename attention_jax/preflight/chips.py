@@ -16,18 +16,18 @@ class Chip:
     """The peaks of one chip, from the published tables, read in November 2026."""
 
     name: str
-    flops: float  # floating-point operations a second, bfloat16; float32 products take the same unit by default
+    flops: float  # floating-point operations per second in bfloat16; float32 products take the same unit by default
     hbm: float  # bytes of memory
-    bandwidth: float  # bytes a second between chip and memory
-    link: float  # bytes a second in one direction of one link to a neighbour
-    devices: int  # that JAX sees in a chip
-    cores: int  # that a name such as v4-8 counts in a chip
-    wraps: int  # a side that is this long, or a multiple of it, is a ring; shorter ones are open chains
-    shapes: tuple[str, ...]  # of slices, smallest first
+    bandwidth: float  # bytes per second between chip and memory
+    link: float  # bytes per second in one direction of one link to a neighbour
+    devices: int  # number of JAX devices in a chip
+    cores: int  # number of cores of a chip in names such as v4-8
+    wraps: int  # a side of this length, or a multiple of it, is a ring; shorter sides are open chains
+    shapes: tuple[str, ...]  # shapes of slices, smallest first
     source: str
 
 
-# Links: bandwidth of all-reduce of a pod / chips / links of a chip (v3 4, v4 6, v5e 4, v6e 4), as the pages give them; of v5p
+# Links: a pod's all-reduce bandwidth / chips / links of a chip (v3 4, v4 6, v5e 4, v6e 4), as the pages give them; for v5p
 # the chip's 1,200 GB/s in both directions over 6 links. HBM of v5e in the pages is 819 GB/s or 800 GiB/s, of v6e 1,640.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -58,23 +58,23 @@ class ChipSlice:
 
     @property
     def name(self) -> str:
-        """The name to order it by: `v5litepod-16`, `v4-8`."""
+        """The name under which the slice is ordered: `v5litepod-16`, `v4-8`."""
         family = "v5litepod" if self.chip.name == "v5e" else self.chip.name
         return f"{family}-{self.chips * self.chip.cores}"
 
     @property
     def chips(self) -> int:
-        """Number of chips."""
+        """The number of chips."""
         return math.prod(self.sides)
 
     @property
     def devices(self) -> int:
-        """Number of devices in JAX."""
+        """The number of devices in JAX."""
         return self.chips * self.chip.devices
 
     @property
     def hosts(self) -> int:
-        """Number of machines, each with a process: of four chips; v5e and v6e also come as one machine of up to eight."""
+        """The number of machines with one process each: four chips per machine, or up to eight for v5e and v6e."""
         return 1 if self.chips <= 8 and self.chip.cores == 1 else max(1, self.chips // 4)
 
     @property
@@ -91,9 +91,9 @@ class ChipSlice:
 
     @property
     def egress(self) -> float:
-        """Bytes a second that a chip at a corner can send over all of its links; 0 for a single chip."""
+        """Bytes per second that a chip at a corner can send over all of its links; 0 for a single chip."""
         rings = [side % self.chip.wraps == 0 for side in self.sides]
-        if len(rings) == 3:  # a slice of v4 or v5p is a torus when all of its sides allow it
+        if len(rings) == 3:  # a slice of v4 or v5p is a torus if all of its sides allow it
             rings = [all(rings)] * 3
         return self.chip.link * sum(1 + ring for side, ring in zip(self.sides, rings) if side > 1)
 
@@ -104,7 +104,7 @@ def find_slice(text: str, option: str = "--topology") -> ChipSlice:
     family = _ALIASES.get(match[1], match[1]) if match else ""
     if not match or family not in CHIPS:
         hint = suggest_name(family or text.lower().partition("-")[0].partition(":")[0], [*CHIPS, *_ALIASES])
-        raise UserError(f"{option}={text}: not a slice{hint}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
+        raise UserError(f"{option}={text} is not a slice{hint}: give one such as v5e-16, v5e:4x4, v4-8, v5p-8 or v6e-8.")
     chip = CHIPS[family]
     slices = [ChipSlice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes]
     if match[2]:

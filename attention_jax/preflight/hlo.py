@@ -1,7 +1,7 @@
-"""The text of a compiled program (HLO): its arrays and their layouts, its collectives, the bytes it reads and writes.
+"""Reads the text of a compiled program (HLO): its arrays and their layouts, its collectives, the bytes it reads and writes.
 
-XLA's own cost analysis counts the body of a loop once and memory on the chip like memory beside it; here a body counts
-as often as it runs, and only arrays in the chip's main memory count as traffic.
+XLA's own cost analysis counts the body of a loop once, and memory on the chip like main memory. Here a body counts as often
+as it runs, and only arrays in the chip's main memory count as traffic.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# They move no bytes themselves.
+# These operations move no bytes themselves.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
     *("while", "conditional", "call", "after-all", "domain"),
@@ -25,7 +25,7 @@ _READS_A_PART = {"dynamic-slice", "slice", "gather"}
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array as a chip holds it."""
+    """An array in the form in which a chip holds it."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -43,7 +43,7 @@ class Array:
 
     @property
     def padded(self) -> int:
-        """Bytes with the filling of its tiles."""
+        """Bytes including the filling of its tiles."""
         order, _, rest = self.layout.partition(":")
         tile = re.match(r"T\(([\d,]+)\)", rest)
         if not tile:
@@ -57,7 +57,7 @@ class Array:
 
     @property
     def in_main_memory(self) -> bool:
-        """True if it lies beside the chip and not on it."""
+        """True if it is in main memory, and not on the chip."""
         return _find_number(r"S\((\d+)\)", self.layout, 0) == 0
 
 
@@ -67,19 +67,19 @@ class Instruction:
 
     name: str
     opcode: str
-    arrays: tuple[Array, ...]  # of its result
+    arrays: tuple[Array, ...]  # arrays of its result
     operands: tuple[str, ...]
     rest: str  # attributes
-    number: int = 0  # of a parameter
+    number: int = 0  # number of a parameter
 
     @property
     def scope(self) -> str:
-        """Its place in the Python program: `jit(train_step)/transpose(jvp(ResNet))/stem_conv/…`."""
+        """The place in the Python program: `jit(train_step)/transpose(jvp(ResNet))/stem_conv/…`."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
         return found[1].replace("\\'", "'") if found else ""
 
     def called(self) -> list[str]:
-        """Lists the computations it uses."""
+        """Lists the computations that the instruction uses."""
         names = re.findall(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)", self.rest)
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
         return names + (re.findall(r"%?([\w.\-]+)", branches[1]) if branches else [])
@@ -87,21 +87,21 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """An exchange between devices, `times` a step."""
+    """An exchange between devices, `times` per step."""
 
     kind: str
-    group: int  # devices that take part in one exchange
-    arrays: tuple[tuple[str, int], ...]  # (layer, bytes on one device) of what is reduced, gathered or moved
+    group: int  # number of devices in one exchange
+    arrays: tuple[tuple[str, int], ...]  # (layer, bytes on one device) of each array that is reduced, gathered or moved
     times: int
 
     @property
     def bytes(self) -> int:
-        """Bytes on one device, a step."""
+        """Bytes on one device per step."""
         return self.times * sum(size for _, size in self.arrays)
 
     @property
     def sent(self) -> float:
-        """Bytes that each device must send at least, a step: those of a ring over the group."""
+        """The fewest bytes that each device must send per step, in a ring over the group."""
         rounds = 2 if self.kind == "all-reduce" else 1
         return self.bytes * rounds * (1 if self.kind.startswith("collective") else (self.group - 1) / self.group)
 
@@ -130,17 +130,17 @@ class HloProgram:
                     self.entry = found[2]
 
     def parameters(self) -> list[Instruction]:
-        """Lists the program's arguments, whose scopes are their names in Python."""
+        """Lists the program's arguments; their scopes are their names in Python."""
         found = [i for i in self.computations[self.entry].values() if i.opcode == "parameter"]
         return sorted(found, key=lambda i: i.number)
 
     def aliased(self) -> int:
-        """Counts the results that are written over an argument."""
+        """Counts the results that reuse the memory of an argument."""
         found = re.search(r"input_output_alias=\{(.*?)\}, entry_computation_layout", self.header)
         return len(re.findall(r"(?:may|must)-alias", found[1])) if found else 0
 
     def runs(self) -> dict[str, int]:
-        """Returns {computation: runs in a step}, without those inside fusions and reductions."""
+        """Returns {computation: number of runs in a step}, without computations inside fusions and reductions."""
         counts: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:
@@ -180,18 +180,18 @@ class HloProgram:
                         yield inner, called
 
     def _moved(self, kind: str, one: Instruction, within: str) -> tuple[tuple[str, int], ...]:
-        """(purpose, bytes) of each array; of an all-gather the results, which are larger, else the operands."""
+        """Lists (purpose, bytes) of each array: the results of an all-gather, which are larger, else the operands."""
         here = self.computations[within]
         operands = [here[name] for name in one.operands if name in here]
         if kind == "all-gather":
             results = one.arrays[len(operands) :] if one.opcode.endswith("-start") else one.arrays
-            # Behind the barrier of a rematerialised pass a parameter is a copy, whose scope says `remat2` and no layer.
+            # Behind the barrier of a rematerialised pass, a parameter is a copy whose scope contains `remat2` and no layer.
             scopes = [self._origin(o, here, _layer) or one.scope for o in operands]
             return tuple((_purpose(scope, a), a.bytes) for scope, a in zip(scopes, results, strict=False))
         return tuple((_purpose(self._origin(o, here) or one.scope, a), a.bytes) for o in operands for a in o.arrays[:1])
 
     def _origin(self, instruction: Instruction, here: Mapping[str, Instruction], known: Callable[[str], object] = bool) -> str:
-        """The nearest scope that is `known` of what made an array, behind tuples and copies, or an empty string."""
+        """Returns the nearest `known` scope of the instruction behind an array, through tuples and copies; "" without one."""
         while not known(instruction.scope):
             if not instruction.operands or instruction.operands[0] not in here:
                 return ""
@@ -199,7 +199,7 @@ class HloProgram:
         return instruction.scope
 
     def traffic(self) -> int:
-        """Counts the bytes a device reads from and writes to its main memory in a step, filling of tiles included."""
+        """Counts the bytes that a device reads from and writes to its main memory in a step, including the filling of tiles."""
         total = 0
         for name, times in self.runs().items():
             here = self.computations[name]
@@ -216,7 +216,7 @@ class HloProgram:
         read = [sum(a.padded for a in here[n].arrays[:1] if a.in_main_memory) for n in instruction.operands if n in here]
         if instruction.opcode in _READS_A_PART:
             read = [min(size, arrays[0].padded) for size in read]
-        if instruction.opcode == "dynamic-update-slice":  # in place: what changes is read and written
+        if instruction.opcode == "dynamic-update-slice":  # in place: only the changed part is read and written
             read, written = read[1:2], read[1:2]
         if instruction.opcode == "fusion":
             inside = next((self.computations[c] for c in instruction.called() if c in self.computations), {})
@@ -224,7 +224,7 @@ class HloProgram:
         return sum(read) + sum(written)
 
     def _parts(self, inside: Mapping[str, Instruction], read: list[int], written: list[int]) -> tuple[list[int], list[int]]:
-        """As `read` and `written`, where a fusion only looks at a slice of an operand or changes one in place."""
+        """Returns `read` and `written`, reduced where a fusion reads only a slice of an operand or changes one in place."""
         users: dict[str, list[Instruction]] = {}
         for instruction in inside.values():
             for name in instruction.operands:
@@ -250,7 +250,7 @@ def _find_number(pattern: str, text: str, default: int) -> int:
 
 
 def _parenthesis(line: str, start: int) -> tuple[str, str]:
-    """(what is inside, what follows) a parenthesis whose first character after the opening one is at `start`."""
+    """Returns (content, rest) of the parenthesis whose content begins at `start`."""
     depth = 1
     for match in re.compile(r"[()]").finditer(line, start):
         depth += 1 if match[0] == "(" else -1
@@ -267,7 +267,7 @@ def _arrays(shape: str) -> tuple[Array, ...]:
 
 
 def _group(rest: str, devices: int) -> int:
-    """Number of devices that exchange with one another."""
+    """Returns the number of devices that exchange with one another."""
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", found[2]))
@@ -279,7 +279,7 @@ def _group(rest: str, devices: int) -> int:
 
 
 def _layer(scope: str) -> str:
-    """`stage4_block1/conv2` out of a scope, or an empty string when it names no layer."""
+    """Returns a layer such as `stage4_block1/conv2` from a scope, or "" if the scope names none."""
     found = re.match(r"state\.(\w+)\[(.*)\]$", scope)
     if found:
         return "/".join(re.findall(r"'([^']+)'", found[2]))
@@ -288,6 +288,6 @@ def _layer(scope: str) -> str:
 
 
 def _purpose(scope: str, array: Array) -> str:
-    """`stage4_block1/conv2 f32[3,3,512,512]`: the layer for which an array is exchanged."""
+    """Returns the layer for which an array is exchanged, as `stage4_block1/conv2 f32[3,3,512,512]`."""
     layer = _layer(scope) or "the loss and what else is summed"
     return f"{layer} {array.dtype}[{','.join(map(str, array.dims))}]"

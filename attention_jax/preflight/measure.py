@@ -41,7 +41,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """Numbers of one compiled step; bytes and operations are those of one device, a step."""
+    """Numbers of one compiled step; bytes and operations count one device and one step."""
 
     versions: dict[str, str]
     devices: int
@@ -49,30 +49,30 @@ class StepCost:
     network: str
     precision: str
     parameters: int
-    shape: str  # of the batch
-    shapes: int  # number of batch shapes that the config compiles a step for
-    examples: float  # in a batch of the config, on average
-    unit: str  # what an example is
-    steps: int  # of the complete schedule
+    shape: str  # shape of the batch
+    shapes: int  # number of batch shapes for which the config compiles a step
+    examples: float  # mean number of examples in a batch of the config
+    unit: str  # name of an example
+    steps: int  # steps of the complete schedule
     steps_per_epoch: int
     accumulation: int
-    state: dict[str, int]  # bytes by kind, of the elements
+    state: dict[str, int]  # bytes of the elements, by kind
     arguments: int
-    model_operations: float  # 2 x 3 x multiply-adds of the forward pass, over all devices, padding counted
-    operations: float  # of the step's convolutions and products, over all devices, padding not counted
-    seconds: dict[str, float]  # to trace and lower, to compile
+    model_operations: float  # 2 x 3 x multiply-adds of the forward pass, over all devices, including padding
+    operations: float  # operations in the step's convolutions and products, over all devices, without padding
+    seconds: dict[str, float]  # seconds to trace and lower, and to compile
     donated: tuple[int, int]  # arrays of the state that are overwritten in place, all arrays of the state
-    # From here on zero and empty where the compiler refused.
-    laid_out: dict[str, int] = dataclasses.field(default_factory=dict)  # as `state` with the filling of tiles
+    # The fields from here on are zero and empty if the compiler refused.
+    laid_out: dict[str, int] = dataclasses.field(default_factory=dict)  # as `state`, including the filling of tiles
     temporaries: int = 0
-    results: int = 0  # that no argument makes room for
+    results: int = 0  # bytes of results that reuse no argument's memory
     code: int = 0
-    xla_operations: float = 0.0  # XLA's own count, one device, a loop's body once
+    xla_operations: float = 0.0  # XLA's own count for one device, with a loop's body counted once
     traffic: int = 0  # bytes to and from the chip's main memory
-    xla_bytes: float = 0.0  # XLA's own count, memory on the chip included, a loop's body once
+    xla_bytes: float = 0.0  # XLA's own count, including memory on the chip, with a loop's body counted once
     collectives: dict[str, tuple[int, int, float]] = dataclasses.field(default_factory=dict)  # kind: (number, bytes, sent)
     largest: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)  # (kind, layer, bytes)
-    too_large: tuple[float, float] | None = None  # bytes needed and available, when the compiler refused
+    too_large: tuple[float, float] | None = None  # bytes needed and available, if the compiler refused
 
     @property
     def needed(self) -> float:
@@ -81,14 +81,14 @@ class StepCost:
 
     @property
     def held(self) -> dict[str, int]:
-        """Bytes of the arguments by kind, as XLA lays them out where that is known."""
+        """Bytes of the arguments by kind, in XLA's layout if that is known."""
         return self.laid_out or self.state
 
 
 def describe_devices(slice_: ChipSlice) -> list[Any]:
-    """Returns the devices of a slice that need not be there. Raises UserError when the package libtpu is not."""
+    """Returns the devices of a slice that need not exist. Raises UserError if the package libtpu is missing."""
     require_package("libtpu", "tpu", "compiling for a TPU")
-    # Without these libtpu asks the metadata server of a machine that has a TPU, and holds a lock against other processes.
+    # Without these, libtpu asks the metadata server for a TPU, and holds a lock against other processes.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
@@ -109,7 +109,7 @@ def describe_devices(slice_: ChipSlice) -> list[Any]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps what the library prints about a TPU that it does not find off the terminal."""
+    """Keeps the messages of a library that finds no TPU off the terminal."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -122,9 +122,9 @@ def _silent() -> Iterator[None]:
 
 
 def measure_step(config: ConfigDict | ResolvedConfig, devices: list[Any]) -> StepCost:
-    """Compiles the step of a config for these devices, of a slice or of this machine, and returns its numbers.
+    """Compiles the step of a config for the devices of a slice or of this machine, and returns its numbers.
 
-    Data that are not here need not be when the config states what it would read off them.
+    The data may be absent if the config states the facts that it would read from them.
     """
     resolved = resolve_config(config)
     sizes = resolved.config.parallel
@@ -132,7 +132,7 @@ def measure_step(config: ConfigDict | ResolvedConfig, devices: list[Any]) -> Ste
 
 
 def measure_program(program: Program) -> tuple[StepCost, Any]:
-    """Compiles the longest batch's step; returns its numbers and the step, None when the compiler finds it too large."""
+    """Compiles the longest batch's step; returns its numbers and the step, or None if the compiler finds it too large."""
     config, state, batches = program.config, program.abstract_state, list_batches(program)
     batch = batches[-1]
     begin = time.perf_counter()
@@ -180,19 +180,19 @@ def measure_program(program: Program) -> tuple[StepCost, Any]:
 
 
 def list_batches(program: Program) -> list[dict[str, Any]]:
-    """Lists shapes and shardings of the training batches, one for each shape whose step is compiled."""
+    """Lists shapes and shardings of the training batches, one for each shape that a step is compiled for."""
     rows = make_batch_sharding(program.mesh)
     shapes = program.task.batch_shapes(program.config)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), shapes)
 
 
 def _live(jaxpr: Any) -> Any:
-    """A traced program without what nothing uses, which the compiler leaves out: a gradient's own forward pass."""
+    """Returns a traced program without unused parts, which the compiler leaves out, such as a gradient's own forward pass."""
     return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _too_large(error: Exception) -> tuple[float, float]:
-    """(needed, available) in bytes out of the compiler's message. Raises the error when it says something else."""
+    """Returns (needed, available) bytes from the compiler's message. Raises the error if the message is another one."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     size = r"([\d.]+)([KMGT]?)"
     forms = (rf"Used {size} of {size} hbm", rf"memory required for HLO temporaries \({size}\) exceeds available HBM \({size}\)")
@@ -203,11 +203,11 @@ def _too_large(error: Exception) -> tuple[float, float]:
 
 
 def _laid_out(text: HloProgram, leaves: list[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
-    """Bytes of the arguments by kind; `leaves` are kind and shape on one device of all arguments, in order."""
+    """Returns the bytes of the arguments by kind; `leaves` are the kind and shape on one device of all arguments, in order."""
     sizes: Counter[str] = Counter()
     parameters = text.parameters()
     if len(parameters) == 1 and len(parameters[0].arrays) > 1:
-        # More than 2,000 arguments go to a TPU as one tuple, without names and without those that the step does not use.
+        # More than 2,000 arguments go to a TPU as one tuple, without names, and without arguments that the step does not use.
         left = iter(leaves)
         for array in parameters[0].arrays:
             kind = next((kind for kind, shape in left if shape == array.dims), "")
@@ -221,7 +221,7 @@ def _laid_out(text: HloProgram, leaves: list[tuple[str, tuple[int, ...]]]) -> di
 
 
 def _compiled_numbers(compiled: Any, leaves: list[tuple[str, tuple[int, ...]]], arrays: int) -> dict[str, Any]:
-    """Fields of `StepCost` from a compiled program; `leaves` as in `_laid_out`, `arrays` of the state."""
+    """Returns fields of `StepCost` from a compiled program; `leaves` as in `_laid_out`, `arrays` are those of the state."""
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), HloProgram(compiled.as_text())
     collectives: dict[str, tuple[int, int, float]] = {}
     largest: Counter[tuple[str, str]] = Counter()
@@ -247,7 +247,7 @@ def _compiled_numbers(compiled: Any, leaves: list[tuple[str, tuple[int, ...]]], 
 
 
 def measure_input_rate(config: ConfigDict, seconds: float = 1.5) -> float | None:
-    """Returns images per second of processor time through the config's own training transform; None for another task.
+    """Returns the images that the config's training transform handles per second of processor time; None for another task.
 
     A config that crops or resizes gets a JPEG of 500 x 375 pixels, as ImageNet's are on average; any other an array.
     """
@@ -265,7 +265,7 @@ def measure_input_rate(config: ConfigDict, seconds: float = 1.5) -> float | None
 
 
 def make_photo(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """[height, width, 3] uint8: noise with the spectrum of photographs, which libjpeg takes as long for as for a photograph.
+    """[height, width, 3] uint8: noise with the spectrum of photographs, which takes libjpeg as long as a photograph.
 
     Amplitudes fall as frequency**-1.4: 500 x 375 pixels make 94 to 112 kB at quality 95, as ImageNet's do.
     """

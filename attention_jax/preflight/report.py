@@ -1,4 +1,4 @@
-"""The command `preflight` for one config: does its step fit a slice, how fast at best, how long, what to change."""
+"""The command `preflight` for one config: does the step fit a slice, how fast and how long it runs, what to change."""
 
 import dataclasses
 import json
@@ -13,22 +13,22 @@ from attention_jax.preflight.measure import KINDS, StepCost, describe_devices, m
 from attention_jax.tasks import get_task
 from attention_jax.tasks.resolve import ResolvedConfig, resolve_config
 
-# Published runs on TPU v3 took this many times compute + memory + interconnect: ResNet-RS-50 least, a Transformer most, whose
-# time has evaluation in it (experiments/results/preflight.md).
+# Published runs on TPU v3 took this many times compute + memory + interconnect: ResNet-RS-50 least, a Transformer, whose time
+# includes evaluation, most (experiments/results/preflight.md).
 _PUBLISHED = (0.9, 1.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A step's numbers on a slice, and what follows from them."""
+    """A step's numbers on a slice, and the conclusions from them."""
 
     slice: ChipSlice
     cost: StepCost
-    input_rate: float | None  # images a second that a core of this machine prepares
+    input_rate: float | None  # images per second that a core of this machine prepares
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a step takes at least at the chip's published peaks, by what bounds it; the three can overlap."""
+        """The least seconds of a step at the chip's published peaks, by what bounds it; the three can overlap."""
         chip = self.slice.chip
         sent = sum(sent for _, _, sent in self.cost.collectives.values())
         return {
@@ -44,12 +44,12 @@ class Report:
 
     @property
     def bound(self) -> str:
-        """Name of the largest bound."""
+        """The name of the largest bound."""
         return max(self.bounds, key=self.bounds.__getitem__)
 
     @property
     def expected(self) -> tuple[float, float]:
-        """Seconds of a step whose parts overlap as little as in published runs, and not less than at best."""
+        """Seconds of a step whose parts overlap as little as in published runs, and never less than the roofline."""
         least, most = (max(self.step, factor * sum(self.bounds.values())) for factor in _PUBLISHED)
         return least, most
 
@@ -70,7 +70,7 @@ class Report:
 
     @property
     def rate(self) -> float:
-        """Examples a second at the roofline."""
+        """Examples per second at the roofline."""
         return self.cost.examples / self.step
 
     @property
@@ -84,7 +84,7 @@ class Report:
         return self.cost.steps * self.step / 3600
 
     def advice(self) -> list[str]:
-        """Lists what to change so that the step fits, what costs least first; empty when it does."""
+        """Lists the changes that make the step fit, the cheapest first; empty if it fits."""
         if self.fits:
             return []
         cost, room, state = self.cost, self.slice.memory, self.state
@@ -111,7 +111,7 @@ class Report:
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """Returns everything, for a program to read; seconds, bytes, operations."""
+        """Returns all numbers for a program to read, in seconds, bytes and operations."""
         cost, slice_ = self.cost, self.slice
         found = {
             **{name: getattr(slice_, name) for name in ("topology", "name", "chips", "hosts")},
@@ -199,7 +199,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _format_bytes(size: float) -> str:
-    """Bytes in the unit that suits."""
+    """Formats bytes in a suitable unit."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= factor:
             return f"{size / factor:,.2f} {unit}"
@@ -207,7 +207,7 @@ def _format_bytes(size: float) -> str:
 
 
 def resolve_without_data(config: ConfigDict) -> ResolvedConfig:
-    """Resolves a config; if it needs data that are not here, raises UserError that says what the config could state."""
+    """Resolves a config. If it needs data that are missing, raises UserError with the facts that the config could state."""
     missing = get_task(config.task).unresolved(config)
     try:
         return resolve_config(config)
@@ -218,9 +218,9 @@ def resolve_without_data(config: ConfigDict) -> ResolvedConfig:
 
 
 def print_report(config: ConfigDict, topology: str, as_json: bool) -> int:
-    """Compiles the training step of a checked config for a slice that need not be there, and prints the report.
+    """Compiles the training step of a checked config for a slice that need not exist, and prints the report.
 
-    Returns 0 when the step fits and 1 when it does not. Raises UserError.
+    Returns 0 if the step fits, else 1. Raises UserError.
     """
     slice_ = find_slice(topology)
     resolved = resolve_without_data(config)

@@ -1,8 +1,8 @@
-"""Many configs on many slices, and published times beside the predictions; row after row, each kept when it is done.
+"""A table of many configs on many slices, with published times beside the predictions; each row is kept once it is done.
 
 A file of rows is an ordinary Python file with `title`, `command`, `notes`, `calibration_notes`, `rows` and `calibration`. A
-row is a dict: `label`, `config` (a path beside the file), `fields` (changes to it), `slices`; in `calibration` also
-`published` (milliseconds a step) and `source`, with one slice.
+row is a dict: `label`, `config` (a path relative to the file), `fields` (changes to the config), `slices`; a row in
+`calibration` also has `published` (milliseconds per step) and `source`, and one slice.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class PreflightRow:
     config: str
     fields: dict[str, Any]
     topology: str
-    published: float | None = None  # milliseconds a step
+    published: float | None = None  # milliseconds per step
     source: str = ""
 
     @property
@@ -43,14 +43,14 @@ class PreflightRow:
         return f"{self.label} @ {self.topology}"
 
     def inputs(self) -> dict[str, Any]:
-        """Returns what its numbers depend on, besides the code."""
+        """Returns everything that the row's numbers depend on, besides the code."""
         return json.loads(json.dumps({"config": self.config, "fields": self.fields}))
 
 
 def run_preflight_table(path: str, patterns: Sequence[str], output: str | None) -> int:
-    """Compiles the rows that match and have no numbers yet, rewrites results and table after each, and prints the table.
+    """Compiles matching rows without numbers, rewrites results and table after each, and prints the table.
 
-    Returns 0 when all rows of the file have numbers, else 1. Raises UserError for a file or pattern that makes no sense.
+    Returns 0 if all rows of the file have numbers, else 1. Raises UserError for a wrong file, or a pattern without a match.
     """
     module = load_file(path)
     rows = [*_rows(module, "rows"), *_rows(module, "calibration")]
@@ -92,7 +92,7 @@ def _rows(module: ModuleType, name: str) -> Iterator[PreflightRow]:
 
 
 def _kept(store: Path, rows: Sequence[PreflightRow]) -> dict[str, Any]:
-    """Results of rows whose config and fields are unchanged."""
+    """Returns the results of rows whose config and fields are unchanged."""
     if not store.exists():
         return {}
     kept = json.loads(store.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def _resolve(row: PreflightRow, beside: Path) -> ResolvedConfig:
 
 
 def _counted(row: PreflightRow, beside: Path) -> float:
-    """2 x 3 x multiply-adds of the forward pass of a batch."""
+    """Counts 2 x 3 x multiply-adds of the forward pass of a batch."""
     resolved = _resolve(row, beside)
     config, task = resolved.config, resolved.task
     rows = next(iter(task.batch_shapes(config)[-1].values())).shape[0]
@@ -118,7 +118,7 @@ def _measured(row: PreflightRow, beside: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Readers see the complete file, or the one before."""
+    """Writes a file so that readers see the complete new or the old content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -126,7 +126,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def render_preflight(module: ModuleType, rows: Sequence[PreflightRow], found: dict[str, Any]) -> str:
-    """Formats both tables as Markdown; a row that has no numbers says "not run"."""
+    """Formats both tables as Markdown; a row without numbers reads "not run"."""
     command = "all" if Path(module.__file__ or "").stem == "preflight" else module.__file__
     lines = [f"# {module.title}", "", f"`./launch.sh preflight {command}`", "", *module.notes.strip().splitlines(), ""]
     lines += _table(_HEAD, [row for row in rows if row.published is None], found, _cells)
@@ -157,7 +157,7 @@ def _table(head: Sequence[str], rows: Sequence[PreflightRow], found: dict[str, A
 
 
 def _report(row: PreflightRow, kept: dict[str, Any]) -> Report:
-    """The report with its numbers as they were before they became JSON."""
+    """Returns the report, with its numbers restored from JSON."""
     fields = kept["measured"]
     tuples = {name: tuple(fields[name]) for name in ("donated", "too_large") if fields[name]}
     collectives = {kind: tuple(n) for kind, n in fields["collectives"].items()}

@@ -137,9 +137,9 @@ def test_options_that_do_not_go_together(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words, message in (
         (["all"], "there are no table files in"),
-        (["all", "--rows=a"], "it takes no --rows, --files or --aa"),
+        (["all", "--rows=a"], "takes no --rows, --files or --aa"),
         (["x.py", "--shard=1/2"], "--shard=1/2 goes with table all"),
-        (["all", "x"], "it takes no folders such as x"),
+        (["all", "x"], "takes no folders such as x"),
         (["merge", "a"], "give the folders of the shards, and --workdir=DIR"),
         (["merge", "a", "--workdir=b"], "a is no folder of a shard"),
     ):
