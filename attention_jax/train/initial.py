@@ -1,6 +1,6 @@
-"""The weights that a run begins with when `init_from` names a source: a run, one of its checkpoints, or a file of weights.
+"""The weights that a run begins with if `init_from` names a source: a run, one of its checkpoints, or a file of weights.
 
-The source is read once, before the first step: a run saves what it begins with as its checkpoint 0 and its record as
+The source is read once, before the first step: the run saves its initial weights as its checkpoint 0 and their record as
 `init.json`, and never needs the source again.
 """
 
@@ -33,9 +33,9 @@ from attention_jax.train import remote_checkpoints, restore
 from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
-INIT = "init.json"  # in a workdir, and among a checkpoint's assets
+INIT = "init.json"  # file name in a workdir, and among a checkpoint's assets
 LABELS = "labels.json"
-_FILES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")  # at a URI, where a name must do
+_FILES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")  # at a URI, the ending of the name must tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,11 @@ class WeightSource:
     """Weights to begin with.
 
     Attributes:
-        path: of the run's step, or of the file, where it was read.
-        layout: of the tensors' names.
+        path: path of the run's step, or of the file.
+        layout: layout of the tensors' names.
         tensors: {name: array}.
-        assets: of a run.
-        about: {"sha256": of the file or of the run's checksums, and what else is worth keeping}.
+        assets: assets of a run.
+        about: {"sha256": hash of the file or of the run's checksums, and further facts to keep}.
     """
 
     path: str
@@ -60,16 +60,16 @@ class WeightSource:
 def read_initial_weights(
     config: ConfigDict, task: Task, model: nn.Module, state: State
 ) -> tuple[dict[str, jax.Array], dict[str, bytes]]:
-    """Returns ({path: array} for `create_state`, {"init.json": what came from where}) and logs it; collective.
+    """Returns ({path: array} for `create_state`, {"init.json": the origin of each array}) and logs the origins; collective.
 
-    A parameter that the source does not have begins as without a source, and so does the classifier where the classes are
-    others. Positions and relative biases are interpolated to the network's size.
+    A parameter that the source lacks begins as it would without a source; so does the classifier if the classes are others.
+    Positions and relative biases are interpolated to the network's size.
 
     Args:
         state: shapes and shardings.
 
     Raises:
-        UserError: nothing is there, it is of another network, or its arrays are of other shapes.
+        UserError: there is no source, it is of another network, or its arrays have other shapes.
     """
     spec = config.init_from.replace("{seed}", str(config.seed))
     where = f"init_from={spec}"
@@ -120,7 +120,7 @@ def read_initial_weights(
 
 
 def _place_array(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The array on the devices, filled by the processes that have them; the host keeps one copy, the one that was read."""
+    """Returns the array on the devices; the processes that own them fill it, and the host keeps only the copy that was read."""
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index].astype(leaf.dtype, copy=False))
 
 
@@ -130,7 +130,7 @@ def _shorten(names: Sequence[str], number: int = 6) -> str:
 
 
 def _list_classifier(config: ConfigDict, task: Task, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Paths of the arrays whose shapes depend on the number of classes."""
+    """Lists the paths of the arrays whose shapes depend on the number of classes."""
     if not (number := config.model.get("num_classes")):
         return set()
     other = config.copy_and_resolve_references()
@@ -146,7 +146,7 @@ def _name_other_classes(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) 
 
 
 def _refuse_other_tokens(where: str, ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> None:
-    """Raises UserError for a run of other data that its arrays depend on: a tokenizer."""
+    """Raises UserError for a run with another tokenizer, on which its arrays depend."""
     ignored = (LABELS, CODE, DATA, INIT)
     differ = [name for name in theirs if name not in ignored and theirs[name] != ours.get(name, theirs[name])]
     if differ:
@@ -169,7 +169,7 @@ def _open_source(spec: str, where: str, config: ConfigDict, model: nn.Module) ->
 
 def _open_file(path: Path, where: str, config: ConfigDict, model: nn.Module) -> WeightSource:
     tensors, notes = select_weights(open_weights(path), where)
-    layout = NATIVE  # the only one of other tasks' networks
+    layout = NATIVE  # the only layout for networks of other tasks
     if config.task == "classification":
         fields = {name: value for name, value in config.model.to_dict().items() if name not in ("name", *FACTS)}
         channels = config.data.image_shape[-1]
@@ -186,7 +186,7 @@ def _open_file(path: Path, where: str, config: ConfigDict, model: nn.Module) -> 
 
 
 def _open_run(path: Path, where: str) -> WeightSource:
-    """The average of the weights where a run has one, as `load_run` takes it."""
+    """Returns the averaged weights of a run if it has an average, as `load_run` does."""
     try:
         state, about, folder = restore.read_newest(path)
     except UserError as error:

@@ -39,8 +39,8 @@ from attention_jax.train.stalls import Stalls
 from attention_jax.train.step import State
 from attention_jax.train.workdir import EVALUATION, FAILURE, Workdir, explain_disk_errors, identify_data, lock_workdir
 
-_OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # those whose evaluation another seed of the row has opened
-_LAST = ("grad_norm", "learning_rate")  # not sums: the log has the interval's last value
+_OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # programs whose evaluation another seed of the row has opened
+_LAST = ("grad_norm", "learning_rate")  # not sums: the log has the last value of the interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ class TrainingResult:
 
     Attributes:
         stopped: True if a signal stopped it.
-        folder: with the log; of a remote workdir, its local staging folder.
-        first_step: seconds from the call to the dispatch of its first step, and those of them that traced and compiled it;
-            None when no step was left.
+        folder: folder with the log; for a remote workdir, its local staging folder.
+        first_step: seconds from the call to the dispatch of its first step, and the part of them that traced and compiled it;
+            None if no step was left.
     """
 
     step: int
@@ -66,9 +66,9 @@ def _send_sigterm(number: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def catch_stop_signal() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGTERM, SIGHUP or Ctrl-C sets, a request to save and stop; the second acts at once.
+    """Yields an event that the first SIGTERM, SIGHUP or Ctrl-C sets, a request to save and stop; a second signal acts at once.
 
-    A SIGHUP that is ignored at the start, as nohup does it, stays ignored.
+    A SIGHUP that is ignored at the start, as under nohup, stays ignored.
     """
     stop = threading.Event()
     hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
@@ -81,7 +81,7 @@ def catch_stop_signal() -> Iterator[threading.Event]:
 
     if threading.current_thread() is not threading.main_thread():
         numbers = ()
-    elif jax.process_count() > 1:  # JAX's own preemption service catches SIGTERM and brings all processes to one step
+    elif jax.process_count() > 1:  # JAX's own preemption service catches SIGTERM and brings all processes to the same step
         numbers, receive = hang_up, _send_sigterm
     before = {number: signal.signal(number, receive) for number in numbers}
     try:
@@ -107,13 +107,13 @@ def train_model(
     same number of threads).
 
     Args:
-        config: is resolved here if it is not yet; its seed may differ from the program's.
-        path: the workdir, a folder or a URI such as gs://bucket/run; made when missing.
-        program: of this config except for the seed, to use what is already compiled.
-        progress: called with the number of finished steps.
-        extend: a shorter run of this config goes on to the new length, which is logged; its end is not that of a run which
-            was as long from the beginning, because the learning rate before was another.
-        code: the user's, kept with the run; by default what the config names.
+        config: the config, resolved here if necessary; its seed may differ from the program's.
+        path: the workdir, a folder or a URI such as gs://bucket/run; made if missing.
+        program: a program of this config (except for the seed), whose compiled functions are used again.
+        progress: function to call with the number of finished steps.
+        extend: True continues a shorter run of this config to the new length, with a line in the log; it ends unlike a run that
+            had this length from the beginning, whose learning rate was different.
+        code: the user's code to keep with the run; by default the code that the config names.
 
     Raises:
         UserError: a workdir of another config, a checkpoint that cannot be read, a full disk, a loss that is not finite.
@@ -143,7 +143,7 @@ def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 class _Run:
-    """The state of one call of `train_model`, restored from the newest checkpoint, and what is done with it between steps."""
+    """The state of one call of `train_model`, restored from the newest checkpoint, and the work between steps."""
 
     def __init__(self, program: Program, config: ConfigDict, workdir: Workdir, stop_signal: threading.Event, begin: float):
         self.program, self.config, self.workdir, self.stop_signal = program, config, workdir, stop_signal
@@ -170,15 +170,15 @@ class _Run:
         kept = {name: content for name, content in about["assets"].items() if name not in (CODE, DATA, INIT)}
         if restored and kept != from_data:
             raise UserError(
-                f"{self.folder}: the data give other {' and '.join(from_data)} now than when this run began: give the old "
+                f"{self.folder}: the data now give other {' and '.join(from_data)} than when this run began: give the old "
                 "data, or another workdir."
             )
         if not restored and begun:
             self.save()
-            self.checkpoints.wait()  # from here on the source is not needed
+            self.checkpoints.wait()  # the source is not needed from here on
 
     def _begin(self) -> tuple[State, dict[str, Any]]:
-        """The state before the first step and, as of a checkpoint, its record; writes where the weights come from."""
+        """Returns the state before the first step and its record, as a checkpoint has them; logs the origin of the weights."""
         program = self.program
         given, begun = dict[str, jax.Array](), dict[str, bytes]()
         if self.config.init_from is not None:
@@ -191,7 +191,7 @@ class _Run:
 
     @functools.cached_property
     def evaluation_loader(self) -> BatchLoader:
-        """Loads the evaluation split, whose classes are those of the training split by name."""
+        """Loads the evaluation split; its classes are matched with the training split's by name."""
         return self.task.evaluation_loader(self.config, find_batch_share(self.program.mesh), self.assets)
 
     def evaluate_if_missing(self) -> None:
@@ -203,7 +203,7 @@ class _Run:
             self.log.flush()
 
     def open_evaluation(self) -> None:
-        """Reads a batch of evaluation and lowers its program before the first step, so that what must fail fails now."""
+        """Reads a batch of evaluation and lowers its program before the first step, so that mistakes show now."""
         if self.step or self.program in _OPENED:
             return
         refuse_unread_reduction(self.config.model, lambda: self.state.params)
@@ -213,7 +213,7 @@ class _Run:
         _OPENED.add(self.program)
 
     def train(self, progress: Callable[[int], None]) -> None:
-        """Takes all remaining steps, or those until a signal arrives."""
+        """Takes all remaining steps, or the steps until a signal arrives."""
         config, mesh, seed = self.config, self.program.mesh, np.uint32(self.config.seed)
         loader = self.task.loader(config, config.data.train_split, find_batch_share(mesh), training=True)
         last = self.step if self.stopped else self.durations.total
@@ -245,7 +245,7 @@ class _Run:
                     break
 
     def read_pending(self) -> None:
-        """Reads the metrics of the pending step, which waits for that step alone, and logs at the end of an interval."""
+        """Reads the metrics of the pending step, which waits for this step only; logs at the end of an interval."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
@@ -268,7 +268,7 @@ class _Run:
             self.check_folder()
 
     def evaluate(self) -> None:
-        """Evaluates and logs; if stopped, leaves nothing: the evaluation is repeated when the run resumes."""
+        """Evaluates and logs; if stopped, it keeps nothing, and the resumed run repeats the evaluation."""
         values = {}
         for weights in self.program.weights:
             try:
@@ -298,11 +298,11 @@ class _Run:
         """Raises FileNotFoundError if the workdir was removed or renamed since the start."""
         if not self.workdir.is_there():
             with contextlib.suppress(UserError):
-                self.checkpoints.wait()  # what it writes may make the folder anew
+                self.checkpoints.wait()  # a pending save may make the folder again
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
 
     def close(self) -> None:
-        """Waits for the last save and ends the log; what a failed attempt has left goes when all steps are done."""
+        """Waits for the last save and ends the log; removes the traces of a failed attempt once all steps are done."""
         self.checkpoints.close()
         self.check_folder()
         if is_main_process() and not self.stopped:
@@ -312,10 +312,10 @@ class _Run:
         self.log.time({"event": "call", "step": self.step, "seconds": time.perf_counter() - self.begin})
         self.log.close()
         if self.workdir.remote and is_main_process():
-            self.workdir.remote.write(TIMING, (self.folder / TIMING).read_bytes())  # with the line of this call
+            self.workdir.remote.write(TIMING, (self.folder / TIMING).read_bytes())  # it has the line of this call
 
     def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Yields the batches, and says when one takes long."""
+        """Yields the batches, and reports a batch that takes long."""
         return self.stalls.watch_batches(batches, self.config.data.threads)
 
     def stop(self) -> bool:
@@ -354,7 +354,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def measured(self, event: str, step: int) -> Iterator[None]:
-        """Measures a pause of training, which the examples per second leave out."""
+        """Measures a pause of training, which does not count in the examples per second."""
         begin = time.perf_counter()
         yield
         seconds = time.perf_counter() - begin

@@ -1,6 +1,6 @@
 """The log: `metrics.jsonl`, the source of tables, curves and TensorBoard; `timing.jsonl` for wall-clock times.
 
-Each checkpoint has the log up to it, which replaces what a lost or damaged file does not have.
+Each checkpoint keeps the log up to its step, and restores lines that a lost or damaged file lacks.
 """
 
 import bisect
@@ -31,7 +31,7 @@ def _is_timing(line: Mapping[str, Any]) -> bool:
 
 
 def _parse(content: bytes, is_right: Callable[[Mapping[str, Any]], bool]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """(line, its values or None for a damaged one), without a last line that a crash cut short."""
+    """Lists (line, its values or None for a damaged line), without a last line that a crash cut short."""
     for line in content.split(b"\n")[:-1]:
         try:
             values = json.loads(line.decode())
@@ -41,8 +41,8 @@ def _parse(content: bytes, is_right: Callable[[Mapping[str, Any]], bool]) -> Ite
 
 
 def _find_ascending(numbers: Sequence[int]) -> set[int]:
-    """Indices of a longest subsequence that does not descend."""
-    ends: list[int] = []  # ends[n]: the least last number of such a subsequence of length n + 1, which is at lasts[n]
+    """Returns the indices of a longest subsequence that does not descend."""
+    ends: list[int] = []  # ends[n]: the least last number of such a subsequence of length n + 1; its index is lasts[n]
     lasts: list[int] = []
     before = []
     for i, number in enumerate(numbers):
@@ -57,10 +57,10 @@ def _find_ascending(numbers: Sequence[int]) -> set[int]:
 
 
 def repair_log(content: bytes, about: Mapping[str, Any] | None, last: float = math.inf) -> tuple[bytes, list[bytes]]:
-    """Returns the right lines of a log of steps up to `last`, and the damaged ones.
+    """Returns the right lines of a log for steps up to `last`, and the damaged lines.
 
     Args:
-        about: of the newest checkpoint, whose log counts where it differs; None without one.
+        about: record of the newest checkpoint, whose log counts if the two differ; None without a checkpoint.
     """
     saved, step = (about["log"], about["step"]) if about and about["log"] is not None else (b"", -1)
     intact = content.startswith(saved)
@@ -74,10 +74,10 @@ def repair_log(content: bytes, about: Mapping[str, Any] | None, last: float = ma
 
 
 def read_log(workdir: Path, about: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Returns the lines of a run's log; a warning counts damaged ones, which its newest checkpoint replaces if it can.
+    """Returns the lines of a run's log; a warning counts damaged lines, which the newest checkpoint replaces if it can.
 
     Args:
-        about: of the checkpoint up to which the log is read; by default all lines are.
+        about: record of the checkpoint up to which the log is read; by default all lines are read.
     """
     last = about["step"] if about else math.inf
     about = about or restore.read_description(workdir)
@@ -92,7 +92,7 @@ def _name_source(about: Mapping[str, Any] | None) -> str:
 
 
 def read_timing(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a file of wall-clock times; damaged ones are left out, and counted in a warning."""
+    """Returns the lines of a file of wall-clock times; damaged lines are left out, and a warning counts them."""
     lines = [values for _, values in _parse(restore.read_content(path.parent, path.name) or b"", _is_timing)]
     if damaged := lines.count(None):
         warn_once("%s: %d damaged lines are left out.", path, damaged)
@@ -103,8 +103,8 @@ class Log:
     """Appends lines in order of step.
 
     Args:
-        tensorboard: copies the lines to TensorBoard events, written anew from the log at each start.
-        active: False in every process but the first; nothing is written then.
+        tensorboard: True copies the lines to TensorBoard events, written anew from the log at each start.
+        active: False writes nothing, in every process but the first.
     """
 
     def __init__(self, workdir: Path, tensorboard: bool, active: bool = True):
@@ -117,13 +117,13 @@ class Log:
 
     @property
     def content(self) -> bytes:
-        """The log so far, as it must be on the disk."""
+        """Returns the complete log so far."""
         return bytes(self._text)
 
     def start(self, step: int, about: Mapping[str, Any] | None = None) -> None:
         """Opens the log, cut to the lines of steps up to `step`.
 
-        What is damaged is moved to `metrics.jsonl.damaged` with a warning, and comes from the checkpoint that `about` is of.
+        Damaged lines are moved to `metrics.jsonl.damaged` with a warning, and restored from the checkpoint of `about`.
         """
         path = self._workdir / METRICS
         content = restore.read_content(self._workdir, METRICS) or b""
@@ -165,7 +165,7 @@ class Log:
         self._copy(line)
 
     def time(self, values: Mapping[str, Any]) -> None:
-        """Appends one line of wall-clock times, at once."""
+        """Appends one line of wall-clock times, and flushes it."""
         if self._timing:
             self._timing.write(json.dumps(values) + "\n")
             self._timing.flush()

@@ -44,7 +44,7 @@ class Program:
 
     @property
     def config(self) -> ConfigDict:
-        """The config, with what its data say."""
+        """The config, with the facts of its data."""
         return self.resolved.config
 
     @property
@@ -59,7 +59,7 @@ class Program:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The weights that are evaluated; the last ones give the headline metric."""
+        """The kinds of weights to evaluate; the last kind gives the headline metric."""
         return ("params", "ema") if self.config.ema.decay else ("params",)
 
 
@@ -78,8 +78,8 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
     """Checks a config against its devices, and defines its jitted functions; compiles nothing yet.
 
     Args:
-        config: is resolved here if it is not yet.
-        mesh: None makes the config's mesh from the devices present. Devices that are only described
+        config: the config, resolved here if necessary.
+        mesh: None makes the config's mesh from the present devices. Devices that are only described
             (`jax.experimental.topologies`) suffice to compile without running.
     """
     resolved = resolve_config(config)
@@ -91,7 +91,8 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
     schedule, optimizer = build_optimizer(resolved)
     model = task.model(config, resolve_batch_norm_group(config, mesh) if "batch_norm" in config else None)
     heads, ways = getattr(model, "heads", 0), mesh.shape[MODEL]
-    # It would split single heads, which every layer would then gather; a Swin Transformer has a number for each stage.
+    # A larger number would split single heads, which every layer would gather again; a Swin Transformer has one number per
+    # stage.
     if any(number % ways for number in (heads if isinstance(heads, tuple) else (heads,))):
         raise UserError(f"parallel.model={ways} does not divide the network's {heads} heads: give a number that does.")
     inputs = task.example_inputs(config)

@@ -22,7 +22,7 @@ from attention_jax.train.program import Program, uses_stored_statistics
 
 
 def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
-    """Returns a table of what decides a run's numbers: versions, devices, mesh, batch norm, counts, durations, overrides."""
+    """Returns a table of the settings that decide a run's numbers: versions, devices, mesh, batch norm, counts, durations."""
     config, durations, devices = program.config, program.durations, program.mesh.devices
     counts = summary(program.model, program.task.example_inputs(config))
     versions = ", ".join(f"{name} {version}" for name, version in get_package_versions().items())
@@ -52,7 +52,7 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
 
 
 def _frozen(program: Program) -> str:
-    """The frozen parameters, if any, and the statistics that batch norm has then."""
+    """Returns the frozen parameters, if any, and the statistics that batch norm then uses."""
     rules, params = program.config.optimizer.rate_rules, tree.flatten_by_path(program.abstract_state.params)
     frozen = sum(leaf.size for path, leaf in params.items() if is_frozen(rules, path))
     if not frozen:
@@ -64,7 +64,7 @@ def _frozen(program: Program) -> str:
 
 
 def _state(program: Program) -> str:
-    """Bytes of the state on a device, and the parameters that are replicated against their rule."""
+    """Returns the bytes of the state on a device, and the parameters that are replicated against their rule."""
     sharding, state = program.sharding, program.abstract_state
     if not sharding.is_sharded:
         return "replicated on every device"
@@ -78,7 +78,7 @@ def _state(program: Program) -> str:
 def show_progress(
     total: int | None, active: bool, label: str = "training", unit: str = "step"
 ) -> Iterator[Callable[[int], None]]:
-    """Shows a bar, with the time left where the total is known; yields a function that takes the number of finished steps."""
+    """Shows a bar, with the time left if the total is known; yields a function to call with the number of finished steps."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=label, unit=unit, disable=not active, file=sys.stderr, mininterval=0.5) as bar:

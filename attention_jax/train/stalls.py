@@ -1,4 +1,4 @@
-"""Warns when training waits long, and for what; the device is not involved."""
+"""Warns when training waits long, and names the reason; it does not use the device."""
 
 import contextlib
 import logging
@@ -11,20 +11,20 @@ from attention_jax.errors import UserError, one_sentence
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-DATA_SECONDS, STEP_SECONDS = 30.0, 120.0  # of waiting until the first warning; the next ones follow after twice the time each
+DATA_SECONDS, STEP_SECONDS = 30.0, 120.0  # waiting time before the first warning; each further one comes after twice the time
 
 
 class Stalls:
     """A thread that watches the clock while the main one waits.
 
     Args:
-        interval: seconds between its looks.
-        ended: called with ("data" or "step N", seconds) after each wait that was long enough for a warning.
+        interval: seconds between two checks.
+        ended: function to call with ("data" or "step N", seconds) after each wait that was long enough for a warning.
     """
 
     def __init__(self, interval: float = 1.0, ended: Callable[[str, float], None] = lambda kind, seconds: None):
         self._interval, self._ended = interval, ended
-        self._waiting: tuple[float, float, str] | None = None  # since, seconds until the warning, warning
+        self._waiting: tuple[float, float, str] | None = None  # start, seconds until the warning, warning
         self._over = threading.Event()
 
     def __enter__(self) -> "Stalls":
@@ -36,7 +36,7 @@ class Stalls:
 
     @contextlib.contextmanager
     def watch(self, kind: str, seconds: float, reason: str) -> Iterator[None]:
-        """Warns "waiting for KIND since N s: REASON" when the context takes longer than `seconds`."""
+        """Warns "waiting for KIND since N s: REASON" if the context takes longer than `seconds`."""
         begin = time.monotonic()
         self._waiting = begin, seconds, f"waiting for {kind} since {{:.0f}} s: {reason}"
         try:
@@ -48,7 +48,7 @@ class Stalls:
                 self._ended(kind, waited)
 
     def watch_batches(self, batches: Iterable[T], threads: int) -> Iterator[T]:
-        """Yields the same batches and watches the wait for each. Raises UserError when one cannot be read."""
+        """Yields the same batches and watches the wait for each. Raises UserError if one cannot be read."""
         plural = "threads" if threads > 1 else "thread"
         reason = (
             f"the disk or network they come from, or the {threads} {plural} that make batches (data.threads), are too slow."

@@ -23,7 +23,7 @@ _MIXING = 2**32 - 1  # folded into the key of mixing; micro-batches use the numb
 
 @flax.struct.dataclass
 class State:
-    """Training state after `step` optimizer steps; `ema` is None or {"params", "batch_stats"}, the average of both."""
+    """The training state after `step` optimizer steps; `ema` is None or {"params", "batch_stats"}, the average of both."""
 
     step: jax.Array
     params: Any
@@ -51,7 +51,7 @@ def create_state(
     Args:
         inputs: shapes of one example.
         seed: a scalar.
-        given: {"params/head/kernel": array, ...} takes the place of initial values.
+        given: {"params/head/kernel": array, ...} replaces initial values.
     """
     zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in inputs]
     initial = model.init(jax.random.key(seed), *zeros)
@@ -88,11 +88,12 @@ def make_train_step(
     replicas_apart = config.parallel.mode == "pmap"
 
     def stop_where_frozen(path: str, param: jax.Array) -> jax.Array:
-        # XLA then leaves the backward pass below the first trained layer out.
+        # without these gradients, XLA leaves out the backward pass below the first trained layer
         return jax.lax.stop_gradient(param) if is_frozen(config.optimizer.rate_rules, path) else param
 
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
-        # Statistics are vectors, gathered where they are used and made, so that their sharding never spreads to activations.
+        # Statistics are vectors; gathering them where they are used and made keeps their sharding from spreading to
+        # activations.
         gather = functools.partial(sharding.gather, shardings=sharding.shardings.batch_stats)
         statistics = gather(batch_stats)
 

@@ -1,4 +1,4 @@
-"""A run's workdir: one config, one writer. A remote one has a local staging folder while training runs."""
+"""A run's workdir: one config, one writer. A remote workdir has a local staging folder during training."""
 
 import contextlib
 import dataclasses
@@ -31,15 +31,15 @@ from attention_jax.train.metrics import METRICS, TIMING, warn_once
 log = logging.getLogger(__name__)
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EINVAL)
 CONFIG, LOCK = "config.json", ".lock"
-FAILURE = "failure.txt"  # why the last attempt of a table failed
+FAILURE = "failure.txt"  # holds the reason why the last attempt of a table failed
 EVALUATION = "evaluation.npz"  # outputs of the newest evaluation, example by example
 
 
 def _list_damage(found: ConfigDict, kept: ConfigDict) -> list[str]:
-    return [line for line in list_differences(found, kept) if not line.startswith("total_")]  # which --extend changes
+    return [line for line in list_differences(found, kept) if not line.startswith("total_")]  # --extend changes these
 
 
-# name of a file that checkpoints have too: (parses it, lists differences of two)
+# {name of a file that checkpoints have too: (function that parses it, function that lists differences of two)}
 _SAVED: dict[str, tuple[Callable[[bytes], Any], Callable[[Any, Any], Any]]] = {
     CONFIG: (lambda content: config_from_json(content.decode()), _list_damage),
     CODE: (read_code, compare_code),
@@ -48,9 +48,9 @@ _SAVED: dict[str, tuple[Callable[[bytes], Any], Callable[[Any, Any], Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The local folder that a run writes to, the remote workdir, if any, whose staging folder it is, and the run's code.
+    """A run's local folder, its remote workdir (if the folder is only the staging folder), and its code.
 
-    `lock` is its open lock file; None in a process that has none.
+    `lock` is the open lock file; None in a process without one.
     """
 
     folder: Path
@@ -59,14 +59,14 @@ class Workdir:
     lock: TextIO | None = None
 
     def is_there(self) -> bool:
-        """True if the folder is still this process's: not removed, renamed, or replaced by another one."""
+        """True if the folder still belongs to this process: it was not removed, renamed, or replaced by another one."""
         try:
             return self.lock is None or os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.folder / LOCK))
         except OSError:
-            return (self.folder / METRICS).exists()  # the lock alone was removed
+            return (self.folder / METRICS).exists()  # only the lock was removed
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces a file; a reader sees all of it or nothing."""
+        """Replaces a file; a reader sees the complete old or new content."""
         (partial := self.folder / f"{name}.partial").write_bytes(content)
         partial.replace(self.folder / name)
         if self.remote:
@@ -78,7 +78,7 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
     """Yields a workdir that belongs to this config and code and, until the context ends, to this process.
 
     Args:
-        extend: its run may be shorter than this config's, which it then belongs to.
+        extend: True also accepts a workdir with a shorter run, which then belongs to this config.
 
     Raises:
         UserError: it is a file, cannot be written to, is in use, or was made by another config or code (which is shown).
@@ -93,7 +93,7 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
         new: dict[str, bytes | None] = {}
         if _has_results(folder, remote):
             (saved, new[CONFIG]), (old_code, new[CODE]) = (_read_saved(remote or folder, name) for name in (CONFIG, CODE))
-        elif is_main_process():  # a command that failed before its first step: the corrected one may follow
+        elif is_main_process():  # a command failed before its first step, and its corrected form may follow
             with _explain_writing(path):
                 remote.remove(CODE) if remote else (folder / CODE).unlink(missing_ok=True)
         restored = [name for name, content in new.items() if content]
@@ -125,17 +125,18 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
                 log.warning("workdir=%s: %s is damaged or missing: it is restored from the newest checkpoint.", path, name)
                 if damaged := restore.read_content(remote or folder, name):
                     workdir.write(f"{name}.damaged", damaged)
-            for name, content in new.items() if is_main_process() else ():  # the config last: with it the workdir is made
+            for name, content in new.items() if is_main_process() else ():  # the config comes last and completes the workdir
                 if content:
                     workdir.write(name, content)
         yield workdir
 
 
 def identify_data(workdir: Workdir, task: Task, config: ConfigDict, restored: Mapping[str, bytes] | None) -> dict[str, bytes]:
-    """Returns {"data.json": content}, which the workdir gets too; {} for an older run that has none (collective).
+    """Returns {"data.json": content} and writes it to the workdir; {} for an older run without one; collective.
 
-    `restored` are the assets of the checkpoint from which the run goes on, None for one that begins. Raises UserError if its
-    data were others.
+    `restored` are the assets of the checkpoint from which the run continues, None for a new run. Raises UserError if the run
+    was
+    made with other data.
     """
     begin, saved = time.perf_counter(), restored.get(DATA) if restored else None
 
@@ -155,7 +156,7 @@ def identify_data(workdir: Workdir, task: Task, config: ConfigDict, restored: Ma
 
 
 def _check_extension(path: str | Path, saved: ConfigDict, config: ConfigDict, lines: Sequence[str]) -> None:
-    """Says what --extend changes. Raises UserError if that is not a larger total alone."""
+    """Logs the change by --extend. Raises UserError unless the change is a larger total only."""
     (old,), (new,) = ([each[f"total_{unit}"] for unit in UNITS if f"total_{unit}" in each] for each in (saved, config))
     if len(lines) != 1 or not lines[0].startswith("total_") or new < old:
         raise UserError(
@@ -167,9 +168,9 @@ def _check_extension(path: str | Path, saved: ConfigDict, config: ConfigDict, li
 
 
 def _read_saved(place: Path | RemoteFolder, name: str) -> tuple[Any, bytes | None]:
-    """(a workdir's config or code, None without any; the copy in its newest checkpoint if the file is not that).
+    """Returns (a workdir's config or code, None without any; the copy in its newest checkpoint if the file differs from it).
 
-    What counts is the copy, which has a checksum. Raises UserError for a damaged file without one.
+    The copy counts, because it has a checksum. Raises UserError for a damaged file without a copy.
     """
     parse, compare = _SAVED[name]
     content, about = restore.read_content(place, name), restore.read_description(place)
@@ -203,12 +204,12 @@ def get_staging_folder(uri: str) -> Path:
 
 
 def read_config(workdir: Path) -> ConfigDict | None:
-    """Reads the config that a workdir was made with; None when it has none."""
+    """Reads the config that a workdir was made with; None if it has none."""
     return _read_with_warning(workdir, CONFIG)
 
 
 def read_workdir_code(workdir: str | Path) -> RunCode | None:
-    """Reads the code of a workdir, also of a remote one; None when it has none."""
+    """Reads the code of a local or remote workdir; None if it has none."""
     return _read_with_warning(RemoteFolder(str(workdir)) if is_remote(workdir) else Path(workdir).expanduser(), CODE)
 
 
@@ -220,7 +221,7 @@ def _read_with_warning(place: Path | RemoteFolder, name: str) -> Any:
 
 
 def use_saved_code(config: ConfigDict, path: str | Path, trust_code: bool = False) -> ConfigDict:
-    """Returns a config that takes the user's code from a workdir. Raises UserError if that has none, or none to be trusted."""
+    """Returns a config that takes the user's code from a workdir. Raises UserError if that has none, or no trusted code."""
     if (code := read_workdir_code(path)) is None:
         raise UserError(f"--saved-code: workdir={path} has no copy of its code: leave this option out.")
     config, untrusted = bind_code(config, code, list_origins(), trust_code)
@@ -232,7 +233,7 @@ def use_saved_code(config: ConfigDict, path: str | Path, trust_code: bool = Fals
 
 
 def _clear_staging_folder(folder: Path, remote: RemoteFolder) -> None:
-    """Removes the files of a killed call, as the remote ones alone count, and fetches the times that will be appended to."""
+    """Removes the files of a killed call, since only the remote ones count, and downloads the times, which will be extended."""
     for old in folder.iterdir():
         if old.name not in (LOCK, TIMING):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -268,7 +269,7 @@ def lock_folder(workdir: Path, path: str | Path, active: bool) -> Iterator[TextI
 
 @contextlib.contextmanager
 def explain_disk_errors(workdir: Workdir) -> Iterator[None]:
-    """Turns the error of a full or read-only disk, or of a workdir that is gone, into one sentence."""
+    """Turns the error of a full or read-only disk, or of a missing workdir, into one sentence."""
     folder = workdir.folder
     try:
         yield
@@ -291,9 +292,9 @@ def explain_disk_errors(workdir: Workdir) -> Iterator[None]:
 
 
 def _remove_remade_folder(folder: Path) -> None:
-    """Removes the folder that a save in the background has made again, if it has nothing but an unfinished checkpoint."""
+    """Removes the folder that a background save has made again, if it has nothing but an unfinished checkpoint."""
     quiet = 0
-    while quiet < 5:  # when a save has failed, writes that TensorStore has begun go on
+    while quiet < 5:  # after a failed save, writes that TensorStore has begun go on
         names = {path.relative_to(folder).parts[:2] for path in folder.rglob("*")}
         unfinished = (top == restore.FOLDER and all("tmp" in name for name in below) for top, *below in names)
         is_ours = folder.exists() and all(unfinished)
