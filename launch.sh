@@ -28,6 +28,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
   completion                                  a script for bash: source <(./launch.sh completion)
   plot DIR ... --output=OUT.png               learning curves of runs
+  report --workdir=DIR                        a page about a run: what it gets wrong, how sure it is, where it looked
   summary MODEL                               parameters and multiply-adds of a network; '*': of every name, with its
                                               published accuracy
   preflight --config=FILE --topology=SLICE    predict memory and time of a train step on a TPU slice, e.g. v5e-16;

@@ -240,7 +240,7 @@ def plot_attention(run: "Run", images: np.ndarray, labels: Sequence[str] | None 
 
     Args:
         images: uint8 [N, H, W, C].
-        labels: the true classes' names, written beside the predicted ones.
+        labels: the true classes' names, written beside the predicted ones; long ones are wrapped.
     """
     images = np.asarray(images)
     modules: dict[str, dict[str, np.ndarray]] = {}
@@ -253,25 +253,28 @@ def plot_attention(run: "Run", images: np.ndarray, labels: Sequence[str] | None 
 
     # A row of panels for each image and one of scales; columns: the image, and a gap and the maps of each module. In inches.
     columns = {place: _list_columns(maps) for place, maps in modules.items()}
+    predicted = run.predict(images).labels
+    truths = [""] * len(images) if labels is None else [f"true: {label}\n" for label in labels]
+    texts = [f"{truth}predicted: {label}" for truth, label in zip(truths, predicted, strict=True)]
+    is_long = max(len(line) for text in texts for line in text.split("\n")) > 17
+    texts = ["\n".join(textwrap.fill(line, 30) for line in text.split("\n")) for text in texts] if is_long else texts
+    beside, row = (2.3 if is_long else 1.25), max(1.0, 0.14 * max(text.count("\n") + 2 for text in texts) * is_long)  # inches
     rows, widths = len(images), [0.9, *(width for each in columns.values() for width in (0.2, *[0.9] * len(each)))]
-    width, height = sum(widths) + 0.1 * len(widths) + 1.4, rows + 1.8
+    width, height = sum(widths) + 0.1 * len(widths) + 0.15 + beside, rows * row + 1.8
     figure = make_figure(width, height)
     figure.set_layout_engine("none")
-    edges = {"left": 1.25 / width, "right": 1 - 0.15 / width, "top": 1 - 0.85 / height, "bottom": 0.8 / height}
-    ratios = {"width_ratios": widths, "height_ratios": [*[0.9] * rows, 0.08]}
+    edges = {"left": beside / width, "right": 1 - 0.15 / width, "top": 1 - 0.85 / height, "bottom": 0.8 / height}
+    ratios = {"width_ratios": widths, "height_ratios": [*[0.9 * row] * rows, 0.08]}
     panels = figure.subplots(
         rows + 1, len(widths), squeeze=False, gridspec_kw={**edges, **ratios, "wspace": 0.1, "hspace": 0.13}
     )
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
     panels[-1, 0].axis("off")
-    predicted = run.predict(images).labels
-    for row, axes in enumerate(panels[:-1, 0]):
-        axes.imshow(images[row].squeeze(), cmap="gray")
-        truth = f"true: {labels[row]}\n" if labels is not None else ""
-        wrong = labels is not None and labels[row] != predicted[row]
-        text, colour = f"{truth}predicted: {predicted[row]}", COLOURS[1] if wrong else "black"
-        axes.set_ylabel(text, rotation=0, ha="right", va="center", color=colour)
+    for i, axes in enumerate(panels[:-1, 0]):
+        axes.imshow(images[i].squeeze(), cmap="gray")
+        colour = COLOURS[1] if labels is not None and labels[i] != predicted[i] else "black"
+        axes.set_ylabel(texts[i], rotation=0, ha="right", va="center", color=colour, fontsize=8 if is_long else 10)
     panels[0, 0].set_title("image", fontsize=10)
     first = 1
     for place, each in columns.items():
@@ -286,8 +289,8 @@ def plot_attention(run: "Run", images: np.ndarray, labels: Sequence[str] | None 
     caption = "Scales, channel and spatial maps are after a sigmoid: 0.5 is neutral. Weights are shares of all positions"
     if any("map" in maps for maps in modules.values()):
         caption = (
-            "F, M(F) and F' are means over channels. The channel and the spatial map are each branch's own after a sigmoid: "
-            "0.5 is neutral"
+            "F and F' are means of |F| and |F'| over channels, M(F) is the mean of M(F). The channel and the spatial map are "
+            "each branch's own after a sigmoid: 0.5 is neutral"
         )
     figure.text(0.5, 0.08 / height, textwrap.fill(f"{caption}.", int(11 * width)), ha="center", va="bottom", color=_GREY)
     return figure

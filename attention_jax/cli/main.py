@@ -15,7 +15,14 @@ from typing import Any
 
 from attention_jax.cli.completion import WITH_FIELDS
 from attention_jax.cli.parser import make_parser, refuse_misspelled
-from attention_jax.cli.without_training import export_weights, plot_curves, prepare_data, print_completion, print_summary
+from attention_jax.cli.without_training import (
+    export_weights,
+    plot_curves,
+    prepare_data,
+    print_completion,
+    print_summary,
+    report_run,
+)
 from attention_jax.config.describe import describe_config, render_fields_page
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
 
@@ -317,6 +324,7 @@ _RUN: dict[str, Callable[..., int]] = {
     "config": _config,
     "completion": print_completion,
     "plot": plot_curves,
+    "report": report_run,
     "summary": print_summary,
     "preflight": _preflight,
     "prepare": prepare_data,

@@ -172,6 +172,12 @@ def _add_rest(command: Callable[..., Any]) -> None:
     add("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; the default label is the folder")
     add("--output", required=True, type=_place, metavar="OUT.png", help="must not exist")
 
+    add = command("report", "Write a page about a run: scores, curves, what it gets wrong, where it looked, config.")
+    add("--workdir", required=True, type=_place, metavar="DIR", help="a run's folder, or that of one of its checkpoints")
+    add("--output", type=_place, metavar="OUT.html", help="must not exist; default report.html in the run's folder, made anew")
+    add("--examples", type=_integer_from(1), default=8, metavar="N", help="of each kind, right and wrong; default 8")
+    add("--trust-code", action="store_true", help="run the code that the run came with, whatever it is")
+
     add = command("summary", "Parameters and multiply-adds of a network.")
     add(
         "model", help="a name; a pattern such as '*' or 'bam_*' gives a line for each that matches, with its published accuracy"

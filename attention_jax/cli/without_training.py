@@ -28,6 +28,15 @@ def plot_curves(workdirs: list[str], output: str) -> int:
     return 0
 
 
+def report_run(**options: Any) -> int:
+    """Writes the report of a run."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # some images are a matter of seconds
+    from attention_jax.tables.run_page import write_report
+
+    print(f"{write_report(**options)} is written.")
+    return 0
+
+
 def print_summary(model: str, image_size: int, channels: int, length: int, depth: int) -> int:
     """Prints parameters and multiply-adds of a network, or one line for each network that a pattern matches."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator

@@ -15,6 +15,7 @@ import numpy as np
 from attention_jax import tree
 from attention_jax.analysis import plots
 from attention_jax.analysis.pointing import choose_maps, enlarge_maps, measure_shares
+from attention_jax.analysis.saliency import weigh_features
 from attention_jax.data.images.cued import SIDE
 from attention_jax.load import Run
 from attention_jax.train.program import Program
@@ -25,18 +26,11 @@ _BINS = 20  # of M(F) from 0 to 1
 _Maps = dict[str, np.ndarray]
 
 
-def compute_grad_cam(features: Any, kernel: Any, classes: Any) -> Any:
-    """Features [N, h, w, C] before global average pooling and a linear head [C, K], classes [N] -> [N, h, w].
-
-    The gradient of a class's logit with respect to a feature is then the head's weight, divided by the number of positions.
-    """
-    return jax.nn.relu(jnp.einsum("nhwc,nc->nhw", features, kernel.T[classes]))
-
-
 def make_viewer(model: nn.Module, query: tuple[float, float]) -> Callable[[Any, np.ndarray], _Maps]:
     """Returns a function (variables, normalised images [N, H, W, C]) -> {"predicted": [N], maps by name: [N, h, w]}.
 
-    "M(F)" counts BAM's values in equal bins from 0 to 1. Grad-CAM explains the class that the network predicts.
+    "M(F)" counts BAM's values in equal bins from 0 to 1. Grad-CAM explains the class that the network predicts: behind global
+    average pooling and a linear head, the gradient of its logit is the head's weight, divided by the number of positions.
     """
 
     def is_last(module: nn.Module, method: str) -> bool:  # each stage's output: blocks, and the gate after them
@@ -53,7 +47,7 @@ def make_viewer(model: nn.Module, query: tuple[float, float]) -> Callable[[Any, 
         predicted, kernel = logits.argmax(-1), variables["params"]["head"]["kernel"]
         sown = jax.tree.map(lambda calls: calls[-1], kept.get("attention", {}), is_leaf=lambda x: isinstance(x, tuple))
         flat = tree.flatten_by_path(sown)
-        found = {"predicted": predicted, "Grad-CAM": compute_grad_cam(stages[last]["__call__"][-1], kernel, predicted)}
+        found = {"predicted": predicted, "Grad-CAM": weigh_features(stages[last]["__call__"][-1], kernel.T[predicted])}
         full = [array for path, array in flat.items() if path.endswith("/map")]
         counts = {"M(F)": jnp.histogram(full[-1], _BINS, (0, 1))[0][None]} if full else {}
         return {**found, **counts, **choose_maps(flat, query)}

@@ -175,6 +175,15 @@ def test_attention_picture_draws_the_maps(run_and_images):
     assert sides == [f"true: {true}\npredicted: {seen}" for true, seen in zip(["zero", "one", "two"], predicted, strict=True)]
 
 
+def test_long_labels_are_wrapped_and_not_cut(run_and_images):
+    run, images = run_and_images
+    label = "a " + "very long name of a class, " * 4 + "with_a_word_that_is_longer_than_a_line_of_the_label"
+    figure = plots.plot_attention(run, images, [label] * 3)
+    sides = [axes.yaxis.label for axes in figure.axes if axes.get_ylabel()]
+    assert all(label.replace(" ", "") in side.get_text().replace("\n", "").replace(" ", "") for side in sides)
+    assert nothing_is_cut_off(figure) and overlapping(sides) == []
+
+
 def test_f_and_f_prime_share_a_scale(run_and_images):
     run, images = run_and_images
     axes = [
