@@ -229,7 +229,7 @@ def test_other_data_of_the_same_name_are_refused(folder, tmp_path, workdir, conf
     moved = small_config(other, total_steps=200, evaluation__every_steps=100)
     lines = (other / "train.y").read_text().split("\n")
     read = np.linspace(0, 299, 64).astype(int)  # for the fingerprint
-    for places, said in (({*range(300)} - {*read}, r"the data give other words\.json now"), (read, "has other contents")):
+    for places, said in (({*range(300)} - {*read}, r"the data now give other words\.json than"), (read, "has other contents")):
         swapped = [line.translate({65: 72, 72: 65}) if i in places else line for i, line in enumerate(lines)]
         (other / "train.y").write_text("\n".join(swapped))
         with pytest.raises(UserError, match=said):
