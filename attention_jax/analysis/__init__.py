@@ -1,1 +1,1 @@
-"""Attention maps and plots of any run."""
+"""Attention maps, probes and plots for any run."""

@@ -1,4 +1,4 @@
-"""Attention maps as an output of a network."""
+"""Returns the attention maps of a network."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ def attention_maps(model: nn.Module, variables: dict[str, Any], *inputs: Any) ->
     coordinate attention and gather-excite the `map` [B, H, W, C] that they multiply by, the latter over the entire map
     `scale`; the global context block one map `weights` [B, H, W]; self-attention and the non-local block `weights`
     [B, H, W, h, w], softmax(QKᵀ), so that `weights[i, y, x]` is where image i looks from the query point (y, x); a custom
-    module whatever it sows into the collection "attention". Empty for a network without attention.
+    module the arrays that it sows into the collection "attention". The result is empty for a network without attention.
 
     The Transformer gives `weights` [B, heads, queries, keys] of every layer: `encoder_<i>/self_attention`,
-    `decoder_<i>/self_attention` (masked: zero for what comes later) and `decoder_<i>/cross_attention`.
+    `decoder_<i>/self_attention` (masked: zero for later tokens) and `decoder_<i>/cross_attention`.
 
     Vision Transformers give the same for `block<i>/attention` over their tokens (class token first); Swin Transformers for
     `stage<i>_block<j>/attention`, window after window: [B · windows, heads, queries, keys]. `query_points.map_query_point` lays
     both on the image.
 
-    `inputs` are arguments of `model.apply`: normalised images [B, H, W, C], or source and target tokens; several one by one
+    `inputs` are the arguments of `model.apply`: normalised images [B, H, W, C], or source and target tokens, given one by one
     or as one tuple.
     """
     if len(inputs) == 1 and isinstance(inputs[0], tuple):

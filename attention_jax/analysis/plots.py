@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")
 _GREY = "#555555"
-SUFFIXES = (".png", ".pdf", ".svg")  # of the files that figures are saved in
+SUFFIXES = (".png", ".pdf", ".svg")  # endings of the files in which figures are saved
 
 
 @functools.cache
@@ -88,7 +88,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A row of `plot_rows`: accuracies or differences as shares, `by_seed` [S], pooled, and the ends of its interval.
+    """A row of `plot_rows`: pooled accuracy or difference as a share, `by_seed` [S], and the ends of the interval.
 
     Rows of one `kind` have one colour.
     """
@@ -105,8 +105,8 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
     """Plots rows from top to bottom: each seed a dot, the pooled value a tick, the 95 % interval a line.
 
     Args:
-        baseline: the row that the bars are differences to, which a line at zero marks; "" for accuracies. Intervals of single
-            rows share the luck of the test examples: they may overlap where the paired difference is certain.
+        baseline: the row from which bars are differences, marked by a line at zero; "" for accuracies. Intervals of single
+            rows share the luck of the test examples: they may overlap even if the paired difference is certain.
     """
     figure = make_figure(8, 1.5 + 0.5 * len(bars))
     axes = figure.add_subplot()
@@ -139,7 +139,7 @@ def plot_rows(bars: Sequence[Bar], title: str = "", metric: str = "accuracy", ba
 
 def _add_title(figure: "Figure", title: str) -> None:
     """Puts a title over the figure, in as many lines as its width needs."""
-    letters = round(11 * figure.get_figwidth())  # of 11 points
+    letters = round(11 * figure.get_figwidth())  # letters of 11 points
     figure.suptitle(textwrap.fill(title, letters), x=0.01, horizontalalignment="left", fontsize=11)
 
 
@@ -148,8 +148,8 @@ def plot_learning_curves(
 ) -> "Figure":
     """Plots evaluation score and training loss by epoch; seeds are thin lines, the mean of a row's seeds a thick one.
 
-    `runs` are {label: one list of log lines a seed}; of two loaded runs `{"a": [a.metrics], "b": [b.metrics]}`. `metric` names
-    their headline metric. Raises UserError when a run has not logged anything that can be drawn.
+    `runs` are {label: one list of log lines per seed}, e.g. `{"a": [a.metrics], "b": [b.metrics]}` for loaded runs. `metric` is
+    their headline metric. Raises UserError if a run has logged nothing that can be drawn.
     """
     figure = make_figure(10, 4.2)
     score_axes, loss_axes = figure.subplots(1, 2)
@@ -160,7 +160,7 @@ def plot_learning_curves(
         for axes, curves in ((score_axes, scores), (loss_axes, losses)):
             for epochs, values in curves if len(curves) > 1 else ():
                 axes.plot(epochs, values, linewidth=0.6, alpha=0.45, **choose_style(i))
-            shortest = min(len(values) for _, values in curves)  # a run that was stopped ends the mean
+            shortest = min(len(values) for _, values in curves)  # the mean ends where a run was stopped
             mean = np.mean([values[:shortest] for _, values in curves], axis=0)
             axes.plot(curves[0][0][:shortest], mean, linewidth=2, label=label, **choose_style(i))
         late += [np.min(values[len(values) // 2 :]) for _, values in scores]
@@ -180,7 +180,7 @@ def plot_learning_curves(
 
 
 def _by_epoch(lines: Sequence[Mapping[str, Any]], name: str, factor: float, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, values) of one metric; lines of an evaluation hold no epoch, those of training do."""
+    """Returns (epochs, values) of one metric; lines of an evaluation have no epoch, lines of training do."""
     rate = next((line["epoch"] / line["step"] for line in lines if "epoch" in line), None)
     points = [(line["step"], line[name]) for line in lines if name in line]
     if rate is None or not points:
@@ -193,8 +193,8 @@ def _by_epoch(lines: Sequence[Mapping[str, Any]], name: str, factor: float, labe
 def plot_runs(workdirs: Sequence[str], output: str) -> None:
     """Writes a plot of evaluation score and training loss by epoch, a line for each run; the command `plot`.
 
-    `workdirs` are folders of runs, each as "DIR" or "LABEL=DIR"; runs of one label are its seeds. Raises UserError when a
-    folder holds no run or nothing to draw, or the file cannot be written or exists.
+    `workdirs` are folders of runs, each as "DIR" or "LABEL=DIR"; runs with the same label are seeds. Raises UserError if a
+    folder has no run or nothing to draw, or the file exists or cannot be written.
     """
     target = Path(output)
     if target.suffix not in SUFFIXES:
@@ -208,7 +208,7 @@ def plot_runs(workdirs: Sequence[str], output: str) -> None:
         path = Path(folder).expanduser()
         config = read_config(path)
         if config is None:
-            raise UserError(f"{folder} is no run's folder: give one that train has made.")
+            raise UserError(f"{folder} is no folder of a run: give one that train has made.")
         runs.setdefault(label or path.resolve().name, []).append(metrics.read_log(path))
         config, _ = bind_code(config, read_workdir_code(path) or RunCode(), list_origins(), trust_code=False)
         scores[get_task(config.task).headline(config)] = None
@@ -232,11 +232,11 @@ def choose_images(loader: Any, number: int) -> dict[int, np.ndarray]:
 
 
 def plot_attention(run: "Run", images: np.ndarray, labels: Sequence[str] | None = None) -> "Figure":
-    """Plots what the network's attention modules do to images, one row for each image.
+    """Plots the effect of the network's attention modules on images, one row for each image.
 
-    For every module its maps: of channels as bars around 0.5, of positions as images; of self-attention the mean over
-    queries. BAM also has the features F that enter it, its map M(F), and the features F' that leave it. A column has one
-    scale for all images; F and F' share theirs. Raises UserError when the network has no module with maps.
+    It shows the maps of every module: channels as bars around 0.5, positions as images, and self-attention as the mean over
+    queries. For BAM it adds the features F that enter, the map M(F), and the features F' that leave. A column has one
+    scale for all images; F and F' share theirs. Raises UserError if the network has no module with maps.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -297,7 +297,7 @@ def plot_attention(run: "Run", images: np.ndarray, labels: Sequence[str] | None 
 
 
 def _describe_place(place: str, maps: Mapping[str, np.ndarray], between: str) -> str:
-    """A module's name, and the sizes of what it weighs."""
+    """Returns a module's name, and the sizes of its maps."""
     channels = [array.shape[1] for array in maps.values() if array.ndim == 2]
     sides = [array.shape[1:3] for array in maps.values() if array.ndim > 2]
     sizes = [*(f"{number} channels" for number in channels[:1]), *(f"{h}x{w}" for h, w in sides[:1])]
@@ -315,7 +315,7 @@ _TITLES = {"input": "F", "channel": "channel", "spatial": "spatial", "map": "M(F
 
 
 def _list_columns(maps: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, tuple[float, float], str]]:
-    """{title: (maps [N, C] or [N, H, W], their scale, colours)} of one module."""
+    """Returns {title: (maps [N, C] or [N, H, W], their scale, colours)} for one module."""
     columns = {}
     features = [np.abs(maps[name]).mean(-1) for name in ("input", "output") if name in maps and maps[name].ndim == 4]
     for name in sorted(maps, key=[*_TITLES, *maps].index):
@@ -334,7 +334,7 @@ def _list_columns(maps: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray,
 
 
 def _plot_columns(panels: np.ndarray, columns: Mapping[str, tuple[np.ndarray, tuple[float, float], str]]) -> None:
-    """Maps as images, and those of channels as bars around 0.5; in the last row their scales."""
+    """Draws maps as images, and maps of channels as bars around 0.5; the last row has their scales."""
     for (*column, scale), (title, (values, (low, high), colours)) in zip(panels.T, columns.items(), strict=True):
         column[0].set_title(title, fontsize=10)
         for axes, array in zip(column, values, strict=True):

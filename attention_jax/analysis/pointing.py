@@ -1,4 +1,4 @@
-"""Maps of a network's last attention module: one for each image, its share inside a box, and maps side by side."""
+"""Maps of a network's last attention module: one map per image, its share inside a box, and plots side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EXAMPLES, _DRAWN = 100, 4
-_CENTRE = (0.5, 0.5)  # where cued digits have their cue
+_CENTRE = (0.5, 0.5)  # position of the cue in cued digits
 
 
 def choose_maps(sown: Mapping[str, Any], query: tuple[float, float]) -> dict[str, Any]:
-    """Sown maps {path/name: array} -> {"map": [N, h, w]} of the last module, and BAM's "spatial branch" too.
+    """Sown maps {path/name: array} -> {"map": [N, h, w]} of the last module, for BAM also "spatial branch".
 
-    BAM's M(F) as its mean over channels, CBAM's spatial map, the weights of the global context block, and of self-attention
-    those of the position that holds the point `query` (row, column), as shares of the image's sides.
+    The map is BAM's M(F) as its mean over channels, CBAM's spatial map, the weights of the global context block, or
+    self-attention's
+    weights at the position that holds the point `query` (row, column), given as shares of the image's sides.
     """
     chosen = {}
     for path, array in sown.items():
         name = path.rpartition("/")[2]
-        if name == "map" and array.ndim in (3, 4):  # a block of the user's may sow [N, h, w]
+        if name == "map" and array.ndim in (3, 4):  # a user's block may sow [N, h, w]
             mean = array if array.ndim == 3 else array.mean(-1)
             chosen["map"], chosen["spatial branch"] = mean, sown.get(path.removesuffix("map") + "spatial")
         elif name == "spatial" and f"{path.removesuffix('spatial')}map" not in sown:
@@ -38,9 +39,9 @@ def choose_maps(sown: Mapping[str, Any], query: tuple[float, float]) -> dict[str
 
 
 def choose_any_map(sown: Mapping[str, Any], query: tuple[float, float]) -> Any | None:
-    """Returns the map [N, h, w] of `choose_maps`, and without one the last array [N, h, w] or [N, h, w, C] that was sown.
+    """Returns the map [N, h, w] of `choose_maps`, or else the last array [N, h, w] or [N, h, w, C] that was sown.
 
-    None where nothing of that shape was sown.
+    Returns None if no array of such a shape was sown.
     """
     if "map" in (chosen := choose_maps(sown, query)):
         return chosen["map"]
@@ -55,9 +56,9 @@ def enlarge_maps(maps: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def measure_shares(maps: np.ndarray, boxes: np.ndarray, canvas: Sequence[int]) -> np.ndarray:
-    """Maps [N, h, w], boxes [N, 4] (top, left, bottom, right) on a canvas (H, W) -> [N], the share of a map inside its box.
+    """Maps [N, h, w], boxes [N, 4] (top, left, bottom, right) on a canvas (H, W) -> [N], the share of each map inside its box.
 
-    A map of zeros, which points nowhere, counts as a uniform one.
+    A map of zeros counts as a uniform one.
     """
     large = enlarge_maps(maps, *canvas).astype(np.float64) + 1e-12
     (top, left, bottom, right), (y, x) = boxes.T[..., None, None], np.indices(canvas)
@@ -65,10 +66,10 @@ def measure_shares(maps: np.ndarray, boxes: np.ndarray, canvas: Sequence[int]) -
 
 
 def measure_maps(program: Program, run: Run) -> dict[str, Any]:
-    """Measures, for a table, the share of a network's last map inside the right box, in percent, trained and at random weights.
+    """Measures, for a table, the share (%) of a network's last map inside the right box, trained and at random weights.
 
-    Over the first 100 examples of the evaluation split; of a source whose `make(index)` says no "box" there is no share. For
-    `plot_maps_side_by_side`: images, boxes and maps of the first four.
+    It reads the first 100 examples of the evaluation split; a source whose `make(index)` has no "box" gives no share. For
+    `plot_maps_side_by_side` it keeps images, boxes and maps of the first four.
     """
     source: Any = program.task.source(run.config, run.config.data.eval_split)
     number = min(_EXAMPLES, len(source))
@@ -95,9 +96,9 @@ def measure_maps(program: Program, run: Run) -> dict[str, Any]:
 
 
 def plot_maps_side_by_side(measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure | None":
-    """Plots what `measure_maps` kept of each row's first seed: the images with the right box, and a line of maps for each row.
+    """Plots the maps that `measure_maps` kept of each row's first seed: images with the right box, then a line of maps per row.
 
-    Returns None where no row has maps.
+    Returns None if no row has maps.
     """
     first = {label: seeds[0] for label, seeds in measured.items()}
     rows = [(label, values["maps"]) for label, values in first.items() if "maps" in values]

@@ -1,6 +1,6 @@
-"""Probes: how well the frozen features of an image network tell classes apart, without training the network.
+"""Probes: how well the frozen features of an image network separate classes, without training the network.
 
-The features are what its linear classifier reads. Letters in shapes: N and M images, F features.
+The features are the inputs of its linear classifier. Letters in shapes: N and M images, F features.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from attention_jax.load import Run
 from attention_jax.tasks import get_task
 from attention_jax.train.program import Program
 
-_L2 = tuple(10.0**power for power in range(1, -7, -1))  # the larger of two that are as good
+_L2 = tuple(10.0**power for power in range(1, -7, -1))  # the larger of two equally good values counts
 
 
 def compute_features(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, F], the input of the classifier: of the layer `head`, else of the last linear one.
+    """[B, H, W, C] -> [B, F], the input of the classifier: of the layer `head`, else of the last linear layer.
 
     Raises UserError for a network without a linear classifier.
     """
@@ -37,7 +37,7 @@ def compute_features(model: nn.Module, variables: Any, images: jax.Array) -> jax
         model.apply(variables, images)
     found = inputs.get("head", next(reversed(inputs.values()), None))
     if found is None or found.ndim != 2:
-        raise UserError(f"{type(model).__name__} has no flax.linen.Dense at its end, whose inputs would be its features.")
+        raise UserError(f"{type(model).__name__} has no flax.linen.Dense at its end, whose inputs are the features.")
     return found
 
 
@@ -45,11 +45,11 @@ def compute_features(model: nn.Module, variables: Any, images: jax.Array) -> jax
 def read_features(program: Program, run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features [N, F] and the labels [N] of a split, without augmentation; collective.
 
-    Labels are the data's own, which the network need not know.
+    The labels come from the data; the network need not know them.
     """
     config, task = program.config.copy_and_resolve_references(), get_task(program.config.task)
     if config.task != "classification":
-        raise UserError(f"probes are for runs of classification: {run.path} is one of {config.task!r}.")
+        raise UserError(f"probes are for runs of classification, and {run.path} is a run of {config.task!r}.")
     with config.unlocked():
         config.model.num_classes = task.source(config, split).num_classes
     loader = task.loader(config, split, find_batch_share(program.mesh), training=False)
@@ -66,9 +66,9 @@ def read_features(program: Program, run: Run, split: str) -> tuple[np.ndarray, n
 def classify_by_neighbours(
     train_NF: np.ndarray, labels_N: np.ndarray, test_MF: np.ndarray, neighbours: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    """[N, F], [N], [M, F] -> [M]: the class for which most of the nearest training features vote, with exp(cosine / T).
+    """[N, F], [N], [M, F] -> [M]: the class with most votes of the nearest training features, weighted by exp(cosine / T).
 
-    As DINO is evaluated (Caron et al. 2021, arXiv 2104.14294, Section 4.2 and code: 20 neighbours, T = 0.07).
+    DINO is evaluated in this way (Caron et al. 2021, arXiv 2104.14294, Section 4.2 and code: 20 neighbours, T = 0.07).
     """
     train, test = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (train_NF, test_MF))
     number, classes = min(neighbours, len(train)), np.eye(int(labels_N.max()) + 1)
@@ -77,7 +77,7 @@ def classify_by_neighbours(
         cosines = part @ train.T
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :number]
         similar = np.take_along_axis(cosines, nearest, 1)
-        votes = np.exp((similar - similar[:, :1]) / temperature)  # as a share of the nearest one's, which cannot overflow
+        votes = np.exp((similar - similar[:, :1]) / temperature)  # relative to the nearest one, which cannot overflow
         found.append((votes[..., None] * classes[labels_N[nearest]]).sum(1).argmax(-1))
     return np.concatenate(found)
 
@@ -85,7 +85,7 @@ def classify_by_neighbours(
 def fit_linear_probe(train_NF: np.ndarray, labels_N: np.ndarray, l2: float) -> np.ndarray:
     """[N, F], [N] -> [F + 1, K], the weights and, last, the biases of a logistic regression on all examples at once.
 
-    Minimises the mean cross-entropy plus l2 / 2 · |weights|² with L-BFGS, from 0.
+    It minimises the mean cross-entropy plus l2 / 2 · |weights|² with L-BFGS, from 0.
     """
     x = np.c_[train_NF, np.ones(len(train_NF), train_NF.dtype)].astype(np.float64)
     targets = np.eye(int(labels_N.max()) + 1)[labels_N]
@@ -106,7 +106,7 @@ def fit_linear_probe(train_NF: np.ndarray, labels_N: np.ndarray, l2: float) -> n
 def classify_linearly(train_NF: np.ndarray, labels_N: np.ndarray, test_MF: np.ndarray) -> tuple[np.ndarray, float]:
     """[N, F], [N], [M, F] -> ([M], the factor of the penalty), by `fit_linear_probe` on standardised features.
 
-    Of the factors 1e-6 to 10 the one that is best on every fifth training example when fitted to the others.
+    The factor, between 1e-6 and 10, is the best on every fifth training example after a fit to the others.
     """
     mean, scale = train_NF.mean(0), train_NF.std(0) + 1e-6
     train, test = (train_NF - mean) / scale, (test_MF - mean) / scale
@@ -124,7 +124,7 @@ def classify_linearly(train_NF: np.ndarray, labels_N: np.ndarray, test_MF: np.nd
 
 
 def measure_probes(program: Program, run: Run, neighbours: int = 20, temperature: float = 0.07) -> dict[str, float]:
-    """Measures, for a table, both probes' accuracies in percent on the evaluation split, fitted to the training split."""
+    """Measures, for a table, the accuracies (%) of both probes on the evaluation split, fitted to the training split."""
     data = program.config.data
     train, labels = read_features(program, run, data.train_split)
     test, right = read_features(program, run, data.eval_split)

@@ -1,4 +1,4 @@
-"""Attention maps of one point of an image, in every layer of a Vision Transformer or Swin Transformer."""
+"""Attention maps for one point of an image, in every layer of a Vision Transformer or Swin Transformer."""
 
 import re
 from typing import Any
@@ -13,14 +13,15 @@ from attention_jax.models.vit import VisionTransformer
 
 
 def map_query_point(model: nn.Module, variables: dict[str, Any], images: Any, point: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Returns {module path: [B, heads, H, W] float32}, for each pixel the attention that its patch gets from the point's.
+    """Returns {module path: [B, heads, H, W] float32}: the attention from the point's patch to the patch of each pixel.
 
-    All pixels of a patch have the weight of the patch; a ViT's other tokens are left out. In a Swin Transformer a point looks
-    only into its window, which is put in its place on the image; everything else is 0, and padding is cut away. The patches of
+    All pixels of a patch have the weight of the patch; a ViT's other tokens are left out. In a Swin Transformer a point attends
+    only inside its window, which is put in its place on the image; everything else is 0, and padding is cut away. The patches
+    of
     its later stages are several merged into one.
 
     Args:
-        images: normalised, [B, H, W, C].
+        images: normalised images [B, H, W, C].
         point: row and column of a pixel.
 
     Raises:
@@ -31,7 +32,7 @@ def map_query_point(model: nn.Module, variables: dict[str, Any], images: Any, po
     if not isinstance(model, (VisionTransformer, SwinTransformer)):
         raise UserError(f"map_query_point takes a VisionTransformer or SwinTransformer, not {type(model).__name__}.")
     if not (0 <= y < h and 0 <= x < w):
-        raise UserError(f"map_query_point: point={point} is not a row and column of images of {h}x{w} pixels.")
+        raise UserError(f"map_query_point: point={point} is no row and column in images of {h}x{w} pixels.")
     maps = {}
     for path, sown in attention_maps(model, variables, images).items():
         weights: np.ndarray = np.asarray(sown, np.float32)

@@ -36,8 +36,8 @@ class TranslationMaps:
     """Attention weights of one sentence and its translation, S source and T target tokens.
 
     `maps` are {"cross/0": [heads, T, S], "encoder/0": [heads, S, S], "decoder/0": [heads, T, T], …} float32, by kind and layer;
-    a row sums to 1. Row t of "cross" and "decoder" is what the decoder looks at when it writes target token t. A kind that
-    the network does not have is not there.
+    a row sums to 1. Row t of "cross" and "decoder" shows where the decoder attends when it writes target token t. A kind that
+    the network does not have is missing.
     """
 
     maps: dict[str, np.ndarray]
@@ -50,7 +50,7 @@ class TranslationMaps:
         return self.maps[name]
 
     def layers(self, kind: str) -> list[np.ndarray]:
-        """Lists the maps of one kind, first layer first. Raises UserError when there are none."""
+        """Lists the maps of one kind, first layer first. Raises UserError if there are none."""
         names = sorted((name for name in self.maps if name.startswith(f"{kind}/")), key=lambda name: int(name.split("/")[1]))
         if not names:
             known = sorted({name.split("/")[0] for name in self.maps})
@@ -69,8 +69,8 @@ def compute_translation_maps(
     """Computes a trained network's attention weights while it writes a translation. Raises UserError for an empty sentence.
 
     Args:
-        translation: a result of the translator, or any text; None for what the network finds.
-        **changes: to the config's `search`, e.g. `beam=5`.
+        translation: a result of the translator, or any text; None for the network's own translation.
+        **changes: changes to the config's `search`, e.g. `beam=5`.
     """
     translator = run.predictor if isinstance(run, Run) else run
     tokenizer = translator.tokenizer
@@ -109,7 +109,7 @@ _HANGUL = "HANGUL SYLLABLE "
 
 
 def romanize_korean(text: str) -> str:
-    """Writes Korean syllables in Latin letters, as their names in Unicode spell them; everything else stays."""
+    """Writes Korean syllables in Latin letters, as their names in Unicode spell them; all other text stays."""
     names = (unicodedata.name(character, "") for character in text)
     return "".join(
         name.removeprefix(_HANGUL).lower() if name.startswith(_HANGUL) else character for character, name in zip(text, names)
@@ -118,7 +118,7 @@ def romanize_korean(text: str) -> str:
 
 @functools.cache
 def _letters(path: str) -> frozenset[int]:
-    """The characters that a font file can draw."""
+    """Returns the characters that a font file can draw."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -129,7 +129,7 @@ def _letters(path: str) -> frozenset[int]:
 
 @functools.cache
 def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """Families that together can draw the characters, matplotlib's own first, and the characters that none of them has."""
+    """Returns font families that together draw the characters, matplotlib's own first, and the characters that none draws."""
     require_package("matplotlib", "plot", "drawing a figure")
     from matplotlib import font_manager
 
@@ -149,7 +149,7 @@ def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def choose_fonts(texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Returns the texts, with Korean in Latin letters where no installed font has Hangul, and font families to draw them."""
+    """Returns the texts, with Korean in Latin letters if no installed font has Hangul, and font families that draw them."""
     texts = list(texts)
     families, missing = _fonts(frozenset("".join(texts)))
     if any(unicodedata.name(character, "").startswith(_HANGUL) for character in missing):
@@ -159,7 +159,7 @@ def choose_fonts(texts: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def label_axes(axes: "Axes", rows: Sequence[str], columns: Sequence[str], size: float = 8) -> None:
-    """Writes tokens on the axes of a map: `rows` from top to bottom, `columns` from left to right; none where empty."""
+    """Writes tokens on the axes of a map: `rows` from top to bottom, `columns` from left to right; no labels if empty."""
     for tokens, axis in ((rows, axes.yaxis), (columns, axes.xaxis)):
         texts, families = choose_fonts(tokens)
         axis.set_ticks(range(len(texts)), texts, fontfamily=families, fontsize=size)
@@ -172,9 +172,9 @@ def label_axes(axes: "Axes", rows: Sequence[str], columns: Sequence[str], size: 
 def plot_attention_grid(maps: TranslationMaps, kind: str = "cross") -> "Figure":
     """Plots every head (a column) of every layer (a row) of one kind of attention, with the tokens on both axes.
 
-    Dark is a large weight, white is 0 and the darkest is 1 in every panel. Where no installed font has Korean letters,
-    Korean tokens are written in Latin ones. The kinds are "cross", where the target looks at the source, and the self-attention
-    of "encoder" and "decoder". Raises UserError when the network has no attention of this kind.
+    White is 0 and the darkest colour is 1 in every panel. If no installed font has Korean letters,
+    Korean tokens are written in Latin ones. The kinds are "cross", from the target to the source, and the self-attention
+    of "encoder" and "decoder". Raises UserError if the network has no attention of this kind.
     """
     layers = maps.layers(kind)
     rows, columns = maps.tokens(kind)

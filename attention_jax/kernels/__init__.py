@@ -1,1 +1,1 @@
-"""Programs that exist for the speed of one platform; `nn` holds the layers that papers describe."""
+"""Programs that exist for the speed of one platform; the layers that papers describe are in `nn`."""

@@ -2,7 +2,7 @@
 
 Differentiated by JAX, two passes read the activations twice as often (batch 8 at 56x56 with 256 channels on two CPU cores,
 forward and backward with ReLU: 48 ms against 27). A TPU takes both sums of the one-pass form while the convolution before
-writes its output, and need not read that again: 5.56 GB instead of 7.67 in a step of two bottlenecks (v5e, batch 32 at 56x56).
+writes its output, and does not read it again: 5.56 GB instead of 7.67 in a step of two bottlenecks (v5e, batch 32 at 56x56).
 """
 
 import functools
@@ -58,7 +58,7 @@ def forward_on_cpu(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.A
 def forward_elsewhere(x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, axes: Axes, epsilon: float) -> tuple:
     """[..., C] -> the same from sums of x - guess and its square, with two operations an element after the sums.
 
-    As good as two passes where the guess is within a few hundred deviations of the mean; the operations after the sums err by
+    This is as good as two passes if the guess is within a few hundred deviations of the mean; operations after the sums err by
     no more than a few times what rounding x itself costs.
     """
     mean = (x - guess).mean(axes, keepdims=True)
@@ -81,7 +81,7 @@ def backward_on_cpu(x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.A
 def backward_elsewhere(
     x: jax.Array, of_y: jax.Array, scale: jax.Array, mean: jax.Array, inverse: jax.Array, axes: Axes
 ) -> tuple:
-    """[..., C] -> the same with x - mean in place of the normalised x, which is two operations an element fewer."""
+    """[..., C] -> the same gradients from x - mean in place of the normalised x, with two operations an element fewer."""
     count = math.prod(x.shape[axis] for axis in axes)
     of_bias = of_y.sum(axes, keepdims=True)
     of_scale = (of_y * (x - mean)).sum(axes, keepdims=True) * inverse

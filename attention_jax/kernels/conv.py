@@ -1,7 +1,7 @@
-"""Convolution that is XLA's own on TPU and GPU and avoids XLA's slow programs on CPU.
+"""Convolution that is XLA's own on TPU and GPU, and avoids XLA's slow programs on CPU.
 
 All numbers agree with `jax.lax.conv_general_dilated` up to float32 rounding. Times in the comments are milliseconds on two
-cores, batch 8, float32, unless they are of CPU time, which `experiments/benchmarks/depthwise.py` measures;
+cores, batch 8, float32; times called CPU time are measured by `experiments/benchmarks/depthwise.py`.
 `experiments/benchmarks/train_step.py` measures training steps.
 """
 
@@ -18,13 +18,13 @@ from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _NHWC = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-# Channels of a dense block into which groups are packed: a product with fewer leaves the CPU's vectors empty, with more
-# multiplies zeros. 32 groups of 4 at 56x56: 20 with 32, 34 with 64, 60 with 128, 109 as XLA's grouped convolution.
+# Channels of a dense block that holds several groups: with fewer channels, a product leaves the CPU's vectors empty; with more,
+# it multiplies zeros. 32 groups of 4 at 56x56: 20 with 32, 34 with 64, 60 with 128, 109 as XLA's grouped convolution.
 _BLOCK = 32
 
 
 class Geometry(NamedTuple):
-    """Everything about a convolution but its two arrays."""
+    """Describes a convolution, without its two arrays."""
 
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -33,7 +33,7 @@ class Geometry(NamedTuple):
     precision: Any = None
 
     def output_size(self, x: jax.Array, window: Sequence[int]) -> tuple[int, int]:
-        """Height and width of the output for a window of that size."""
+        """Returns height and width of the output for a window of that size."""
         sides = zip(x.shape[1:3], self.padding, self.dilation, window, self.strides, strict=True)
         h, w = ((side + sum(pad) - d * (k - 1) - 1) // stride + 1 for side, pad, d, k, stride in sides)
         return h, w
@@ -42,7 +42,7 @@ class Geometry(NamedTuple):
 def convolve(
     x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` with another program for float32 images [B, H, W, C] and [h, w, C / groups, F] on CPU."""
+    """Computes `jax.lax.conv_general_dilated`, on CPU by other programs for float32 [B, H, W, C] and [h, w, C / groups, F]."""
     known = {"lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count", "precision"}
     plain = (
         not kernels_are_on()
@@ -90,7 +90,7 @@ def _convolve_backward(how: Geometry, saved: tuple, of_y: jax.Array) -> tuple[ja
 _convolve.defvjp(lambda x, kernel, how: (_convolve(x, kernel, how), (x, kernel)), _convolve_backward)
 
 
-# What follows runs on CPU only.
+# Everything below runs on CPU only.
 
 
 def _forward(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
@@ -107,7 +107,7 @@ def _forward(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
 
 
 def _of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
-    """The gradient with respect to the input: [B, H', W', F] -> [B, H, W, C]."""
+    """Returns the gradient with respect to the input: [B, H', W', F] -> [B, H, W, C]."""
     if how.groups > 1:
         if _is_depthwise(kernel, how):
             return _depthwise_of_input(x, kernel, of_y, how)
@@ -120,7 +120,7 @@ def _of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -
 
 
 def _of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
-    """The gradient with respect to the kernel: [B, H, W, C], [B, H', W', F] -> [h, w, C / groups, F]."""
+    """Returns the gradient with respect to the kernel: [B, H, W, C], [B, H', W', F] -> [h, w, C / groups, F]."""
     if how.groups > 1:
         if _is_depthwise(kernel, how):
             return _depthwise_of_kernel(x, kernel, of_y, how)
@@ -130,7 +130,7 @@ def _of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) 
     if max(of_y.shape[1:3]) <= 2:
         return _sum_of_products(_patches(x, kernel, how), of_y, how).reshape(kernel.shape)
     if how.strides == (1, 1) and 64 <= kernel.shape[2] < 128:
-        # A product for each row of the window: 3x3 with 64 channels at 56x56 takes 38, XLA's 47; at 16 or 128 channels XLA's
+        # A product for each row of the window: 3x3 with 64 channels at 56x56 takes 38, XLA's 47; at 16 or 128 channels, XLA's
         # is as fast or faster.
         seen, width = shift_windows(x, kernel.shape[:2], how), kernel.shape[1]
         rows = (jnp.concatenate(seen[i : i + width], -1) for i in range(0, len(seen), width))
@@ -151,7 +151,7 @@ def _strided(x: jax.Array, how: Geometry) -> jax.Array:
 
 
 def shift_windows(x: jax.Array, window: Sequence[int], how: Geometry, fill: float = 0.0) -> list[jax.Array]:
-    """[B, H, W, C] -> h · w arrays [B, H', W', C]: the input that each position of the window meets at each output."""
+    """[B, H, W, C] -> h · w arrays [B, H', W', C]: the inputs of all outputs at one position of the window each."""
     rows, columns = (
         [slice(i * d, i * d + stride * (size - 1) + 1, stride) for i in range(k)]
         for k, d, stride, size in zip(window, how.dilation, how.strides, how.output_size(x, window), strict=True)
@@ -165,7 +165,7 @@ def _patches(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
 
 
 def _patches_product(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
-    """A convolution as one product: 3x3, 64 channels, batch 32 on 2x2 takes 0.4 with the gradient, XLA's 2.2."""
+    """Computes a convolution as one product: 3x3, 64 channels, batch 32 on 2x2 takes 0.4 with the gradient, XLA's 2.2."""
     return jnp.dot(_patches(x, kernel, how), kernel.reshape(-1, kernel.shape[-1]), precision=how.precision)
 
 
@@ -185,10 +185,11 @@ def _sum_of_products(x: jax.Array, y: jax.Array, how: Geometry) -> jax.Array:
 
 
 def _keep_apart(function: Callable) -> Callable:
-    """The function, of arrays and a `Geometry`, as a computation of its own: XLA merges nothing from around it into its loops.
+    """Returns a function of arrays and a `Geometry` as a separate computation, into whose loops XLA merges nothing from around.
 
-    Else XLA computes what comes before it anew for each of the window's positions, and what it returns for each that reads it:
-    a block of ConvNeXt with 384 channels at 14x14 takes 291 of CPU time with its gradients, so 138.
+    Without this, XLA computes the input anew for each of the window's positions, and the output for each of its readers: a
+    block
+    of ConvNeXt with 384 channels at 14x14 takes 291 of CPU time with its gradients, and 138 with it.
     """
 
     def apart(*arguments: Any) -> jax.Array:
@@ -200,13 +201,13 @@ def _keep_apart(function: Callable) -> Callable:
 
 @_keep_apart
 def _depthwise(x: jax.Array, kernel: jax.Array, how: Geometry) -> jax.Array:
-    """One filter a channel, as one elementwise loop: 7x7 with 96 channels at 56x56 takes 9 of CPU time, XLA's 148."""
+    """Convolves with one filter per channel in one elementwise loop: 7x7, 96 channels, 56x56 take 9 of CPU time, XLA's 148."""
     weights = kernel.reshape(-1, kernel.shape[-1])
     return sum(seen * weight for seen, weight in zip(shift_windows(x, kernel.shape[:2], how), weights, strict=True))
 
 
 def _depthwise_of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
-    """The same loop over the output's gradient, spread out by the stride, with the kernel turned round."""
+    """Runs the same loop over the output's gradient, dilated by the stride, with the kernel rotated by 180 degrees."""
     pads = [(0, 0, 0)]
     for side, out, k, d, stride, (low, _) in zip(
         x.shape[1:3], of_y.shape[1:3], kernel.shape[:2], how.dilation, how.strides, how.padding, strict=True
@@ -218,7 +219,7 @@ def _depthwise_of_input(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: G
 
 @_keep_apart
 def _depthwise_of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: Geometry) -> jax.Array:
-    """Sums along the rows of the image, those of a row of the window in one loop, which reads the output's gradient once.
+    """Sums along the rows of the image; one loop handles a row of the window and reads the output's gradient once.
 
     In milliseconds of CPU time: 7x7 with 96 channels at 56x56 takes 30, in dense blocks of groups 84; 3x3 with 144 at 56x56 15
     against 34, 5x5 with 672 at 14x14 3 against 19. Short sums also round less: 5e-7 of the largest value against
@@ -233,7 +234,7 @@ def _depthwise_of_kernel(x: jax.Array, kernel: jax.Array, of_y: jax.Array, how: 
 
 
 def _in_blocks(product: Callable, x: jax.Array, kernel: jax.Array, how: Geometry, *of_y: jax.Array) -> jax.Array:
-    """`product` of blocks of groups, each with a dense kernel in which other groups' weights are zero."""
+    """Applies `product` to blocks of groups, each with a dense kernel that is zero outside the groups."""
     most = max(1, _BLOCK // kernel.shape[2])
     packed = max(p for p in range(1, most + 1) if how.groups % p == 0)
     arrays = (x, _block_diagonal(kernel, how.groups, packed), *of_y)
@@ -243,7 +244,7 @@ def _in_blocks(product: Callable, x: jax.Array, kernel: jax.Array, how: Geometry
 
 
 def _block_diagonal(kernel: jax.Array, groups: int, packed: int) -> jax.Array:
-    """[h, w, c, F] of n groups -> [h, w, packed · c, F] of n / packed."""
+    """[h, w, c, F] of n groups -> [h, w, packed · c, F] of n / packed groups."""
     h, w, c, features = kernel.shape
     apart = kernel.reshape(h, w, 1, c, groups // packed, packed, features // groups)
     same = jnp.eye(packed, dtype=bool)[:, None, None, :, None]

@@ -1,6 +1,6 @@
-"""Cross entropy of tokens with its gradient written out, for all platforms: only the logits are kept for it.
+"""Cross entropy of tokens with its own gradient, for all platforms, which keeps only the logits.
 
-Differentiated by JAX, a second array as large as the logits is kept, [tokens, vocabulary]: the largest of a step.
+Differentiation by JAX keeps a second array as large as the logits, [tokens, vocabulary]: the largest of a step.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""Two kernels for decoding on CPU, `decoding.cc`: products of few rows by weights, and attention over a cache.
+"""Two kernels for decoding on CPU, in `decoding.cc`: products of few rows with weights, and attention over a cache.
 
-The machine's C++ compiler builds them when they are first used, which takes some seconds, and they stay in the user's cache.
+The machine's C++ compiler builds them when they are first used, which takes some seconds, and the user's cache keeps them.
 Without a compiler, with several devices, on an accelerator, or under `use_kernels("xla")`, XLA's programs do the same work.
 `experiments/benchmarks/translation_profile.py` times both.
 """
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 _NAMES = ("aj_product", "aj_attend")
 _FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-std=c++17", "-fPIC", "-shared", "-w")
 _SECONDS = 120  # a compiler that takes longer hangs
-_ROWS = 256  # with more, a product is arithmetic and little reading of weights, which XLA does as well
+_ROWS = 256  # with more rows, a product is mostly arithmetic, in which XLA is as good
 
 
 def multiply_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., I], [I, O] -> [..., O]: `jnp.matmul`, but not differentiable, which `matmul.dot_general` is."""
+    """[..., I], [I, O] -> [..., O]: `jnp.matmul` without a gradient; `matmul.dot_general` has one."""
     if x.ndim == kernel.ndim == 2 and 0 < len(x) <= _ROWS and _serve(x, kernel):
         shape = jax.ShapeDtypeStruct((len(x), kernel.shape[1]), jnp.float32)
         return choose_by_platform(jax.ffi.ffi_call("aj_product", shape, vmap_method="sequential"), jnp.matmul, x, kernel)
@@ -51,7 +51,7 @@ def attend_cached(
 
     Args:
         mask: bool [B, 1, T or 1, S]; False hides a key from a query.
-        plain: does the same with XLA, here and in gradients.
+        plain: the same function in XLA, used elsewhere and for gradients.
     """
     if not _serve(q_ND, k_BHKS, v_BHSV):
         return plain(q_ND, k_BHKS, v_BHSV, mask)
@@ -64,7 +64,7 @@ def attend_cached(
 
 
 def _serve(*arrays: jax.Array) -> bool:
-    """True if the kernels do the work on arrays of these types, in this process."""
+    """True if the kernels work on arrays of these types in this process."""
     on = kernels_are_on() and all(array.dtype == jnp.float32 for array in arrays)
     return on and jax.default_backend() == "cpu" and jax.device_count() == 1 and load_kernels()
 
@@ -85,7 +85,7 @@ def load_kernels() -> bool:
 
 
 def _built() -> Path:
-    """The library, built if this machine has not built this source before.
+    """Returns the library, which is built unless this machine has built this source before.
 
     Raises OSError without a compiler or a place to write, RuntimeError without a home or in a folder that others can write
     to, SubprocessError if the compiler fails.
@@ -100,7 +100,7 @@ def _built() -> Path:
         raise RuntimeError(f"{folder} holds code and is not yours alone to write to: chmod go-w, or remove it")
     if not library.exists():
         log.info("building the kernels for decoding on this CPU, once: %s", library)
-        # Written beside and renamed, so that processes that start together do not see each other's halves.
+        # Written under another name first, so that processes that start together see no incomplete file.
         with tempfile.TemporaryDirectory(dir=folder) as work:
             built = Path(work, library.name)
             command = [*compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", "-xc++", "-", "-o", str(built)]
@@ -110,7 +110,7 @@ def _built() -> Path:
 
 
 def _cpu() -> Any:
-    """What tells this processor from those whose instructions differ, on a home directory that several machines share."""
+    """Identifies this processor's instructions, for a home directory that different machines share."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return [platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})]

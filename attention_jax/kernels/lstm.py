@@ -1,9 +1,7 @@
-"""An LSTM's scan with its gradient written out, for all platforms.
+"""An LSTM's scan with its own gradient, for all platforms.
 
-The gradient of the kernel is one product over all steps; differentiated by JAX the scan holds a product and a sum as large as
-the kernel for every step. 30 steps of 64 x 512 on one core, forward and back: 134 ms against 146.
-
-Letters in names: T steps, B sentences, H features of the state, G gates of all units together.
+The gradient of the kernel is one product over all steps; when JAX differentiates, the scan has a product and a sum as large as
+the kernel in every step. 30 steps of 64 x 512 on one core, forward and back: 134 ms against 146.
 """
 
 import functools

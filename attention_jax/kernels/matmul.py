@@ -13,7 +13,7 @@ from attention_jax.kernels.switch import choose_by_platform, kernels_are_on
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, **options: Any) -> jax.Array:
-    """`jax.lax.dot_general` for the field `dot_general` of `flax.linen.Dense`: [..., I], [I, O] -> [..., O]."""
+    """Replaces `jax.lax.dot_general` in the field `dot_general` of `flax.linen.Dense`: [..., I], [I, O] -> [..., O]."""
     rows_by_columns = dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())) and kernel.ndim == 2
     if kernels_are_on() and precision is None and rows_by_columns and x.dtype == kernel.dtype == jnp.float32:
         return _product(x, kernel)
@@ -47,7 +47,7 @@ _score_rows.defvjp(
 def _sum_of_products(x: jax.Array, y: jax.Array) -> jax.Array:
     """[..., I], [..., O] -> [I, O], the sum of all outer products.
 
-    XLA on CPU turns one of the two round; if that is the wider one, the copy takes as long as the product. Here it is the
+    XLA on CPU transposes one of the two; if it is the wider one, the copy takes as long as the product. Here it is the
     narrower one, and barriers keep XLA from changing that: 9,728 x 128 takes 46 in place of 101, 256 x 128 1.4 for 1.9.
     """
 

@@ -1,4 +1,4 @@
-"""Max-pooling that is XLA's own except for the gradient on CPU."""
+"""Max-pooling that is XLA's own, except for the gradient on CPU."""
 
 import functools
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ _max_pool.defvjp(lambda x, how, window: (_max_pool(x, how, window), x), _max_poo
 
 
 def _of_pooled(x: jax.Array, of_y: jax.Array, how: Geometry, window: tuple[int, int]) -> jax.Array:
-    """The gradient of max-pooling: each output's goes to the largest input of its window, the first of equal ones.
+    """Returns the gradient of max-pooling: that of each output goes to the first of the largest inputs in its window.
 
     3x3, stride 2, 64 channels from 112x112 takes 42, XLA's select-and-scatter 180. The inputs are compared with each other
-    and not with the output: XLA may compute them a second time with another rounding, and then none would equal it.
+    and not with the output: XLA may compute them a second time with another rounding, and then none would equal the output.
     """
     (h, w), (stride_h, stride_w) = of_y.shape[1:3], how.strides
     first, *others = shift_windows(x, window, how, -jnp.inf)
@@ -53,7 +53,7 @@ def _of_pooled(x: jax.Array, of_y: jax.Array, how: Geometry, window: tuple[int, 
     winner, of_y = jnp.pad(winner, room, constant_values=-1), jnp.pad(of_y, room)
 
     def phase(r: int, s: int) -> jax.Array:
-        """The gradient at inputs stride_h · a + r, stride_w · b + s."""
+        """Returns the gradient at inputs stride_h · a + r, stride_w · b + s."""
         total = jnp.zeros((x.shape[0], rows, columns, x.shape[3]), of_y.dtype)
         for i in range(r, window[0], stride_h):
             for j in range(s, window[1], stride_w):

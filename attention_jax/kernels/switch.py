@@ -1,7 +1,7 @@
-"""One switch for this folder: "auto" runs a kernel where it is faster, "xla" leaves every program to JAX and XLA.
+"""One switch for this folder: "auto" runs a kernel if it is faster, "xla" leaves every program to JAX and XLA.
 
-The environment variable AJ_KERNELS sets it for a process, `use_kernels` for a part of one. It is part of the keys by which JAX
-caches traced, lowered and compiled programs, those inside of `jax.checkpoint`, loops and custom derivatives included.
+The environment variable AJ_KERNELS sets it for a process, `use_kernels` for a `with` block. It is part of the keys under which
+JAX caches traced, lowered and compiled programs, including those inside `jax.checkpoint`, loops and custom derivatives.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ _choice = jax.make_user_context(default_value=_checked(os.environ.get("AJ_KERNEL
 
 
 def use_kernels(choice: str) -> AbstractContextManager[None]:
-    """Makes what this thread traces in a `with` block use the kernels ("auto") or JAX's own operations alone ("xla").
+    """Makes a `with` block of this thread trace with the kernels ("auto") or with JAX's own operations only ("xla").
 
-    Under "xla" every function has the derivatives that JAX gives it, forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`)
-    and forward over reverse included; results differ by rounding.
+    Under "xla" every function has the derivatives that JAX gives it, including forward mode (`jax.jvp`, `jax.jacfwd`,
+    `jax.linearize`) and forward over reverse; results differ by rounding.
     """
     return _choice(_checked(choice, "use_kernels"))
 
 
 def kernels_are_on() -> bool:
-    """True unless the switch is at "xla"."""
+    """True unless the switch is set to "xla"."""
     return _choice.value == "auto"
 
 
@@ -54,7 +54,7 @@ def choose_by_platform(cpu: Callable[..., Any], native: Callable[..., Any], *arr
 def use_standard_numerics() -> Iterator[None]:
     """Turns 64-bit types and strict promotion off in this thread until the context ends; also a decorator.
 
-    Programs of this library are the same whatever flags of JAX a process sets for code of its own.
+    With it, this library's programs do not depend on the flags of JAX that a process sets for its other code.
     """
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
