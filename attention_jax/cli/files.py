@@ -37,7 +37,7 @@ def load_named(config: ConfigDict) -> None:
 
 
 def print_files(file: str, *configs: ConfigDict) -> None:
-    """Prints "code<TAB>path" for each of the user's Python files, and "field<TAB>path" for files and folders of data.
+    """Prints "code<TAB>path" for each Python file of the user's, and "field<TAB>path or URI" for data.
 
     Args:
         file: the config file or table file.
@@ -57,7 +57,11 @@ def print_files(file: str, *configs: ConfigDict) -> None:
         splits = (train, *(NAMES if judge == VALIDATION else [judge]))
         for field, value in values.items():
             places = (value,) if isinstance(value, str) else value or ()
-            for place, split in ((place, split) for place in places if not is_remote(place) for split in splits):
+            for place, split in ((place, split) for place in places for split in splits):
+                if is_remote(place):
+                    if split == train:
+                        named[f"{field}\t{place.replace('{split}', split)}"] = None
+                    continue
                 path = Path(place.replace("{split}", split)).expanduser()
                 if split == train or judge != VALIDATION or path.exists():
                     named[f"{field}\t{path}"] = None

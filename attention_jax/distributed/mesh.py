@@ -40,7 +40,9 @@ def join_processes() -> None:
     coordinator = os.environ.get("AJ_COORDINATOR")
     if coordinator and not jax.distributed.is_initialized():
         process = detect_tpu_slice() if coordinator == "auto" else read_launcher_environment()
-        _join(process, int(os.environ.get("AJ_START_SECONDS", "120")))
+        # The hosts of a slice start minutes apart: one may still make its environment.
+        usual = "1800" if process and coordinator == "auto" else "120"
+        _join(process, int(os.environ.get("AJ_START_SECONDS", usual)))
     try:
         jax.devices()
     except RuntimeError as error:

@@ -1,4 +1,8 @@
-"""The gcloud commands for a TPU slice, and the names of its types. Nothing here runs a command."""
+"""The gcloud commands for a TPU slice, and the names of its types. Nothing here runs a command.
+
+The Cloud TPU API (queued resources, `tpu-vm`) serves TPUs up to v6e. Google offers TPU7x and what follows through Kubernetes
+Engine alone: https://cloud.google.com/tpu/docs/tpu7x.
+"""
 
 from __future__ import annotations  # for Python 3.9
 
@@ -36,6 +40,22 @@ def parse_accelerator(name: str) -> tuple[str, str | None]:
     family, image, cores = FAMILIES[match[1]]
     count = match[2] or cores * math.prod(int(side) for side in match[3].split("x"))
     return f"{family}-{count}", image
+
+
+def refuse_newer(kind: str) -> None:
+    """Raises UserError for a type that the Cloud TPU API does not serve: TPU7x and newer."""
+    if re.match(r"(?i)(?:tpu-?|v)(?:[7-9]|\d\d)|ironwood", kind):
+        raise UserError(
+            f"--type={kind}: the Cloud TPU API, which this launcher uses, serves v4 to v6e; TPU7x and newer are on Kubernetes "
+            "Engine alone: use ./launch.sh gke --type=tpu7x:2x2x1 --image=IMAGE -- train …."
+        )
+
+
+def count_chips(kind: str) -> int:
+    """Returns the chips of gcloud's accelerator type: 16 of "v5litepod-16", 4 of "v4-8"; 0 if it is unknown."""
+    family, _, count = kind.partition("-")
+    cores = {name: cores for name, _, cores in FAMILIES.values()}.get(family, 0)
+    return int(count) // cores if cores and count.isdecimal() else 0
 
 
 @dataclasses.dataclass(frozen=True)

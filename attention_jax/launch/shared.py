@@ -126,8 +126,10 @@ def list_check(command: Sequence[str]) -> list[str]:
     return ["config", options.config, *fields, "--check", "--files"]
 
 
-def check_inputs(command: Sequence[str], commit: str | None = None) -> None:
+def check_inputs(command: Sequence[str], commit: str | None = None) -> list[tuple[str, str]]:
     """Checks a command's config or table in the project's environment, before anything is asked for or paid.
+
+    Returns (field, URI) of the remote data that it names, which `data_address` checks.
 
     Args:
         commit: whose files the job gets; None for a job that runs in this folder, on a file system that it shares.
@@ -136,8 +138,9 @@ def check_inputs(command: Sequence[str], commit: str | None = None) -> None:
         UserError: what the check says, or a file that is not there or that the job would not see.
     """
     words = list_check(command)
+    remote: list[tuple[str, str]] = []
     if not words:
-        return
+        return remote
     require_environment()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path.cwd()
@@ -158,8 +161,11 @@ def check_inputs(command: Sequence[str], commit: str | None = None) -> None:
             raise UserError(f"{where}{reason} Nothing was asked for; --no-check leaves this check out.")
         for line in done.stdout.splitlines():
             what, is_file, path = line.partition("\t")
-            if is_file:
+            if "://" in path:
+                remote.append((what, path))
+            elif is_file:
                 _check_file(what, folder / path, folder if commit else None)
+    return remote
 
 
 def require_environment() -> None:

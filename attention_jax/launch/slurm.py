@@ -18,6 +18,7 @@ from pathlib import Path
 
 from attention_jax.errors import UserError
 from attention_jax.launch import shared
+from attention_jax.launch.data_address import check_addresses
 
 REFUSED = ("--wrap", "--export", "--signal", "--requeue", "--no-requeue", "--open-mode", "--parsable", "--chdir")
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         shared.run_program([shared.LAUNCH, "setup"])
         if options.check:
-            shared.check_inputs(command)
+            check_addresses(shared.check_inputs(command))
         logs.mkdir(parents=True, exist_ok=True)
 
     def submit(text: str, name: str, log: str, script: str, *more: str) -> str:

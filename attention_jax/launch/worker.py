@@ -1,9 +1,10 @@
-"""The program that a worker of a TPU slice runs: python3 attention_jax_incoming/worker.py start | status | log | stop.
+"""The program that a worker of a TPU slice runs: python3 attention_jax_incoming/worker.py start | status | log | stop | kill.
 
 This file is sent alone and runs on the image's own Python. `start` unpacks the code that was sent with it and starts a
 supervisor in a session of its own, so that the run outlives the connection: that needs neither tmux, which not every image
 has, nor root, as a systemd unit would. The supervisor makes the environment through launch.sh, runs the command, writes
-everything into one log, and records the exit code.
+everything into one log, and records the exit code. Its child dies with it, and all that it starts holds a lock: two trainings
+on the same chips would both fail, so `start` first kills what an earlier run has left.
 
 The image's Python (3.10 on Ubuntu 22.04) is older than launch.sh needs, and Ubuntu's python3.11 there is a release candidate.
 So uv is installed from PyPI, where the environment comes from anyway, in one version whose files have the hashes below; it
@@ -12,6 +13,8 @@ fetches a Python for launch.sh, whose hashes it brings.
 
 from __future__ import annotations  # for Python 3.9
 
+import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -27,7 +30,9 @@ from typing import Any
 
 HOME = Path.home() / "attention_jax"
 RUN, CODE, TOOLS = HOME / "run", HOME / "code", HOME / "tools"
+HELD = HOME / "held"  # a lock of the supervisor and of all that it starts
 LOG, PID, END, ABOUT, JOB = RUN / "log", RUN / "pid", RUN / "end.json", RUN / "about.json", RUN / "job.json"
+SETUP_PAUSES = (10, 60, 0)  # seconds after each failed attempt to make the environment
 MARK = "AJ "  # begins a line that the launcher reads
 # A requirements file for pip, which installs no other file of PyPI: the wheels for Linux on x86_64 and on aarch64.
 UV = (
@@ -47,6 +52,8 @@ def main(action: str, *rest: str) -> None:
             start_supervisor(Path(__file__).resolve().parent)
         elif action == "stop" and (pid := _supervisor()):
             os.kill(pid, signal.SIGTERM)  # the run saves and ends
+        elif action == "kill":
+            _kill_leftovers()
         print(MARK + json.dumps(read_status()), flush=True)
 
 
@@ -56,6 +63,7 @@ def start_supervisor(incoming: Path) -> None:
     with (HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _supervisor():
+            _kill_leftovers()
             _unpack(incoming / "code.tar.gz")
             shutil.rmtree(RUN, ignore_errors=True)
             RUN.mkdir(mode=0o700)
@@ -68,6 +76,31 @@ def start_supervisor(incoming: Path) -> None:
                 supervisor = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             PID.write_text(str(supervisor.pid))
         shutil.rmtree(incoming, ignore_errors=True)
+
+
+def _kill_leftovers() -> None:
+    """Kills every process that holds the lock of a run, and returns when nobody does."""
+    with HELD.open("a") as held:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for folder in Path("/proc").glob("[0-9]*/fd"):
+                with contextlib.suppress(OSError):
+                    if int(folder.parts[2]) != os.getpid() and any(HELD.samefile(file) for file in _open_files(folder)):
+                        os.kill(int(folder.parts[2]), signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def _open_files(folder: Path) -> list[str]:
+    """Returns the paths of the files under our folder that a process has open."""
+    paths = [os.readlink(link) for link in folder.iterdir()]
+    return [path for path in paths if path.startswith(str(HOME.resolve()))]
+
+
+def _die_with_supervisor() -> None:
+    """In the child: a supervisor that is killed leaves no training behind, which would keep the chips."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 
 def _unpack(archive: Path) -> None:
@@ -84,10 +117,12 @@ def _unpack(archive: Path) -> None:
 
 def supervise_run() -> None:
     """Makes the environment, runs the command, and records its exit code."""
+    held = HELD.open("a")
+    fcntl.flock(held, fcntl.LOCK_EX)
     job = json.loads(JOB.read_text())
     JOB.unlink()  # it holds the values of --env
     hosts = ",".join(job["hosts"])
-    joined = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "600", "AJ_HOSTS": hosts, "JAX_PLATFORMS": "tpu,cpu"}
+    joined = {"AJ_COORDINATOR": "auto", "AJ_START_SECONDS": "1800", "AJ_HOSTS": hosts, "JAX_PLATFORMS": "tpu,cpu"}
     env = {**joined, **os.environ, **job["env"], "PYTHONUNBUFFERED": "1"}
     received: list[int] = []
     child: list[subprocess.Popen] = []
@@ -97,13 +132,23 @@ def supervise_run() -> None:
         if child and child[0].poll() is None:
             child[0].send_signal(signal.SIGTERM)
 
+    def run(words: list[str]) -> int:
+        inherited, nothing = (held.fileno(),), subprocess.DEVNULL
+        started = subprocess.Popen(words, cwd=CODE, env=env, stdin=nothing, pass_fds=inherited, preexec_fn=_die_with_supervisor)
+        child[:] = [started]
+        return child[0].wait()
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     code, launch = 0, str(CODE / "launch.sh")
-    for words in (_install_uv(env), [launch, "setup", "tpu", "gcs"], [launch, *job["command"]]):
-        if code == 0 and words and not received:
-            child[:] = [subprocess.Popen(words, cwd=CODE, env=env, stdin=subprocess.DEVNULL)]
-            code = child[0].wait()
+    for words in (_install_uv(env), [launch, "setup", "tpu", "gcs"]):
+        for pause in SETUP_PAUSES if words else ():  # a package index may be away for a moment
+            if not received and (code := run(words)) and not received:
+                time.sleep(pause)
+            if not code:
+                break
+    if not code and not received:
+        code = run([launch, *job["command"]])
     code = code if code >= 0 else 128 - code
     partial = END.with_suffix(".partial")
     partial.write_text(json.dumps({"code": code, "stopped": bool(received), "ended": time.time()}))

@@ -2,6 +2,9 @@
 
 FLEET names a folder: `calls` (one JSON list a line), `state` (of the queued resource; absent without the file), and
 `worker-N` as homes. The number of workers is that of the file `workers`, two without it.
+
+`trouble` has what goes wrong: a JSON list a line, [words of the call, standard error], each once, at the first call with all of
+these words. `lost` has the numbers of workers that do not answer, `made` the time when the machines were made.
 """
 
 import contextlib
@@ -11,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 FLEET = Path(os.environ.get("FLEET", "."))
@@ -20,6 +24,11 @@ STATE = FLEET / "state"
 def main(words: list[str]) -> int:
     with (FLEET / "calls").open("a") as calls:
         calls.write(json.dumps(["gcloud", *words]) + "\n")
+    if (message := trouble(words)) is not None:
+        print(message, file=sys.stderr)
+        return 1
+    if words[:2] == ["storage", "ls"]:
+        return 0
     assert words[:2] == ["compute", "tpus"], words
     kind, action, name, *rest = words[2:]
     options = dict(word.split("=", 1) if "=" in word else (word, "") for word in rest if word.startswith("--"))
@@ -33,7 +42,9 @@ def main(words: list[str]) -> int:
     elif (kind, action) == ("queued-resources", "describe"):
         print(json.dumps({"name": name, "state": {"state": STATE.read_text()}}))
     elif (kind, action) == ("tpu-vm", "describe"):
-        print(json.dumps({"name": name, "state": "READY"}))
+        made = FLEET / "made"
+        when = made.read_text() if made.exists() else time.strftime("%Y-%m-%dT%H:%M:%S.123456789Z", time.gmtime())
+        print(json.dumps({"name": name, "state": "READY", "acceleratorType": "v5litepod-16", "createTime": when}))
     elif (kind, action) == ("queued-resources", "delete"):
         STATE.unlink()
         end(FLEET)
@@ -45,15 +56,30 @@ def main(words: list[str]) -> int:
             shutil.copytree(source, home / source.name, dirs_exist_ok=True)
     elif (kind, action) == ("tpu-vm", "ssh"):
         chosen = homes() if options["--worker"] == "all" else [homes()[int(options["--worker"])]]
+        if (lost := FLEET / "lost").exists():
+            chosen = [home for home in chosen if home.name[-1] not in lost.read_text()]
+            print("ERROR: (gcloud.compute.tpus.tpu-vm.ssh) Could not SSH into the instance.", file=sys.stderr)
         command = " ".join(options["--command"].split(" "))  # as gcloud and ssh take it apart and join it
         environments = [{**os.environ, "HOME": str(home), "AJ_PROCESS": home.name[-1]} for home in chosen]
         codes = [
             subprocess.run(["bash", "-c", command], cwd=env["HOME"], env=env, check=False).returncode for env in environments
         ]
-        return max(codes)
+        return 255 if lost.exists() else max(codes)
     else:
         raise AssertionError(words)
     return 0
+
+
+def trouble(words: list[str]) -> str | None:
+    """The message of the first trouble that is meant for this call, which is then over."""
+    file = FLEET / "trouble"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for number, (among, message) in enumerate(lines):
+        if set(among) <= set(words):
+            rest = lines[:number] + lines[number + 1 :]
+            file.write_text("".join(json.dumps(line) + "\n" for line in rest))
+            return message
+    return None
 
 
 def end(fleet: Path) -> None:

@@ -106,6 +106,8 @@ def test_messages_that_it_quotes_are_those_of_the_code():
     source = "".join(path.read_text() for path in (ROOT / "attention_jax").rglob("*.py"))
     for words in ("ended first, with exit code", "another run is going on this slice", "queues again and goes on from there"):
         assert words in PAGE and words in source
+    for words in ("it is lost", "has vanished: its host was restarted", "trying again in", "cannot be read from here"):
+        assert words in PAGE and words in source
     for words in ("asking for it anew", "did not start within", "did not reach process 0", "workers answered; gcloud says"):
         assert words in PAGE and words in source
     for name in set(re.findall(r"AJ_[A-Z_]+", PAGE)):

@@ -32,7 +32,15 @@ stopped = lambda number, frame: (print("saved"), sys.exit(0))
 signal.signal(signal.SIGTERM, stopped)
 last = sys.argv[-1]
 if last == "--fail" and os.environ["AJ_PROCESS"] == "1":
-    print("the cause"); sys.exit(3)
+    print("the cause"); sys.exit(2)
+if last.startswith("--ends=") and os.environ["AJ_PROCESS"] == "1":  # how each start ends: an exit code, or a signal below 0
+    ends = last[7:].split(",")
+    count = os.path.join(os.environ["HOME"], "starts")
+    open(count, "a").write("x")
+    end = int(ends[min(os.path.getsize(count), len(ends)) - 1])
+    if end < 0:
+        os.kill(os.getpid(), -end)
+    sys.exit(end)
 if last in ("--fail", "--wait"):
     time.sleep(60)
 ' "${{@:3}}"
@@ -146,9 +154,26 @@ def test_a_failing_worker_is_named_with_its_last_lines_and_the_rest_is_stopped(f
     command = ["--", "train", "--workdir=gs://bucket/x", "--fail"]
     code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", *command)
     assert code == 1
-    assert "worker 1 of 2 ended first, with exit code 3; stopping the others" in stderr
+    assert "worker 1 of 2 ended first, with exit code 2; stopping the others: an error of the user is not restarted" in stderr
+    assert "restart 1" not in stderr and "pod is kept and costs until stop deletes it" in stderr
     assert "[worker 1] the cause\n" in stdout
     wait_for(lambda: "saved" in fleet.log(0), "the other worker had stopped")
+
+
+def test_signals_runtime_errors_and_a_network_that_is_away_end_nothing(fleet):
+    dns = "ERROR: gcloud crashed (TransportError): [Errno -3] Temporary failure in name resolution. Run: gcloud auth login"
+    trouble = [(["queued-resources", "describe"], dns), (["create"], dns), (["tpu-vm", "describe"], dns), (["scp"], "reset")]
+    (fleet.folder / "trouble").write_text("".join(json.dumps(line) + "\n" for line in trouble))
+    command = ["--", "train", "--workdir=gs://bucket/x", "--ends=-9,1,0"]
+    code, stdout, stderr = fleet("watch", *CREATE, "--every=0.1", "--commit=HEAD", "--delete-at-end", *command)
+    assert code == 0, stdout + stderr
+    assert stderr.count("Temporary failure in name resolution. Run: gcloud auth login); trying again in") == 3
+    assert "the code was not sent; gcloud says: reset. Looking again" in stderr
+    ended = "worker 1 of 2 ended first, with exit code"
+    assert f"{ended} 137 (signal 9); stopping the others; restart 1 of 5 follows, from the last checkpoint" in stderr
+    assert f"{ended} 1; stopping the others; restart 2 of 5 follows" in stderr and "restart 3" not in stderr
+    assert "bill: 16 chips x 0.0 hours = 0.0 chip-hours so far" in stderr
+    assert "pod is deleted, as --delete-at-end says" in stderr and not (fleet.folder / "state").exists()
 
 
 @pytest.mark.slow
@@ -162,6 +187,7 @@ def test_a_run_is_started_looked_at_and_stopped(fleet):
     wait_for(lambda: fleet.log(0) and fleet.log(1), "both workers ran")
     code, stdout, _ = fleet("status")
     assert code == 0 and "pod: ACTIVE\n  worker 0: running" in stdout and "  worker 1: running" in stdout
+    assert "bill: 16 chips x " in stdout
     code, _, stderr = fleet("run", *command, "--other")
     assert code == 2 and "another run is going on this slice: end it first with stop --keep" in stderr
     code, stdout, _ = fleet("logs", "--worker=1")
@@ -210,7 +236,8 @@ def test_a_dry_run_shows_every_command_and_contacts_nothing(fleet):
             "--env=NOT_HERE: this variable is not set here.",
         ),
         (["create"], "there is no slice pod yet: give its --type"),
-        (["create", "--type=v9-8"], "--type=v9-8 is of no known family"),
+        (["create", "--type=x9-8"], "--type=x9-8 is of no known family"),
+        (["create", "--type=tpu7x-8"], "--type=tpu7x-8: the Cloud TPU API, which this launcher uses, serves v4 to v6e"),
         (["run", "--commit=HEAD", "--", "train", "--workdir=/x"], "pod is ABSENT, not ACTIVE"),
     ],
 )
