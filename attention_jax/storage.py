@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from attention_jax.errors import UserError, one_sentence, require_package
@@ -134,6 +134,22 @@ class RemoteFolder:
         start = self._root.rstrip("/") + "/"
         paths = self._retry("", lambda: self._fs.find(self._root))
         return sorted(path[len(start) :] for path in map(str, paths) if path.startswith(start))
+
+    def find_details(self) -> dict[str, dict[str, Any]]:
+        """Returns what the store says about all files at any depth, by their names, sorted."""
+        start = self._root.rstrip("/") + "/"
+        found = self._retry("", lambda: self._fs.find(self._root, detail=True))
+        paths = sorted(path for path in found if path.startswith(start))
+        with ThreadPoolExecutor(32) as pool:  # over HTTP a listing has no sizes
+            infos = pool.map(lambda path: found[path] if found[path].get("size") is not None else self._fs.info(path), paths)
+            return {path[len(start) :]: info for path, info in zip(paths, infos)}
+
+    def read_part(self, name: str, start: int, end: int) -> bytes:
+        """Returns the bytes of a file from `start` to before `end`. Raises UserError if there is no such file."""
+        try:
+            return self._retry(name, lambda: self._fs.cat_file(self._path(name), start=start, end=end))
+        except FileNotFoundError as error:
+            raise UserError(f"{self.uri}/{name}: there is no such file any more.") from error
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -309,7 +309,9 @@ def _preflight(file: str | None, rows: str | None, output: str | None, overrides
         return run_preflight_table(file, rows.split(",") if rows else ["*"], output)
     if not (step["config"] and step["topology"]):
         raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
-    return print_report(_apply_overrides(_load_config(step["config"]), overrides), step["topology"], step["as_json"])
+    return print_report(
+        _apply_overrides(_load_config(step["config"]), overrides), step["topology"], step["as_json"], step["probe_data"]
+    )
 
 
 _RUN: dict[str, Callable[..., int]] = {

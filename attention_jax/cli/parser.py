@@ -194,6 +194,9 @@ def _add_rest(command: Callable[..., Any]) -> None:
     add("--rows", metavar="PATTERNS", help="of a table, comma-separated 'label @ slice'; the others stay as they are")
     add("--output", type=_place, metavar="DIR", help="for a table; default experiments/results; the same command resumes")
     add("--json", dest="as_json", action="store_true", help="print everything as one JSON object")
+    add(
+        "--probe-data", action="store_true", help="also read the config's data here, and say whether they keep up with the step"
+    )
 
     add = command("prepare", "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare').")
     known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"

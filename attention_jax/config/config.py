@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "logging",
     "profile",
     "data.threads",
+    "data.cache_dir",
     "data.on_broken",  # both values do the same until a strict run stops
     "data.args.data_dir",
     "data.args.path",

@@ -205,6 +205,13 @@ _IMAGES: dict[str, Any] = {
         )
     },
     "data": {
+        "cache_dir": Field(
+            None,
+            (str, type(None)),
+            "a folder of this host, or None",
+            "remote data are copied to it on first use; None reads them over the network each time",
+            lambda value: value is None or value.strip(),
+        ),
         "crop": Field.choice("pad", "how training crops", "pad", "random_resized", "random_scaled", "none"),
         "crop_padding": Field.integer(0, "pixels", "a side before a random crop, 0 for none; of pad", low=0),
         "crop_scale": Field.sequence(

@@ -55,6 +55,7 @@ _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
         "loss": {"function": "cross_entropy", "target_threshold": 0.0},
     },
     8: {"data": {"crop_shorter": (256, 480), "lighting": 0.0}},
+    10: {"data": {"cache_dir": None}},
 }
 _ADDED_TO_TEXTS: dict[int, dict[str, Any]] = {
     10: {"search": {"expand": 2, "late_ends": True, "stop": "settled", "force_end": False, "renormalise": False}},

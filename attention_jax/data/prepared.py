@@ -1,10 +1,35 @@
 """Opens data sets that TensorFlow Datasets has prepared, without TensorFlow."""
 
 import importlib
+import os
 import types
 from typing import Any
 
 from attention_jax import storage
+from attention_jax.data.array_records import StagedRecords
+from attention_jax.data.staging import StagedFolder, open_staged_folder
+
+_SMALL = 2**24  # bytes; what describes a data set has less
+
+
+def open_staged(name: str, data_dir: str | None, cache_dir: str | None) -> StagedFolder | None:
+    """Returns the remote folder of a data set, with what describes the set in its copy; None where nothing is staged."""
+    if not cache_dir or not storage.is_remote(data_dir):
+        return None
+    folder = open_staged_folder(f"{data_dir}/{name.split(':')[0].split('/')[0]}", cache_dir)
+    for file, about in folder.files.items():
+        if ".array_record" not in file and about.size < _SMALL:
+            folder.copy_small(file)
+    return folder
+
+
+def stage_records(records: Any, folder: StagedFolder) -> None:
+    """Has a data source of TFDS, which was opened in the copy of a folder, read records that need not be there yet."""
+    from tensorflow_datasets.core.data_sources import base
+
+    found = base.file_instructions(records.dataset_info, records.split)
+    parts = [(os.path.relpath(file.filename, folder.root), file.skip, file.skip + file.take) for file in found]
+    records.data_source = StagedRecords(folder, parts)
 
 
 def open_builder(name: str, data_dir: str | None) -> Any:

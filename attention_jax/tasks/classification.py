@@ -45,7 +45,7 @@ Encoded = bytes | np.ndarray  # an image file's content, or its pixels, uint8 [H
 def source(config: ConfigDict, split: str) -> Source:
     """Returns one split of the config's data."""
     data = config.data
-    return open_split(data, split, lambda name: open_source(data.source, name, data.args.to_dict()))
+    return open_split(data, split, lambda name: open_source(data.source, name, data.args.to_dict(), data.cache_dir))
 
 
 def unresolved(config: ConfigDict) -> list[str]:

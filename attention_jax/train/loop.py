@@ -32,6 +32,7 @@ from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays, save_outputs
 from attention_jax.train.initial import INIT, read_initial_weights
+from attention_jax.train.input_rate import InputRate
 from attention_jax.train.metrics import TIMING, Log
 from attention_jax.train.program import Program, build_program, uses_stored_statistics
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
@@ -218,13 +219,16 @@ class _Run:
         loader = self.task.loader(config, config.data.train_split, find_batch_share(mesh), training=True)
         last = self.step if self.stopped else self.durations.total
         with (
+            contextlib.closing(InputRate(loader, config.data.threads, self.clock.batch_size, self.log.time)) as rate,
             contextlib.closing(prefetch_batches(loader.training(self.step, last), mesh)) as batches,
             _Profiler(self.folder, config.profile.first_step, config.profile.num_steps) as profiler,
             self.stalls,
         ):
             for batch in self.watch(batches):
                 with self.clock.first_step():
+                    begin = time.perf_counter()
                     self.state, metrics = self.program.train_step(self.state, batch, seed)
+                rate.add(begin, metrics)
                 self.step += 1
                 profiler.after(self.step)
                 self.checkpoints.check()
@@ -334,7 +338,7 @@ class _Clock:
     """Writes wall-clock times to `timing.jsonl`."""
 
     def __init__(self, log: Log, batch_size: float, called: float):
-        self._log, self._batch_size, self._called = log, batch_size, called
+        self._log, self.batch_size, self._called = log, batch_size, called
         self._at: float | None = None
         self._step = 0
         self.first: tuple[float, float] | None = None  # as in `TrainingResult`
@@ -366,7 +370,7 @@ class _Clock:
         """Writes the examples per second since the previous lap."""
         now = time.perf_counter()
         if self._at is not None and self._step:
-            rate = (step - self._step) * self._batch_size / max(now - self._at, 1e-9)
+            rate = (step - self._step) * self.batch_size / max(now - self._at, 1e-9)
             self._log.time({"event": "training", "step": step, "examples_per_second": rate})
         self._at, self._step = now, step
 

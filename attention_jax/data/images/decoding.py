@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from attention_jax.errors import one_sentence
+from attention_jax.errors import UserError, one_sentence
 
 MOST_PIXELS = int(os.environ.get("AJ_MOST_PIXELS") or 64_000_000)  # a small file may claim an image that fills the memory
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
@@ -28,7 +28,7 @@ def raise_broken_image() -> Iterator[None]:
     """Turns every error of Pillow on damaged bytes into BrokenImage."""
     try:
         yield
-    except (BrokenImage, MemoryError):
+    except (BrokenImage, MemoryError, UserError):
         raise
     except Image.UnidentifiedImageError as error:
         raise BrokenImage("not an image of a known format") from error

@@ -2,12 +2,14 @@
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, C] or encoded bytes, "label": int}` and `num_classes`.
 Optional: `label_names`, `name(i)` (for messages), `fingerprint()`, a text that changes when the examples do (see
-`data/fingerprint.py`) and, for encoded images, `channels` (1 or 3; 3 without it).
+`data/fingerprint.py`), `readers`, the threads that should read at once where each waits for a network (1 without it) and, for
+encoded images, `channels` (1 or 3; 3 without it).
 A data set of your own is a function `make(split, **args)` that returns one, named `path/to/file.py:make`.
 """
 
 import functools
 import hashlib
+import inspect
 import io
 import logging
 import os
@@ -21,9 +23,11 @@ import numpy as np
 from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
+from attention_jax.data.array_records import READERS
 from attention_jax.data.images.cued import ClutteredDigits, CuedDigits
 from attention_jax.data.images.decoding import BrokenImage, raise_broken_image
-from attention_jax.data.prepared import open_builder
+from attention_jax.data.prepared import open_builder, open_staged, stage_records
+from attention_jax.data.staging import open_staged_folder
 from attention_jax.errors import NoSplit, UserError, one_sentence, suggest_name
 
 _report_once = functools.cache(logging.getLogger(__name__).info)  # a run opens its data several times
@@ -89,6 +93,7 @@ class FolderSource:
     def __init__(self, tree: "_LocalTree | _RemoteTree", files: list[str], labels: list[int], label_names: list[str]):
         self._tree, self._files, self.labels = tree, files, np.asarray(labels, np.int32)
         self.label_names, self.num_classes = tuple(label_names), len(label_names)
+        self.readers = READERS if isinstance(tree, _RemoteTree) else 1
 
     def __len__(self) -> int:
         return len(self._files)
@@ -101,7 +106,7 @@ class FolderSource:
         return f"{self._tree.root}/{self._files[index]}"
 
 
-def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
+def open_folder(split: str, path: str, holdout: float = 0.0, cache_dir: str | None = None) -> FolderSource:
     """Opens a folder with one folder a class, and images at any depth in it; classes are numbered in the order of their names.
 
     The numbers are those of `path/train` where that exists, so that they mean the same in every split. Hidden files are passed
@@ -112,12 +117,13 @@ def open_folder(split: str, path: str, holdout: float = 0.0) -> FolderSource:
         path: of the data set, or its URI (gs://…), all names beneath which are read at first.
         holdout: where `path` has no folders for splits: the share of its images that makes up "test". A hash of its
             name decides for each image, so that it stays in its split when others are added.
+        cache_dir: keeps each file of a remote folder when it has been read once.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"data.args.holdout={holdout}: give a share from 0 up to, but not including, 1.")
     if holdout and split not in ("train", "test"):
         raise NoSplit(f"data split {split!r}: with data.args.holdout the splits are 'train' and 'test'.")
-    tree = (_RemoteTree if storage.is_remote(path) else _LocalTree)(path)
+    tree = _RemoteTree(path, cache_dir) if storage.is_remote(path) else _LocalTree(path)
     folders = tree.folders("")
     if folders is None:
         raise UserError(f"data.args.path={path}: there is no such folder.")
@@ -204,10 +210,15 @@ class _LocalTree:
 class _RemoteTree:
     """The same at a URI, where folders are read off the names of files: stores have no empty ones."""
 
-    def __init__(self, uri: str):
-        self._folder = storage.RemoteFolder(uri)
-        self.root = self._folder.uri
-        self._files = [name for name in self._folder.find() if not any(map(_is_hidden, name.split("/")))]
+    def __init__(self, uri: str, cache_dir: str | None):
+        if cache_dir:
+            staged = open_staged_folder(uri, cache_dir)
+            staged.check_room(name for name in staged.files if not staged.path(name).exists())
+            self.root, names, self._read = staged.uri, list(staged.files), staged.read_small
+        else:
+            folder = storage.RemoteFolder(uri)
+            self.root, names, self._read = folder.uri, folder.find(), folder.read
+        self._files = [name for name in names if not any(map(_is_hidden, name.split("/")))]
 
     def folders(self, inside: str) -> list[str] | None:
         start = f"{inside}/" if inside else ""
@@ -219,7 +230,7 @@ class _RemoteTree:
         return sorted(name[len(start) :] for name in self._files if name.startswith(start))
 
     def read(self, file: str) -> bytes:
-        content = self._folder.read(file)
+        content = self._read(file)
         if content is None:
             raise BrokenImage("there is no such file any more")
         return content
@@ -269,21 +280,25 @@ def open_npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_
         raise UserError(f"{path}: split {split!r}: {error}") from error
 
 
-def open_tfds(split: str, name: str, data_dir: str | None = None) -> Source:
+def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str | None = None) -> Source:
     """Opens a classification set of TensorFlow Datasets that was prepared as ArrayRecord, without TensorFlow.
 
     Args:
         split: as TFDS spells it, e.g. "train[:45000]".
         name: of the data set, e.g. "cifar10".
         data_dir: the folder that holds it; a URI `gs://…` needs the extra `gcs`.
+        cache_dir: where a remote set is staged; with it, data_dir is any URI that fsspec reads.
     """
     import tensorflow_datasets
 
     try:
-        builder = open_builder(name, data_dir)
+        folder = open_staged(name, data_dir, cache_dir)
+        builder = open_builder(name, str(folder.root.parent) if folder else data_dir)
         image, label = _image_and_label(name, builder.info)
         # The crop decodes, at the scale that it needs.
         records = builder.as_data_source(split=split, decoders={image: tensorflow_datasets.decode.SkipDecoding()})
+        if folder:
+            stage_records(records, folder)
         try:
             _ = records[0]
         except ImportError:  # without TensorFlow, tfds.testing.mock_data has decoded images alone
@@ -292,7 +307,7 @@ def open_tfds(split: str, name: str, data_dir: str | None = None) -> Source:
             if isinstance(error, NotImplementedError):
                 raise
             # of array_record: the record is damaged, and the loader leaves it out
-        return _TfdsSource(records, builder.info.features, image, label)
+        return _TfdsSource(records, builder.info.features, image, label, storage.is_remote(data_dir))
     except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"data.source=tfds: {name!r} split {split!r} cannot be read from {data_dir or '~/tensorflow_datasets'} "
@@ -316,14 +331,18 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
 
 
 class _TfdsSource:
-    def __init__(self, records: Sequence[Mapping[str, Any]], features: Mapping[str, Any], image: str, label: str):
-        self._records, self._image, self._label = records, image, label
+    def __init__(self, records: Any, features: Mapping[str, Any], image: str, label: str, is_remote: bool):
+        self._records, self._image, self._label, self._is_remote = records, image, label, is_remote
         self.channels = 1 if features[image].shape[-1] == 1 else 3
         self.num_classes = features[label].num_classes
         self.label_names = tuple(features[label].names)
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def readers(self) -> int:
+        return getattr(self._records.data_source, "readers", READERS) if self._is_remote else 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         with raise_broken_image():
@@ -341,9 +360,19 @@ SOURCES = {
 }
 
 
-def open_source(source: str, split: str, args: Mapping[str, Any]) -> Source:
-    """Opens one split of the source that `data.source` names. Raises UserError when it cannot be read or is empty."""
+def open_source(source: str, split: str, args: Mapping[str, Any], cache_dir: str | None = None) -> Source:
+    """Opens one split of the source that `data.source` names. Raises UserError when it cannot be read or is empty.
+
+    Args:
+        cache_dir: given to a source that has an argument of this name; None takes that of AJ_CACHE_DIR, for all commands.
+    """
     make = load_object(source, SOURCES, "data source")
+    if wanted := cache_dir or os.environ.get("AJ_CACHE_DIR"):
+        if takes := "cache_dir" in inspect.signature(make).parameters:
+            args = {"cache_dir": wanted, **args}
+        if cache_dir and not (takes and any(map(storage.is_remote, args.values()))):
+            why = "the data are not remote" if takes else f"data.source={source} has no argument cache_dir"
+            _report_once(f"data.cache_dir={cache_dir} is read by nothing: {why}.")
     try:
         opened = make(split, **args)
         is_empty = len(opened) == 0

@@ -1,0 +1,258 @@
+"""Remote data staged on this host: the same batches from the store, the copy that grows, and the complete copy."""
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import fsspec
+import numpy as np
+import pytest
+
+from attention_jax import storage
+from attention_jax.cli.main import main
+from attention_jax.data import array_records, staging
+from attention_jax.data.images.sources import open_source
+from attention_jax.data.loader import Loader
+from attention_jax.errors import UserError
+from tests.helpers.objects import Objects
+from tests.helpers.small import as_options, same_batches
+from tests.helpers.tiny_set import write_set
+
+FILE = "1.0.0/tiny-train.array_record-00001-of-00003"
+ARGS = {"name": "tiny", "data_dir": "objects://bucket/data"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The data set in a folder of this disk."""
+    write_set(here := tmp_path_factory.mktemp("data"))
+    return here
+
+
+@pytest.fixture(autouse=True)
+def reads(folder, monkeypatch):
+    """The data set in a store of objects; the list of what is read there: paths."""
+    fsspec.register_implementation("objects", Objects, clobber=True)
+    found = []
+    for name, value in (("store", {}), ("pseudo_dirs", [""]), ("written", []), ("before_read", staticmethod(found.append))):
+        monkeypatch.setattr(Objects, name, value)
+    remote = storage.RemoteFolder("objects://bucket/data")
+    for path in filter(lambda path: path.is_file(), folder.rglob("*")):
+        remote.write(path.relative_to(folder).as_posix(), path.read_bytes())
+    monkeypatch.setattr(storage, "PAUSES", ())
+    monkeypatch.setattr(staging, "PART", 2**15)  # bytes; several to a file
+    monkeypatch.setattr(array_records, "_TAIL", 2**16)  # so that the index is not in it
+    staging.open_staged_folder.cache_clear()
+    return found
+
+
+@pytest.fixture
+def unstaged(monkeypatch):
+    """Nothing is staged until it is given back: each record comes by itself."""
+    stage = staging.StagedFolder._stage
+    monkeypatch.setattr(staging.StagedFolder, "_stage", lambda self, names: None)
+    return lambda: monkeypatch.setattr(staging.StagedFolder, "_stage", stage)
+
+
+def open_set(cache_dir=None, **args):
+    return open_source("tfds", "train", {**ARGS, **args}, cache_dir and str(cache_dir))
+
+
+def open_again(cache_dir):
+    staging.open_staged_folder.cache_clear()
+    return open_set(cache_dir)
+
+
+def wait_for_copy(source, seconds: float = 20.0):
+    """Returns the source when it reads its copy alone; `readers` counts a file as local once it has been read there."""
+    end = time.monotonic() + seconds
+    while source.readers > 1:
+        assert time.monotonic() < end, "not staged"
+        for index in (0, 30, 60):
+            source[index]
+    return source
+
+
+def batches(source, steps=4):
+    def transform(example, rng):
+        return {"image": np.frombuffer(example["image"], np.uint8)[rng.integers(0, 60, 32)], "label": example["label"]}
+
+    loader = Loader(source, batch_size=16, seed=1, transform=transform, collate=dict, threads=2)
+    return list(loader.training(0, steps))
+
+
+def test_the_same_batches_from_the_store_the_growing_copy_and_the_copy(folder, tmp_path, reads, unstaged):
+    expected = batches(open_source("tfds", "train", {**ARGS, "data_dir": str(folder)}))
+    source = open_set(tmp_path)
+    assert same_batches(batches(source), expected) and source.readers == array_records.READERS
+    assert {path.rsplit("/", 1)[1] for path in reads} >= {f"tiny-train.array_record-0000{i}-of-00003" for i in range(3)}
+    unstaged()
+    assert same_batches(batches(open_again(tmp_path)), expected)  # while it comes
+    copy = wait_for_copy(open_again(tmp_path))
+    reads.clear()
+    assert same_batches(batches(copy), expected) and copy.readers == 1 and not reads
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_record_costs_its_own_bytes(tmp_path, monkeypatch, unstaged):
+    sizes, read = [], storage.RemoteFolder.read_part
+
+    def read_part(self, name, start, end):
+        sizes.append(end - start)
+        return read(self, name, start, end)
+
+    monkeypatch.setattr(storage.RemoteFolder, "read_part", read_part)
+    source = open_set(tmp_path)
+    source[40], sizes.clear(), source[41], source[41]
+    assert len(sizes) == 1 and 4_800 < sizes[0] < 5_600  # a PNG of 40 x 40 x 3 bytes of noise
+
+
+def test_without_the_index_a_record_waits_for_its_file(folder, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise ImportError
+
+    monkeypatch.setattr(array_records, "_decompress", refuse)
+    assert same_batches(batches(open_set(tmp_path)), batches(open_source("tfds", "train", {**ARGS, "data_dir": str(folder)})))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[20_000:60_000] = bytes(40_000)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["while it is read", "before it is opened"])
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-80_000])], ids=["changed", "cut"])
+def test_a_damaged_copy_is_fetched_again(folder, tmp_path, damage, is_open, caplog):
+    source = wait_for_copy(open_set(tmp_path))
+    expected = batches(open_source("tfds", "train", {**ARGS, "data_dir": str(folder)}))
+    (copy,) = tmp_path.rglob(FILE)
+    intact = copy.read_bytes()
+    damage(copy)
+    assert same_batches(batches(source if is_open else open_again(tmp_path)), expected)
+    assert "images could not be decoded" not in caplog.text
+    wait_for_copy(open_again(tmp_path))
+    assert copy.read_bytes() == intact
+
+
+def test_a_changed_file_is_fetched_again(folder, tmp_path, reads):
+    wait_for_copy(open_set(tmp_path))
+    (copy,) = tmp_path.rglob(FILE)
+    copy.write_bytes(bytes(copy.stat().st_size))
+    time.sleep(0.01)
+    storage.RemoteFolder("objects://bucket/data/tiny").write(FILE, (folder / "tiny" / FILE).read_bytes())  # its time changes
+    wait_for_copy(open_again(tmp_path))
+    assert copy.read_bytes() == (folder / "tiny" / FILE).read_bytes()
+
+
+def test_two_processes_share_one_copy(folder, tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from attention_jax.data import staging; staging.PART = 2**15\n"
+        "parts, fill = [], staging.StagedFolder.fill\n"
+        "def count(*arguments): time.sleep(0.02); parts.append(arguments); return fill(*arguments)\n"
+        "staging.StagedFolder.fill = count\n"
+        "folder = staging.StagedFolder(sys.argv[1], sys.argv[2])\n"
+        "names = [name for name in folder.files if 'array_record' in name]\n"
+        "folder.stage(names)\n"
+        "while not all(map(folder.is_here, names)): time.sleep(0.01)\n"
+        "print(len(parts))\n"
+    )
+    command = [sys.executable, "-c", program, f"file://{folder}/tiny", str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts = [int(process.communicate(timeout=60)[0]) for process in processes]
+    sizes = [path.stat().st_size for path in folder.rglob("*.array_record-*")]
+    assert sum(counts) == sum(-(-size // 2**15) for size in sizes)
+
+
+def test_no_room_ends_the_command_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**18))
+    options = {
+        "data__source": "tfds",
+        "data__args": ARGS,
+        "data__cache_dir": str(tmp_path / "cache"),
+        "data__eval_split": "train",
+    }
+    assert main(["train", *as_options(**options), f"--workdir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"cache_dir=.*cache: objects://bucket/data/tiny needs 0\.000\d+ GiB more, and .* has 0\.000244 GiB left", said
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_does_not_answer_matters_only_without_a_copy(folder, tmp_path, monkeypatch, caplog):
+    expected = batches(wait_for_copy(open_set(tmp_path)))
+
+    def refuse(self, uri, write=False):
+        raise UserError(f"{uri}: no answer.")
+
+    monkeypatch.setattr(storage.RemoteFolder, "__init__", refuse)
+    assert same_batches(batches(open_again(tmp_path)), expected)
+    assert "is used as it is" in caplog.text
+    (copy,) = tmp_path.rglob(f"{FILE}.staged")
+    copy.unlink()
+    with pytest.raises(UserError, match="does not answer, and .*00001-of-00003 is no complete copy"):
+        batches(open_again(tmp_path))
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match="no answer"):
+        open_again(tmp_path)
+
+
+def test_a_network_that_fails_ends_training_and_leaves_no_image_out(tmp_path, monkeypatch, caplog, unstaged):
+    source = open_set(tmp_path)
+
+    def fail(path):
+        raise OSError("the network is gone")
+
+    monkeypatch.setattr(Objects, "before_read", staticmethod(fail))
+    with pytest.raises(UserError, match="the network is gone"):
+        batches(source)
+    assert "could not be decoded" not in caplog.text
+
+
+def test_md5_of_the_store_is_held_against_what_came(tmp_path, monkeypatch, caplog):
+    describe = staging._describe
+    monkeypatch.setattr(staging, "_describe", lambda info: describe(info)._replace(md5="0" * 32))
+    folder = staging.StagedFolder("objects://bucket/data/tiny", str(tmp_path))
+    folder.stage([FILE])
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread._target == folder._stage:
+            thread.join()
+    assert not folder.is_here(FILE) and "the store says 0000" in caplog.text
+    with pytest.raises(UserError, match="could not be staged"):
+        folder.refuse_failed(FILE)
+
+
+def test_a_remote_folder_keeps_each_image_that_was_read(tmp_path, reads):
+    remote = storage.RemoteFolder("objects://bucket/images")
+    for name in ("train/a/0.png", "train/b/1.png"):
+        remote.write(name, name.encode())
+
+    def read():
+        staging.open_staged_folder.cache_clear()
+        source = open_source("folder", "train", {"path": "objects://bucket/images"}, str(tmp_path))
+        reads.clear()
+        return [source[i]["image"] for i in range(2)]
+
+    assert read() == [b"train/a/0.png", b"train/b/1.png"] and len(reads) == 1  # the first when it was opened
+    assert read() == [b"train/a/0.png", b"train/b/1.png"] and not reads
+    (copy,) = tmp_path.rglob("0.png")
+    copy.write_bytes(b"TRAIN/a/0.png" + copy.read_bytes()[-4:])
+    time.sleep(0.01)
+    remote.write("train/b/1.png", b"another image")
+    assert read() == [b"train/a/0.png", b"another image"]
+
+
+def test_what_reads_no_copy_is_said(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    open_source("tfds", "train", {**ARGS, "data_dir": str(folder)}, str(tmp_path / "a"))
+    open_source("digits", "train", {}, str(tmp_path / "b"))
+    assert "a is read by nothing: the data are not remote" in caplog.text
+    assert "b is read by nothing: data.source=digits has no argument cache_dir" in caplog.text
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="give a folder that can be written to"):
+        open_set(tmp_path / "file")
