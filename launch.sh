@@ -25,6 +25,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   table all | merge DIR ... | page            all files in experiments/, on one machine or in shards (--shard=i/n) that are
                                               merged, and docs/results.md; page: that alone
   compare --gate=FILE.py:Name [--on=TASK]     your block beside none, controls and published ones: a page with a verdict
+  compare-runs RUN RUN ...                    translations of runs, or of files with --reference=FILE, by paired tests
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
   completion                                  a script for bash: source <(./launch.sh completion)
   plot DIR ... --output=OUT.png               learning curves of runs
@@ -215,7 +216,7 @@ case "$command" in
     fi
     exec "$PYTHON" -m attention_jax table "$ROOT/experiments/$table.py" "$@"
     ;;
-  train | evaluate | export | probe | translate | score | table | compare | config | completion | plot | summary)
+  train | evaluate | export | probe | translate | score | table | compare | compare-runs | config | completion | plot | summary)
     environment
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
@@ -273,5 +274,5 @@ case "$command" in
     if [[ "$VENV" == "$ROOT/.venv" ]]; then "$PYTHON" -m mypy; fi # once: other versions of JAX have other types
     exec "$PYTHON" -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, score, table, compare, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, docs, python, test, setup." ;;
+  *) fail "launch.sh has no command '$command': give one of quickstart, train, evaluate, export, probe, translate, score, table, compare, compare-runs, config, completion, plot, summary, preflight, prepare, local, tpu, slurm, gke, notebook, docs, python, test, setup." ;;
 esac

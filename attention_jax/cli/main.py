@@ -280,6 +280,13 @@ def _compare(rows: str | None, base: str | None, on: str, overrides: Overrides, 
     return result.code
 
 
+def _compare_runs(**options: Any) -> int:
+    from attention_jax.cli.compare_runs import compare_runs
+
+    compare_runs(**options)
+    return 0
+
+
 def _config(file: str | None, check: bool, fields: bool, files: bool, overrides: Overrides) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from attention_jax.cli.files import load_named, print_files
@@ -323,6 +330,7 @@ _RUN: dict[str, Callable[..., int]] = {
     "score": _score,
     "table": _table,
     "compare": _compare,
+    "compare-runs": _compare_runs,
     "config": _config,
     "completion": print_completion,
     "plot": plot_curves,

@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         return sub.add_argument
 
     _add_runs(command)
+    _add_comparison_of_runs(command)
     _add_tables(command)
     _add_rest(command)
     return parser
@@ -107,6 +108,16 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--per-token", action="store_true", help="also write <TAB>tokens<TAB>log probabilities")
     add("--alpha", type=_not_negative, metavar="A", help="of the length penalty, 0 for none; default the config's")
     add("--weight", type=_share, metavar="W", help="of a new score beside 1 - W of the list's own; default 1")
+
+
+def _add_comparison_of_runs(command: Callable[..., Any]) -> None:
+    add = command("compare-runs", "Compare translations by sacrebleu's paired tests, each with the first.")
+    add("systems", nargs="+", metavar="RUN", help="workdirs with a last evaluation, evaluation.npz, or files of translations")
+    add("--reference", type=_place, metavar="FILE", help="by default the references that runs keep")
+    add("--metrics", default="bleu,chrf,ter", metavar="NAMES", help="default bleu,chrf,ter")
+    add("--tokenize", metavar="NAME", help="of BLEU; default that of the first run, or 13a")
+    add("--paired-ar", action="store_true", help="approximate randomisation in place of the paired bootstrap")
+    add("--json", dest="as_json", action="store_true", help="print what sacrebleu --format=json does")
 
 
 def _add_tables(command: Callable[..., Any]) -> None:

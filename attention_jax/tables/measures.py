@@ -1,18 +1,21 @@
 """Measures that a table takes from its finished runs besides accuracy; workdirs keep them, so that none is repeated."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from attention_jax.config import override
 from attention_jax.config.code import hash_function
 from attention_jax.config.plugins import load_object
 from attention_jax.distributed.mesh import find_batch_share, is_main_process
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
 from attention_jax.tasks.classification import CHOICES
-from attention_jax.tasks.translator import name_bleu
+from attention_jax.tasks.resolve import resolve_config
+from attention_jax.tasks.text_scores import name_bleu
 from attention_jax.train.evaluate import evaluate_model, read_arrays
 from attention_jax.train.program import Program
 
@@ -53,9 +56,16 @@ def measure_top5(program: Program, run: Run) -> dict[str, float]:
 
 
 def measure_bleu(program: Program, run: Run) -> dict[str, float]:
-    """Reads BLEU, 0 to 100, in the tokenization `evaluation.bleu`. Raises UserError if nothing was translated."""
-    tokenize = run.config.evaluation.bleu
-    return {"tokenised BLEU" if tokenize == "none" else "BLEU": _logged(program, run, name_bleu(tokenize))}
+    """Reads BLEU, 0 to 100, in the tokenization `evaluation.bleu`; translates for it where training did not."""
+    tokenize, name = run.config.evaluation.bleu, name_bleu(run.config.evaluation.bleu)
+    if run.config.evaluation.translate:
+        is_old = all(not key.endswith(f"/{name}") for line in run.metrics for key in line)  # when all had one name
+        score = _logged(program, run, "bleu" if is_old else name)
+    else:
+        resolved = resolve_config(override(run.config, {"evaluation.translate": True}))
+        program.task.adopt(resolved.config, run.assets)
+        score = evaluate_model(dataclasses.replace(program, resolved=resolved), run.variables, resolved.config)[0][name]
+    return {{"none": "tokenised BLEU", "char": "character BLEU"}.get(tokenize, "BLEU"): score}
 
 
 def measure_chrf(program: Program, run: Run) -> dict[str, float]:

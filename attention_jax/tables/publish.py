@@ -1,5 +1,6 @@
 """Writes a table's files: Markdown, CSV, JSON, LaTeX, chart, curves, attention maps, and the table file's own plots."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -20,6 +21,7 @@ from attention_jax.tables.record import render_json
 from attention_jax.tables.render import Conclusions, EstimatedRow, PageParts
 from attention_jax.tables.results import ComputedResult, RowPlan, RowResult, TableRequest, explain_failure, read_row
 from attention_jax.tables.statistics import Estimate
+from attention_jax.tables.text_comparisons import compare_texts
 from attention_jax.tables.verdicts import compare_rows, measure_false_verdicts
 from attention_jax.tasks import get_task
 
@@ -51,6 +53,9 @@ def write_table(
     """
     table = request.table
     conclusions = render.draw_conclusions(table, [read_row(plan) for plan in plans])
+    if with_plots:  # else the table is written once more
+        results = [row.result for row in conclusions.rows]
+        conclusions = dataclasses.replace(conclusions, texts=compare_texts(results, conclusions.comparisons))
     rows, images = conclusions.rows, dict[str, bytes]()
     stem, page = table.edition(request.scale), make_page(conclusions) if make_page else None
     printed = [render.render_text(request, conclusions, computed, page), "", "written:"]

@@ -44,6 +44,12 @@ def render_json(request: TableRequest, conclusions: Conclusions, computed: Seque
             for row in list_computed_records(computed)
         ],
     }
+    if conclusions.texts:
+        record["texts"] = [
+            {"metric": metric, "p_randomised": _rounded(found.p_value), **_record_comparison(found.comparison)}
+            for metric, made in conclusions.texts.items()
+            for found in made.values()
+        ]
     lines = [f"{json.dumps(name)}: {_dump(value)}" for name, value in record.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

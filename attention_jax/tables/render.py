@@ -11,9 +11,11 @@ import numpy as np
 from attention_jax.models.summary import Summary
 from attention_jax.tables.cells import align_cells, write_markdown_cells
 from attention_jax.tables.computed import describe_uncomputed, format_computed, list_computed_records
+from attention_jax.tables.differences import format_difference, format_points
 from attention_jax.tables.results import ComputedResult, RowResult, TableRequest
 from attention_jax.tables.statistics import MIN_SEEDS, Estimate, compute_mean_and_std, estimate_accuracy
 from attention_jax.tables.table import PublishedFinding, Table
+from attention_jax.tables.text_comparisons import TextComparisons, explain_texts, format_texts
 from attention_jax.tables.verdicts import (
     STILL_LEARNING,
     Comparison,
@@ -48,6 +50,7 @@ class Conclusions:
     comparisons: dict[tuple[str, str], Comparison]
     findings: dict[PublishedFinding, str]  # published finding -> verdict
     orders: dict[str, tuple[float, int]]  # published column -> Kendall's tau and the number of rows
+    texts: TextComparisons = dataclasses.field(default_factory=dict)  # of translations
 
     @property
     def is_learning(self) -> bool:
@@ -138,25 +141,6 @@ def _accuracy(line: EstimatedRow) -> str:
     return f"{100 * line.accuracy.value:.2f}{std}{partial}"
 
 
-def _difference(comparison: Comparison | None, mark: str) -> str:
-    """Formats a difference in percentage points with both intervals; `mark` encloses it if the rows are judged different."""
-    if comparison is None:
-        return _ABSENT
-    text = f"{_points(comparison.estimate.value)} {_interval(comparison.estimate)}"
-    if comparison.estimate.seeds < MIN_SEEDS:
-        return f"{text} ({comparison.reason})"
-    text += f" ({_interval(comparison.corrected)})"
-    return mark.format(text) if comparison.differs else text
-
-
-def _points(share: float) -> str:
-    return f"{round(100 * share, 2) + 0.0:+.2f}"  # + 0.0 turns a rounded -0.0 into 0.0
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"[{_points(estimate.low)}, {_points(estimate.high)}]"
-
-
 def _detectable(line: EstimatedRow) -> str:
     compared = dict.fromkeys(filter(None, (line.before, line.against)))
     if not compared:
@@ -182,10 +166,10 @@ def format_rows(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[
     cells = [["row", f"{name_metric(lines)} %", *heads, "detectable", *(f"{column} (published)" for column in published)]]
     for line in lines:
         row = line.result.plan.row
-        differences = [_difference(line.before, mark)] if table.compare_to in ("previous", "baseline") else []
+        differences = [format_difference(line.before, mark)] if table.compare_to in ("previous", "baseline") else []
         if len(heads) > len(differences):
             named = f" to {row.against}" if row.against and is_named else ""
-            differences.append(_difference(line.against, mark) + named)
+            differences.append(format_difference(line.against, mark) + named)
         others = (str(row.published.get(column, _ABSENT)) for column in published)
         cells.append([row.label, _accuracy(line), *differences, _detectable(line), *others])
     return cells
@@ -201,7 +185,7 @@ def _subtotal_cells(table: Table, conclusions: Conclusions, mark: str) -> list[l
     def cells(pair: tuple[str, str]) -> list[str]:
         values = [float(published.get(label, {}).get(column, math.nan)) for label in pair]
         return [
-            _difference(conclusions.comparisons.get(pair), mark),
+            format_difference(conclusions.comparisons.get(pair), mark),
             _ABSENT if math.isnan(sum(values)) else f"{values[0] - values[1]:+.4g}",
         ]
 
@@ -240,7 +224,7 @@ def _summarize(conclusions: Conclusions) -> str:
     reasons = dict.fromkeys(c.reason for c in conclusions.comparisons.values() if c.reason)
     parts = []
     if judged:
-        named = "; ".join(f"{c.row} {_points(c.estimate.value)} points against {c.other}" for c in differ)
+        named = "; ".join(f"{c.row} {format_points(c.estimate.value)} points against {c.other}" for c in differ)
         counts = f"{len(differ)} of {_count_comparisons(len(judged), 'judged')} show{'s' * (len(differ) == 1)} a difference"
         parts.append(f"{counts}{f': {named}' if named else ''}.")
     if reasons:
@@ -314,7 +298,8 @@ def render_text(
         costs, same = _cost_cells(table, conclusions.rows)
         parts += [page.finding if page else _summarize(conclusions), align_cells(format_rows(table, conclusions.rows, "{}*"))]
         parts += [align_cells(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "{}*")] if subtotals]
-        parts += [_explain(table, conclusions, "Star"), same, align_cells(costs), _COSTS]
+        parts += [_explain(table, conclusions, "Star"), *map(align_cells, format_texts(conclusions.texts, "{}*"))]
+        parts += [explain_texts(conclusions.texts, table.findings, "Star"), same, align_cells(costs), _COSTS]
     return "\n\n".join(filter(None, parts))
 
 
@@ -343,7 +328,8 @@ def render_markdown(
         costs, same = _cost_cells(table, conclusions.rows)
         parts += [write_markdown_cells(format_rows(table, conclusions.rows, "**{}**"))]
         parts += [write_markdown_cells(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "**{}**")] if subtotals]
-        parts += [_explain(table, conclusions, "Bold"), same, write_markdown_cells(costs), _COSTS]
+        parts += [_explain(table, conclusions, "Bold"), *map(write_markdown_cells, format_texts(conclusions.texts, "**{}**"))]
+        parts += [explain_texts(conclusions.texts, table.findings, "Bold"), same, write_markdown_cells(costs), _COSTS]
         scale += f", seeds {request.first_seed} to {request.first_seed + request.seeds - 1}"
     parts += [*(page.sections if page else ()), table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -68,8 +68,8 @@ def estimate_accuracy(correct: np.ndarray, resamples: int = RESAMPLES, groups: n
     """[S, N] -> accuracy with an interval for this row alone, made as in `estimate_difference`."""
     rng = np.random.default_rng(0)
     effects = Effects(correct.sum(0) / len(correct), groups)
-    deviations = _seed_deviations(rng, correct, resamples) + effects.draw(rng, resamples)
-    return _estimate(float(correct.mean()), deviations, [correct], effects)
+    deviations = draw_seeds(rng, correct.mean(1), resamples) + effects.draw(rng, resamples)
+    return make_estimate(float(correct.mean()), deviations, [correct.mean(1)], effects.variance(), len(effects.sizes))
 
 
 def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, groups: np.ndarray | None = None) -> Estimate:
@@ -94,7 +94,8 @@ def estimate_difference(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES
     # Half of the draws are made with the roles exchanged, which makes the result exactly antisymmetric.
     forward, backward = (_deviations(*rows, resamples // 2, groups) for rows in ((a, b), (b, a)))
     effects = Effects(a.mean(0) - b.mean(0), groups)
-    return _estimate(float(a.mean() - b.mean()), np.concatenate([forward, -backward]), [a, b], effects)
+    deviations, by_seed = np.concatenate([forward, -backward]), [a.mean(1), b.mean(1)]
+    return make_estimate(float(a.mean() - b.mean()), deviations, by_seed, effects.variance(), len(effects.sizes))
 
 
 def _deviations(a: np.ndarray, b: np.ndarray, resamples: int, groups: np.ndarray | None) -> np.ndarray:
@@ -102,12 +103,11 @@ def _deviations(a: np.ndarray, b: np.ndarray, resamples: int, groups: np.ndarray
     from_examples = Effects(a.sum(0) / len(a) - b.sum(0) / len(b), groups).draw(rng, resamples)
     if min(len(a), len(b)) == 1:  # the seeds of one row would pass for those of both
         return from_examples
-    return _seed_deviations(rng, a, resamples) - _seed_deviations(rng, b, resamples) + from_examples
+    return draw_seeds(rng, a.mean(1), resamples) - draw_seeds(rng, b.mean(1), resamples) + from_examples
 
 
-def _seed_deviations(rng: np.random.Generator, correct: np.ndarray, resamples: int) -> np.ndarray:
-    """[S, N] -> [resamples], deviations of the mean of S - 1 drawn seeds from the mean of all."""
-    by_seed = correct.mean(1)
+def draw_seeds(rng: np.random.Generator, by_seed: np.ndarray, resamples: int) -> np.ndarray:
+    """[S] scores -> [resamples], deviations of the mean of S - 1 drawn seeds from the mean of all."""
     n = len(by_seed)
     if n == 1:
         return np.zeros(resamples)
@@ -136,9 +136,19 @@ class Effects:
         return float((self.deviations**2).sum()) / self.total**2
 
 
-def _estimate(value: float, deviations: np.ndarray, rows: Sequence[np.ndarray], effects: Effects) -> Estimate:
-    seeds = min(map(len, rows))
-    freedom = math.inf if seeds == 1 else _degrees_of_freedom(rows, effects)
+def make_estimate(
+    value: float, deviations: np.ndarray, by_seed: Sequence[np.ndarray], from_examples: float, examples: int
+) -> Estimate:
+    """Returns an estimate with the interval that drawn deviations give.
+
+    Args:
+        deviations: [resamples] from `value`, of seeds and examples.
+        by_seed: [S] scores of each row.
+        from_examples: variance of the value that comes from the choice of examples.
+        examples: their number, or that of their groups.
+    """
+    seeds = min(map(len, by_seed))
+    freedom = math.inf if seeds == 1 else _degrees_of_freedom(by_seed, from_examples, examples)
     stretch = stdtrit(freedom, 0.975) / _Z_95
     low, high = stretch * np.quantile(deviations, [0.025, 0.975])
     return Estimate(
@@ -149,16 +159,16 @@ def _estimate(value: float, deviations: np.ndarray, rows: Sequence[np.ndarray], 
         detectable=float((high - low) / 2 + _Z_80 * deviations.std()),
         freedom=freedom,
         seeds=seeds,
-        variances=(sum(_seed_variance(row) for row in rows) if seeds > 1 else 0.0, effects.variance()),
+        variances=(sum(map(_seed_variance, by_seed)) if seeds > 1 else 0.0, from_examples),
     )
 
 
-def _seed_variance(row: np.ndarray) -> float:
-    return float(row.mean(1).var(ddof=1)) / len(row)
+def _seed_variance(scores: np.ndarray) -> float:
+    return float(scores.var(ddof=1)) / len(scores)
 
 
-def _degrees_of_freedom(rows: Sequence[np.ndarray], effects: Effects) -> float:
+def _degrees_of_freedom(by_seed: Sequence[np.ndarray], from_examples: float, examples: int) -> float:
     """Returns Welch and Satterthwaite's degrees of freedom for a sum of variances from a few seeds each and many examples."""
-    parts = [(_seed_variance(row), len(row) - 1) for row in rows] + [(effects.variance(), len(effects.sizes))]
+    parts = [(_seed_variance(row), len(row) - 1) for row in by_seed] + [(from_examples, examples)]
     total = sum(variance for variance, _ in parts)
     return total**2 / sum(variance**2 / free for variance, free in parts) if total else math.inf

@@ -18,8 +18,8 @@ def describe_predictions(
 
     Every line has its "index" in the split, "correct" and "loss" (nats), and "name" where the data have one, such as a path.
     Of an image: "label", the right class, and the first choices, "classes" and "probabilities", the surest first. Of a
-    sentence: "source", "reference", "hypothesis" where it was translated, and "tokens", whose losses "loss" sums up. Of
-    another task: its outputs as they are.
+    sentence: "source", "reference", where it was translated "hypothesis" and its "score" (the log probability after the length
+    penalty), and "tokens", whose losses "loss" sums up. Of another task: its outputs as they are.
     """
     number = len(next(iter(outputs.values())))
     columns: dict[str, list[Any]] = {name: outputs[name].tolist() for name in ("index", "name") if name in outputs}
@@ -36,7 +36,8 @@ def describe_predictions(
         sides = [pairs[i] for i in columns.get("index", range(number))]
         columns["source"], columns["reference"] = ([pair[side] for pair in sides] for side in (0, 1))
         if "hypothesis" in outputs:
-            columns["hypothesis"], _ = translation.read_texts(config, outputs)
+            columns["hypothesis"], columns["reference"] = translation.read_texts(config, outputs)
+            columns["score"] = outputs["score"].tolist()
         columns["tokens"] = outputs["tokens"].astype(int).tolist()
     else:
         columns |= {name: values.tolist() for name, values in outputs.items() if name not in columns | scores}

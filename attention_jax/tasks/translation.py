@@ -21,7 +21,7 @@ from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, l
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
 from attention_jax.optim.losses import right_tokens, token_cross_entropy
-from attention_jax.tasks import translator
+from attention_jax.tasks import text_scores, translator
 from attention_jax.tasks.translator import Translator
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def headline(config: ConfigDict) -> str:
             f"config.evaluation.headline={name!r} needs translations: set evaluation.translate=True, or the headline to "
             "'token_accuracy'."
         )
-    return translator.name_bleu(config.evaluation.bleu) if name == "bleu" else name
+    return text_scores.name_bleu(config.evaluation.bleu) if name == "bleu" else name
 
 
 def correct_means(config: ConfigDict) -> str:
@@ -185,7 +185,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
             "give None to take the tokenizer's."
         )
     if config.evaluation.translate:  # said before the hours of training and not at their end
-        translator.check_bleu(config.evaluation.bleu)
+        text_scores.check_bleu(config.evaluation.bleu)
     if training:
         tokens = _tokens(config, split, data.too_long)
         plan = _plan(config, tokens, config.batch_size, data.bucket_lengths)
@@ -246,7 +246,7 @@ def loss(
 def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns, per pair, unsmoothed loss (nats), right answers and number of its target tokens, its index and weight.
 
-    With `evaluation.translate` also "hypothesis" [B, maximum length], the translation.
+    With `evaluation.translate` also "hypothesis" [B, maximum length], the translation, and its "score", as a search has it.
     """
     target = batch["target"]
     logits, weight = _apply(model, variables, batch, train=False)
@@ -259,10 +259,11 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     }
     if config.evaluation.translate:
         options = translator.TranslationOptions.from_config(config)
-        tokens, _ = translator.translate_tokens(model, variables, batch["source"], options)
+        tokens, scores = translator.translate_tokens(model, variables, batch["source"], options)
         # One width for all buckets; a bucket may be longer than the longest sentence.
         width = options.max_length(config.data.max_length)
         best = tokens[:, 0, :width]
+        found["score"] = scores[:, 0]
         found["hypothesis"] = jnp.pad(best, ((0, 0), (0, width - best.shape[1])))
     return found
 
@@ -277,17 +278,19 @@ def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[l
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns loss (nats per target token), perplexity, accuracy of the next token, and scores of texts if translated.
 
-    Those are BLEU and chrF (0 to 100, see `translator.score_texts`) with their signatures, and the share of exact matches,
+    Those are BLEU and chrF (0 to 100, see `text_scores.score_texts`) with their signatures, and the share of exact matches,
     with the parts of words joined on both sides. The output "correct" says which texts match; if there are none it is the
-    share of right tokens.
+    share of right tokens. The outputs have "translation" and "reference" as texts, too.
     """
     total, right, tokens = (outputs[name].astype(np.float64).sum() for name in ("loss", "right", "tokens"))
     loss = float(total / tokens)
     scores: dict[str, Any] = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": float(right / tokens)}
     correct = outputs["right"] / outputs["tokens"]
     if config.evaluation.translate:
-        found, correct = translator.score_texts(*read_texts(config, outputs), config.evaluation.bleu)
+        hypotheses, references = read_texts(config, outputs)
+        found, correct = text_scores.score_texts(hypotheses, references, config.evaluation.bleu)
         scores.update(found)
+        outputs = outputs | {"translation": np.array(hypotheses), "reference": np.array(references)}
     return scores, {**outputs, "correct": correct}
 
 

@@ -1,4 +1,4 @@
-"""From sentences to translations: search with a trained network, attention over the words, and scores of texts."""
+"""From sentences to translations, and to scores of given ones, with a trained network."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from attention_jax.config.fields import OF_TASK
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
-from attention_jax.errors import UserError, require_package
+from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths, score_tokens
 
@@ -91,43 +91,6 @@ def extend_buckets(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
     """Returns `buckets`, plus one more if `longest` does not fit."""
     buckets = tuple(buckets)
     return buckets if longest <= buckets[-1] else (*buckets, -(-longest // 16) * 16)
-
-
-def name_bleu(tokenize: str) -> str:
-    """Returns the name of BLEU in logs; that of tokenised texts ("none") is another score under the same formula."""
-    return "bleu_tokenised" if tokenize == "none" else "bleu"
-
-
-def check_bleu(tokenize: str) -> None:
-    """Raises UserError that names the package that scores with a tokenization need and that is missing."""
-    require_package("sacrebleu", "text", "config.evaluation.translate=True")
-    from sacrebleu.metrics import BLEU
-
-    try:
-        BLEU(tokenize=tokenize)
-    except RuntimeError as error:
-        command = next((line.strip() for line in str(error).splitlines() if "pip install" in line), "")
-        raise UserError(f"config.evaluation.bleu={tokenize!r} needs a package that is missing: {command}.") from error
-
-
-def score_texts(hypotheses: list[str], references: list[str], tokenize: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Returns scores of sacrebleu (Post 2018) with their signatures, and which texts match exactly, [N] float32.
-
-    Args:
-        tokenize: sacrebleu's name of a tokenization for BLEU; "none" for texts that are tokenised, whose score is the papers'
-            tokenised BLEU, not comparable with others, and has the name "bleu_tokenised" instead of "bleu".
-    """
-    require_package("sacrebleu", "text", "scoring translations")
-    from sacrebleu.metrics import BLEU, CHRF
-
-    bleu, chrf, name = BLEU(tokenize=tokenize, force=True), CHRF(), name_bleu(tokenize)
-    scores = {
-        name: bleu.corpus_score(hypotheses, [references]).score,
-        "chrf": chrf.corpus_score(hypotheses, [references]).score,
-    }
-    equal = np.array([a == b for a, b in zip(hypotheses, references, strict=True)], np.float32)
-    signatures = {f"{name}_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
-    return {**scores, "exact_match": float(equal.mean()), **signatures}, equal
 
 
 @dataclasses.dataclass(frozen=True)

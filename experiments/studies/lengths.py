@@ -12,8 +12,8 @@ from attention_jax.data.text.tokenizer import load_tokenizer
 from attention_jax.load import Run
 from attention_jax.tasks import translation
 from attention_jax.tasks.resolve import resolve_config
+from attention_jax.tasks.text_scores import name_bleu, score_texts
 from attention_jax.tasks.translation import read_texts
-from attention_jax.tasks.translator import name_bleu, score_texts
 from attention_jax.train.evaluate import evaluate_model
 from attention_jax.train.program import Program
 from attention_jax.train.workdir import EVALUATION

@@ -201,7 +201,7 @@ def test_which_network_trains_faster_is_told_beyond_the_models_range_alone(monke
         ("residual", "plain 20 without norm", ["training error %", "gradient, untrained", "gradient, trained"], "gradients"),
         ("visual_attention", "stage 1", ["gamma", "entropy"], "queries"),
         ("receptive_field", "self-attention", ["pixels seen %, untrained", "pixels seen %, trained"], "fields"),
-        ("transformer_variations", "A: 4 heads", ["perplexity", "head diversity, cross"], None),
+        ("transformer_variations", "A: 4 heads", ["perplexity", "character BLEU", "head diversity, cross"], None),
         ("seq2seq_length", "LSTM + attention", ["seconds"], "lengths"),
         ("positional", "learned", ["token accuracy %, one date", "next tokens right %, four dates"], None),
         ("scaling", "not divided at d_k = 8", ["perplexity", "entropy / log n, decoder"], None),

@@ -289,8 +289,8 @@ def test_evaluate_translates_though_training_did_not(folder, tmp_path, capsys):
     for said in ([], ["--config.evaluation.translate=False"]):
         assert cli.main(["evaluate", f"--workdir={tmp_path}", *said]) == 0
         scores[len(said)] = json.loads(capsys.readouterr().out)
-    assert {"bleu", "bleu_signature", "chrf", "chrf_signature", "exact_match"} == scores[0].keys() - scores[1].keys()
-    assert "tok:char" in scores[0]["bleu_signature"]
+    assert {"bleu_char", "bleu_char_signature", "chrf", "chrf_signature", "exact_match"} == scores[0].keys() - scores[1].keys()
+    assert "tok:char" in scores[0]["bleu_char_signature"]
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
 
 
