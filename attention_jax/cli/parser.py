@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         return sub.add_argument
 
     _add_runs(command)
+    _add_translation(command)
     _add_comparison_of_runs(command)
     _add_tables(command)
     _add_rest(command)
@@ -88,6 +89,9 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--neighbours", type=_integer_from(1), default=20, metavar="K", help="that vote; default 20")
     add("--temperature", type=_positive, default=0.07, metavar="T", help="of the votes exp(cosine / T); default 0.07")
 
+
+def _add_translation(command: Callable[..., Any]) -> None:
+    """Commands of translation runs."""
     add = command("translate", "Translate a line of input into a line of output. --config.search.KEY=value.")
     _add_run_options(add)
     add("--input", dest="source", type=_place, metavar="FILE", help="UTF-8 text, one sentence per line; default standard input")
