@@ -13,6 +13,7 @@ def evaluate_run(
     open_run: Callable[..., tuple[Any, Any, Any]],
     workdir: str,
     predictions: str | None,
+    on: list[str] | None,
     overrides: Mapping[str, str],
     **how: Any,
 ) -> None:
@@ -20,21 +21,49 @@ def evaluate_run(
 
     Args:
         open_run: opens (run, task, program) from a workdir, how, and overrides.
+        on: other sets, each as `list_other_sets` takes it, or a file of real labels; None is the run's own evaluation split.
     """
     from attention_jax.distributed.mesh import find_batch_share, is_main_process
+    from attention_jax.tasks.other_sets import list_other_sets, open_other_set, score_real_labels
     from attention_jax.train.evaluate import evaluate_model, save_predictions
 
     _check_output(predictions)
+    sets = {place: [place] if place.endswith(".json") else list_other_sets(place) for place in on or ()}
+    if predictions and sum(map(len, sets.values())) > 1:
+        raise UserError(
+            f"--predictions={predictions} takes one set: --on has {sum(map(len, sets.values()))}: give one of them."
+        )
     run, task, program = open_run(workdir, overrides=overrides, **how)
-    config = program.config
-    loader = task.evaluation_loader(config, find_batch_share(program.mesh), run.assets)
-    if is_main_process():
-        for line in _compare_with_training(run, task, config, overrides):
+    config, share = program.config, find_batch_share(program.mesh)
+    if on and config.task != "classification":
+        raise UserError(f"--on={on[0]}: it is for runs of classification, and this is one of {config.task!r}.")
+    about = {"workdir": workdir, "step": run.step, "weights": run.weights}
+
+    def score(loader: Any) -> tuple[dict[str, float], Any]:
+        scores, outputs = evaluate_model(program, run.variables, config, loader=loader)
+        if predictions and is_main_process():
+            save_predictions(Path(predictions).expanduser(), run.step, config, run.assets, outputs)
+        return scores, outputs
+
+    if not on or any(place.endswith(".json") for place in on):
+        loader = task.evaluation_loader(config, share, run.assets)
+        for line in _compare_with_training(run, task, config, overrides) if is_main_process() else ():
             print(line, file=sys.stderr)
-    scores, outputs = evaluate_model(program, run.variables, config, loader=loader)
-    if predictions and is_main_process():
-        save_predictions(Path(predictions).expanduser(), run.step, config, run.assets, outputs)
-    print(json.dumps({"workdir": workdir, "step": run.step, "weights": run.weights, **scores}))
+        scores, outputs = score(loader)
+        if not on:
+            print(json.dumps({**about, **scores}))
+    for place, folders in sets.items():
+        if place.endswith(".json"):
+            print(json.dumps({**about, "set": place, **score_real_labels(place, run.assets, outputs, len(loader.source))}))
+            continue
+        found = []
+        for folder in folders:
+            loader_of_set, counts = open_other_set(config, run.assets, folder, share)
+            found.append(score(loader_of_set)[0])
+            print(json.dumps({**about, "set": folder, **counts, **found[-1]}), flush=True)
+        if len(found) > 1:
+            means = {name: sum(scores[name] for scores in found) / len(found) for name in found[0]}
+            print(json.dumps({**about, "set": place, "mean_of_sets": len(found), **means}))
 
 
 def _check_output(predictions: str | None) -> None:

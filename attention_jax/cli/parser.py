@@ -73,6 +73,14 @@ def _add_runs(command: Callable[..., Any]) -> None:
         metavar="FILE",
         help="also what it found for each example, as .jsonl or .npz; must not exist",
     )
+    add(
+        "--on",
+        action="append",
+        type=_place,
+        metavar="SET",
+        help="in place of the run's own split: a folder of classes, one of such folders (ImageNet-C), tfds:NAME:SPLIT, or a "
+        "file of real labels, .json; several times for several",
+    )
 
     add = command(
         "export", "Write a run's network as safetensors with a config and a card, for timm, torchvision or this library."

@@ -311,7 +311,11 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
     apply: Callable[..., Any] = model.apply
     logits = apply(variables, batch["image"], **_list_mode(model, train=False))
     _, top = jax.lax.top_k(logits, min(CHOICES, logits.shape[-1]))
+    among = {}
+    if "allowed" in batch:
+        among["correct_among"] = jnp.argmax(jnp.where(batch["allowed"], logits, -jnp.inf), -1) == batch["label"]
     return {
+        **among,
         "loss": _compute_loss(config, logits, target_distribution(batch["label"], logits.shape[-1])),
         "correct": jnp.argmax(logits, -1) == batch["label"],
         "label": batch["label"],
@@ -335,6 +339,8 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
     scores = {"accuracy": float(outputs["correct"].mean()), "loss": float(outputs["loss"].astype(np.float64).mean())}
     if config.model.num_classes > 2 * CHOICES:  # with ten classes, chance alone would be right half of the time
         scores["top5_accuracy"] = float((outputs["top_classes"] == outputs["label"][:, None]).any(-1).mean())
+    if "correct_among" in outputs:
+        scores["accuracy_among_its_classes"] = float(outputs["correct_among"].mean())
     return scores, outputs
 
 
