@@ -1,4 +1,4 @@
-"""Opens trained runs in a notebook: one call, any machine; and makes a run of weights."""
+"""Opens trained runs in a notebook, on any machine with one call, and makes a run from weights."""
 
 import dataclasses
 import functools
@@ -35,13 +35,13 @@ class Run:
     """A trained run.
 
     Attributes:
-        path, step: of the checkpoint.
-        config: the run's; names of the user's code lead to the copies that the run has.
-        model, variables: for `model.apply(variables, inputs)`; asking for `model` raises UserError where code is not trusted.
+        path, step: path and step of the checkpoint.
+        config: the run's config; names of the user's code lead to the copies that the run keeps.
+        model, variables: for `model.apply(variables, inputs)`; `model` raises UserError if its code is not trusted.
         weights: the kind of the weights in `variables`, "ema" or "params".
         assets: {file name: bytes} saved with the checkpoint, such as labels or a tokenizer.
         metrics: the log's lines up to `step`, each {"step": ..., name: value}.
-        untrusted: the code that may not run, for want of trust.
+        untrusted: code that may not run, because it is not trusted.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Run:
     untrusted: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
-        """Raises UserError for the network of a run that came with code that is not trusted; it is not there."""
+        """Raises UserError for the network of a run with untrusted code, which is not loaded."""
         if name == "model" and self.untrusted:
             raise UserError(
                 f"{self.path}: this run needs {', '.join(self.untrusted)}, which you have not trained with on this machine: "
@@ -64,7 +64,7 @@ class Run:
         raise AttributeError(f"a Run has no {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what is pickled: all but the predictor, whose compiled programs cannot be."""
+        """Returns everything for a pickle but the predictor, whose compiled programs cannot be pickled."""
         return {name: value for name, value in vars(self).items() if name != "predictor"}
 
     @functools.cached_property
@@ -111,7 +111,7 @@ class Run:
         return read_evaluation(Path(file).expanduser(), self.step, self.config, self.assets)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Returns (steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError when it was never logged."""
+        """Returns (steps, values) of a logged metric, e.g. "eval/accuracy". Raises UserError if it was never logged."""
         lines = [line for line in self.metrics if name in line]
         if not lines:
             known = sorted({key for line in self.metrics for key in line} - {"step"})
@@ -123,13 +123,13 @@ class Run:
 def load_run(path: str | Path, weights: str | None = None, average: int = 1, trust_code: bool = False) -> Run:
     """Opens a run: network, weights, config, assets, metrics, and `predict`.
 
-    Code of the user's comes from the run. Unless it was trained with on this machine, everything but the network can be read.
+    The user's code comes from the run. Unless this machine has trained with it, everything but the network can be read.
 
     Args:
         path: a workdir (its newest good checkpoint), or the folder of one step; a remote one is copied first.
-        weights: "ema" or "params"; None takes the average where there is one.
-        average: takes the mean of the newest n checkpoints' weights (Vaswani et al. 2017, Section 6.1: 5 or 20).
-        trust_code: True runs the code that the run came with, whatever it is.
+        weights: "ema" or "params"; None takes the average if there is one.
+        average: n takes the mean of the newest n checkpoints' weights (Vaswani et al. 2017, Section 6.1: 5 or 20).
+        trust_code: True runs the code that the run came with, unchecked.
 
     Raises:
         UserError: no checkpoint, one that cannot be read, no such weights, or too few checkpoints for the average.
@@ -157,7 +157,7 @@ def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
 
 
 def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]:
-    """Mean of the weights of the newest checkpoints up to step `last`."""
+    """Returns the mean of the weights of the newest checkpoints up to step `last`."""
     steps = [step for step in restore.list_steps(workdir) if step <= last][-number:]
     if len(steps) < number:
         raise UserError(
@@ -187,12 +187,12 @@ def save_run(
     preprocessing: Preprocessing | Mapping[str, Any],
     labels: Sequence[str] = (),
 ) -> Path:
-    """Makes a run of any weights of an image network, for `load_run`, `evaluate` and `init_from`; returns its workdir.
+    """Makes a run from any weights of an image network, for `load_run`, `evaluate` and `init_from`; returns its workdir.
 
     It has no data: `./launch.sh evaluate --workdir=PATH --config.data.source=folder --config.data.args.path=DIR`.
 
     Args:
-        variables: "params", and "batch_stats" where the network has them.
+        variables: "params", and "batch_stats" if the network has them.
         path: a folder that does not exist.
         preprocessing: `aj.preprocessing(name)`, whose test size images get, or these fields of a config's section `data`:
             image_shape, mean, std and, for images of any size, eval_resize and interpolation.

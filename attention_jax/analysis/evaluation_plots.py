@@ -14,7 +14,7 @@ from attention_jax.train.outcomes import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LETTERS = 11.5  # of 9 points to an inch
+_LETTERS = 11.5  # letters of 9 points to an inch
 _MOST_CLASSES = 25
 
 
@@ -26,7 +26,7 @@ def _wrap(text: str, inches: float) -> str:
 def plot_confusions(evaluation: Evaluation, most: int = _MOST_CLASSES) -> "Figure":
     """Plots how the images of each class (a row) were classified (a column), as shares of the row.
 
-    Of more classes than `most`, the plot has those that are confused most often.
+    With more classes than `most`, the plot has the classes that are confused most often.
     """
     counts = evaluation.count_confusions()
     wrong = counts * ~np.eye(len(counts), dtype=bool)
@@ -89,7 +89,7 @@ def plot_images(images: Sequence[np.ndarray], captions: Sequence[str], columns: 
 def overlay_map(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Image uint8 [H, W, C], map [h, w] -> [H, W, 3] from 0 to 1: the map in colours over the grey image, at its size.
 
-    The colours go from the map's least value to its greatest; each pixel has that of the position that holds it.
+    The colours go from the map's least value to its greatest; each pixel has the value of the position that holds it.
     """
     import matplotlib
 

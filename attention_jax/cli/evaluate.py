@@ -17,7 +17,7 @@ def evaluate_run(
     overrides: Mapping[str, str],
     **how: Any,
 ) -> None:
-    """Prints the scores of a run; with `predictions`, writes those of each example to that file.
+    """Prints the scores of a run; with `predictions`, writes the outputs of each example to that file.
 
     Args:
         open_run: opens (run, task, program) from a workdir, how, and overrides.
@@ -79,7 +79,7 @@ def _check_output(predictions: str | None) -> None:
 
 
 def _compare_with_training(run: Any, task: Any, config: Any, overrides: Mapping[str, str]) -> list[str]:
-    """What must be said about the data: that they are others than the run's, or were trained on."""
+    """Returns remarks on the data: they are not the run's, or the run was trained on them."""
     from attention_jax.config.config import override
     from attention_jax.data.fingerprint import DATA, compare_data
     from attention_jax.data.splits import VALIDATION, Subset

@@ -31,11 +31,11 @@ def score_file(
     Args:
         workdir, weights, average, trust_code: see `load_run`.
         source, target: paths of files whose lines belong together.
-        nbest: in place of `target`, the path of a list as `translate --nbest` writes it.
+        nbest: path of a list that `translate --nbest` has written, in place of `target`.
         output: path of a new file; None for standard output.
-        per_token: also writes the tokens and the log probability of each.
-        alpha: of the length penalty; None for the config's, 0 for none.
-        weight: of the new score in the sum with the list's own; None for the new score alone.
+        per_token: True also writes the tokens and the log probability of each.
+        alpha: exponent of the length penalty; None for the config's, 0 for no penalty.
+        weight: weight of the new score in the sum with the list's own; None for the new score alone.
         overrides: {field of the config: value} as the command line has them.
 
     Raises:

@@ -19,7 +19,7 @@ from attention_jax.load import load_run
 from attention_jax.tasks.translator import Translation, Translator
 from attention_jax.train.report import show_progress
 
-FIELDS = ("search.", "evaluation.batch_size")  # of a config, that translating reads beside those of the network
+FIELDS = ("search.", "evaluation.batch_size")  # fields of a config that translating reads besides the network's
 CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that output begins early
 
 
@@ -67,8 +67,8 @@ def translate_file(
     Args:
         workdir, weights, average, trust_code: see `load_run`.
         source, output: paths; None for the standard streams.
-        nbest: writes this many translations per sentence; None for only the best.
-        scores: writes the log probability after the length penalty before the text.
+        nbest: number of translations to write per sentence; None for only the best.
+        scores: True writes the log probability after the length penalty before the text.
         attention: path of a figure of the attention in the first sentence.
         attention_of: "cross", "encoder" or "decoder".
         overrides: {field of the config: value} as the command line has them.

@@ -23,7 +23,7 @@ def scan_lstm(
 
     Args:
         cell: gates [B, G] and cell [B, H] -> the new output and cell.
-        gates_TBG: what the inputs add to the gates.
+        gates_TBG: the inputs' part of the gates.
         mask_TB: False at padding, which leaves the state as it is.
     """
     return _forward(cell, kernel_HG, gates_TBG, mask_TB, state, reverse)[0]

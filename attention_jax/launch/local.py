@@ -86,7 +86,7 @@ def _start(command: list[str], address: str, index: int, count: int, devices: in
 
 
 def _die_with_parent() -> None:
-    """On Linux, a launcher that is killed leaves no process behind."""
+    """Makes Linux kill this process when the launcher is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 

@@ -132,10 +132,10 @@ def check_inputs(command: Sequence[str], commit: str | None = None) -> list[tupl
     Returns (field, URI) of the remote data that it names, which `data_address` checks.
 
     Args:
-        commit: whose files the job gets; None for a job that runs in this folder, on a file system that it shares.
+        commit: the commit that the job gets; None for a job that runs in this folder, on a shared file system.
 
     Raises:
-        UserError: what the check says, or a file that is not there or that the job would not see.
+        UserError: the message of the check, or a file that is missing or that the job would not see.
     """
     words = list_check(command)
     remote: list[tuple[str, str]] = []

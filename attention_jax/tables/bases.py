@@ -27,7 +27,7 @@ class Base:
         scales: {name: Scale}; the first is the default.
         reduction: reduction of every gate and control that takes one; None keeps their own defaults.
         gate_stages: numbers, from 1, of the stages that gates follow; None is all but the last.
-        notes: what the network has to do in this task, in a few sentences.
+        notes: a few sentences on the task of the network.
     """
 
     config: Callable[[], ConfigDict]

@@ -27,7 +27,7 @@ class Statement:
     Attributes:
         section: section of the document, with its number.
         text: the statement.
-        size: which parts are at real size, and which are substitutes.
+        size: a sentence on the parts at real size and the substitutes.
         published: the papers' numbers with their source; the table's published columns are added.
         table: stem of the table file; empty if no table decides the statement.
         judged: (row, over) labels of compared rows, the better row first; empty if rows are measured and not judged.

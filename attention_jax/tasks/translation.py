@@ -25,16 +25,16 @@ from attention_jax.tasks import text_scores, translator
 from attention_jax.tasks.translator import Translator
 
 logger = logging.getLogger(__name__)
-_tokenizers: dict[str, Tokenizer] = {}  # by `_key`; a loaded checkpoint brings its own
-_encoded: dict[tuple, TokenPairs] = {}  # the four splits that were used last
+_tokenizers: dict[str, Tokenizer] = {}  # `_key` -> tokenizer; a loaded checkpoint brings its own
+_encoded: dict[tuple, TokenPairs] = {}  # the four splits used last
 
 
 def _key(config: ConfigDict) -> str:
-    """The fields that a tokenizer is made from."""
+    """Returns the fields from which a tokenizer is made."""
     fields = ("source", "args", "train_split", "tokenizer", "tokenizer_options", "vocab_size", "joiner", "on_broken")
     data = config.data.to_dict()
     chosen: dict[str, Any] = {name: data[name] for name in fields}
-    return json.dumps(chosen | {"validation": data["eval_split"] == VALIDATION}, sort_keys=True)  # which may be carved
+    return json.dumps(chosen | {"validation": data["eval_split"] == VALIDATION}, sort_keys=True)  # validation may be carved
 
 
 def source(config: ConfigDict, split: str) -> Pairs:
@@ -85,7 +85,7 @@ def _tokens(config: ConfigDict, split: str, too_long: str) -> TokenPairs:
 
 
 def unresolved(config: ConfigDict) -> list[str]:
-    """Returns the fields that `resolve` reads off the data, `bucket_lengths` among them if it is a number of buckets."""
+    """Returns the fields that `resolve` reads from the data, including `bucket_lengths` if it is a number of buckets."""
     data = config.data
     missing = {
         "model.vocab_size": config.model.get("vocab_size") is None,
@@ -97,9 +97,9 @@ def unresolved(config: ConfigDict) -> list[str]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Returns the config with `model.vocab_size`, buckets and numbers of `data` read off the training data if not given.
+    """Returns the config with `model.vocab_size`, buckets and numbers of `data` from the training data if not given.
 
-    A config that states all of them is resolved without its data, so that its step can be compiled elsewhere.
+    A config with all of them is resolved without its data, so that its step can be compiled elsewhere.
     """
     config = config.copy_and_resolve_references()
     data = config.data
@@ -156,12 +156,12 @@ def headline(config: ConfigDict) -> str:
 
 
 def correct_means(config: ConfigDict) -> str:
-    """Returns the name of the mean of "correct": of texts if they are translated, else of tokens."""
+    """Returns the name of the mean of "correct": exact match of texts if they are translated, else accuracy of tokens."""
     return "exact match" if config.evaluation.translate else "token accuracy"
 
 
 def example_inputs(config: ConfigDict) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Source and target of the longest bucket, [1, length] int32."""
+    """[1, length] int32, [1, length] int32: shapes of source and target in the longest bucket."""
     return (jax.ShapeDtypeStruct((1, config.data.bucket_lengths[-1]), jnp.int32),) * 2
 
 
@@ -184,7 +184,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
             f"model.vocab_size={config.model.vocab_size} is fewer than the {size} tokens of data.tokenizer={data.tokenizer}: "
             "give None to take the tokenizer's."
         )
-    if config.evaluation.translate:  # said before the hours of training and not at their end
+    if config.evaluation.translate:  # fails before hours of training, not at their end
         text_scores.check_bleu(config.evaluation.bleu)
     if training:
         tokens = _tokens(config, split, data.too_long)
@@ -207,7 +207,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
 
 
 def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> TokenLoader:
-    """Returns the loader of the evaluation split, and says how many of its references the tokenizer cannot write."""
+    """Returns the loader of the evaluation split, and warns of references that the tokenizer cannot write."""
     split, words = config.data.eval_split, get_tokenizer(config)
     pairs = source(config, split)
     both = [(words.join(text), words.decode(words.encode(text))) for text in (pairs[i][1] for i in range(len(pairs)))]
@@ -278,8 +278,8 @@ def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[l
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns loss (nats per target token), perplexity, accuracy of the next token, and scores of texts if translated.
 
-    Those are BLEU and chrF (0 to 100, see `text_scores.score_texts`) with their signatures, and the share of exact matches,
-    with the parts of words joined on both sides. The output "correct" says which texts match; if there are none it is the
+    The scores are BLEU and chrF (0 to 100, see `text_scores.score_texts`) with their signatures, and the share of exact matches,
+    with the parts of words joined on both sides. The output "correct" marks texts that match; without texts it is the
     share of right tokens. The outputs have "translation" and "reference" as texts, too.
     """
     total, right, tokens = (outputs[name].astype(np.float64).sum() for name in ("loss", "right", "tokens"))

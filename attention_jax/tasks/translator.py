@@ -1,4 +1,4 @@
-"""From sentences to translations, and to scores of given ones, with a trained network."""
+"""Translates sentences, and scores given translations, with a trained network."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ class TranslationOptions:
 
     Attributes:
         search: see `SearchOptions`.
-        max_extra: maximum length minus that of the source.
-        fixed: maximum length of every translation; None for `max_extra`.
-        positions: maximum length that the network has positions for; None for any.
+        max_extra: maximum length of a translation minus the length of its source.
+        fixed: maximum length of every translation; None uses `max_extra`.
+        positions: maximum length for which the network has positions; None for any.
     """
 
     search: SearchOptions
@@ -37,7 +37,7 @@ class TranslationOptions:
     positions: int | None = None
 
     def max_length(self, source_length: int) -> int:
-        """Maximum length, including EOS, of the translation of a source with `source_length` tokens."""
+        """Returns the maximum length, including EOS, of the translation of a source with `source_length` tokens."""
         length = self.fixed or source_length + self.max_extra
         return min(length, self.positions) if self.positions else length
 
@@ -99,11 +99,11 @@ class Translation:
 
     Attributes:
         source: the sentence.
-        source_tokens: its tokens as a person reads them, end symbol included.
+        source_tokens: tokens of the sentence, as a person reads them, including EOS.
         texts: translations, best first.
         scores: log probabilities after the length penalty.
-        tokens: of each translation, as a person reads them, end symbol included if there is one.
-        ids: the same as numbers.
+        tokens: tokens of each translation, as a person reads them, including EOS if there is one.
+        ids: the tokens as numbers.
     """
 
     source: str
@@ -129,8 +129,8 @@ class TargetScore:
     """The probability of a given translation.
 
     Attributes:
-        tokens: of the translation as a person reads them, end symbol included.
-        log_probs: of each token after those before it, in nats.
+        tokens: tokens of the translation, as a person reads them, including EOS.
+        log_probs: log probability of each token, given those before it, in nats.
         score: their sum after the length penalty, as a search returns it.
     """
 
@@ -181,11 +181,11 @@ class Translator:
     def translate(self, sentences: Sequence[str], **changes: Any) -> Iterator[Translation]:
         """Yields the translations of sentences, in their order.
 
-        Sentences of similar length are translated together, which changes none of them; none is cut. The translation of an
+        Sentences of similar length are translated together, which changes no result; none is cut. The translation of an
         empty one is empty.
 
         Args:
-            **changes: to the config's `search`, e.g. `beam=5`, and `n_best`.
+            **changes: changes to the config's `search`, e.g. `beam=5`, and `n_best`.
         """
         chosen = TranslationOptions.from_config(self.config, **changes)
         encoded = self._encode(sentences)
@@ -200,7 +200,7 @@ class Translator:
             yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [[]])
 
     def _batches(self, lengths: list[int]) -> Iterator[tuple[list[int], int, int]]:
-        """Yields (indices, rows, length) of batches of similar lengths; what has length 0 is in none."""
+        """Yields (indices, rows, length) of batches of similar lengths, without sentences of length 0."""
         buckets = extend_buckets(self.config.data.bucket_lengths, max(lengths, default=1))
         bucket_of = np.searchsorted(buckets, lengths)
         for bucket, length in enumerate(buckets):
@@ -208,17 +208,17 @@ class Translator:
             size = max(1, self.config.evaluation.batch_size // length)
             for first in range(0, len(members), size):
                 part = members[first : first + size]
-                # As many rows as fill a power of two, so that few programs are compiled.
+                # The number of rows is a power of two, so that few programs are compiled.
                 yield part, min(size, 1 << (len(part) - 1).bit_length()), length
 
     def score(self, sources: str | Sequence[str], targets: Any, **changes: Any) -> list[TargetScore]:
         """Returns how probable each target is as the translation of its source.
 
-        What a search returns has the score that it returned; the empty translation of an empty source has 0.
+        A search's result gets the score that the search gave it; the empty translation of an empty source gets 0.
 
         Args:
             targets: texts, or tokens as `Translation.ids` has them, which need not be those of their text.
-            **changes: to the config's `search`; alpha=0 is no length penalty.
+            **changes: changes to the config's `search`; alpha=0 is no length penalty.
 
         Raises:
             UserError: another number of targets than of sources.

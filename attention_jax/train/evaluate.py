@@ -18,7 +18,7 @@ from attention_jax.train.program import Program
 
 
 class Interrupted(Exception):
-    """Evaluation was stopped before its end."""
+    """The evaluation was stopped before its end."""
 
 
 @use_standard_numerics()
@@ -36,9 +36,9 @@ def evaluate_model(
     place in the split, gives the order of the others and is returned as well, with the "name" that the data have for each.
 
     Args:
-        stop: called before each batch; if it returns True, Interrupted is raised (one batch may still be running).
-        watch: wraps the batches.
-        loader: of `Task.evaluation_loader`, which matches classes with those of the network; None takes the split as it is.
+        stop: function to call before each batch; if it returns True, Interrupted is raised (one batch may still be running).
+        watch: function that wraps the batches.
+        loader: from `Task.evaluation_loader`, which matches classes with the network's; None takes the split unchanged.
     """
     loader = loader or program.task.loader(config, config.data.eval_split, find_batch_share(program.mesh), training=False)
     collected: list[dict[str, Any]] = []

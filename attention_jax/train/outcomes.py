@@ -27,7 +27,7 @@ class Calibration:
     Attributes:
         confidence, accuracy: [M], means over a bin's examples.
         counts: [M], examples of a bin.
-        edges: [M, 2], of the bin: confidences above the first, up to and with the second.
+        edges: [M, 2], limits of a bin: confidences above the first, up to and including the second.
         error: the expected calibration error, from 0 to 1.
     """
 
@@ -43,7 +43,7 @@ class Evaluation:
     """An evaluation of a run.
 
     Attributes:
-        step: of the checkpoint that was evaluated.
+        step: step of the evaluated checkpoint.
         outputs: {name: [N, ...]}, the arrays of `evaluation.npz`, which docs/inspecting.md describes.
     """
 
@@ -72,7 +72,7 @@ class Evaluation:
         return float(self.outputs["correct"].mean())
 
     def name(self, place: int) -> str:
-        """Returns what an example is known by: its name in the data, such as a path, or its index."""
+        """Returns the name of an example in the data, such as a path, or its index."""
         if "name" in self.outputs:
             return os.fsdecode(self.outputs["name"][place])
         return f"example {self.outputs['index'][place]}" if "index" in self.outputs else f"example {place}"

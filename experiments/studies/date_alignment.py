@@ -22,7 +22,7 @@ from attention_jax.train.program import Program
 
 Span = tuple[int, int]  # first character, one past the last
 Parts = Mapping[str, tuple[Span, Span]]
-_KINDS = ("date_", "month_day", "year_month")  # what the kinds of pairs that are dates begin with
+_KINDS = ("date_", "month_day", "year_month")  # prefixes of the kinds of pairs that are dates
 _BLANK = "▁"  # how sentencepiece writes a blank
 
 _MONTHS = (

@@ -21,8 +21,8 @@ from attention_jax.load import Run
 from attention_jax.train.program import Program
 
 _EXAMPLES, _BATCH, _DRAWN = 200, 50, 2
-_TENTH = 0.1  # of the pixels, which are deleted
-_BINS = 20  # of M(F) from 0 to 1
+_TENTH = 0.1  # share of pixels to delete
+_BINS = 20  # bins of M(F), from 0 to 1
 _Maps = dict[str, np.ndarray]
 
 
@@ -60,7 +60,7 @@ def make_viewer(model: nn.Module, query: tuple[float, float]) -> Callable[[Any, 
 
 
 def delete_pixels(images: np.ndarray, scores: np.ndarray, share: float = _TENTH) -> np.ndarray:
-    """Normalised images [N, H, W, C] with the share of pixels whose scores [N, H, W] are highest at 0, the data's mean.
+    """[N, H, W, C], [N, H, W] -> [N, H, W, C]: sets the share of pixels with the highest scores to 0, the data's mean.
 
     Equal scores are deleted in random order.
     """

@@ -14,7 +14,7 @@ from attention_jax.errors import UserError
 from attention_jax.load import Run
 from attention_jax.train.program import Program
 
-_IMAGES = 3  # of different classes, in the figure
+_IMAGES = 3  # images of different classes in the figure
 
 
 def compute_query_maps(

@@ -38,7 +38,7 @@ class Dictionaries:
     the next has equally many pairs, and each pair is asked for equally often, so that their places do not betray the answer.
 
     Args:
-        edges: of the ranges of distances, even and increasing; the last one is excluded.
+        edges: limits of the ranges of distances, even and increasing; the last one is excluded.
         pairs: number of them in each range.
         keys, values: number of different ones; the keys of a sequence differ, its values need not.
         size: number of sequences; 0 for 200,000 to train and 4,000 in the other splits.
@@ -172,7 +172,7 @@ class RecallAttention(_Network):
     """The encoder of a Transformer, normalised before each part.
 
     Attributes:
-        heads: of each layer.
+        heads: number of heads in each layer.
         window: tokens that a position sees in a layer, itself in their middle; None for all.
     """
 

@@ -80,7 +80,7 @@ class Convolution(nn.Module):
     Layers with dilations 1, k, k², … see k^layers positions together (van den Oord et al. 2016, Kalchbrenner et al. 2016).
     """
 
-    features: int  # of the output
+    features: int  # features of the output
     width: int  # k, the positions that an output sees; odd, so that it is in their middle
     dilation: int = 1  # distance between them; 1 is contiguous
 
@@ -96,7 +96,7 @@ class Convolution(nn.Module):
 class Recurrent(nn.Module):
     """A forward LSTM: every position takes what its predecessor left."""
 
-    features: int  # of the input, the state and the output
+    features: int  # features of the input, the state and the output
 
     def setup(self) -> None:
         self.lstm = LSTM(self.features, self.features)

@@ -165,7 +165,7 @@ def test_map_of_a_point_over_patches() -> None:
     assert weights.shape == (1, 2, HEIGHT, WIDTH)
     close(weights[:, :, ::4, ::4].reshape(1, 2, 30), sown[:, :, 2, 2:])
     np.testing.assert_array_equal(weights[:, :, :16, :20], weights[:, :, :16:4, :20:4].repeat(4, 2).repeat(4, 3))
-    with pytest.raises(aj.UserError, match="not a row and column"):
+    with pytest.raises(aj.UserError, match="no row and column"):
         map_query_point(model, variables, images, (17, 0))
     with pytest.raises(aj.UserError, match="takes a VisionTransformer"):
         map_query_point(aj.create_model("resnet20"), {}, images, (0, 0))

@@ -34,7 +34,7 @@ _report_once = functools.cache(logging.getLogger(__name__).info)  # a run opens 
 
 
 class Source(Protocol):
-    """A source gives random access to examples."""
+    """Gives random access to examples."""
 
     num_classes: int
 
@@ -79,14 +79,14 @@ class _Digits(ArraySource):
 def open_digits(split: str, channels: int = 1) -> ArraySource:
     """Returns the UCI digits (1,797 images of 8x8 pixels, 10 classes) of split "train" or "test".
 
-    Three equal `channels` are for what needs colour images, such as RandAugment's operation on colour.
+    Three equal `channels` serve code that needs colour images, such as RandAugment's operation on colour.
     """
     images, labels = embedded.read_digits(split)
     return _Digits(images.repeat(channels, -1), labels, num_classes=10, label_names=[str(i) for i in range(10)])
 
 
 class FolderSource:
-    """Image `files` of a tree, read when they are indexed, with a label for each, an index into `label_names`."""
+    """Reads image `files` of a tree when they are indexed; each has a label, an index into `label_names`."""
 
     channels = 3  # grey files among coloured ones are common
 
@@ -109,14 +109,14 @@ class FolderSource:
 def open_folder(split: str, path: str, holdout: float = 0.0, cache_dir: str | None = None) -> FolderSource:
     """Opens a folder with one folder a class, and images at any depth in it; classes are numbered in the order of their names.
 
-    The numbers are those of `path/train` where that exists, so that they mean the same in every split. Hidden files are passed
-    over, and files of other kinds with a message that counts them.
+    The numbers are those of `path/train` if it exists, so that they mean the same in every split. Hidden files are left
+    out, and files of other kinds too, with a message that counts them.
 
     Args:
         split: a folder in `path`; with `holdout`, "train" or "test".
-        path: of the data set, or its URI (gs://…), all names beneath which are read at first.
-        holdout: where `path` has no folders for splits: the share of its images that makes up "test". A hash of its
-            name decides for each image, so that it stays in its split when others are added.
+        path: folder of the data set, or its URI (gs://…), which is listed completely at first.
+        holdout: share of the images that makes up "test", if `path` has no folders for splits. A hash of its
+            name decides for each image, so it stays in its split when others are added.
         cache_dir: keeps each file of a remote folder when it has been read once.
     """
     if not 0 <= holdout < 1:
@@ -162,7 +162,7 @@ def open_folder(split: str, path: str, holdout: float = 0.0, cache_dir: str | No
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir")  # of macOS's archives, of Synology's indexer
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")  # made by macOS's archives and Synology's indexer
 
 
 def _leads_up(folder: str, here: str) -> bool:
@@ -177,7 +177,7 @@ class _LocalTree:
         self.root = str(Path(path).expanduser().absolute())
 
     def folders(self, inside: str) -> list[str] | None:
-        """Returns the names of the folders directly in the folder `inside`, or None when there is no such folder."""
+        """Returns the names of the folders directly in the folder `inside`, or None if there is no such folder."""
         here = os.path.join(self.root, inside)
         if not os.path.isdir(here):
             return None
@@ -208,7 +208,7 @@ class _LocalTree:
 
 
 class _RemoteTree:
-    """The same at a URI, where folders are read off the names of files: stores have no empty ones."""
+    """The same at a URI, where the names of files give the folders: stores have no empty ones."""
 
     def __init__(self, uri: str, cache_dir: str | None):
         if cache_dir:
@@ -244,8 +244,8 @@ def open_npz(split: str, path: str, images: str = "x_{split}", labels: str = "y_
     """Opens an `.npz` archive of images uint8 [N, H, W, C] or [N, H, W] and labels, integers [N] or [N, 1].
 
     Args:
-        split: takes the place of `{split}` in the names.
-        path: of the archive, or its URI (gs://…).
+        split: replaces `{split}` in the names.
+        path: path of the archive, or its URI (gs://…).
         images, labels: names of the arrays; by default x_train, y_train, x_test, … as in Keras.
     """
     remote = storage.is_remote(path)
@@ -285,7 +285,7 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
 
     Args:
         split: as TFDS spells it, e.g. "train[:45000]".
-        name: of the data set, e.g. "cifar10".
+        name: name of the data set, e.g. "cifar10".
         data_dir: the folder that holds it; a URI `gs://…` needs the extra `gcs`.
         cache_dir: where a remote set is staged; with it, data_dir is any URI that fsspec reads.
     """
@@ -306,7 +306,7 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
         except RuntimeError as error:
             if isinstance(error, NotImplementedError):
                 raise
-            # of array_record: the record is damaged, and the loader leaves it out
+            # array_record found the record damaged; the loader leaves it out
         return _TfdsSource(records, builder.info.features, image, label, storage.is_remote(data_dir))
     except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
         raise UserError(
@@ -361,7 +361,7 @@ SOURCES = {
 
 
 def open_source(source: str, split: str, args: Mapping[str, Any], cache_dir: str | None = None) -> Source:
-    """Opens one split of the source that `data.source` names. Raises UserError when it cannot be read or is empty.
+    """Opens one split of the source that `data.source` names. Raises UserError if it cannot be read or is empty.
 
     Args:
         cache_dir: given to a source that has an argument of this name; None takes that of AJ_CACHE_DIR, for all commands.
