@@ -62,7 +62,7 @@ class _Shard:
     def __init__(self, folder: StagedFolder, name: str):
         self._folder, self._name, self._lock = folder, name, threading.Lock()
         self._readers = dict[Path, Any]()
-        self._index: list[tuple[int, int, int]] | None = None  # of each chunk its first record, its first byte, its end
+        self._index: list[tuple[int, int, int]] | None = None  # each chunk's first record, first byte, end
         self._came = set[int]()  # chunks that this process has fetched
         self.is_local = False
 
@@ -175,7 +175,7 @@ def _parse_chunk(content: bytes, start: int, place: int) -> Iterator[bytes]:
 
 def _decompress(content: bytes, kind: bytes) -> bytes:
     try:
-        from compression import zstd  # of Python 3.14
+        from compression import zstd  # from Python 3.14 on
     except ImportError:
         from backports import zstd
     if kind != b"z":

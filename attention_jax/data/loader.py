@@ -105,7 +105,7 @@ class Loader:
     process: tuple[int | tuple[int, ...], int] = (0, 1)  # (index or indices of this process's parts of a batch, parts)
     on_broken: str = "skip"
     broken: dict[int, str] = dataclasses.field(default_factory=dict)  # index -> reason, of images not decoded so far
-    times: LoadingTimes = dataclasses.field(default_factory=LoadingTimes)  # of training
+    times: LoadingTimes = dataclasses.field(default_factory=LoadingTimes)  # times of training
 
     @functools.cached_property
     def plan(self) -> ImagePlan:

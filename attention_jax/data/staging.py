@@ -267,7 +267,7 @@ def open_staged_folder(uri: str, cache_dir: str) -> StagedFolder:
 
 def _describe(info: dict) -> RemoteFile:
     """A file of a store as fsspec describes it."""
-    md5 = base64.b64decode(info.get("md5Hash") or "").hex()  # of Google's
+    md5 = base64.b64decode(info.get("md5Hash") or "").hex()  # Google's checksum
     return RemoteFile(int(info["size"]), next((str(info[key]) for key in _VERSIONS if info.get(key)), ""), md5)
 
 

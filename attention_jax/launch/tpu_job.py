@@ -25,7 +25,7 @@ MARK = "AJ "
 NONE_YET = f'test -e attention_jax/worker.py || {{ echo \'{MARK}{{"state": "none"}}\'; exit 0; }}; '
 START, KEPT = f"python3 {INCOMING}/worker.py start", "python3 attention_jax/worker.py"
 STATUS, STOP, KILL = (f"{NONE_YET}{KEPT} {action}" for action in ("status", "stop", "kill"))
-Status = dict[str, Any]  # what worker.py says of its machine
+Status = dict[str, Any]  # the report of worker.py on its machine
 
 
 class Unreachable(UserError):

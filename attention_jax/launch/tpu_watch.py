@@ -24,7 +24,7 @@ class Watch:
     def __init__(self, client: SliceClient, job: Job, options: argparse.Namespace, preflight: Sequence[str]):
         self.client, self.job, self.options, self.preflight = client, job, options, preflight
         self.begun, self.restarts, self.unanswered, self.reported = False, 0, 0, ""
-        self.chip_hours = self.hours = 0.0  # of slices that were taken away meanwhile
+        self.chip_hours = self.hours = 0.0  # spent on slices that were taken away meanwhile
 
     def run(self, creation: Sequence[str] | None) -> int:
         """Looks again and again until the run has ended; returns 0 if it is done, 1 if it failed or was stopped for time."""
@@ -107,7 +107,7 @@ class Watch:
         if states == {"running"}:
             self.begun = True
             job.print_news(statuses)
-        elif "running" in states:  # of a run that has lost a worker
+        elif "running" in states:  # the rest of a run that has lost a worker
             self.end_others()
         else:
             self.start(len(statuses))

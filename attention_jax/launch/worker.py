@@ -98,7 +98,7 @@ def _open_files(folder: Path) -> list[str]:
 
 
 def _die_with_supervisor() -> None:
-    """In the child: a supervisor that is killed leaves no training behind, which would keep the chips."""
+    """Makes the child die with a killed supervisor: training left behind would keep the chips."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 

@@ -16,7 +16,7 @@ from attention_jax.tasks import get_task
 class DataProbe:
     """Rates in examples a second."""
 
-    needed: float  # of a host, at best
+    needed: float  # need of a host, at best
     prepared: float | None  # by a core of this machine
     source: float  # read, not decoded
     readers: int  # at once

@@ -14,7 +14,7 @@ import numpy as np
 from attention_jax.data.loader import LoadingTimes
 
 log = logging.getLogger(__name__)
-SECONDS = 60.0  # of training after the first step, which is compiled
+SECONDS = 60.0  # seconds of training after the first step, which is compiled
 
 
 def compare_rates(data: float, step: float, reading: float) -> str:
@@ -37,8 +37,8 @@ class InputRate:
 
     Args:
         loader: has `times` (see `LoadingTimes`) if it can be measured; others stay unmeasured.
-        threads: of the loader.
-        examples: of a step, over all processes.
+        threads: threads of the loader.
+        examples: examples per step, over all processes.
         record: called with the rates, in examples a second.
     """
 

@@ -287,7 +287,7 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
         split: as TFDS spells it, e.g. "train[:45000]".
         name: name of the data set, e.g. "cifar10".
         data_dir: the folder that holds it; a URI `gs://…` needs the extra `gcs`.
-        cache_dir: where a remote set is staged; with it, data_dir is any URI that fsspec reads.
+        cache_dir: folder in which a remote set is staged; with it, data_dir is any URI that fsspec reads.
     """
     import tensorflow_datasets
 
