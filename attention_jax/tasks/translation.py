@@ -278,7 +278,7 @@ def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[l
 def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns loss (nats per target token), perplexity, accuracy of the next token, and scores of texts if translated.
 
-    The scores are BLEU and chrF (0 to 100, see `text_scores.score_texts`) with their signatures, and the share of exact matches,
+    The scores are BLEU and chrF (0 to 100, see `text_scores.score_texts`) with signatures, and the share of exact matches,
     with the parts of words joined on both sides. The output "correct" marks texts that match; without texts it is the
     share of right tokens. The outputs have "translation" and "reference" as texts, too.
     """

@@ -92,8 +92,7 @@ def make_train_step(
         return jax.lax.stop_gradient(param) if is_frozen(config.optimizer.rate_rules, path) else param
 
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
-        # Statistics are vectors; gathering them where they are used and made keeps their sharding from spreading to
-        # activations.
+        # Statistics are vectors; gathering them where they are used keeps their sharding from spreading to activations.
         gather = functools.partial(sharding.gather, shardings=sharding.shardings.batch_stats)
         statistics = gather(batch_stats)
 
