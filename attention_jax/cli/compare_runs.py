@@ -23,8 +23,8 @@ def compare_runs(
         systems: workdirs of translation runs, whose last evaluation is read, files of
             `evaluate --predictions`, or text files.
         reference: a text file; None for the references that the runs have kept.
-        metrics: of `TEXT_METRICS`, with commas between.
-        tokenize: of BLEU; None for that of the first run's config, or 13a.
+        metrics: names in `TEXT_METRICS`, separated by commas.
+        tokenize: tokenization of BLEU; None takes that of the first run's config, or 13a.
         paired_ar: approximate randomisation instead of the bootstrap.
         as_json: prints what `sacrebleu --format=json` does.
 
@@ -85,7 +85,7 @@ def _cells(result: object, paired_ar: bool) -> list[str]:
 def _read_system(place: str) -> tuple[list[str], list[str], str]:
     """(translations, references or none, tokenization or "") of a run or a file."""
     path = Path(place).expanduser()
-    if path.suffix == ".jsonl":  # of evaluate --predictions
+    if path.suffix == ".jsonl":  # written by evaluate --predictions
         rows = [json.loads(line) for line in _read_text(path)]
         if all("hypothesis" in row for row in rows):
             return [row["hypothesis"] for row in rows], [row["reference"] for row in rows], ""

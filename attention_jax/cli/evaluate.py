@@ -20,7 +20,7 @@ def evaluate_run(
     """Prints the scores of a run; with `predictions`, writes the outputs of each example to that file.
 
     Args:
-        open_run: opens (run, task, program) from a workdir, how, and overrides.
+        open_run: function that opens (run, task, program) from a workdir, its options and overrides.
         on: other sets, each as `list_other_sets` takes it, or a file of real labels; None is the run's own evaluation split.
     """
     from attention_jax.distributed.mesh import find_batch_share, is_main_process

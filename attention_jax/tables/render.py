@@ -50,7 +50,7 @@ class Conclusions:
     comparisons: dict[tuple[str, str], Comparison]
     findings: dict[PublishedFinding, str]  # published finding -> verdict
     orders: dict[str, tuple[float, int]]  # published column -> Kendall's tau and the number of rows
-    texts: TextComparisons = dataclasses.field(default_factory=dict)  # of translations
+    texts: TextComparisons = dataclasses.field(default_factory=dict)  # comparisons of translations
 
     @property
     def is_learning(self) -> bool:
