@@ -1,4 +1,4 @@
-"""Processes, the mesh of devices, and how a batch is split over it; `sharding.py` does the same for the state.
+"""Processes, the mesh of devices, and the split of a batch over it; `sharding.py` splits the state.
 
 The mesh has three axes. A batch is split over `data` and `fsdp`, the state over `fsdp`, and the heads, hidden layers and
 vocabulary of a network over `model`. `parallel.mode` decides how the step is written: "jit" is the global view, in which XLA
@@ -28,14 +28,14 @@ BatchShare = tuple[int | tuple[int, ...], int]  # (index of a process's part, or
 
 
 def join_processes() -> None:
-    """Joins the other processes of a run; does nothing when no launcher has set AJ_COORDINATOR.
+    """Joins the other processes of a run; does nothing if no launcher has set AJ_COORDINATOR.
 
     A launcher sets AJ_COORDINATOR, AJ_PROCESSES and AJ_PROCESS, or AJ_COORDINATOR=auto alone: then a TPU slice names its
-    hosts, and anywhere else JAX finds the processes. AJ_HOSTS, a comma-separated name for each process, lets an error name the
+    hosts, and JAX finds the processes anywhere else. AJ_HOSTS, a comma-separated name for each process, lets an error name the
     processes that did not start within AJ_START_SECONDS.
 
     Raises:
-        UserError: the platform in JAX_PLATFORMS is not there, or the other processes do not answer.
+        UserError: the platform in JAX_PLATFORMS is missing, or the other processes do not answer.
     """
     coordinator = os.environ.get("AJ_COORDINATOR")
     if coordinator and not jax.distributed.is_initialized():
@@ -53,7 +53,7 @@ def join_processes() -> None:
 
 
 def _join(process: ProcessInfo | None, seconds: int) -> None:
-    """Waits up to `seconds` for the other processes; with None, JAX detects them."""
+    """Waits up to `seconds` for the other processes; if `process` is None, JAX detects them."""
     options: dict[str, Any] = {}
     if process:
         wait_for_processes(process, seconds)
@@ -75,8 +75,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[j
     """Returns a mesh of data x fsdp x model devices.
 
     Args:
-        data: -1 takes all devices that the other two axes leave. A single process may take fewer than there are.
-        devices: None takes those of all processes.
+        data: number of parts; -1 takes all devices that the other two axes leave. A single process may use only some devices.
+        devices: devices of the mesh; None takes those of all processes.
 
     Raises:
         UserError: the sizes do not fit the devices, or the devices are several TPU slices.
@@ -121,7 +121,7 @@ def count_replicas(mesh: Mesh) -> int:
 def find_batch_share(mesh: Mesh) -> BatchShare:
     """Returns the rows of a global batch that this process loads, for `task.loader`.
 
-    Processes whose devices differ along `model` alone load the same rows.
+    Processes whose devices differ only along `model` load the same rows.
     """
     processes = np.array([device.process_index for device in mesh.devices.flat]).reshape(count_replicas(mesh), -1)
     return divide_batch_rows(jax.process_index(), processes)
@@ -133,7 +133,7 @@ def divide_batch_rows(process: int, processes: np.ndarray) -> BatchShare:
     count, first = len(processes), int(parts[0])
     if count % len(parts) == 0 and first % len(parts) == 0 and parts[-1] - first == len(parts) - 1:
         return first // len(parts), count // len(parts)
-    return tuple(map(int, parts)), count  # neighbours in a TPU slice are not always of one host
+    return tuple(map(int, parts)), count  # neighbours in a TPU slice may belong to different hosts
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
@@ -156,7 +156,7 @@ def check_parallel_mode(mode: str, mesh: Mesh) -> None:
 
 
 def resolve_batch_norm_group(config: ConfigDict, mesh: Mesh) -> int | None:
-    """Returns the number of examples that share batch statistics, as `BatchNorm.group_size`; None for all the model sees.
+    """Returns the number of examples that share batch statistics, as `BatchNorm.group_size`; None for all that the model sees.
 
     `batch_norm.granularity` alone decides: "all" is the (micro-)batch, "per_replica" one device's part of it, a number that
     many consecutive examples, and "stored" is 0, no example. In mode "pmap" the model sees one replica's part, and "all" is a

@@ -3,11 +3,11 @@
 A rule is (path regex, layout); the first whose expression is found in a parameter's path applies. A layout is
 
 - "fsdp": the largest dimension that the axis `fsdp` divides evenly is split over it;
-- a tuple with None, "fsdp" or "model" for each dimension; without "fsdp" the largest of the others is split over that axis;
+- a tuple with None, "fsdp" or "model" for each dimension; without "fsdp", the largest other dimension is split over `fsdp`;
 - "replicated": every device has the complete array.
 
 Optimizer state, averages and gradients follow their parameter: their path ends in its path (`2/mu/Conv_0/kernel`) and their
-shape is the same. Anything else is replicated. Where an axis does not divide a dimension, the array is replicated over that
+shape is the same. Anything else is replicated. If an axis does not divide a dimension, the array is replicated over that
 axis; `StateSharding.undivided` lists those.
 """
 
@@ -68,7 +68,7 @@ class StateSharding:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
 
     def gather(self, values: Any, shardings: Any) -> Any:
-        """Inside a jitted function: gathers arrays with `shardings`, a part of this object's, over `fsdp`."""
+        """Inside a jitted function: gathers arrays over `fsdp`; `shardings` are a part of this object's."""
         if not self.is_sharded:
             return values
         return jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, _without_fsdp(s)), values, shardings)
@@ -125,7 +125,7 @@ def shard_state(state: Any, weights: Mapping[str, Any], rules: tree.Rules, mesh:
 
 
 def _spec(path: str, shape: tuple[int, ...], rules: tree.Rules, mesh: Mesh) -> tuple[PartitionSpec, bool]:
-    """(axis of each dimension, True if an axis cannot divide the array as its rule says)."""
+    """Returns (axis of each dimension, True if an axis cannot divide the array as its rule says)."""
     layout = tree.find_first_match(rules, path, "parallel.rules")
     if layout == "replicated":
         return PartitionSpec(), False
@@ -147,7 +147,7 @@ def _spec(path: str, shape: tuple[int, ...], rules: tree.Rules, mesh: Mesh) -> t
 
 
 def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
-    """The same sharding with `fsdp` replicated."""
+    """Returns the same sharding with `fsdp` replicated."""
     return NamedSharding(sharding.mesh, PartitionSpec(*(None if axis == FSDP else axis for axis in sharding.spec)))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from attention_jax.errors import UserError
 
-# Common name -> gcloud's name, the image, and what the number counts: cores (2 per chip) or chips (1).
+# Common name -> gcloud's name, the image, and the unit of the number: cores (2 per chip) or chips (1).
 # Images: https://cloud.google.com/tpu/docs/runtimes (as of August 2025); all have Ubuntu 22.04.
 FAMILIES = {
     "v2": ("v2", "tpu-ubuntu2204-base", 2),

@@ -1,4 +1,4 @@
-"""`./launch.sh gke FILE.yaml`: checks what a manifest like docs/gke_jobset.yaml runs, then `kubectl apply`."""
+"""`./launch.sh gke FILE.yaml`: checks the command of a manifest like docs/gke_jobset.yaml, then `kubectl apply`."""
 
 from __future__ import annotations  # for Python 3.9
 

@@ -1,7 +1,7 @@
 """Several processes on this machine, joined over loopback: `./launch.sh local --processes P --devices D -- COMMAND ...`.
 
 A rehearsal of several hosts: each process has its own forced CPU devices. The exit code is 0 if all processes end with 0,
-else that of the first to fail.
+else the code of the first process that failed.
 """
 
 from __future__ import annotations  # for Python 3.9
@@ -23,7 +23,7 @@ from attention_jax.errors import UserError
 from attention_jax.launch.shared import Parser, check_command, split_arguments
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_GRACE = 10.0  # seconds that the others have to end after one has failed
+_GRACE = 10.0  # seconds for the others to end after one has failed
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the launcher's own arguments, and the command after ' -- '."""
+    """Returns the launcher's own arguments, and the command that follows ' -- '."""
     own = list(itertools.takewhile(lambda word: word != "--", arguments))
     return own, list(arguments[len(own) + 1 :])
 
@@ -127,7 +127,7 @@ def list_check(command: Sequence[str]) -> list[str]:
 
 
 def check_inputs(command: Sequence[str], commit: str | None = None) -> list[tuple[str, str]]:
-    """Checks a command's config or table in the project's environment, before anything is asked for or paid.
+    """Checks a command's config or table in the project's environment, before anything is requested or paid.
 
     Returns (field, URI) of the remote data that it names, which `data_address` checks.
 
@@ -148,7 +148,7 @@ def check_inputs(command: Sequence[str], commit: str | None = None) -> list[tupl
             (folder := Path(scratch).resolve() / "commit").mkdir()
             run_program(archive_command(commit, folder.with_suffix(".tgz")))
             run_program(["tar", "-xf", folder.with_suffix(".tgz"), "-C", folder])
-            # Its workdir and data at other places are the workers'.
+            # Its workdir, and data at other places, belong to the workers.
             words += [f"--{name}={scratch}/run" for name in ("workdir", "output") if words[0] in ("table", "compare")]
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run([str(LAUNCH), *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -182,11 +182,11 @@ def require_environment() -> None:
 
 
 def _check_file(what: str, path: Path, sent: Path | None) -> None:
-    """Raises UserError for a file that a job will not see; says where only the job's machines can know.
+    """Raises UserError for a file that a job will not see; prints a line if only the job's machines can know.
 
     Args:
-        what: "code", or the field that names it.
-        sent: the folder of the files that are sent; None if the job shares this machine's.
+        what: "code", or the field that names the file.
+        sent: the folder of the sent files; None if the job shares this machine's files.
     """
     if sent and sent not in path.parents:
         if what == "code":

@@ -45,7 +45,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str, bytes]) -> dict[str, str]:
-    """Returns the `about` that is saved with a state: checksums, versions and assets added, its log compressed.
+    """Returns the `about` to save with a state, with checksums, versions and assets, and its log compressed.
 
     Raises UserError for a state that is not finite.
     """
@@ -64,7 +64,7 @@ def pack_description(state: State, about: Mapping[str, Any], assets: Mapping[str
 
 
 def get_package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that a result depends on."""
+    """Returns the versions of the packages on which a result depends."""
     found = {"attention_jax": __version__}
     for name in PACKAGES:
         try:
@@ -83,7 +83,7 @@ class Preservation:
     score: Callable[[int], float | None]
 
     def choose(self, steps: Sequence[int]) -> set[int]:
-        """Returns the steps to keep of these, which ascend; of equal scores, the earliest."""
+        """Returns the steps to keep among `steps`, which ascend; among equal scores, the earliest."""
         scored = sorted((-score, step) for step in steps if (score := self.score(step)) is not None)
         return {*steps[max(0, len(steps) - self.keep_last) :], *(step for _, step in scored[: self.keep_best])}
 
@@ -104,7 +104,7 @@ def import_orbax() -> Any:
 
 @contextlib.contextmanager
 def silence_orbax() -> Iterator[None]:
-    """Silences what this file reports in one sentence; after a failure for good, as what is left of it is collected later."""
+    """Silences Orbax's reports, which this file puts into one sentence; for good after a failure, which reports again later."""
     before, levels = sys.unraisablehook, {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
 
     def hook(unraisable: Any) -> None:
@@ -122,9 +122,9 @@ def silence_orbax() -> Iterator[None]:
 
 
 def _put_back_exchanged(workdir: Path) -> None:
-    """Names each folder after the step that its description has: people move them, and the newest would be another one.
+    """Renames each folder to the step in its description: people move folders, and another one would be the newest.
 
-    Raises UserError where the folders cannot be listed, as Orbax would find none there.
+    Raises UserError if the folders cannot be listed; Orbax would find none.
     """
     folder, wrong = workdir / FOLDER, dict[int, Path]()
     for step in list_steps(workdir) if is_main_process() else ():
@@ -143,7 +143,7 @@ def _put_back_exchanged(workdir: Path) -> None:
 
 
 def _move_aside(path: Path) -> Path:
-    """Moves a checkpoint to `checkpoints_damaged`; returns its new place."""
+    """Moves a checkpoint to `checkpoints_damaged`; returns its new path."""
     aside = path.parent.parent / ASIDE
     aside.mkdir(exist_ok=True)
     target = next(aside / f"{path.name}-{i}" for i in range(10**6) if not (aside / f"{path.name}-{i}").exists())
@@ -155,7 +155,7 @@ class Checkpoints:
 
     Args:
         keep_last, keep_best: number of newest and of best checkpoints to keep.
-        score: step -> logged headline metric, higher is better; None without an evaluation.
+        score: function step -> logged headline metric, higher is better; None without an evaluation.
     """
 
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
@@ -187,12 +187,12 @@ class Checkpoints:
             self._manager.save(step, args=save.Composite(state=save.PyTreeSave(state), about=save.JsonSave(packed)), force=True)
 
     def check(self) -> None:
-        """Raises UserError when a save in the background has failed so far."""
+        """Raises UserError if a save in the background has failed so far."""
         with self._saving():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk. Raises UserError when it failed."""
+        """Waits until the last save is on the disk. Raises UserError if it failed."""
         with self._saving():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -203,9 +203,9 @@ class Checkpoints:
         self._manager.close()
 
     def restore(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
-        """Returns the newest checkpoint that is not damaged and its `about`; None when there is none.
+        """Returns the newest checkpoint that is not damaged, and its `about`; None if there is none.
 
-        Damaged ones are moved to `checkpoints_damaged` with a warning. Raises UserError when one cannot be read.
+        Damaged ones are moved to `checkpoints_damaged` with a warning. Raises UserError if one cannot be read.
         """
         for step in reversed(list_steps(self._folder.parent)):  # Orbax lists none in a folder that it may not enter
             folder = self._folder / str(step)

@@ -1,4 +1,4 @@
-"""Checkpoints and log of a remote workdir, where nothing can be appended to and nothing is renamed.
+"""Checkpoints and log of a remote workdir, whose files cannot be extended or renamed.
 
     config.json  writer.json  timing.jsonl
     checkpoints/<step>/…       the files of a local checkpoint, and the outputs of the newest evaluation
@@ -45,7 +45,7 @@ _MARKER = re.compile(r"(\d+)\.json")
 
 
 class RemoteCheckpoints:
-    """The checkpoints of a remote workdir with its local staging folder; other arguments and methods as of `Checkpoints`."""
+    """The checkpoints of a remote workdir with its local staging folder; see `Checkpoints` for other arguments and methods."""
 
     def __init__(self, remote: RemoteFolder, local: Path, keep_last: int, keep_best: int, score: Callable[[int], float | None]):
         self._remote, self._local, self._keep = remote, local, checkpoint.Preservation(keep_last, keep_best, score)
@@ -59,9 +59,9 @@ class RemoteCheckpoints:
             remote.write("writer.json", json.dumps({"token": self._token}).encode())
 
     def restore(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
-        """Returns the newest checkpoint that is not damaged and its `about`, else None. Brings the log and the outputs too.
+        """Returns the newest checkpoint that is not damaged and its `about`, or None. Downloads the log and the outputs too.
 
-        The marker of a damaged one is renamed to `<step>.damaged` with a warning. Raises UserError when one cannot be read.
+        The marker of a damaged one is renamed to `<step>.damaged` with a warning. Raises UserError if one cannot be read.
         """
         restored, newest = None, -1
         for step in reversed(list_remote_steps(self._remote)):
@@ -103,7 +103,7 @@ class RemoteCheckpoints:
             self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError when a save in the background has failed so far."""
+        """Raises UserError if a save in the background has failed so far."""
         if self._error is not None:
             raise UserError(
                 f"{self._remote.uri}: a checkpoint could not be written ({one_sentence(self._error)}): the last good one is "
@@ -111,7 +111,7 @@ class RemoteCheckpoints:
             ) from self._error
 
     def wait(self) -> None:
-        """Returns when the last save is complete. Raises UserError when it failed."""
+        """Waits until the last save is complete. Raises UserError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -156,7 +156,7 @@ class RemoteCheckpoints:
                 log.warning(text, remote.uri, one_sentence(error))
 
     def _check_writer(self, written: Sequence[str]) -> None:
-        """Raises UserError if the workdir is not this process's any more; what it has `written` to a removed one goes."""
+        """Raises UserError if the workdir is not this process's any more; removes the files `written` to a removed workdir."""
         found = self._remote.read_json("writer.json")
         if not found:
             for name in written:
@@ -192,9 +192,9 @@ def list_remote_steps(remote: RemoteFolder) -> list[int]:
 def download_checkpoint(remote: RemoteFolder, step: int, local: Path) -> dict[str, Any]:
     """Downloads a checkpoint, the log up to it and its outputs into a local workdir.
 
-    Returns the marker, with the parts of the log as "lost" that are missing or differ and came from the checkpoint.
+    Returns the marker; its "lost" lists parts of the log that are missing or differ and came from the checkpoint.
 
-    Raises Damaged when anything else is missing or differs from what was written.
+    Raises Damaged if anything else is missing or differs from the written files.
     """
     marker = remote.read_json(f"{FOLDER}/{step}.json")
     if not isinstance(marker, dict) or not {"files", "log"} <= marker.keys():
@@ -230,7 +230,7 @@ def download_checkpoint(remote: RemoteFolder, step: int, local: Path) -> dict[st
 def download_run(uri: str, number: int = 1) -> Path:
     """Downloads the newest `number` good checkpoints of a remote workdir and its log, or one step; returns the local folder.
 
-    Raises UserError when there is none.
+    Raises UserError if there is none.
     """
     workdir, _, step = uri.rstrip("/").partition(f"/{FOLDER}")
     remote, step = RemoteFolder(workdir), step.strip("/")

@@ -1,4 +1,4 @@
-"""Reads checkpoints and tells those that are damaged from those that cannot be read.
+"""Reads checkpoints, and separates damaged ones from ones that cannot be read.
 
 A checkpoint is damaged only if its files were read and are wrong. Anything else that keeps it from being read (permissions,
 disk, network, memory, a flag of JAX, a bug) is a UserError with the reason: nothing is moved and nothing is trained.
@@ -28,17 +28,17 @@ from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
-# TensorStore's codes for files that are missing, cut short, or have other bytes than were written.
+# TensorStore's codes for files that are missing, cut short, or changed since they were written.
 _WRONG = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION")
 
 
 class Damaged(Exception):
-    """Files of a checkpoint were read and are not what was saved."""
+    """Files of a checkpoint were read and differ from the saved ones."""
 
 
 @jax.jit  # per array: few shapes serve every state, and one program for a complete state takes seconds to compile
 def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(uint32 checksum, True if every element is finite).
+    """Returns (uint32 checksum, True if every element is finite).
 
     The checksum is the sum of (2i+1)·bits of element i modulo 2^32: integer sums do not depend on how an array is
     divided over devices, and an odd factor keeps any single flipped bit visible.
@@ -55,14 +55,14 @@ def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def compute_checksums(state: Any) -> tuple[dict[str, int], bool]:
-    """Returns ({path: checksum} of every array of a tree, True if all are finite), computed where the arrays are."""
+    """Returns ({path: checksum} of every array of a tree, True if all are finite), computed on the arrays' devices."""
     # One at a time: for sharded arrays, many of these sums over devices at once deadlock on forced CPU devices.
     found = {path: jax.device_get(_checksum(leaf)) for path, leaf in tree.flatten_by_path(state).items()}
     return {path: int(checksum) for path, (checksum, _) in found.items()}, all(finite for _, finite in found.values())
 
 
 def unpack_description(content: bytes, name: str) -> dict[str, Any]:
-    """Returns `about` as it was saved in a folder of a name. Raises Damaged if it is not, or that of another step."""
+    """Returns the `about` that was saved in the folder `name`. Raises Damaged if it is broken, or of another step."""
     try:
         packed = json.loads(content)
         right = hashlib.sha256(packed["text"].encode()).hexdigest() == packed["sha256"]
@@ -78,9 +78,9 @@ def unpack_description(content: bytes, name: str) -> dict[str, Any]:
 
 
 def read_description(place: Path | RemoteFolder) -> dict[str, Any] | None:
-    """Returns `about` of the newest checkpoint of a workdir that has a good one, whatever its arrays; None without any.
+    """Returns the `about` of the newest checkpoint with a good one, whatever its arrays; None without any.
 
-    Raises UserError when one cannot be read.
+    Raises UserError if one cannot be read.
     """
     names = list_remote_checkpoints(place) if isinstance(place, RemoteFolder) else map(str, list_steps(place))
     for step in sorted(map(int, filter(str.isdecimal, names)), reverse=True):
@@ -91,10 +91,10 @@ def read_description(place: Path | RemoteFolder) -> dict[str, Any] | None:
 
 
 def read_content(place: Path | RemoteFolder, name: str, what: str = "") -> bytes | None:
-    """Returns the content of a workdir's file, or None when there is none. Raises UserError when it cannot be read.
+    """Returns the content of a workdir's file, or None without a file. Raises UserError if it cannot be read.
 
     Args:
-        what: is read, for messages; by default the file's name.
+        what: name of the content, for messages; by default the file's name.
     """
     try:
         return place.read(name) if isinstance(place, RemoteFolder) else (place / name).read_bytes()
@@ -118,7 +118,7 @@ def describe_damage(error: Exception, folder: Path | str) -> str:
 
 
 def explain_unreadable(what: str, error: Exception, place: Path | str) -> UserError:
-    """Returns a UserError that gives the reason why a checkpoint, or the list of them, cannot be read."""
+    """Returns a UserError with the reason why a checkpoint, or the list of checkpoints, cannot be read."""
     reason = f"{type(error).__name__}: {one_sentence(error)}"
     if isinstance(error, OSError) and error.errno:
         reason, place = os.strerror(error.errno).lower(), error.filename or place
@@ -126,7 +126,7 @@ def explain_unreadable(what: str, error: Exception, place: Path | str) -> UserEr
 
 
 def call_together(function: Callable[[], Any]) -> Any:
-    """Returns `function()`. Collective: if it raises in one process it raises in all, so that all go the same way."""
+    """Returns `function()`. Collective: if it raises in one process, it raises in all, so that all take the same path."""
     result, problem, kind = None, None, 0
     try:
         result = function()
@@ -148,7 +148,7 @@ def read_checkpoint(folder: Path, abstract_state: State | None = None) -> tuple[
             dicts of numpy arrays.
 
     Raises:
-        Damaged: files were read and are not what was saved. Any other exception tells nothing about them.
+        Damaged: files were read and differ from the saved ones. Any other exception tells nothing about them.
     """
     if abstract_state is None:
         flat, about = _read_files(folder, {})
@@ -161,9 +161,9 @@ def read_checkpoint(folder: Path, abstract_state: State | None = None) -> tuple[
 
 
 def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({path: array}, `about`): numpy arrays, or JAX arrays with the shardings of `wanted`.
+    """Returns ({path: array}, `about`): numpy arrays, or JAX arrays with the shardings of `wanted`.
 
-    Reads with TensorStore and not through Orbax, which hides reasons: without permission for one file it reports a missing or
+    It reads with TensorStore instead of Orbax, which hides reasons: without permission for one file, it reports a missing or
     a different tree.
     """
     import tensorstore as ts
@@ -181,14 +181,14 @@ def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tup
     except (FileNotFoundError, ValueError) as error:
         _read_every_byte(folder)
         code, text = str(error).partition(":")[0], str(error)
-        # TensorStore names no code for INVALID_ARGUMENT, as which it reports bytes that it cannot decode.
+        # TensorStore reports bytes that it cannot decode as INVALID_ARGUMENT, for which it has no code.
         if isinstance(error, FileNotFoundError) or code in _WRONG or (not code.isupper() and "Error reading" in text):
             raise Damaged(text) from error
         raise
 
 
 def _refuse_another_state(folder: Path, stores: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """Raises UserError if the arrays are not those of this run: of another version, or with another flag of JAX."""
+    """Raises UserError if the arrays do not belong to this run: another version, or another flag of JAX."""
     there = {path: f"{store.dtype.name}{list(store.shape)}" for path, store in stores.items()}
     here = {path: f"{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in wanted.items()}
     for path in sorted(there.keys() | here.keys()) if wanted else ():
@@ -237,7 +237,7 @@ def list_steps(workdir: Path) -> list[int]:
 
 
 def list_remote_checkpoints(remote: RemoteFolder) -> list[str]:
-    """Returns the names of what is in the folder of checkpoints. Raises UserError if it cannot be read."""
+    """Returns the names of everything in the folder of checkpoints. Raises UserError if it cannot be read."""
     try:
         return remote.names(FOLDER)
     except OSError as error:
@@ -245,7 +245,7 @@ def list_remote_checkpoints(remote: RemoteFolder) -> list[str]:
 
 
 def refuse_undecodable(path: Path) -> None:
-    """Raises UserError for a path whose bytes are not UTF-8, which is how TensorStore would name it."""
+    """Raises UserError for a path whose bytes are not UTF-8, because TensorStore takes names in UTF-8."""
     if os.fsencode(path) != str(path).encode(errors="replace"):
         raise UserError(
             f"{path}: checkpoints cannot be kept in a folder of this name where names of files are in "

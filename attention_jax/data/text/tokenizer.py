@@ -1,4 +1,4 @@
-"""Text to tokens and back: sentencepiece, or words between blanks with their own vocabulary.
+"""Converts text to tokens and back: sentencepiece, or words between blanks with their own vocabulary.
 
 Every tokenizer has 0 for padding, 1 and 2 for start and end, 3 for unknown words; checkpoints carry its files.
 """
@@ -25,10 +25,10 @@ _SENTENCEPIECE, _WORDS = "sentencepiece.model", "words.json"
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Words between blanks, each a token, for texts that are tokenised already."""
+    """Makes each word between blanks a token, for texts that are tokenised already."""
 
-    words: tuple[str, ...]  # the vocabulary, the four symbols first
-    joiner: str = ""  # the end of a word that goes on in the next one ("@@" of byte-pair files); "" if there are none
+    words: tuple[str, ...]  # the vocabulary; the four symbols come first
+    joiner: str = ""  # end of a word that continues in the next one ("@@" in byte-pair files); "" for none
 
     @functools.cached_property
     def _index(self) -> dict[str, int]:
@@ -62,7 +62,7 @@ class Words:
 
     @classmethod
     def trained(cls, lines: Iterable[str], vocab_size: int | None, joiner: str) -> "Words":
-        """Takes the most frequent words, equally frequent ones in alphabetical order; all of them for None."""
+        """Takes the most frequent words, equally frequent ones in alphabetical order; None takes all words."""
         counts = Counter(word for line in lines for word in line.split())
         for symbol in _SYMBOLS:  # a file that spells out a symbol means its unknown, not ours
             counts.pop(symbol, None)
@@ -115,7 +115,7 @@ class SentencePiece:
         """Trains a model with one vocabulary for all lines, in one thread, so that the same lines give the same model.
 
         `options` are further arguments of sentencepiece's trainer, e.g. `model_type="bpe"`, `split_digits=True`. Raises
-        UserError when there is no vocabulary size, or the trainer refuses, e.g. one that is too large for the text.
+        UserError if there is no vocabulary size, or the trainer refuses it, e.g. because it is too large for the text.
         """
         require_package("sentencepiece", "text", "data.tokenizer=sentencepiece")
         import sentencepiece
@@ -162,7 +162,7 @@ def load_tokenizer(assets: Mapping[str, bytes]) -> Tokenizer:
 
 
 def _read_words(content: bytes) -> Words:
-    """A vocabulary as `Words.assets` writes it."""
+    """Reads a vocabulary that `Words.assets` wrote."""
     try:
         saved = json.loads(content)
         words, joiner = tuple(saved["words"]), saved["joiner"]
