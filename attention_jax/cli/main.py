@@ -178,6 +178,7 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend
     _start(loaded.task)
     from attention_jax.distributed.mesh import is_main_process
     from attention_jax.models.registry import check_model
+    from attention_jax.preflight.chips import find_peak
     from attention_jax.train import report
     from attention_jax.train.loop import train_model
     from attention_jax.train.program import build_program
@@ -190,7 +191,8 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend
     if is_main:
         print(report.describe_run(program, overrides))
     with report.show_progress(program.durations.total, active=is_main) as progress:
-        result = train_model(loaded, workdir, program, progress, extend=extend)
+        peak = find_peak(program.mesh.devices.flat)
+        result = train_model(loaded, workdir, program, progress, extend=extend, peak=peak)
     if is_main:
         print(report.describe_outcome(result))
     return get_stopped_exit_code() if result.stopped else 0
@@ -207,7 +209,7 @@ def _open_run(workdir: str, weights: str | None, average: int, trust_code: bool,
     _ = run.model  # raises UserError if it is not trusted
     # An evaluation is there to score translations; training may leave the scores out, because they take long.
     translate = {"evaluation.translate": "True"} if run.config.task == "translation" else {}
-    here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1}
+    here = {"parallel.mode": "jit", "parallel.data": -1, "parallel.fsdp": 1, "parallel.model": 1, "parallel.slices": 0}
     config = _apply_overrides(override(run.config, here), {**translate, **overrides})
     task = get_task(config.task)
     task.adopt(config, run.assets)

@@ -180,6 +180,7 @@ COMMON: dict[str, Any] = {
         ),
         "fsdp": Field.integer(1, "devices", "that divide the batch and also parameters, optimizer state and averages"),
         "model": Field.integer(1, "devices", "that divide a Transformer's heads, hidden layers and vocabulary"),
+        "slices": Field.integer(0, "slices", "TPU slices that data spans; 0 for those that are there", low=0),
         "rules": Field.sequence(
             (),
             f"a tuple of (path regex, {_SHARDINGS})",

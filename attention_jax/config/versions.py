@@ -45,7 +45,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     7: {"optimizer": {"rate_rules": ((".*", 1.0),)}},
     8: {},
     9: {"init_from": None},
-    10: {},
+    10: {"parallel": {"slices": 0}},
 }
 _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
     5: {"data": {"exif_rotation": False}},

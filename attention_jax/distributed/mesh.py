@@ -1,9 +1,10 @@
 """Processes, the mesh of devices, and the split of a batch over it; `sharding.py` splits the state.
 
 The mesh has three axes. A batch is split over `data` and `fsdp`, the state over `fsdp`, and the heads, hidden layers and
-vocabulary of a network over `model`. `parallel.mode` decides how the step is written: "jit" is the global view, in which XLA
-inserts the collectives; "pmap" gives each replica a program through `shard_map`, so that a replica normalises with its own
-batch statistics, as `jax.pmap` code always did.
+vocabulary of a network over `model`. Each of several TPU slices has consecutive places along `data`: `fsdp` and `model` stay
+inside a slice, and only sums of gradients cross the slower network between slices. `parallel.mode` decides how the step is
+written: "jit" is the global view, in which XLA inserts the collectives; "pmap" gives each replica a program through
+`shard_map`, so that a replica normalises with its own batch statistics, as `jax.pmap` code always did.
 """
 
 import functools
@@ -71,36 +72,56 @@ def _join(process: ProcessInfo | None, seconds: int) -> None:
         ) from error
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None, slices: int = 0
+) -> Mesh:
     """Returns a mesh of data x fsdp x model devices.
 
     Args:
         data: number of parts; -1 takes all devices that the other two axes leave. A single process may use only some devices.
         devices: devices of the mesh; None takes those of all processes.
+        slices: TPU slices that `data` spans; 0 takes the number that the devices give. Devices of another platform are split
+            into that many consecutive parts.
 
     Raises:
-        UserError: the sizes do not fit the devices, or the devices are several TPU slices.
+        UserError: the sizes do not fit the devices or the slices.
     """
     devices = list(devices or jax.devices())
+    on_tpu = devices[0].platform == "tpu"
     here, given = len(devices), f"parallel.data={data}, fsdp={fsdp}, model={model}"
-    slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
-    if len(slices) > 1:
-        raise UserError(f"these {here} devices are {len(slices)} TPU slices, which is not supported yet: start on one slice.")
-    if data == -1:
-        if here % (fsdp * model):
-            raise UserError(f"{given}: fsdp x model = {fsdp * model} does not divide the {here} devices that are here.")
-        data = here // (fsdp * model)
+    there = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
+    if slices and on_tpu and slices != there:
+        raise UserError(f"parallel.slices={slices}: these {here} devices are {_slices(there)}; 0 takes that number.")
+    slices = slices or there
+    if (data == -1 or slices > 1) and here % (slices * fsdp * model):
+        those = f"the {here} devices that are here" + (f", {slices} slices, each by itself" if slices > 1 else "")
+        raise UserError(f"{given}: fsdp x model = {fsdp * model} does not divide {those}.")
+    data = here // (fsdp * model) if data == -1 else data
     wanted = data * fsdp * model
     if wanted > here:
         raise UserError(f"{given} takes {wanted} devices: only {here} devices are here; data=-1 takes what is left of them.")
-    if wanted < here and len({device.process_index for device in devices}) > 1:
-        raise UserError(f"{given} takes {wanted} devices: with several processes all {here} take part; give data=-1.")
+    if wanted < here and (slices > 1 or len({device.process_index for device in devices}) > 1):
+        several = "several slices" if slices > 1 else "several processes"
+        raise UserError(f"{given} takes {wanted} devices: with {several} all {here} take part; give data=-1.")
     shape, devices = (data, fsdp, model), devices[:wanted]
-    if devices[0].platform == "tpu":  # neighbours in the mesh are neighbours in the slice
+    if on_tpu and slices > 1:
+        within, between = (data // slices, fsdp, model), (slices, 1, 1)
+        ordered = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    elif on_tpu:  # neighbours in the mesh are neighbours in the slice
         ordered = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         ordered = np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
     return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def make_config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of `config.parallel` over these devices, or over those of all processes."""
+    sizes = config.parallel
+    return make_mesh(sizes.data, sizes.fsdp, sizes.model, devices, sizes.slices)
+
+
+def _slices(number: int) -> str:
+    return f"{number} TPU slice{'s' * (number > 1)}"
 
 
 def is_main_process() -> bool:
@@ -199,9 +220,7 @@ def prefetch_batches(
 def map_over_replicas(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Returns `step(state, batch, seed)` as one program per replica; the step itself reduces over the axis `data`."""
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
-    return jax.shard_map(
-        step, mesh=mesh, in_specs=(everywhere, rows, everywhere), out_specs=(everywhere, everywhere), check_vma=False
-    )
+    return jax.shard_map(step, mesh=mesh, in_specs=(everywhere, rows, everywhere), out_specs=everywhere, check_vma=False)
 
 
 _sync_points = itertools.count(1)

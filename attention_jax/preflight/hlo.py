@@ -13,6 +13,7 @@ _BITS = {"pred": 8, "s2": 2, "s4": 4, "u2": 2, "u4": 4, "token": 0, "opaque": 0,
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+BETWEEN = " between slices"  # ends the kind of an exchange over the network that joins slices
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 # These operations move no bytes themselves.
 _FREE = {
@@ -70,7 +71,7 @@ class Instruction:
     arrays: tuple[Array, ...]  # arrays of its result
     operands: tuple[str, ...]
     rest: str  # attributes
-    number: int = 0  # number of a parameter
+    number: int = 0  # number of a parameter, or value of a whole-number constant
 
     @property
     def scope(self) -> str:
@@ -102,7 +103,7 @@ class Collective:
     @property
     def sent(self) -> float:
         """The fewest bytes that each device must send per step, in a ring over the group."""
-        rounds = 2 if self.kind == "all-reduce" else 1
+        rounds = 2 if self.kind.removesuffix(BETWEEN) == "all-reduce" else 1
         return self.bytes * rounds * (1 if self.kind.startswith("collective") else (self.group - 1) / self.group)
 
 
@@ -122,7 +123,7 @@ class HloProgram:
                     operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or tuple(re.findall(r"[A-Za-z_][\w.\-]*", inside))
                     if found[3] in ("constant", "iota", "parameter"):
                         operands = ()
-                    number = int(inside) if found[3] == "parameter" else 0
+                    number = int(inside) if found[3] in ("parameter", "constant") and inside.isdigit() else 0
                     here[found[1]] = Instruction(found[1], found[3], _arrays(found[2]), operands, rest, number)
             elif found := _COMPUTATION.match(line):
                 here = self.computations[found[2]] = {}
@@ -147,8 +148,7 @@ class HloProgram:
             counts[name] = counts.get(name, 0) + times
             for instruction in self.computations[name].values():
                 if instruction.opcode in ("while", "conditional", "call", "async-start"):
-                    trips = _find_number(r"known_trip_count[^0-9]*(\d+)", instruction.rest, 1)
-                    inner = trips if instruction.opcode == "while" else 1
+                    inner = self._trips(instruction) if instruction.opcode == "while" else 1
                     for called in instruction.called():
                         if called in self.computations:
                             visit(called, times * inner)
@@ -156,12 +156,28 @@ class HloProgram:
         visit(self.entry, 1)
         return counts
 
+    def _trips(self, loop: Instruction) -> int:
+        """How often a loop's body runs: as the compiler says, or the constant that its condition compares the counter with."""
+        if known := _find_number(r"known_trip_count[^0-9]*(\d+)", loop.rest, 0):
+            return known
+        found = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+        condition = self.computations.get(found[1], {}) if found else {}
+        compared = next((i for i in condition.values() if i.opcode == "compare" and "direction=LT" in i.rest), None)
+        return max([1, *(condition[n].number for n in compared.operands if n in condition)]) if compared else 1
+
     def collectives(self) -> list[Collective]:
         """Lists all exchanges between devices."""
         devices = _find_number(r"num_partitions=(\d+)", self.header, 1)
         found = []
         for name, times in self.runs().items():
             for instruction in self.computations[name].values():
+                if between := re.search(r'_megascale_transfer_type="(\w+)"', instruction.rest):
+                    if instruction.opcode == "send":  # what a slice has summed goes to the same devices of the others
+                        slices = re.search(r'_megascale_target="\{([\d,]+)\}', instruction.rest)
+                        arrays = self._moved("", instruction, name)[:1]
+                        kind = between[1].lower().replace("_", "-") + BETWEEN
+                        found.append(Collective(kind, slices[1].count(",") + 1 if slices else 2, arrays, times))
+                    continue
                 for one, within in self._exchanges(instruction, name):
                     kind = one.opcode.removesuffix("-start")
                     if instruction.opcode == "fusion" and "scatter" in instruction.rest.partition("calls=")[2][:80]:
@@ -216,6 +232,8 @@ class HloProgram:
         read = [sum(a.padded for a in here[n].arrays[:1] if a.in_main_memory) for n in instruction.operands if n in here]
         if instruction.opcode in _READS_A_PART:
             read = [min(size, arrays[0].padded) for size in read]
+        if instruction.opcode == "send":
+            written = []
         if instruction.opcode == "dynamic-update-slice":  # in place: only the changed part is read and written
             read, written = read[1:2], read[1:2]
         if instruction.opcode == "fusion":

@@ -19,14 +19,14 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from ml_collections import ConfigDict
 
 from attention_jax.data.images.decoding import MODES
-from attention_jax.distributed.mesh import make_batch_sharding, make_mesh
+from attention_jax.distributed.mesh import make_batch_sharding, make_config_mesh
 from attention_jax.errors import UserError, one_sentence, require_package
-from attention_jax.models.summary import count_multiply_adds, summary
+from attention_jax.models.summary import count_multiply_adds
 from attention_jax.preflight.chips import ChipSlice
 from attention_jax.preflight.hlo import HloProgram
 from attention_jax.tasks import classification
 from attention_jax.tasks.resolve import ResolvedConfig, resolve_config
-from attention_jax.train.program import Program, build_program
+from attention_jax.train.program import Program, build_program, count_model_operations
 
 # Kinds of arguments: fields of the state, and the batch.
 KINDS = {
@@ -96,7 +96,7 @@ def describe_devices(slice_: ChipSlice) -> list[Any]:
 
     with _silent():
         try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.topology, **slice_.options)
+            found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.shape, **slice_.options)
         except Exception as error:
             version = importlib.metadata.version("libtpu")
             raise UserError(f"libtpu {version} does not describe {slice_.topology} ({one_sentence(error)}).") from error
@@ -127,8 +127,7 @@ def measure_step(config: ConfigDict | ResolvedConfig, devices: list[Any]) -> Ste
     The data may be absent if the config states the facts that it would read from them.
     """
     resolved = resolve_config(config)
-    sizes = resolved.config.parallel
-    return measure_program(build_program(resolved, make_mesh(sizes.data, sizes.fsdp, sizes.model, devices)))[0]
+    return measure_program(build_program(resolved, make_config_mesh(resolved.config, devices)))[0]
 
 
 def measure_program(program: Program) -> tuple[StepCost, Any]:
@@ -144,8 +143,7 @@ def measure_program(program: Program) -> tuple[StepCost, Any]:
     by_kind: Counter[str] = Counter()
     for kind, leaf in leaves:
         by_kind[kind] += leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-    forward = summary(program.model, program.task.example_inputs(config))
-    rows, *_ = first = max((x.shape for x in batch.values()), key=len)
+    first = max((x.shape for x in batch.values()), key=len)
     libtpu = ("libtpu",) if program.mesh.devices.flat[0].platform == "tpu" else ()
     cost = StepCost(
         versions={name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *libtpu)},
@@ -153,7 +151,7 @@ def measure_program(program: Program) -> tuple[StepCost, Any]:
         mesh=dict(program.mesh.shape),
         network=config.model.name,
         precision=config.precision,
-        parameters=forward.params,
+        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         shape=" x ".join(map(str, first)),
         shapes=len(batches),
         examples=program.task.examples_per_step(config),
@@ -163,7 +161,7 @@ def measure_program(program: Program) -> tuple[StepCost, Any]:
         accumulation=config.accumulation,
         state={kind: by_kind[kind] for kind in KINDS if by_kind[kind]},
         arguments=sum(by_kind.values()),
-        model_operations=6.0 * forward.macs * rows,
+        model_operations=count_model_operations(program),
         operations=2.0 * sum(count_multiply_adds(_live(traced.jaxpr.jaxpr), padding=False).values()),
         seconds=seconds,
         donated=(0, len(jax.tree.leaves(state))),

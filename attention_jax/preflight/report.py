@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from attention_jax.errors import UserError
 from attention_jax.preflight.chips import ChipSlice, find_slice
 from attention_jax.preflight.data_probe import DataProbe, measure_source
+from attention_jax.preflight.hlo import BETWEEN
 from attention_jax.preflight.measure import KINDS, StepCost, describe_devices, measure_input_rate, measure_step
 from attention_jax.tasks import get_task
 from attention_jax.tasks.resolve import ResolvedConfig, resolve_config
@@ -29,13 +30,19 @@ class Report:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The least seconds of a step at the chip's published peaks, by what bounds it; the three can overlap."""
-        chip = self.slice.chip
-        sent = sum(sent for _, _, sent in self.cost.collectives.values())
+        """The least seconds of a step at the chip's published peaks, by what bounds it; they can overlap.
+
+        "network", the connection between slices, is there only with several slices.
+        """
+        chip, within, between = self.slice.chip, 0.0, 0.0
+        for kind, (_, _, sent) in self.cost.collectives.items():
+            within, between = (within, between + sent) if kind.endswith(BETWEEN) else (within + sent, between)
+        network = {"network": between * chip.devices / chip.network} if self.slice.slices > 1 else {}
         return {
             "compute": self.cost.operations / self.cost.devices / (chip.flops / chip.devices),
             "memory": self.cost.traffic / (chip.bandwidth / chip.devices),
-            "interconnect": sent * chip.devices / self.slice.egress if self.slice.egress else 0.0,
+            "interconnect": within * chip.devices / self.slice.egress if self.slice.egress else 0.0,
+            **network,
         }
 
     @property
@@ -147,11 +154,12 @@ class Report:
         memory = f"needs {_format_bytes(cost.needed)} of {_format_bytes(self.available)} a device"
         if not cost.too_large:
             memory += f"; temporaries {_format_bytes(cost.temporaries)}, program {_format_bytes(cost.code)}"
+        network = f", {chip.network / 1e9:.3g} GB/s to other slices" if slice_.slices > 1 else ""
         rows = {
             "slice": f"{slice_.topology} ({slice_.name}): {_count(slice_.chips, 'chip')}, {_count(slice_.hosts, 'host')}; "
             f"mesh {mesh}",
             "a chip": f"{chip.hbm / 2**30:.0f} GiB, {chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:,.0f} GB/s; "
-            f"{slice_.egress / 1e9:.0f} GB/s to its neighbours ({chip.source})",
+            f"{slice_.egress / 1e9:.0f} GB/s to its neighbours{network} ({chip.source})",
             "step": f"{cost.network}, {cost.parameters:,} parameters, {cost.precision}, batch {cost.shape}{which}",
             "versions": ", ".join(f"{name} {version}" for name, version in cost.versions.items()),
             "compiled": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in cost.seconds.items()),
@@ -188,7 +196,7 @@ class Report:
             "at best": f"{1e3 * self.step:.3g} ms a step, bound by {self.bound} ({bounds}); "
             f"{self.rate:,.0f} {cost.unit} a second, {100 * self.mfu:.0f} % of the peak",
             "to expect": f"{expecting} ms a step if it is as in published runs, which took {_PUBLISHED[0]} to {_PUBLISHED[1]} "
-            "times the sum of the three",
+            "times the sum of these bounds",
             "input": host,
             "schedule": f"{cost.steps:,} steps = {cost.steps / cost.steps_per_epoch:.1f} epochs: {self.hours:,.3g} hours, "
             f"{self.hours * self.slice.chips:,.3g} chip-hours at best, without evaluation and start",

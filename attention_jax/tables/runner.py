@@ -25,6 +25,7 @@ from attention_jax.config.code import record_code
 from attention_jax.config.config import flatten_config
 from attention_jax.distributed.mesh import count_threads, is_main_process
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
+from attention_jax.preflight.chips import find_peak
 from attention_jax.tables import results
 from attention_jax.tables.dry_run import describe_runs
 from attention_jax.tables.measures import measure_run
@@ -249,7 +250,8 @@ def _missing(plan: RowPlan) -> list[SeedRun]:
 
 def _train(program: Program, run: SeedRun, plan: RowPlan, progress: Callable[[int], None]) -> bool:
     """Trains one seed to its end; returns True if a signal stopped it."""
-    result = train_model(replace_seed(program.config, run.seed), run.place, program, progress, plan.code)
+    peak = find_peak(program.mesh.devices.flat)
+    result = train_model(replace_seed(program.config, run.seed), run.place, program, progress, plan.code, peak=peak)
     run.pull()
     if not result.stopped and is_main_process() and run.correct is None:
         if kept := read_arrays(run.path / EVALUATION, run.total_steps):

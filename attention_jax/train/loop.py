@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from attention_jax.config.code import CODE, RunCode, collect_code, record_code
 from attention_jax.config.config import config_to_json
 from attention_jax.data.fingerprint import DATA
-from attention_jax.distributed.mesh import agree_to_stop, count_threads, find_batch_share, is_main_process, prefetch_batches
+from attention_jax.distributed.mesh import agree_to_stop, find_batch_share, is_main_process, prefetch_batches
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.gate import explain_modes
@@ -30,11 +30,12 @@ from attention_jax.models.registry import list_origins, refuse_unread_reduction
 from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
+from attention_jax.train.clock import Clock
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays, save_outputs
 from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.input_rate import InputRate
 from attention_jax.train.metrics import TIMING, Log
-from attention_jax.train.program import Program, build_program, uses_stored_statistics
+from attention_jax.train.program import Program, build_program, count_model_operations, uses_stored_statistics
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.step import State
@@ -53,12 +54,14 @@ class TrainingResult:
         folder: folder with the log; for a remote workdir, its local staging folder.
         first_step: seconds from the call to the dispatch of its first step, and the part of them that traced and compiled it;
             None if no step was left.
+        mfu: model FLOPs utilisation in the last logged interval; None where the chips' peak is not known.
     """
 
     step: int
     stopped: bool
     folder: Path
     first_step: tuple[float, float] | None = None
+    mfu: float | None = None
 
 
 def _send_sigterm(number: int, frame: Any) -> None:
@@ -101,6 +104,7 @@ def train_model(
     progress: Callable[[int], None] = lambda step: None,
     code: RunCode | None = None,
     extend: bool = False,
+    peak: float | None = None,
 ) -> TrainingResult:
     """Trains to the end of the config, resuming from the newest checkpoint in the workdir.
 
@@ -115,6 +119,7 @@ def train_model(
         extend: True continues a shorter run of this config to the new length, with a line in the log; it ends unlike a run that
             had this length from the beginning, whose learning rate was different.
         code: the user's code to keep with the run; by default the code that the config names.
+        peak: floating-point operations per second of all devices; if given, `timing.jsonl` has the share that is used.
 
     Raises:
         UserError: a workdir of another config, a checkpoint that cannot be read, a full disk, a loss that is not finite.
@@ -128,11 +133,12 @@ def train_model(
     record_code(config, code, write=is_main_process())
     with lock_workdir(path, config, code, extend) as workdir, catch_stop_signal() as stop_signal, explain_disk_errors(workdir):
         run = _Run(program, config, workdir, stop_signal, begin)
+        run.clock.seconds_at_peak = count_model_operations(program) / peak if peak else None
         run.evaluate_if_missing()
         run.open_evaluation()
         run.train(progress)
         run.close()
-    return TrainingResult(run.step, run.stopped or stop_signal.is_set(), workdir.folder, run.clock.first)
+    return TrainingResult(run.step, run.stopped or stop_signal.is_set(), workdir.folder, run.clock.first, run.clock.mfu)
 
 
 def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -163,7 +169,7 @@ class _Run:
         self.log.start(self.step, about if restored else None)
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         self.log.time({"event": "start", "step": self.step, **devices})
-        self.clock = _Clock(self.log, self.task.examples_per_step(config), begin)
+        self.clock = Clock(self.log, self.task.examples_per_step(config), begin)
         self.stalls = Stalls(ended=lambda kind, seconds: self.log.time({"event": f"waited for {kind}", "seconds": seconds}))
         from_data = self.task.assets(config)
         begun = {name: content for name, content in about["assets"].items() if name == INIT}
@@ -332,47 +338,6 @@ class _Run:
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.durations.total
-
-
-class _Clock:
-    """Writes wall-clock times to `timing.jsonl`."""
-
-    def __init__(self, log: Log, batch_size: float, called: float):
-        self._log, self.batch_size, self._called = log, batch_size, called
-        self._at: float | None = None
-        self._step = 0
-        self.first: tuple[float, float] | None = None  # as in `TrainingResult`
-
-    @contextlib.contextmanager
-    def first_step(self) -> Iterator[None]:
-        """Measures the dispatch of a call's first step, which traces and compiles it."""
-        if self.first:
-            yield
-            return
-        begin = time.perf_counter()
-        yield
-        self._at = time.perf_counter()
-        self.first = self._at - self._called, self._at - begin
-        about = {"seconds": self.first[1], "since_call": self.first[0], "threads": count_threads()}
-        self._log.time({"event": "first step dispatched", **about})
-
-    @contextlib.contextmanager
-    def measured(self, event: str, step: int) -> Iterator[None]:
-        """Measures a pause of training, which does not count in the examples per second."""
-        begin = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - begin
-        if self._at is not None:
-            self._at += seconds
-        self._log.time({"event": event, "step": step, "seconds": seconds})
-
-    def lap(self, step: int) -> None:
-        """Writes the examples per second since the previous lap."""
-        now = time.perf_counter()
-        if self._at is not None and self._step:
-            rate = (step - self._step) * self.batch_size / max(now - self._at, 1e-9)
-            self._log.time({"event": "training", "step": step, "examples_per_second": rate})
-        self._at, self._step = now, step
 
 
 class _Profiler(contextlib.ExitStack):

@@ -11,11 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from attention_jax import tree
-from attention_jax.distributed.mesh import MODEL, check_parallel_mode, make_mesh, map_over_replicas, resolve_batch_norm_group
+from attention_jax.distributed.mesh import (
+    MODEL,
+    check_parallel_mode,
+    make_config_mesh,
+    map_over_replicas,
+    resolve_batch_norm_group,
+)
 from attention_jax.distributed.sharding import StateSharding, get_sharding_rules, shard_state
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.gate import explain_modes
+from attention_jax.models.summary import summary
 from attention_jax.optim.optimizers import make_optimizer, scale_rates
 from attention_jax.optim.schedules import make_schedule
 from attention_jax.tasks.base import Task
@@ -84,7 +91,7 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
     """
     resolved = resolve_config(config)
     config, task = resolved.config, resolved.task
-    mesh = mesh or make_mesh(config.parallel.data, config.parallel.fsdp, config.parallel.model)
+    mesh = mesh or make_config_mesh(config)
     check_parallel_mode(config.parallel.mode, mesh)
     task.check_batches(config, mesh)
 
@@ -135,6 +142,13 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(sharding.shardings, everywhere)),
         outputs=jax.jit(outputs, out_shardings=everywhere),
     )
+
+
+def count_model_operations(program: Program) -> float:
+    """Floating-point operations of a step's longest batch: 2 x 3 x multiply-adds of the forward pass, padding counted."""
+    config, task = program.config, program.task
+    rows, *_ = max((x.shape for x in task.batch_shapes(config)[-1].values()), key=len)
+    return 6.0 * rows * summary(program.model, task.example_inputs(config)).macs
 
 
 def uses_stored_statistics(config: ConfigDict) -> bool:

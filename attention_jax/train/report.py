@@ -90,6 +90,8 @@ def describe_outcome(result: TrainingResult) -> str:
     first = "no step was left to take."
     if result.first_step is not None:
         first = "first step after {:.1f} s ({:.1f} s to trace and compile).".format(*result.first_step)
+    if result.mfu is not None:
+        first += f"\nmodel FLOPs utilisation {100 * result.mfu:.1f} %; ./launch.sh preflight says how much it can be at most."
     if result.stopped:
         return f"{first}\nstopped after step {result.step} and saved; the same command goes on from there."
     last = next(line for line in reversed(metrics.read_log(result.folder)) if "headline" in line)

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.interpreters.partial_eval import dce_jaxpr
 from ml_collections import ConfigDict
 
 from attention_jax import tree
-from attention_jax.distributed.mesh import DATA
+from attention_jax.distributed.mesh import DATA, count_replicas, map_over_replicas
 from attention_jax.distributed.sharding import StateSharding
 from attention_jax.optim.optimizers import is_frozen, update_average
+from attention_jax.tasks import TASKS
 from attention_jax.tasks.base import Task
 
 Metrics = dict[str, jax.Array]
@@ -86,10 +88,8 @@ def make_train_step(
         unroll: unrolls the loop over micro-batches; on CPU the gradient of a convolution inside a loop is 20 times slower.
     """
     replicas_apart = config.parallel.mode == "pmap"
-
-    def stop_where_frozen(path: str, param: jax.Array) -> jax.Array:
-        # without these gradients, XLA leaves out the backward pass below the first trained layer
-        return jax.lax.stop_gradient(param) if is_frozen(config.optimizer.rate_rules, path) else param
+    may_part = not replicas_apart and _may_part(config, model, sharding)
+    frozen = functools.partial(_stop_where_frozen, config.optimizer.rate_rules)
 
     def gradients(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
         # Statistics are vectors; gathering them where they are used keeps their sharding from spreading to activations.
@@ -97,8 +97,8 @@ def make_train_step(
         statistics = gather(batch_stats)
 
         def summed_loss(params):
-            params = tree.map_with_path(stop_where_frozen, params)
-            variables = {"params": sharding.wrap_params(params), "batch_stats": statistics}
+            wrapped = sharding.wrap_params(tree.map_with_path(frozen, params))
+            variables = {"params": wrapped, "batch_stats": statistics}
             sums, changed = task.loss(config, model, variables, batch, rng, train=True)
             return sums["loss"], (sums, gather(changed.get("batch_stats", {})))
 
@@ -126,15 +126,17 @@ def make_train_step(
         carry, _ = jax.lax.scan(add, (*zeros, state.batch_stats), (jnp.arange(parts), micro), unroll=parts if unroll else 1)
         return carry
 
+    reduced = _reduce_over_replicas(accumulated)
+
     def train_step(state: State, batch: dict[str, jax.Array], seed: jax.Array) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if replicas_apart:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(DATA))
         batch = dict(task.mix(config, batch, jax.random.fold_in(rng, _MIXING)))
-        grads, sums, batch_stats = accumulated(state, batch, rng)
-        if replicas_apart:
-            grads, sums = jax.lax.psum((grads, sums), DATA)
-            batch_stats = jax.lax.pmean(batch_stats, DATA)
+        accumulate = reduced if replicas_apart else accumulated
+        if may_part and not _depends_on_last(gradients, state.params, state.batch_stats, batch, rng):
+            accumulate = map_over_replicas(reduced, sharding.mesh)
+        grads, sums, batch_stats = accumulate(state, batch, rng)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -147,3 +149,38 @@ def make_train_step(
         return State(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return train_step
+
+
+def _stop_where_frozen(rules: tree.Rules, path: str, param: jax.Array) -> jax.Array:
+    # without these gradients, XLA leaves out the backward pass below the first trained layer
+    return jax.lax.stop_gradient(param) if is_frozen(rules, path) else param
+
+
+def _reduce_over_replicas(accumulated: Callable[..., tuple]) -> Callable[..., tuple]:
+    """The same of one replica's examples, with sums over all replicas, once a step."""
+
+    def reduced(state: State, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
+        grads, sums, batch_stats = accumulated(state, batch, rng)
+        return *jax.lax.psum((grads, sums), DATA), jax.lax.pmean(batch_stats, DATA)
+
+    return reduced
+
+
+def _may_part(config: ConfigDict, model: nn.Module, sharding: StateSharding) -> bool:
+    """True if each replica may compute by itself with the same result, provided that nothing is drawn at random.
+
+    Nothing is divided then but the batch, and batch statistics are those of a part of a replica's examples. A network or task
+    of the user's may let examples see one another and stays in the global view. It saves a reduction of the gradients for every
+    micro-batch, which XLA does on CPU, and a copy of arrays in groups, which it makes on TPU.
+    """
+    ours = config.task in TASKS and type(model).__module__.startswith("attention_jax.")
+    if not ours or sharding.is_sharded or count_replicas(sharding.mesh) == 1:
+        return False
+    granularity = config.batch_norm.granularity if jax.tree.leaves(sharding.shardings.batch_stats) else "stored"
+    return granularity != "all" and (config.accumulation > 1 or granularity != "stored")
+
+
+def _depends_on_last(function: Callable[..., Any], *arguments: Any) -> bool:
+    """True if a result of the function depends on its last argument, one array."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1][-1]

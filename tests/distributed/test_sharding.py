@@ -171,9 +171,17 @@ def test_a_mesh_that_does_not_fit_is_explained(sizes, said):
     assert said in str(raised.value)
 
 
-def test_several_slices_are_not_supported_yet():
-    with pytest.raises(UserError, match="these 16 devices are 2 TPU slices, which is not supported yet"):
-        make_mesh(devices=devices(slices=(0, 1)))
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"slices": 3}, "parallel.slices=3: these 16 devices are 2 TPU slices; 0 takes that number"),
+        ({"fsdp": 16}, "fsdp x model = 16 does not divide the 16 devices that are here, 2 slices, each by itself"),
+        ({"data": 8}, "takes 8 devices: with several slices all 16 take part"),
+    ],
+)
+def test_what_does_not_fit_slices_is_explained(sizes, said):
+    with pytest.raises(UserError, match=said):
+        make_mesh(**sizes, devices=devices(slices=(0, 1)))
 
 
 def test_version_2_divided_nothing():

@@ -66,6 +66,17 @@ def test_eight_devices_are_one_device(one_device):
     assert_close(three_steps(parallel__data=8), one_device)
 
 
+def test_two_slices_of_four_are_one_device(one_device):
+    """`data` between and within slices, `fsdp` within; two halves of the devices stand for the slices."""
+    sizes = dict(parallel__slices=2, parallel__fsdp=2)
+    mesh = build_program(small_config(**ONE_STAGE, **sizes)).mesh
+    halves = [{device.id // 4 for device in pair.flat} for pair in mesh.devices]
+    assert halves == [{0}, {0}, {1}, {1}]  # no pair that shares weights is in both
+    assert_close(three_steps(**sizes), one_device)
+    with pytest.raises(UserError, match="fsdp x model = 8 does not divide the 8 devices that are here, 2 slices"):
+        build_program(small_config(parallel__slices=2, parallel__fsdp=8))
+
+
 def test_per_replica_statistics_are_groups_of_a_replicas_examples(groups_of_four, one_device):
     per_replica = three_steps(batch_norm__granularity="per_replica")
     assert_close(per_replica, groups_of_four)

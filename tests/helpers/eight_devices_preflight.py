@@ -23,6 +23,12 @@ def test_a_data_parallel_network_only_reduces(measured):
     assert sent == pytest.approx(2 * size * 7 / 8)
 
 
+def test_gradients_are_reduced_once_a_step(measured):
+    """Not once for each of four micro-batches, of which a replica adds the gradients up by itself."""
+    config = small_config(batch_norm__granularity="per_replica", accumulation=4)
+    assert measure_step(config, jax.devices()).collectives == measured.collectives
+
+
 def test_the_state_is_overwritten_in_place(measured):
     assert measured.donated[0] == measured.donated[1] > 40
 

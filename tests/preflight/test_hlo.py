@@ -126,3 +126,51 @@ def test_traffic_is_that_of_the_main_memory(text):
         "gathered": 6 * (64 + 512) * 128 * 4,
     }
     assert text.traffic() == sum(expected.values())
+
+
+BETWEEN_SLICES = """HloModule jit_step, num_partitions=8
+
+%body (carry: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %carry = (s32[], f32[64]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %w = f32[64]{0} get-tuple-element(%carry), index=1
+  %sum = f32[64]{0} all-reduce(%w), replica_groups={{0,1,2,3},{4,5,6,7}}
+  ROOT %next = (s32[], f32[64]{0}) tuple(%i, %sum)
+}
+
+%more (carry: (s32[], f32[64])) -> pred[] {
+  %limit = s32[] constant(5)
+  %carry = (s32[], f32[64]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[512]) -> f32[128] {
+  %p = f32[512]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[64]{0}) tuple(%zero, %p)
+  %loop = (s32[], f32[64]{0}) while(%start), condition=%more, body=%body
+  %begin = token[] after-all()
+  %part = f32[128]{0} reduce-scatter(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%add
+  %send = (f32[128]{0}, u32[], token[]) send(%part, %begin), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[128]{0}, u32[], token[]) recv(%begin), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %sum = f32[128]{0} negate(%part)
+}
+"""
+
+
+def test_an_exchange_between_slices_is_one_of_its_own():
+    """As the TPU compiler writes it: a slice sums by itself, and each of its devices sends a part to the other slices."""
+    found = {one.kind: one for one in HloProgram(BETWEEN_SLICES).collectives()}
+    assert set(found) == {"all-reduce", "reduce-scatter", "all-reduce between slices"}
+    between = found["all-reduce between slices"]
+    assert (between.group, between.times, between.bytes) == (4, 1, 512)
+    assert between.sent == 2 * 512 * 3 / 4
+
+
+def test_a_loop_runs_as_often_as_its_condition_says():
+    """Where the compiler does not write its count down."""
+    (looped,) = (one for one in HloProgram(BETWEEN_SLICES).collectives() if one.kind == "all-reduce")
+    assert (looped.times, looped.bytes) == (5, 5 * 256)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ from tests.helpers.small import as_options, small_config
         ("v6e-1", "v6e:1x1", (1, 1, 1)),
         ("trillium-256", "v6e:16x16", (256, 256, 64)),
         ("v3-8", "v3:2x2", (4, 8, 1)),
+        ("2xv5e-16", "2xv5e:4x4", (32, 32, 8)),
+        ("4xv4:2x2", "4xv4:2x2x1", (16, 16, 4)),
     ],
 )
 def test_usual_names_of_slices(text, topology, counts):
@@ -54,6 +57,9 @@ def test_usual_names_of_slices(text, topology, counts):
         ("v9-8", "such as v5e-16"),
         ("v5a-8", "did you mean"),
         ("v4", "not a slice"),
+        ("2xv5e-12", "v5e-8, v5e-16"),
+        ("2xv3-8", "slices of v3 are not joined"),
+        ("0xv5e-16", "1 to 256 slices"),
         ("", "not a slice"),
     ],
 )
@@ -148,7 +154,11 @@ def test_a_small_step_compiles_for_a_tpu(run_cli):
 def test_the_compiler_knows_the_slices_and_says_when_one_is_too_small(run_python):
     code = """
 import jax
+from attention_jax.distributed.mesh import make_mesh
 from attention_jax.preflight import chips, measure
+two = make_mesh(fsdp=2, devices=measure.describe_devices(chips.find_slice("2xv5e-4")))
+assert dict(two.shape) == {"data": 4, "fsdp": 2, "model": 1}
+assert [{device.slice_index for device in row.flat} for row in two.devices] == [{0}, {0}, {1}, {1}]
 for name in ("v3-8", "v4-8", "v4-32", "v5e-1", "v5e-8", "v5e-16", "v5p-8", "v6e-8"):
     assert len(measure.describe_devices(chips.find_slice(name))) == chips.find_slice(name).devices, name
 device = measure.describe_devices(chips.find_slice("v5e-1"))[0]
@@ -223,6 +233,21 @@ def test_the_slowest_of_three_bounds_the_step():
     assert slow.expected == pytest.approx((0.9 * 11.25, 1.5 * 11.25))
     assert (slow.bound, slow.step) == ("memory", pytest.approx(10.0))
     assert report(traffic=1, collectives={}).expected == pytest.approx((1.0, 1.5)), "no step is faster than at best"
+
+
+def test_the_network_between_slices_is_a_bound_of_its_own():
+    exchanges = {"all-reduce": (3, 2**30, 100e9 / 4), "all-reduce between slices": (3, 2**26, 3.125e9 / 2)}
+    two = Report(chips.find_slice("2xv5e-16"), made_up(devices=32, collectives=exchanges), None)
+    assert two.bounds == pytest.approx({"compute": 0.5, "memory": 0.1, "interconnect": 0.25, "network": 0.5})
+    assert "all-reduce between slices  3 a step, 64.00 MiB a device" in two.text() and "network 500" in two.text()
+    assert "network" not in report().bounds
+
+
+def test_the_peak_of_devices_by_their_kind():
+    of_kind = lambda kind, number: chips.find_peak([types.SimpleNamespace(device_kind=kind)] * number)  # noqa: E731
+    assert of_kind("TPU v5 lite", 16) == 16 * chips.CHIPS["v5e"].flops
+    assert of_kind("TPU v3", 8) == 4 * chips.CHIPS["v3"].flops  # two devices a chip
+    assert of_kind("cpu", 1) is None
 
 
 def test_what_to_change_when_it_does_not_fit():
