@@ -98,7 +98,7 @@ class Run:
         return self.predictor.score(sources, targets, **options)
 
     def read_examples(self, number: int | None = None) -> tuple[Any, Any]:
-        """Returns inputs of the evaluation split as `predict` takes them, and what is right for each: see `read_examples`."""
+        """Returns inputs of the evaluation split as `predict` takes them, and the right answers: see `read_examples`."""
         return read_examples(self.config, self.assets, number)
 
     @functools.cached_property

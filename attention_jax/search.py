@@ -179,7 +179,7 @@ def _write_token(state: _State, step: Step, limits: jax.Array, options: SearchOp
 def score_tokens(
     logits: jax.Array, tokens: jax.Array, limits: jax.Array, options: SearchOptions
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns log probabilities [B, T] of given tokens, 0 where they are padding, and scores [B], as `beam_search` has them.
+    """Returns log probabilities [B, T] of given tokens, 0 at padding, and scores [B], as `beam_search` computes them.
 
     An end symbol before `min_length`, which a search would not write, counts like any other token.
 
@@ -201,7 +201,7 @@ def score_tokens(
 
 
 def _forbidden(t: jax.Array, words: jax.Array, options: SearchOptions) -> jax.Array:
-    """[V], or [T, V] for t [T, 1]: True for what may not be token number `t`."""
+    """[V], or [T, V] for t [T, 1]: True for words that may not be token number `t`."""
     return (words == options.pad) | (words == options.bos) | ((words == options.eos) & (t < options.min_length))
 
 

@@ -136,7 +136,7 @@ class RemoteFolder:
         return sorted(path[len(start) :] for path in map(str, paths) if path.startswith(start))
 
     def find_details(self) -> dict[str, dict[str, Any]]:
-        """Returns what the store says about all files at any depth, by their names, sorted."""
+        """Returns the store's description of all files at any depth, by their sorted names."""
         start = self._root.rstrip("/") + "/"
         found = self._retry("", lambda: self._fs.find(self._root, detail=True))
         paths = sorted(path for path in found if path.startswith(start))

@@ -1,4 +1,4 @@
-"""Maps of where an image network looks: of its attention modules, Grad-CAM and roll-out; and features by module path.
+"""Maps of where an image network looks (attention modules, Grad-CAM, roll-out), and features by module path.
 
 Letters in shapes: N images of H x W pixels, maps of h x w positions.
 """
@@ -20,7 +20,7 @@ from attention_jax.errors import UserError, suggest_name
 from attention_jax.models.swin import SwinTransformer, lay_windows
 from attention_jax.models.vit import VisionTransformer
 
-_SOWN = {  # name of a map that modules sow -> what it is
+_SOWN = {  # name of a map that modules sow -> its description
     "map": "what the module multiplies by",
     "spatial": "the factor of each position",
     "weights": "the share of each position",
@@ -29,7 +29,7 @@ _SOWN = {  # name of a map that modules sow -> what it is
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyMap:
-    """Maps [N, h, w] float32 of N images, and a sentence that says what they are."""
+    """Maps [N, h, w] float32 of N images, and a sentence that describes them."""
 
     maps: np.ndarray
     caption: str
@@ -81,17 +81,17 @@ def capture_outputs(
 
 
 def locate_attention(model: nn.Module, variables: Any, images: Any) -> dict[str, SaliencyMap]:
-    """Returns {module path: where its attention lies}, a map for every attention module of an image network.
+    """Returns {module path: map of its attention} for every attention module of an image network.
 
-    A module that weighs positions has the map that it sows: the mean over channels of what it multiplies by (BAM, coordinate
-    attention, gather-excite), its map of positions (CBAM, global context), or what each position gets on average over all
+    A module that weighs positions has the map that it sows: the mean over channels of its factors (BAM, coordinate
+    attention, gather-excite), its map of positions (CBAM, global context), or each position's weight, averaged over all
     queries (self-attention, the non-local block). Vision Transformers have the attention of their class token, or without one
-    the mean over patches. One that weighs channels alone (squeeze-and-excitation, ECA) has no places of its own: its map is
-    the mean of |F'| over channels, F' being the features that it returns. Of a custom module the last sown array [N, h, w] or
-    [N, h, w, C] counts, else F'. Modules whose outputs have no positions are left out.
+    the mean over patches. A module that weighs only channels (squeeze-and-excitation, ECA) has no positions: its map is
+    the mean of |F'| over channels, where F' are the features that it returns. For a custom module, the last sown [N, h, w] or
+    [N, h, w, C] array counts, else F'. Modules whose outputs have no positions are left out.
 
     Args:
-        images: normalised, [N, H, W, C].
+        images: normalised images [N, H, W, C].
     """
     images = jnp.asarray(images)
     sown = {path: np.asarray(array, np.float32) for path, array in attention_maps(model, variables, images).items()}
@@ -114,12 +114,12 @@ def locate_attention(model: nn.Module, variables: Any, images: Any) -> dict[str,
 
 
 def _literal(path: str) -> str:
-    """A pattern that matches this path alone."""
+    """Returns a pattern that matches only this path."""
     return re.sub(r"([\[*?])", r"[\1]", path)
 
 
 def _choose_sown(arrays: Mapping[str, np.ndarray], n: int) -> SaliencyMap | None:
-    """The map of positions among what a module has sown."""
+    """Returns the map of positions among the arrays that a module has sown."""
     own = {name: array for name, array in arrays.items() if name not in ("input", "output") and array.shape[:1] == (n,)}
     for name, array in [*((name, own[name]) for name in ("map", "spatial", "weights") if name in own), *reversed(own.items())]:
         if array.ndim == 5:
@@ -169,10 +169,10 @@ def compute_grad_cam(
     A channel's weight is the mean over positions of the gradient of a class's logit with respect to the channel's features.
 
     Args:
-        images: normalised, [N, H, W, C].
-        classes: [N]; by default those that the network predicts.
-        module: path of the module whose output is explained; by default the last with a map [N, h, w, C] of more than one
-            position, of a Vision Transformer the first norm of its last block. Outputs [N, tokens, C] of a Vision Transformer
+        images: normalised images [N, H, W, C].
+        classes: [N] class numbers; by default the predicted classes.
+        module: path of the module whose output is explained; by default the last one with a map [N, h, w, C] of more than one
+            position, for a Vision Transformer the first norm of its last block. Outputs [N, tokens, C] of a Vision Transformer
             are laid on the patches.
 
     Raises:
@@ -219,9 +219,9 @@ def compute_grad_cam(
 
 
 def roll_out_attention(weights: Sequence[Any]) -> np.ndarray:
-    """[N, heads, T, T] of each layer, the first first -> [N, T, T], what the last layer's tokens see of the first one's.
+    """[N, heads, T, T] of each layer, in order -> [N, T, T], the attention of the last layer's tokens to the first layer's.
 
-    Each layer's mean over heads and the identity, which stands for the residual branch, have equal shares, and the layers are
+    Each layer is half the mean over heads and half the identity, for the residual branch, and the layers are
     multiplied (Abnar & Zuidema 2020, arXiv 2005.00928, Section 3). A row sums to 1.
     """
     if not len(weights):

@@ -25,8 +25,8 @@ def compare_runs(
         reference: a text file; None for the references that the runs have kept.
         metrics: names in `TEXT_METRICS`, separated by commas.
         tokenize: tokenization of BLEU; None takes that of the first run's config, or 13a.
-        paired_ar: approximate randomisation instead of the bootstrap.
-        as_json: prints what `sacrebleu --format=json` does.
+        paired_ar: True uses approximate randomisation instead of the bootstrap.
+        as_json: True prints in the form of `sacrebleu --format=json`.
 
     Raises:
         UserError: fewer than two systems, one that cannot be read or has no translations, numbers of lines that differ.
@@ -68,7 +68,9 @@ def compare_runs(
         cells.append([system, *(cell for result in results for cell in _cells(result, paired_ar))])
     print(align_cells(cells))
     kind = f"approximate randomisation, {test.n_samples:,} trials" if paired_ar else f"bootstrap, {test.n_samples:,} resamples"
-    print(f"\np: of the difference to {systems[0]}, by sacrebleu's paired {kind}; not corrected for the number of comparisons.")
+    print(
+        f"\np: p-value of the difference to {systems[0]}, by sacrebleu's paired {kind}; not corrected for multiple comparisons."
+    )
     for name, signature in signatures.items():
         print(f"{name}: {signature.format()}")
 
@@ -83,7 +85,7 @@ def _cells(result: object, paired_ar: bool) -> list[str]:
 
 
 def _read_system(place: str) -> tuple[list[str], list[str], str]:
-    """(translations, references or none, tokenization or "") of a run or a file."""
+    """Returns (translations, references or none, tokenization or "") of a run or a file."""
     path = Path(place).expanduser()
     if path.suffix == ".jsonl":  # written by evaluate --predictions
         rows = [json.loads(line) for line in _read_text(path)]
@@ -105,7 +107,7 @@ def _read_system(place: str) -> tuple[list[str], list[str], str]:
 
 
 def _read_text(path: Path) -> list[str]:
-    """The lines as sacrebleu reads them."""
+    """Returns the lines as sacrebleu reads them."""
     try:
         text = path.expanduser().read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:

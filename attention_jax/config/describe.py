@@ -11,7 +11,7 @@ from attention_jax.config.fields import COMMON, OF_TASK, list_fields, merge_fiel
 
 
 def describe_config(config: ConfigDict) -> str:
-    """Returns a line for each field of a complete config: name, value, meaning; "*" where it is not the default."""
+    """Returns a line for each field of a complete config: name, value, meaning; "*" if it is not the default."""
     flat, lines = flatten_config(config), []
     for name, field in get_fields(config).items():
         if field.default is OPEN:
@@ -39,7 +39,7 @@ def _default(name: str, field: Field) -> str:
 
 
 def _rows(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
-    """(name, default, unit, accepted values, meaning)."""
+    """Lists (name, default, unit, accepted values, meaning)."""
     for name, field in list_fields(fields).items():
         given = " / ".join(field.names(name)) if field.spelled_in else name
         yield given, _default(name, field), field.unit or "–", field.accepts, field.meaning

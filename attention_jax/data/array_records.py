@@ -1,4 +1,4 @@
-"""Records of ArrayRecord files that are being staged: from the copy where it is complete, else over the network.
+"""Reads records of ArrayRecord files that are being staged: from a complete copy, else over the network.
 
 The format is Riegeli's (github.com/google/riegeli, doc/riegeli_records_file_format.md): chunks, with a header of 24 bytes at
 each multiple of 64 KiB. The last block of an ArrayRecord names the chunk that has the offsets of all others. So one record is
@@ -95,7 +95,7 @@ class _Shard:
         return reader.read([position])[0]
 
     def _read_remotely(self, position: int, again: bool = False) -> bytes:
-        """A record out of the bytes that are fetched for it."""
+        """Returns a record from the bytes that are fetched for it."""
         path = self._folder.partial_path(self._name)
         with self._lock:
             if self._index is None or again:
@@ -127,7 +127,7 @@ class _Completed(Exception):
 
 
 def _read_index(folder: StagedFolder, name: str) -> list[tuple[int, int, int]]:
-    """(first record, first byte, end) of each chunk with records, in order; empty where this cannot be read."""
+    """Lists (first record, first byte, end) of each chunk with records, in order; empty if this cannot be read."""
     size = folder.files[name].size
     start = max(0, size - _TAIL)
     tail = folder.fill(name, start, size)
@@ -148,7 +148,7 @@ def _read_index(folder: StagedFolder, name: str) -> list[tuple[int, int, int]]:
 
 
 def _parse_chunk(content: bytes, start: int, place: int) -> Iterator[bytes]:
-    """The records of the simple chunk at a place in a file, whose bytes from `start` on are `content`."""
+    """Returns the records of the simple chunk at a place in a file; `content` are the file's bytes from `start` on."""
 
     def cut(number: int) -> bytes:
         nonlocal place
@@ -184,7 +184,7 @@ def _decompress(content: bytes, kind: bytes) -> bytes:
 
 
 def _parse_fields(message: bytes) -> dict[int, Any]:
-    """The fields of a protocol buffer of whole numbers and texts, by their tags."""
+    """Returns the fields of a protocol buffer of whole numbers and texts, by their tags."""
     fields, place = dict[int, Any](), 0
     while place < len(message):
         tag, place = _parse_varint(message, place)
@@ -196,7 +196,7 @@ def _parse_fields(message: bytes) -> dict[int, Any]:
 
 
 def _parse_varint(content: bytes, place: int) -> tuple[int, int]:
-    """(a whole number, the place after it)."""
+    """Returns (a whole number, the place after it)."""
     value = shift = 0
     while True:
         byte = content[place]

@@ -148,7 +148,7 @@ class Loader:
         return ThreadPoolExecutor(self.source.readers)  # type: ignore[attr-defined]
 
     def _read_all(self, indices: list[int]) -> list[dict[str, Any] | BrokenImage]:
-        """The source's examples, or why one cannot be read; all at once where they come over a network."""
+        """Returns the source's examples, or why one cannot be read; reads all at once if they come over a network."""
         if getattr(self.source, "readers", 1) > 1:
             return list(self._pool.map(self._read, indices))
         return [self._read(index) for index in indices]

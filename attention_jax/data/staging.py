@@ -96,7 +96,7 @@ class StagedFolder:
         return False
 
     def stage(self, names: Sequence[str]) -> None:
-        """Fetches files in the background, those that are not here. Raises UserError when there is no room for them."""
+        """Fetches missing files in the background. Raises UserError if there is no room for them."""
         with self._lock:
             new = [name for name in dict.fromkeys(names) if name not in self._wanted and not self.is_here(name)]
             if new:
@@ -106,7 +106,7 @@ class StagedFolder:
             threading.Thread(target=self._stage, args=(new,), daemon=True).start()
 
     def check_room(self, names: Iterable[str]) -> None:
-        """Raises UserError when files that are not here do not fit."""
+        """Raises UserError if missing files do not fit."""
         needed = 0
         for name in names:
             needed += self.files[name].size
@@ -152,7 +152,7 @@ class StagedFolder:
         return content
 
     def copy_small(self, name: str) -> None:
-        """Copies a file at once; what is here stays where the store does not answer."""
+        """Copies a file at once; keeps the present copy if the store does not answer."""
         if self._remote and (content := self._remote.read(name)) is not None:
             self._write(self.path(name), content)
 
@@ -266,13 +266,13 @@ def open_staged_folder(uri: str, cache_dir: str) -> StagedFolder:
 
 
 def _describe(info: dict) -> RemoteFile:
-    """A file of a store as fsspec describes it."""
+    """Returns a store's file from the description that fsspec gives."""
     md5 = base64.b64decode(info.get("md5Hash") or "").hex()  # Google's checksum
     return RemoteFile(int(info["size"]), next((str(info[key]) for key in _VERSIONS if info.get(key)), ""), md5)
 
 
 def _checksum(path: Path) -> int:
-    """CRC-32 of a file."""
+    """Returns the CRC-32 of a file."""
     checksum = 0
     with path.open("rb") as file:
         while content := file.read(2**20):

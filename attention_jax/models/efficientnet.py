@@ -103,7 +103,7 @@ class EfficientNet(Network):
             squeeze-and-excitation alone.
         gate_at: "stage" gates the output of stages, beside squeeze-and-excitation; "block" takes its place in every block.
         gate_stages: numbers of the stages, from 1 to 7, that have it; None is all of them for "block", those before a stage
-            of stride 2 for "stage", as BAM stands before them in a ResNet.
+            of stride 2 for "stage", the places of BAM in a ResNet.
         gate_args: keyword arguments of the gate.
         drop_path_rate: stochastic depth: block i of n is dropped at rate·i/n (timm, tensorflow/tpu).
         dropout_rate: dropout before the classifier.

@@ -140,7 +140,7 @@ class ResNet(Network):
         residual: False gives the plain network without shortcuts.
         cardinality: number C of groups in a bottleneck's 3x3 (ResNeXt).
         width_per_group: filters of a group in the first stage, 64 / C of them leave the width as it is; "32x4d" is
-            cardinality 32, width_per_group 4; of cardinality 1, 128 is a network twice as wide inside.
+            cardinality 32, width_per_group 4; with cardinality 1, 128 makes a network twice as wide inside.
         first_divisor: divides the filters of a bottleneck's first 1x1 (2 in SENet-154).
         gate: attention to add, by name (`gate.GATES`), dotted path, `file.py:Name` or class.
         gate_at: "block" gates every residual branch before the addition, "stage" the output of stages.

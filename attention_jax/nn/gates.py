@@ -260,7 +260,7 @@ class GlobalContext(nn.Module):
 
     Attributes:
         reduction: r; the hidden layer has C / r units (16 in the paper).
-        zero_init: W2 starts at zero where it is added, so that the block starts as the identity, as the released code does.
+        zero_init: True starts W2 at zero if its output is added: the block starts as the identity, as in the released code.
         fuse: "add", or "scale" for x · sigmoid(W2 …), a row of the paper's ablation.
         epsilon: number added to the variance in the layer normalisation LN.
         dtype: dtype of the computation; None follows the input and the parameters.
@@ -276,7 +276,7 @@ class GlobalContext(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C].
 
-        Sows into "attention" the one map that all positions share, `weights` [B, H, W], and `scale` [B, C] where it scales.
+        Sows into "attention" the one map that all positions share, `weights` [B, H, W], and `scale` [B, C] if it scales.
         """
         b, h, w, channels = x.shape
         refuse_other_values(self, fuse=("add", "scale"))

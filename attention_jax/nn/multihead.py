@@ -74,7 +74,7 @@ class MultiHeadAttention(nn.Module):
         scaled: True divides the products by sqrt(d_k).
         use_bias: True gives the four projections a bias; the paper's count and tensor2tensor have none.
         dropout: share of the attention weights that are dropped; none in the paper.
-        fused: may use XLA's or the accelerator's fused kernel where no weights are recorded.
+        fused: True allows XLA's or the accelerator's fused kernel if no weights are recorded.
         dtype: dtype of the computation.
         kernel_init: initialiser of the four projections.
     """

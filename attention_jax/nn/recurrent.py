@@ -167,7 +167,7 @@ class LSTM(RecurrentLayer):
 
 
 def _units(gates_BG: jax.Array, c_BH: jax.Array, forget_bias: float) -> tuple[jax.Array, jax.Array]:
-    """The LSTM's new h and c."""
+    """Returns the LSTM's new h and c."""
     i, f, g, o = jnp.split(gates_BG, 4, axis=-1)
     c_BH = nn.sigmoid(f + forget_bias) * c_BH + nn.sigmoid(i) * jnp.tanh(g)
     return nn.sigmoid(o) * jnp.tanh(c_BH), c_BH

@@ -1,4 +1,4 @@
-"""Measures how fast a config's own source gives examples on this machine, beside what the step needs of a host."""
+"""Measures how fast a config's own source gives examples on this machine, beside the need of the step per host."""
 
 import dataclasses
 import os

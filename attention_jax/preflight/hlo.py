@@ -157,7 +157,7 @@ class HloProgram:
         return counts
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop's body runs: as the compiler says, or the constant that its condition compares the counter with."""
+        """Returns how often a loop's body runs: the compiler's number, or the constant that its condition compares with."""
         if known := _find_number(r"known_trip_count[^0-9]*(\d+)", loop.rest, 0):
             return known
         found = re.search(r"condition=%?([\w.\-]+)", loop.rest)
@@ -172,7 +172,7 @@ class HloProgram:
         for name, times in self.runs().items():
             for instruction in self.computations[name].values():
                 if between := re.search(r'_megascale_transfer_type="(\w+)"', instruction.rest):
-                    if instruction.opcode == "send":  # what a slice has summed goes to the same devices of the others
+                    if instruction.opcode == "send":  # the sum of a slice goes to the same devices of the others
                         slices = re.search(r'_megascale_target="\{([\d,]+)\}', instruction.rest)
                         arrays = self._moved("", instruction, name)[:1]
                         kind = between[1].lower().replace("_", "-") + BETWEEN

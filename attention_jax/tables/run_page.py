@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page with its outcome, what it gets wrong, and where it looked."""
+"""The report of a run: one self-contained HTML page with its scores, its errors, and maps of where it looked."""
 
 import io
 import time
@@ -29,7 +29,7 @@ _CLASSES = 10
 
 
 class _Page:
-    """Markdown that grows block by block, and its figures."""
+    """A page of Markdown that grows block by block, with its figures."""
 
     def __init__(self) -> None:
         self.blocks: list[str] = []
@@ -49,7 +49,7 @@ class _Page:
         self.add(f"![{text}]({name}.png)")
 
     def attempt(self, what: str, act: Callable[[], None]) -> None:
-        """Acts, or says in the page why it could not."""
+        """Calls `act`, or writes into the page why it failed."""
         try:
             act()
         except UserError as error:
@@ -67,7 +67,7 @@ def write_report(workdir: str, output: str | None = None, examples: int = 8, tru
 
     Args:
         examples: images or sentences of each kind, right and wrong.
-        trust_code: True runs the code that the run came with, whatever it is; else what needs it is left out.
+        trust_code: True runs the code that the run came with, unchecked; False leaves out the parts that need it.
 
     Raises:
         UserError: no run, or a file that exists or cannot be written; a report of before, in the workdir, is replaced.
@@ -96,7 +96,7 @@ def write_report(workdir: str, output: str | None = None, examples: int = 8, tru
 
 
 def _describe_outcome(page: _Page, run: Run) -> None:
-    """Scores and curves."""
+    """Adds scores and curves."""
     page.add(
         f"Checkpoint of step {run.step}, weights {quote_text(run.weights)}, network {quote_text(run.config.model.name)}, data "
         f"{quote_text(run.config.data.source)}, evaluated on split {quote_text(run.config.data.eval_split)}."
@@ -156,7 +156,7 @@ def _name_most(labels: Sequence[str], counts: np.ndarray) -> str:
 
 
 def _plot_examples(page: _Page, run: Run, evaluation: Evaluation, wrong: np.ndarray) -> None:
-    """The surest wrong images, and where the network looked in some of them and in right ones."""
+    """Adds the surest wrong images, and maps of where the network looked in wrong and right ones."""
     right = evaluation.find_surest_right(4)
     images = read_images(run, evaluation, [*wrong, *right])
     captions = [_caption(evaluation, i) for i in wrong]
@@ -196,7 +196,7 @@ def _caption(evaluation: Evaluation, place: int) -> str:
 def read_images(run: Run, evaluation: Evaluation, places: Sequence[int]) -> list[np.ndarray]:
     """Reads images of an evaluation, uint8 [H, W, C] as the network gets them but for normalisation.
 
-    Raises UserError when the data are not here, or are not those that were evaluated.
+    Raises UserError if the data are missing, or are not those that were evaluated.
     """
     loader = classification.evaluation_loader(run.config, (0, 1), run.assets)
     images = []
@@ -241,7 +241,7 @@ def _describe_sentences(page: _Page, run: Run, evaluation: Evaluation, number: i
 
 
 def _describe_config(page: _Page, run: Run) -> None:
-    """Config and environment."""
+    """Adds config and environment."""
     page.add("## Config")
     page.add_table(("field", "value"), [(quote_text(k), quote_text(repr(v))) for k, v in flatten_config(run.config).items()])
     page.add("## Environment")

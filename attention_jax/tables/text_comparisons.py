@@ -35,9 +35,9 @@ TextComparisons = Mapping[str, Mapping[Pair, TextComparison]]  # by the metric's
 
 
 def compare_texts(results: Sequence[RowResult], comparisons: Mapping[Pair, Comparison]) -> TextComparisons:
-    """Makes a table's comparisons once more by the scores of texts; nothing where a row has no translations.
+    """Makes a table's comparisons once more by the scores of texts; nothing if a row has no translations.
 
-    Holm's correction is over all of them and both metrics; what a comparison is not judged for holds for its texts, too.
+    Holm's correction covers all of them and both metrics; a comparison that is not judged is not judged for its texts either.
     """
     rows = {result.label: result for result in results if any(result.label in pair for pair in comparisons)}
     texts = {label: found for label, result in rows.items() if (found := _read_texts(result))}
@@ -65,14 +65,14 @@ def compare_texts(results: Sequence[RowResult], comparisons: Mapping[Pair, Compa
 
 
 def _read_texts(result: RowResult) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(translations, references) of each finished seed; empty where one has none."""
+    """Returns (translations, references) of each finished seed; empty if one has none."""
     runs = [run for run in result.plan.runs if run.correct is not None] if result.correct is not None else []
     found = [read_arrays(run.path / EVALUATION, run.total_steps, ["translation", "reference"]) for run in runs]
     return [(each["translation"], each["reference"]) for each in found if each] if all(found) else []
 
 
 def _count(metric: Any, texts: Sequence[tuple[np.ndarray, np.ndarray]], groups: np.ndarray | None) -> np.ndarray:
-    """[S, N, K] what a metric counts in each sentence, or group of sentences, of each seed."""
+    """[S, N, K] counts of a metric in each sentence, or group of sentences, for each seed."""
     counts = np.array(
         [metric._extract_corpus_statistics(found.tolist(), [wanted.tolist()]) for found, wanted in texts], np.float64
     )

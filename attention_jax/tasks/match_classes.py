@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def match_classes(config: ConfigDict, split: str, data: Source, known: list[str]) -> list[int]:
-    """Returns the network's number of each class of a split, by name where both sides have names; says what it cannot match."""
+    """Returns the network's number of each class of a split, by name if both sides have names; logs the unmatched."""
     where, names = (
         f"data.source={config.data.source}: split {split!r}",
         [str(name) for name in getattr(data, "label_names", ())],

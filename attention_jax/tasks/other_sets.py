@@ -31,7 +31,7 @@ _DEEPEST = 4  # folders between a set's root and those of its classes
 def list_other_sets(place: str) -> list[str]:
     """Returns the sets of `--on=PLACE`: the folders with classes that are at PLACE or below it, or a name `tfds:…` itself.
 
-    Raises UserError where there is no folder with classes, one folder of images for each.
+    Raises UserError if no folder has classes, with one folder of images for each.
     """
     if place.startswith("tfds:"):
         return [place]
@@ -80,7 +80,7 @@ def match_class_names(names: Sequence[str], known: Sequence[str]) -> list[int]:
 
 
 def _order_classes(known: Sequence[str]) -> list[int]:
-    """The network's classes in the order of ImageNet's numbers: WordNet ids are sorted there; others keep their order."""
+    """Returns the network's classes in the order of ImageNet's numbers: sorts WordNet ids, and keeps other names' order."""
     is_sorted = all(re.fullmatch(r"n\d{8}", name) for name in known)
     return sorted(range(len(known)), key=known.__getitem__) if is_sorted else list(range(len(known)))
 
@@ -96,7 +96,7 @@ def open_other_set(
 
     Returns its loader and the numbers of examples and classes that are evaluated and of those that are left out, because the
     network does not know their class. Batches have "allowed" [B, K], True for the classes that the set has.
-    Raises UserError when no class is known.
+    Raises UserError if no class is known.
     """
     known = json.loads(assets["labels.json"])
     source: Any = _open(config, place)

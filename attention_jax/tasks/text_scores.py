@@ -11,7 +11,7 @@ TEXT_METRICS = ("BLEU", "chrF", "TER")
 
 
 def make_text_metrics(tokenize: str, names: Sequence[str] = ("BLEU", "chrF")) -> Mapping[str, Any]:
-    """Returns {name: metric of sacrebleu} of some of `TEXT_METRICS`; `tokenize` is of BLEU."""
+    """Returns {name: metric of sacrebleu} of some of `TEXT_METRICS`; `tokenize` is BLEU's tokenization."""
     require_package("sacrebleu", "text", "scoring translations")
     from sacrebleu.metrics import BLEU, CHRF, TER
 
@@ -20,12 +20,12 @@ def make_text_metrics(tokenize: str, names: Sequence[str] = ("BLEU", "chrF")) ->
 
 
 def name_bleu(tokenize: str) -> str:
-    """Returns the name of BLEU in logs; of texts that are tokenised ("none") and of characters it is another score."""
+    """Returns the name of BLEU in logs; for tokenised texts ("none") and for characters it is another score."""
     return {"none": "bleu_tokenised", "char": "bleu_char"}.get(tokenize, "bleu")
 
 
 def check_bleu(tokenize: str) -> None:
-    """Raises UserError that names the package that scores with a tokenization need and that is missing."""
+    """Raises UserError with the missing package that scores in a tokenization need."""
     require_package("sacrebleu", "text", "config.evaluation.translate=True")
     from sacrebleu.metrics import BLEU
 

@@ -85,7 +85,7 @@ def save_predictions(
 
 
 def read_arrays(path: Path, step: int | None, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
-    """Reads arrays, by default all, that a file has of `step`, or of any; None where it has none, is missing or damaged."""
+    """Reads arrays, by default all, of `step` (or of any step) from a file; None if they or the file are missing or damaged."""
     try:
         with np.load(path) as saved:
             found = {name: saved[name] for name in names or saved.files if name != "step"}

@@ -1,4 +1,4 @@
-"""The outcome of an evaluation, example by example: what a network gets wrong, and how sure it is.
+"""The outcome of an evaluation, example by example: the network's errors, and its confidence.
 
 Letters in shapes: N examples, K classes, M bins.
 """
@@ -57,7 +57,7 @@ class Evaluation:
 
     @functools.cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """A line for each example, as `evaluate --predictions=FILE.jsonl` writes it."""
+        """Returns a line for each example, as `evaluate --predictions=FILE.jsonl` writes it."""
         return list(describe_predictions(self.config, self.assets, self.outputs))
 
     @functools.cached_property
@@ -140,7 +140,7 @@ def _rank(confidence: np.ndarray, chosen: np.ndarray, number: int) -> np.ndarray
 
 
 def read_evaluation(path: Path, step: int, config: ConfigDict, assets: Mapping[str, bytes]) -> Evaluation:
-    """Opens the outputs of a run's checkpoint, of a workdir or of one file. Raises UserError where there are none."""
+    """Opens the outputs of a run's checkpoint, of a workdir or of one file. Raises UserError if there are none."""
     file = path / EVALUATION if path.is_dir() else path
     outputs = read_arrays(file, step)
     if outputs is None:

@@ -145,7 +145,7 @@ def build_program(config: ConfigDict | ResolvedConfig, mesh: Mesh | None = None)
 
 
 def count_model_operations(program: Program) -> float:
-    """Floating-point operations of a step's longest batch: 2 x 3 x multiply-adds of the forward pass, padding counted."""
+    """Counts floating-point operations of a step's longest batch: 2 x 3 x multiply-adds of the forward pass, with padding."""
     config, task = program.config, program.task
     rows, *_ = max((x.shape for x in task.batch_shapes(config)[-1].values()), key=len)
     return 6.0 * rows * summary(program.model, task.example_inputs(config)).macs

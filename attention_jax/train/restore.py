@@ -260,7 +260,7 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
         path: a workdir (its newest good checkpoint is taken), its `checkpoints` folder, or one step's folder.
 
     Raises:
-        UserError: there is no checkpoint, only damaged ones, or one that cannot be read; says what was found there.
+        UserError: there is no checkpoint, only damaged ones, or one that cannot be read; the message names the content found.
     """
     path = Path(path).expanduser().resolve()
     refuse_undecodable(path)

@@ -157,7 +157,7 @@ def _stop_where_frozen(rules: tree.Rules, path: str, param: jax.Array) -> jax.Ar
 
 
 def _reduce_over_replicas(accumulated: Callable[..., tuple]) -> Callable[..., tuple]:
-    """The same of one replica's examples, with sums over all replicas, once a step."""
+    """Returns the same for one replica's examples, with sums over all replicas once per step."""
 
     def reduced(state: State, batch: dict[str, jax.Array], rng: jax.Array) -> tuple:
         grads, sums, batch_stats = accumulated(state, batch, rng)

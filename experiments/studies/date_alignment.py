@@ -58,7 +58,7 @@ def _match_parts(text: str, patterns: tuple[str, ...]) -> dict[str, Span]:
 
 
 def _value(part: str, text: str) -> str:
-    """The same for both languages: digits, or the first three letters of an English name."""
+    """Returns a value that both languages share: digits, or the first three letters of an English name."""
     if part == "weekday":
         return _WEEKDAYS.get(text, text)[:3]
     if part == "month" and text.isdigit():
@@ -138,7 +138,7 @@ def list_alignments(maps: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _aligned_shares(run: Run, split: str) -> dict[str, float]:
-    """{weights, as `list_alignments` names them: share of a split's dates that are aligned by them}.
+    """Returns {name in `list_alignments`: share of a split's dates that these weights align}.
 
     The target's tokens are those of the right translation. Empty for a network without cross-attention.
     """

@@ -77,7 +77,7 @@ def fit_powers(counts: Mapping[Any, float]) -> tuple[float, list[float]]:
 
 
 def _powers(counts: Mapping[Any, float], letters: str) -> str:
-    """ "2.00·n^2.00·d^1.00"; the last letters are left out where all counts share what they stand for."""
+    """Formats counts as "2.00·n^2.00·d^1.00", without the last letters if all counts have the same value of them."""
     if not any(counts.values()):
         return "none"
     coefficient, exponents = fit_powers(counts)
@@ -92,7 +92,7 @@ def count_sequential_operations(kind: LayerType, length: int, features: int, wid
 
 
 def _linear(counts: Mapping[int, int]) -> str:
-    """ "10" or "6n + 3" from {n: count}."""
+    """Formats {n: count} as "10" or "6n + 3"."""
     slope, start = np.polyfit(list(counts), list(counts.values()), 1)
     return f"{start:.4g}" if abs(slope) < 1e-6 else f"{slope:.4g}n {'-' if start < 0 else '+'} {abs(start):.4g}"
 
@@ -123,7 +123,7 @@ def _on_one_sequence(layer: nn.Module, variables: Mapping[str, Any]) -> Callable
 
 
 def _steps(layer: Recurrent, variables: Mapping[str, Any], length: int) -> Iterator[np.ndarray]:
-    """First every position takes its input, then state after state is handed on, from all positions at once."""
+    """Takes the input at every position, then hands on state after state, from all positions at once."""
     x_ND, h_ND, c_ND = np.random.default_rng(0).normal(size=(3, length, layer.features)).astype(np.float32)
 
     def advance(x: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
@@ -136,7 +136,7 @@ def _steps(layer: Recurrent, variables: Mapping[str, Any], length: int) -> Itera
 
 
 def _paths(kind: LayerType, paths: Mapping[tuple[int, int], int]) -> str:
-    """From {(n, width): layers}: a number, a product of powers, or for dilated layers a multiple of a logarithm."""
+    """Formats {(n, width): layers} as a number, a product of powers, or a multiple of a logarithm for dilated layers."""
     if len(set(paths.values())) == 1:
         return str(next(iter(paths.values())))
     if kind.dilated:

@@ -74,7 +74,7 @@ def _after(equation: core.JaxprEqn, inputs: Sequence[Depth]) -> list[Depth]:
 
 
 def _called(params: dict[str, Any], inputs: int) -> core.Jaxpr | None:
-    """The program inside a call: jit, checkpoint, a function with a custom derivative."""
+    """Returns the program inside a call: jit, checkpoint, a function with a custom derivative."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = params.get(name)
         inner = getattr(inner, "jaxpr", inner)

@@ -1,6 +1,6 @@
 """Docstrings and comments are sentences, not fragments: they name the thing that they speak of.
 
-A public function's first line is a shape or begins with a verb ("Returns …"); an argument is described by a noun, not by
+A function's first line is a shape or begins with a verb ("Returns …"); an argument is described by a noun, not by
 "of the run"; a comment does not begin in the middle of a sentence. Properties are read like nouns.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.project.test_words import TEXTS, definitions
+from tests.project.test_words import TEXTS
 
 # Words that begin half a sentence, as in "seed: of the order" or "# what the file says".
 FRAGMENT = r"(of|as of|whose|what|who|which|whether|that|where)\b"
@@ -55,7 +55,7 @@ def comments_in_a_fragment(text: str) -> list[str]:
 def begins_without_a_verb(text: str) -> list[str]:
     return [
         f"{node.name}: {words}"
-        for node in definitions(ast.parse(text))
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef) and (words := ast.get_docstring(node))
         if not any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
         if not SHAPE_OR_VERB.match(words)
