@@ -45,7 +45,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def find_model(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    """Returns the function that builds the network `name`, and its fields' values, none for a dotted path or `file.py:Network`."""
+    """Returns the function that builds network `name`, and its fields' values; {} for a dotted path or `file.py:Network`."""
     code = get_saved_code(name)
     if code and name not in _MODELS and strip_origin(name) in code.names:
         load_file(name)  # registers it
