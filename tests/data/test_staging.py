@@ -214,9 +214,9 @@ def test_a_network_that_fails_ends_training_and_leaves_no_image_out(tmp_path, mo
     assert "could not be decoded" not in caplog.text
 
 
-def test_md5_of_the_store_is_held_against_what_came(tmp_path, monkeypatch, caplog):
+def test_the_checksum_of_the_store_is_held_against_what_came(tmp_path, monkeypatch, caplog):
     describe = staging._describe
-    monkeypatch.setattr(staging, "_describe", lambda info: describe(info)._replace(md5="0" * 32))
+    monkeypatch.setattr(staging, "_describe", lambda info: describe(info)._replace(crc32c="0000AA=="))
     folder = staging.StagedFolder("objects://bucket/data/tiny", str(tmp_path))
     folder.stage([FILE])
     for thread in threading.enumerate():

@@ -10,8 +10,12 @@ from PIL import Image
 SIDE, SHARDS, IN_SHARD = 40, 3, 30
 
 
-def write_set(folder: Path) -> None:
-    """Writes `tiny/1.0.0` with a training split in three files of some 150 kB; a label is its example's number modulo 10."""
+def write_set(folder: Path, images: list[list[bytes]] | None = None) -> None:
+    """Writes `tiny/1.0.0`, whose label of an example is its number modulo 10.
+
+    Args:
+        images: encoded, of each file of the training split; by default PNGs in three files of some 150 kB.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     inside = folder / "tiny" / "1.0.0"
@@ -26,18 +30,30 @@ def write_set(folder: Path) -> None:
     }
     kind = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
     (inside / "features.json").write_text(json.dumps({"featuresDict": {"features": features}, "pythonClassName": kind}))
-    split = {"name": "train", "numBytes": "450000", "shardLengths": [str(IN_SHARD)] * SHARDS}
+    images = images or make_noise()
+    split = {"name": "train", "numBytes": "450000", "shardLengths": [str(len(contents)) for contents in images]}
     split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     about = {"name": "tiny", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
     (inside / "dataset_info.json").write_text(json.dumps(about))
-    rng = np.random.default_rng(0)
-    for shard in range(SHARDS):
-        writer = ArrayRecordWriter(str(inside / f"tiny-train.array_record-{shard:05d}-of-{SHARDS:05d}"), "group_size:1")
-        for number in range(IN_SHARD):
-            buffer = io.BytesIO()
-            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(buffer, "PNG")
-            writer.write(make_example(buffer.getvalue(), (shard * IN_SHARD + number) % 10))
+    count = 0
+    for shard, contents in enumerate(images):
+        writer = ArrayRecordWriter(str(inside / f"tiny-train.array_record-{shard:05d}-of-{len(images):05d}"), "group_size:1")
+        for content in contents:
+            writer.write(make_example(content, count % 10))
+            count += 1
         writer.close()
+
+
+def make_noise() -> list[list[bytes]]:
+    """Images of each of three files, as PNG."""
+
+    def encode() -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    rng = np.random.default_rng(0)
+    return [[encode() for _ in range(IN_SHARD)] for _ in range(SHARDS)]
 
 
 def make_example(image: bytes, label: int) -> bytes:
