@@ -210,7 +210,7 @@ def describe(found: dict[str, Any], options: argparse.Namespace, needs: list[str
         *needs,
         "",
         f"Staging moves ImageNet's {IMAGENET / 1e9:.0f} GB once to each host: "
-        f"{IMAGENET * 8 / 10e9 / 60:.1f} minutes at 10 Gbit/s; from then on no epoch reads the network. Without it each epoch moves them again.",
+        f"{IMAGENET * 8 / 10e9 / 60:.1f} minutes at 10 Gbit/s. Later epochs read no network; without it each moves them again.",
     ]
     return "\n".join([*lines, ""])
 
