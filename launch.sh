@@ -39,7 +39,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   local --processes P --devices D -- COMMAND  train, evaluate, table or compare on P processes with D CPU devices each
   tpu ACTION NAME --zone=ZONE ... -- COMMAND  on a TPU slice: create, run, watch, status, logs or stop
   slurm [OPTIONS OF SBATCH] -- COMMAND        on a Slurm cluster: several nodes, --array for the rows of a table
-  gke FILE.yaml                               check what a manifest for Kubernetes runs, and apply it
+  gke OPTIONS -- COMMAND                      on Kubernetes, TPU slices or GPU nodes: write a manifest and apply it;
+                                              FILE.yaml: apply one of your own
   notebook                                    JupyterLab in experiments/notebooks
   docs [--serve]                              build the documentation site in site/; --serve shows it and follows changes
   python [ARGUMENTS]                          the environment's Python
@@ -48,8 +49,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
                                               tests out, --newest is fast and takes the newest Python, in .venv-newest
   setup [EXTRA ...]                           only make the environment; extras such as cuda, tpu, gcs stay from then on
 
-docs/clusters.md goes through a run on a cluster from nothing. tpu --help and slurm --help list all options; --dry-run prints
-what would run. They and gke check a config or table first, and the files that it names; --no-check leaves that out.
+docs/clusters.md goes through a run on a cluster from nothing. tpu --help, slurm --help and gke --help list all options; --dry-run
+prints what would run. They and gke check a config or table first, and the files that it names; --no-check leaves that out.
 Every command but help first makes .venv beside this file (once, some minutes). Instead of that,
   ATTENTION_JAX_PYTHON=/path/to/python  takes this interpreter as it is;
   ATTENTION_JAX_EXTRAS="cuda gcs"       installs these extras too.

@@ -43,11 +43,21 @@ CHIPS = {
         Chip("v5e", 197e12, 16 * 2**30, 819e9, 50e9, 3.125e9, 1, 1, 16, _FLAT, f"{_DOCS}/v5e"),
         Chip("v5p", 459e12, 95 * 2**30, 2765e9, 100e9, 6.25e9, 1, 2, 4, _CUBIC, f"{_DOCS}/v5p"),
         Chip("v6e", 918e12, 32 * 2**30, 1640e9, 100e9, 12.5e9, 1, 1, 16, _FLAT, f"{_DOCS}/v6e"),
+        # Two devices a chip, as v3; its page gives 1,200 GB/s in both directions for all links, over the 6 links of a torus.
+        Chip("tpu7x", 2307e12, 192 * 2**30, 7380e9, 100e9, 12.5e9, 2, 2, 4, _CUBIC, f"{_DOCS}/tpu7x"),
     )
 }
 # As `jax.Device.device_kind` names them.
-_DEVICE_KINDS = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
-_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
+_DEVICE_KINDS = {
+    "TPU v3": "v3",
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "7x": "tpu7x", "v7x": "tpu7x", "ironwood": "tpu7x"}
 
 
 @dataclasses.dataclass(frozen=True)

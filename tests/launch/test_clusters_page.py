@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from attention_jax.launch import local, slurm, tpu
+from attention_jax.launch import gke, local, slurm, tpu
 from tests.conftest import ROOT
 from tests.helpers.pages import check_library_command, read_blocks, read_inline_code
 
@@ -69,7 +69,7 @@ def test_commands_of_launch_sh(monkeypatch, capsys):
         elif command == "slurm":
             assert slurm.main(["--dry-run", *rest]) == 0
         elif command == "gke":
-            assert (ROOT / rest[0]).exists()
+            assert gke.main(["--dry-run", *rest]) == 0 if after else (ROOT / rest[0]).exists()
         elif command == "local":
             assert local._parse(rest)[1] == after
         else:

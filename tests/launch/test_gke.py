@@ -1,9 +1,11 @@
-"""docs/gke_jobset.yaml: what it says to Kubernetes, held against what the code reads and a slice is."""
+"""`./launch.sh gke` and docs/gke_jobset.yaml: what they say to Kubernetes, compared with its API, our code and the slices."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -11,32 +13,16 @@ from attention_jax.cli import main as cli
 from attention_jax.cli.parser import make_parser
 from attention_jax.config import load_config
 from attention_jax.distributed import cluster
+from attention_jax.errors import UserError
+from attention_jax.launch import gke
+from attention_jax.launch.jobset import CACHE, TPUS, to_yaml
 from attention_jax.preflight.chips import find_slice
 from tests.conftest import ROOT
+from tests.helpers.jobset_schema import JOBSET
 
 FILE = ROOT / "docs" / "gke_jobset.yaml"
-ACCELERATORS = {"tpu-v4-podslice": "v4", "tpu-v5-lite-podslice": "v5e", "tpu-v5p-slice": "v5p", "tpu-v6e-slice": "v6e"}
+ACCELERATORS = {label: family for family, (label, _) in TPUS.items()}
 PLACEHOLDERS = {"SERVICE_ACCOUNT", "IMAGE", "BUCKET", "RUN"}
-
-# Kubernetes drops a field that it does not know: https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2 and the API of
-# Job and Pod, as far as they are used here.
-FIELDS = {
-    "": {"apiVersion", "kind", "metadata", "spec"},
-    "metadata": {"name", "annotations", "labels"},
-    "spec": {"network", "failurePolicy", "replicatedJobs"},
-    "network": {"enableDNSHostnames", "subdomain"},
-    "failurePolicy": {"maxRestarts", "rules"},
-    "rules": {"name", "action", "onJobFailureReasons", "onPodConditions", "onExitCodes"},
-    "onPodConditions": {"type", "status"},
-    "onExitCodes": {"containerName", "operator", "values"},
-    "replicatedJobs": {"name", "replicas", "template"},
-    "job": {"parallelism", "completions", "completionMode", "backoffLimit", "podFailurePolicy", "template"},
-    "podFailurePolicy": {"rules"},
-    "pod": {"restartPolicy", "serviceAccountName", "terminationGracePeriodSeconds", "nodeSelector", "containers"},
-    "containers": {"name", "image", "workingDir", "command", "env", "resources"},
-    "env": {"name", "value"},
-    "resources": {"limits"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +33,6 @@ def jobset() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def job(jobset) -> dict[str, Any]:
     (workers,) = jobset["spec"]["replicatedJobs"]
-    assert workers["replicas"] == 1, "several slices are not supported"
     return workers["template"]["spec"]
 
 
@@ -62,17 +47,119 @@ def container(pod) -> dict[str, Any]:
     return container
 
 
-def test_fields_are_kubernetes_own(jobset, job, pod):
-    def check(what: Any, kind: str) -> None:
-        for part in what if isinstance(what, list) else [what]:
-            assert part.keys() <= FIELDS[kind], kind
-            for name, value in part.items():
-                if name in FIELDS and name not in ("template", "spec"):
-                    check(value, name)
+WORDS = [
+    "train",
+    "--config=configs/imagenet_resnet50.py",
+    "--workdir=gs://BUCKET/RUN",
+    "--config.data.args.data_dir=gs://BUCKET/data",
+]
 
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    for what, kind in ((jobset, ""), (jobset["spec"], "spec"), (job, "job"), (pod, "pod")):
-        check(what, kind)
+
+def write(capsys, *options: str, words=WORDS) -> dict[str, Any]:
+    """The manifest that `gke --dry-run` prints, which the API accepts."""
+    assert gke.main(["--dry-run", *options, "--", *words]) == 0
+    manifest = yaml.safe_load(capsys.readouterr().out)
+    jsonschema.validate(manifest, JOBSET)
+    return manifest
+
+
+def test_the_page_s_manifest_is_what_the_launcher_writes(jobset, capsys):
+    jsonschema.validate(jobset, JOBSET)
+    assert write(capsys, "--type=v5e:4x4", "--image=IMAGE", "--service-account=SERVICE_ACCOUNT") == jobset
+
+
+def test_the_api_refuses_a_field_that_it_does_not_know(jobset):
+    wrong = copy.deepcopy(jobset)
+    wrong["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["comand"] = []
+    nameless = copy.deepcopy(jobset)
+    del nameless["spec"]["failurePolicy"]["rules"][0]["name"]
+    for manifest in (wrong, nameless):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(manifest, JOBSET)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hosts", "chips"), [("v5e:2x4", 1, 8), ("v6e-16", 4, 4), ("v5p:2x2x2", 2, 4), ("tpu7x:2x2x4", 4, 4)]
+)
+def test_slices_have_the_hosts_that_preflight_knows(capsys, kind, hosts, chips):
+    manifest = write(
+        capsys, f"--type={kind}", "--image=i", "--slices=2", "--name=a1", "--namespace=n", "--spot", "--max-restarts=7"
+    )
+    (workers,), policy = manifest["spec"]["replicatedJobs"], manifest["spec"]["failurePolicy"]
+    job = workers["template"]["spec"]
+    pod = job["template"]["spec"]
+    (limit,) = pod["containers"][0]["resources"]["limits"].values()
+    wanted = find_slice(kind)
+    assert (job["parallelism"], limit, workers["replicas"], policy["maxRestarts"]) == (hosts, chips, 2, 7)
+    assert hosts == wanted.hosts and hosts * chips == wanted.chips and manifest["metadata"]["namespace"] == "n"
+    selector = pod["nodeSelector"]
+    family = ACCELERATORS[selector["cloud.google.com/gke-tpu-accelerator"]]
+    assert find_slice(f"{family}:{selector['cloud.google.com/gke-tpu-topology']}") == wanted
+    assert selector["cloud.google.com/gke-spot"] == "true"
+
+
+def test_gpu_nodes_find_process_0_by_its_name(capsys):
+    manifest = write(
+        capsys, "--gpus=8", "--nodes=2", "--gpu-type=nvidia-h100-80gb", "--image=i", "--data-cache=200Gi", "--name=gpu"
+    )
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {entry["name"]: entry.get("value", "1") for entry in container["env"]}
+    process = cluster.read_launcher_environment(variables)
+    assert (process.coordinator, process.index, process.count) == ("gpu-workers-0-0.gpu:8482", 1, 2)
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8} and variables["JAX_PLATFORMS"] == "cuda,cpu"
+    assert container["command"][-1] == f"--config.data.cache_dir={CACHE}" and "annotations" not in manifest["metadata"]
+    assert {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]} == {
+        "shm": "/dev/shm",
+        "data-cache": CACHE,
+    }
+    sizes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
+    assert sizes == {"shm": {"medium": "Memory"}, "data-cache": {"sizeLimit": "200Gi"}}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no", "1e3", "a b", "'", '"', "x: y", "# x", "- x", "ü\n", "null", "0x1", "{}", "*", "2x2", "~", "1_000"]
+)
+def test_a_word_of_a_command_stays_what_it_is(text):
+    assert yaml.safe_load(to_yaml({"a": [text, {"b": [text]}], "c": {}, "d": []})) == {
+        "a": [text, {"b": [text]}],
+        "c": {},
+        "d": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image=i"], "give --type for TPU slices"),
+        (["--image=i", "--type=v5e:4x4", "--gpus=8"], "give --type for TPU slices"),
+        (["--type=v5e:4x4"], "--image is missing"),
+        (["--image=i", "--type=v9:4x4"], "--type=v9:4x4: give a family of v4, v5e, v5p, v6e, tpu7x with its topology"),
+        (["--image=i", "--type=v5p-8"], "--type=v5p-8: give a family"),
+        (["--image=i", "--type=v5e:2x2x1"], "--type=v5e:2x2x1: v5e has no such topology"),
+        (["--image=i", "--type=v5e:4x4", "--nodes=2"], "--nodes is not for TPU slices"),
+        (["--image=i", "--gpus=8", "--slices=2"], "--slices is not for GPU nodes"),
+        (["--image=i", "--gpus=0"], "--gpus=0: must be at least 1"),
+        (["--image=i", "--gpus=8", "--data-cache=200"], "--data-cache=200: give a size such as 200Gi"),
+        (["--image=i", "--gpus=8", "--name=A"], "--name=A: give at most 40 small letters"),
+        (["file.yaml"], "give either FILE.yaml or a command after ' -- '"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(UserError) as caught:
+        gke.main([*options, "--", *WORDS])
+    assert str(caught.value).startswith(message)
+
+
+def test_what_is_written_is_applied(monkeypatch, tmp_path, capsys):
+    options = ["--type=v5e:4x4", "--image=i", "--no-check", "--", *WORDS]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="kubectl is not installed here: --dry-run prints the manifest"):
+        gke.main(options)
+    (tmp_path / "kubectl").write_text(f'#!/bin/sh\necho "$@"; while read -r line; do echo "$line" >> {tmp_path}/got; done\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    assert gke.main(options) == 0
+    assert capsys.readouterr().out == "apply -f -\n" and "kind: JobSet\n" in (tmp_path / "got").read_text()
 
 
 def test_command_is_one_that_there_is(container):
@@ -119,7 +206,7 @@ def test_lost_hosts_start_all_again_and_a_stopped_run_is_not_a_finished_one(jobs
     assert stopped["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [code]}
     assert code not in (0, 1, 2) and code < 126
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
-    assert rule == {"action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert rule == {"name": "taken", "action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
     assert 1 <= jobset["spec"]["failurePolicy"]["maxRestarts"] < 10
 
 
@@ -138,4 +225,4 @@ def test_names_nobody_and_has_no_secret(jobset):
 def test_image_is_made_of_the_folder_that_it_runs_in(container):
     lines = (ROOT / "docs" / "gke.Dockerfile").read_text().splitlines()
     assert f"COPY . {container['workingDir']}" in lines and f"WORKDIR {container['workingDir']}" in lines
-    assert "RUN ./launch.sh setup tpu gcs" in lines
+    assert 'ARG EXTRAS="tpu gcs"' in lines and "RUN ./launch.sh setup $EXTRAS" in lines

@@ -159,7 +159,7 @@ from attention_jax.preflight import chips, measure
 two = make_mesh(fsdp=2, devices=measure.describe_devices(chips.find_slice("2xv5e-4")))
 assert dict(two.shape) == {"data": 4, "fsdp": 2, "model": 1}
 assert [{device.slice_index for device in row.flat} for row in two.devices] == [{0}, {0}, {1}, {1}]
-for name in ("v3-8", "v4-8", "v4-32", "v5e-1", "v5e-8", "v5e-16", "v5p-8", "v6e-8"):
+for name in ("v3-8", "v4-8", "v4-32", "v5e-1", "v5e-8", "v5e-16", "v5p-8", "v6e-8", "tpu7x-8"):
     assert len(measure.describe_devices(chips.find_slice(name))) == chips.find_slice(name).devices, name
 device = measure.describe_devices(chips.find_slice("v5e-1"))[0]
 x = jax.ShapeDtypeStruct((60_000, 90_000), "float32", sharding=jax.sharding.SingleDeviceSharding(device))
