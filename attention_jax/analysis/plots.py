@@ -200,7 +200,7 @@ def plot_runs(workdirs: Sequence[str], output: str) -> None:
     if target.suffix not in SUFFIXES:
         raise UserError(f"--output={output}: give a name that ends in {', '.join(SUFFIXES)}.")
     if target.exists():
-        raise UserError(f"--output={output} is there already: give another name, or remove it.")
+        raise UserError(f"--output={output} exists already: give another name, or remove it.")
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     scores: dict[str, None] = {}
     for given in workdirs:

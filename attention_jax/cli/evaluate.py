@@ -74,7 +74,7 @@ def _check_output(predictions: str | None) -> None:
     if path.suffix not in (".jsonl", ".npz"):
         raise UserError(f"--predictions={predictions}: give a name that ends in .jsonl (a line an example) or .npz (arrays).")
     if path.exists() or not path.absolute().parent.is_dir():
-        what = "is there already: give another name, or remove it" if path.exists() else "has no folder to be in: make it first"
+        what = "exists already: give another name, or remove it" if path.exists() else "has no folder to be in: make it first"
         raise UserError(f"--predictions={predictions} {what}.")
 
 

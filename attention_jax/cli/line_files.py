@@ -29,7 +29,7 @@ def check_new_file(option: str, given: str | None) -> Path | None:
         return None
     path = Path(given).expanduser()
     if path.exists():
-        raise UserError(f"{option}={given} is there already: give another name, or remove it.")
+        raise UserError(f"{option}={given} exists already: give another name, or remove it.")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{option}={given}: there is no folder {path.parent}.")
     return path

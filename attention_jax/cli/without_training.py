@@ -14,7 +14,7 @@ def export_weights(workdir: str, output: str, format: str, **options: Any) -> in
     from attention_jax.interop.export import export_run
 
     new = export_run(workdir, output, format, **options)
-    print(f"{output} is written in the format {format}." if new else f"{output} is there already, with the same content.")
+    print(f"{output} is written in the format {format}." if new else f"{output} exists already, with the same content.")
     return 0
 
 

@@ -99,7 +99,7 @@ def make_mesh(
     data = here // (fsdp * model) if data == -1 else data
     wanted = data * fsdp * model
     if wanted > here:
-        raise UserError(f"{given} takes {wanted} devices: only {here} devices are here; data=-1 takes what is left of them.")
+        raise UserError(f"{given} takes {wanted} devices: only {here} devices are here; data=-1 takes the rest.")
     if wanted < here and (slices > 1 or len({device.process_index for device in devices}) > 1):
         several = "several slices" if slices > 1 else "several processes"
         raise UserError(f"{given} takes {wanted} devices: with {several} all {here} take part; give data=-1.")

@@ -42,7 +42,7 @@ def check_addresses(addresses: Sequence[tuple[str, str]]) -> None:
         elif reason:
             raise UserError(
                 f"{field}={uri} cannot be read from here ({reason}): give the address of prepared data, or leave the check out "
-                "with --no-check if only the workers may read it. Nothing was asked for."
+                "with --no-check if only the workers may read it. Nothing was requested."
             )
 
 

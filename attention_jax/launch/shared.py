@@ -158,7 +158,7 @@ def check_inputs(command: Sequence[str], commit: str | None = None) -> list[tupl
                 print(done.stdout + done.stderr, end="", file=sys.stderr)
             where = f"at commit {commit[:12]}: " if commit else ""
             reason = errors[-1] if errors else f"{words[1]} would fail, as said above."
-            raise UserError(f"{where}{reason} Nothing was asked for; --no-check leaves this check out.")
+            raise UserError(f"{where}{reason} Nothing was requested; --no-check leaves this check out.")
         for line in done.stdout.splitlines():
             what, is_file, path = line.partition("\t")
             if "://" in path:
@@ -177,7 +177,7 @@ def require_environment() -> None:
     if not sys.stdin.isatty():
         raise UserError(f"{text}: make it with ./launch.sh setup, or leave the check out with --no-check.")
     if input(f"{text}: make it now, in some minutes? [Y/n] ").strip().lower() not in ("", "y", "yes"):
-        raise UserError("nothing was asked for: leave the check out with --no-check.")
+        raise UserError("nothing was requested: leave the check out with --no-check.")
     run_program([LAUNCH, "setup"])
 
 

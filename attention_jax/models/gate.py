@@ -157,7 +157,7 @@ def explain_modes(what: str) -> Iterator[None]:
 
 def _make_mode_error(what: str, reason: str) -> UserError:
     return UserError(
-        f"{what} has a layer that works otherwise in training than in evaluation, as BatchNorm and Dropout do, and does not "
-        f"say which of them it is in ({reason}): let its __call__ take train, and give that layer "
+        f"{what} has a layer with a training mode, such as BatchNorm or Dropout, and does not set the mode ({reason}): let its "
+        "__call__ take train, and give that layer "
         "use_running_average=not train or deterministic=not train."
     )

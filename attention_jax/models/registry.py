@@ -164,7 +164,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         fields["num_classes"] = count
     for key, value in fields.items():
         if not _is_plain(value):
-            raise UserError(f"model.{key}={value!r}: no config can hold it: give the name of what it is, such as file.py:Name.")
+            raise UserError(f"model.{key}={value!r}: no config can hold it: give a name for it, such as file.py:Name.")
     return {"name": name, **{key: dict(value) if isinstance(value, Mapping) else value for key, value in fields.items()}}
 
 

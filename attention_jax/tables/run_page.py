@@ -77,7 +77,7 @@ def write_report(workdir: str, output: str | None = None, examples: int = 8, tru
     if output is not None and Path(output).suffix != ".html":
         raise UserError(f"--output={output}: give a name that ends in .html.")
     if output is not None and Path(output).expanduser().exists():
-        raise UserError(f"--output={output} is there already: give another name, or remove it.")
+        raise UserError(f"--output={output} exists already: give another name, or remove it.")
     run = load_run(workdir, trust_code=trust_code)
     target = Path(output).expanduser() if output else run.path.parent.parent / "report.html"
     page = _Page()

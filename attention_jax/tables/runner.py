@@ -257,7 +257,7 @@ def _train(program: Program, run: SeedRun, plan: RowPlan, progress: Callable[[in
         if kept := read_arrays(run.path / EVALUATION, run.total_steps):
             raise UserError(results.describe_missing_correct(program.config.task, sorted(kept)))
         raise UserError(
-            f"{run.place}: evaluation.npz of step {run.total_steps} is not there: delete this folder to train it again."
+            f"{run.place}: evaluation.npz of step {run.total_steps} is missing: delete this folder to train it again."
         )
     return result.stopped
 

@@ -258,7 +258,7 @@ def choose(facts: Iterable[Fact]) -> list[tuple[str, str, str, str]]:
     places: dict[str, str] = {}
     for split, kind, english, korean in rows:
         if answers.setdefault(english, korean) != korean or places.setdefault(korean, split) != split:
-            sys.exit(f"{kind}: {english!r} -> {korean!r} is there already with another answer or in another split")
+            sys.exit(f"{kind}: {english!r} -> {korean!r} exists already with another answer or in another split")
     return rows
 
 

@@ -85,7 +85,7 @@ def test_files(call, run, tmp_path):
     assert call(*options) == (0, "", "")
     assert made.read_bytes() == expected
     code, out, err = call(*options)
-    assert (code, out) == (2, "") and f"--output={made} is there already" in err and made.read_bytes() == expected
+    assert (code, out) == (2, "") and f"--output={made} exists already" in err and made.read_bytes() == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt"]
 
 
@@ -128,7 +128,7 @@ def test_who_reads_may_stop_reading(workdir, monkeypatch, tmp_path):
     [
         (["--input=nowhere.txt"], "--input=nowhere.txt cannot be read (No such file or directory)."),
         (["--output=nowhere/out.txt"], "--output=nowhere/out.txt: there is no folder nowhere."),
-        (["--attention=there.png"], "--attention=there.png is there already"),
+        (["--attention=there.png"], "--attention=there.png exists already"),
         (["--attention=new.jpg"], "--attention=new.jpg: give a name that ends in .png, .pdf, .svg."),
         (["--attention=new.png"], "--attention: there is no sentence whose attention could be plotted."),
         (["--nbest=3", "--beam=2"], "search: n_best=3 is not from 1 to beam=2."),

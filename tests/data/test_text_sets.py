@@ -57,7 +57,7 @@ def test_fetched_checked_and_read(capsys, captions, tmp_path):
     assert "not commercial" in about and about.count("(verified)") == 2 and (captions / "train.en.gz").as_uri() in about
     assert sorted(path.name for path in (tmp_path / "data" / "downloads").iterdir()) == ["train.de.gz", "train.en.gz"]
     code, said = prepare(capsys, "multi30k", f"--data_dir={tmp_path}/data")
-    assert code == 2 and "data/train.en is there already: remove it to prepare multi30k again" in said
+    assert code == 2 and "data/train.en exists already: remove it to prepare multi30k again" in said
 
 
 def test_files_at_hand_in_place_of_the_network(capsys, captions, tmp_path):

@@ -67,7 +67,7 @@ def test_does_not_overwrite(capsys, builder, tmp_path):
     there = tmp_path / "flowers" / "1.0.0"
     there.mkdir(parents=True)
     code, said = prepare(capsys, "flowers", f"--data_dir={tmp_path}")
-    assert code == 2 and f"{there} is there already" in said and not list(there.iterdir())
+    assert code == 2 and f"{there} exists already" in said and not list(there.iterdir())
 
 
 def test_a_file_at_hand_in_place_of_a_download(capsys, builder, tmp_path, monkeypatch):

@@ -53,5 +53,5 @@ def make() -> None:
 
 if __name__ == "__main__":
     if RUN.exists():
-        sys.exit(f"{RUN} is there already; it is not made anew")
+        sys.exit(f"{RUN} exists already; it is not made anew")
     make()

@@ -1,4 +1,4 @@
-"""What the launchers check before anything is asked for: config, table, and the files that they name."""
+"""What the launchers check before anything is requested: config, table, and the files that they name."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 CONFIG = "--config=configs/quickstart.py"
 WHERE = ["pod", "--zone=us-central1-a"]
-LEFT_OUT = "Nothing was asked for; --no-check leaves this check out."
+LEFT_OUT = "Nothing was requested; --no-check leaves this check out."
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_table_is_checked_by_its_dry_run(calls, capsys):
         "_wide = {'model.gate': 'se', 'model.gate_args.reduction': 99}\n"
         "rows = [{'label': 'good'}, {'label': 'bad', 'overrides': _lion}, {'label': 'wide', 'overrides': _wide}]\n"
     )
-    with pytest.raises(UserError, match=r"table.py would fail, as said above. Nothing was asked for"):
+    with pytest.raises(UserError, match=r"table.py would fail, as said above. Nothing was requested"):
         slurm.main(["--", "table", "table.py", "--workdir=x"])
     said = capsys.readouterr().err
     assert "would fail (optimizer 'optax.lionn': optax has no 'lionn'" in said and not calls()
@@ -171,7 +171,7 @@ def test_an_environment_that_is_not_made_yet(monkeypatch, tmp_path):
     for answer in ("", "n"):
         monkeypatch.setattr("builtins.input", lambda text, answer=answer: answer)
         if answer:
-            with pytest.raises(UserError, match="nothing was asked for"):
+            with pytest.raises(UserError, match="nothing was requested"):
                 shared.require_environment()
         else:
             shared.require_environment()

@@ -175,7 +175,7 @@ class Untold(nn.Module):
     def __call__(self, x):
         return nn.Dense(10)(nn.{layer}(x.mean((1, 2))))
 """)
-    with pytest.raises(aj.UserError, match=r"untold_\d+.py:Untold' has a layer that works otherwise in training") as caught:
+    with pytest.raises(aj.UserError, match=r"untold_\d+.py:Untold' has a layer with a training mode") as caught:
         train_model(config_of(f"{name}:Untold"), "run")
     assert "let its __call__ take train" in str(caught.value)
 

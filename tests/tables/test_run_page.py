@@ -56,7 +56,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(run, page):
         assert found.name(place) in text
     assert "stage1 gate" not in text and f"{100 * found.accuracy:.2f} % right" in text and "optimizer.momentum" in text
     before = page.read_bytes()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         run_page.write_report(str(run), str(page))
     assert page.read_bytes() == before
 

@@ -130,7 +130,7 @@ def test_evaluate_writes_a_line_an_example(tmp_path, capsys):
 
     before = lines_file.read_bytes()
     for name, reason in (
-        (lines_file, "is there already"),
+        (lines_file, "exists already"),
         (tmp_path / "found.csv", "ends in .jsonl"),
         (tmp_path / "no" / "found.npz", "no folder to be in"),
     ):

@@ -51,7 +51,7 @@ def prepare_text_set(name: str, folder: Path, manual: Path) -> Path:
     text_set = SETS[name]
     for file in (*text_set.written, ABOUT):
         if (folder / file).exists():
-            raise UserError(f"{folder / file} is there already: remove it to prepare {name} again, or give another folder.")
+            raise UserError(f"{folder / file} exists already: remove it to prepare {name} again, or give another folder.")
     lines = (line.split() for line in SUMS.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     known = {path.removeprefix(f"{name}/"): checksum for checksum, path in lines if path.startswith(f"{name}/")}
     about = [f"{name}, written by python -m attention_jax prepare {name}", "", text_set.about, ""]

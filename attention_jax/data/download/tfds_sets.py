@@ -60,7 +60,7 @@ def _prepare(name: str, root: Path, manual: Path) -> Path:
         raise UserError(f"{name!r} is no data set that can be prepared ({one_sentence(error)}).") from error
     folder = Path(builder.data_dir)
     if folder.exists():
-        raise UserError(f"{folder} is there already: train with data.args.data_dir={root}, or remove it to prepare it again.")
+        raise UserError(f"{folder} exists already: train with data.args.data_dir={root}, or remove it to prepare it again.")
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions and not (manual.is_dir() and any(manual.iterdir())):
         text = " ".join(instructions.split()).rstrip(".")
