@@ -7,11 +7,14 @@ Hardware:  a CPU core and 4 GB; a row takes minutes on a core of its own, most o
 command = "./launch.sh preflight all"
 title = "Training steps on TPU slices that need not be there"
 notes = """
-Compiled by libtpu on a CPU; numbers are bounds out of the program and the chips' published peaks, not measurements.
-state: parameters, optimizer, averages, statistics of one device as XLA lays them out. needed: with temporaries and program.
-exchanged: on one device. ms at best: the largest of compute, memory and interconnect; the hours are all steps at that.
-peak at most: 2 x 3 x multiply-adds of the forward pass over the step's time and the chips' peak.
-a host's input: what its cores must deliver, and how many cores such as the compiling machine's prepare that.
+libtpu compiled the steps on a CPU. The numbers are bounds from the program and the chips' published peaks, not measurements.
+
+- state: parameters, optimizer, averages and statistics of one device, as XLA lays them out.
+- needed: the state with temporaries and program.
+- exchanged: by one device in a step.
+- ms at best: the largest of compute, memory and interconnect. The hours are all steps at that.
+- peak at most: 2 x 3 x multiply-adds of the forward pass, divided by the step's time and the chips' peak.
+- a host's input: what its cores must deliver, and how many cores like the compiling machine's prepare that.
 """
 
 _IMAGENET = "../configs/imagenet_resnet50.py"
@@ -56,9 +59,12 @@ rows = [
 _RS_SOURCE = "tensorflow/tpu, models/official/resnet/resnet_rs/README.md: TPU v3, bfloat16, 128 images a core"
 _FLAX = "google/flax, examples"
 calibration_notes = """
-Published times of other programs for the same network, batch and chip; where the source gives hours, theirs have evaluation
-and input in them. ms of products alone: 2 x 3 x multiply-adds of the forward pass at the chips' peak, for which nothing is
-compiled. ms at best: the bound out of the compiled program. error: of the sum of its compute, memory and interconnect.
+Published times are of other programs, for the same network, batch and chip. Where the source gives hours, evaluation and input
+are part of them.
+
+- ms of matmuls alone: 2 x 3 x multiply-adds of the forward pass at the chips' peak; nothing is compiled for this.
+- ms at best: the bound from the compiled program.
+- error of that: of the sum of its compute, memory and interconnect.
 """
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -126,15 +126,24 @@ def _write(path: Path, text: str) -> None:
 
 
 def render_preflight(module: ModuleType, rows: Sequence[PreflightRow], found: dict[str, Any]) -> str:
-    """Formats both tables as Markdown; a row without numbers reads "not run"."""
+    """Formats both tables as Markdown, after their finding; a row without numbers reads "not run"."""
     command = "all" if Path(module.__file__ or "").stem == "preflight" else module.__file__
-    lines = [f"# {module.title}", "", f"`./launch.sh preflight {command}`", "", *module.notes.strip().splitlines(), ""]
-    lines += _table(_HEAD, [row for row in rows if row.published is None], found, _cells)
-    published = [row for row in rows if row.published is not None]
-    if published:
-        lines += ["", "## Predicted and published", "", *module.calibration_notes.strip().splitlines(), ""]
-        lines += _table(_CALIBRATION, published, found, _calibration_cells)
-    return "\n".join([*lines, ""])
+    predicted = [_cells(row, found.get(row.key, {})) for row in rows if row.published is None]
+    compared = [_calibration_cells(row, found.get(row.key, {})) for row in rows if row.published is not None]
+    fit = sum(cells[_FITS : _FITS + 1] == ["yes"] for cells in predicted)
+    finding = f"{fit} of {len(predicted)} steps fit into the memory of their slice."
+    if ratios := [float(cells[_RATIO]) for cells in compared if cells[_RATIO]]:
+        finding += (
+            f" Published times of other programs are {min(ratios):.2f} to {max(ratios):.2f} times the bound (ms at best)."
+        )
+    parts = [f"# {module.title}", finding, _table(_HEAD, predicted)]
+    parts.append(
+        f"**How it was measured.** `./launch.sh preflight {command}` (needs the TPU compiler).\n{module.notes.strip()}"
+    )
+    if compared:
+        parts.append("<details>\n<summary>Predicted and published</summary>")
+        parts += [_table(_CALIBRATION, compared), module.calibration_notes.strip(), "</details>"]
+    return "\n\n".join(parts) + "\n"
 
 
 _HEAD = (
@@ -142,18 +151,15 @@ _HEAD = (
     *("exchanged", "ms at best", "bound", "examples/s", "peak at most", "a host's input", "hours", "chip-hours", "compiled in"),
 )
 _CALIBRATION = (
-    *("what", "slice", "published ms", "ms of products alone", "published / that", "ms at best", "bound", "published / that"),
+    *("what", "slice", "published ms", "ms of matmuls alone", "published / that", "ms at best", "bound", "published / that"),
     *("ms if nothing overlaps", "error of that", "source"),
 )
-_Cells = Callable[[PreflightRow, dict[str, Any]], list[str]]
+_FITS, _RATIO = _HEAD.index("fits"), len(_CALIBRATION) - 1 - _CALIBRATION[::-1].index("published / that")
 
 
-def _table(head: Sequence[str], rows: Sequence[PreflightRow], found: dict[str, Any], cells: _Cells) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[list[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for row in rows:
-        texts = cells(row, found.get(row.key, {}))
-        lines.append(f"| {' | '.join([*texts, *[''] * (len(head) - len(texts))])} |")
-    return lines
+    return "\n".join(lines + [f"| {' | '.join([*cells, *[''] * (len(head) - len(cells))])} |" for cells in rows])
 
 
 def _report(row: PreflightRow, kept: dict[str, Any]) -> Report:

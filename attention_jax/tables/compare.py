@@ -283,7 +283,10 @@ def _list_further(words: Sequence[str], task: Base, on: str, scale: str) -> Iter
     plain = [word for word in words if not word.startswith(("--on=", "--base=", "--config."))]
     for name in ("cifar10", "imagenet"):
         if on in BASES and name != on:
-            yield f"on {name}", shlex.join([*plain, f"--on={name}", "--scale=paper", "--config.data.args.data_dir=DIR"])
+            yield (
+                f"on {name} (needs its data)",
+                shlex.join([*plain, f"--on={name}", "--scale=paper", "--config.data.args.data_dir=DIR"]),
+            )
     if words[0] == "./launch.sh":
         slice_words = shlex.join([*plain[1:], "--on=imagenet", "--scale=paper", "--workdir=gs://BUCKET/compare"])
-        yield "on a TPU slice", f"./launch.sh tpu run NAME --zone=ZONE -- {slice_words}"
+        yield "on TPU (needs a TPU slice)", f"./launch.sh tpu run NAME --zone=ZONE -- {slice_words}"

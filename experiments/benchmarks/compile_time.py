@@ -130,7 +130,8 @@ def main() -> None:
             f"Training takes its first step {say_range(numbers['empty'], 1)} s after the command with an empty compilation "
             f"cache, and {say_range(numbers['filled'], 1)} s with a filled one.",
             "\n".join(table),
-            f"`{command}`. Seconds by the clock. If the load is above the number of threads, the machine was shared, and "
+            f"`{command}` (needs a quiet machine). Seconds by the clock. If the load is above the number of threads, the "
+            "machine was shared, and "
             "the rows compare only with each other.",
             machine,
         )
@@ -156,7 +157,8 @@ def main() -> None:
         "Compile time of a training step",
         f"Compiling a training step of {deepest} + {deepest} layers takes: {times}.",
         "\n".join(lines),
-        f"`{command}`. `{arguments.model}`; seconds (seconds of processor time) and MiB. Temporary memory is XLA's plan for "
+        f"`{command}` (needs a quiet machine). `{arguments.model}`; seconds (seconds of processor time) and MiB. Temporary "
+        "memory is XLA's plan for "
         "the step, without parameters and optimizer state.",
         machine,
     )

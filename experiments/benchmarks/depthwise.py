@@ -116,7 +116,8 @@ def main() -> None:
         f"Depthwise convolutions of this library are {say_range(ratios['XLA'], 1)} times as fast as XLA's own, and "
         f"{say_range(ratios['dense blocks'], 1)} times as fast as dense blocks of channels.",
         "\n".join(rows),
-        "`./launch.sh python experiments/benchmarks/depthwise.py`. Float32, batch 8. Milliseconds of CPU time, of all cores "
+        "`./launch.sh python experiments/benchmarks/depthwise.py` (needs a quiet machine). Float32, batch 8. Milliseconds "
+        "of CPU time, of all cores "
         f'together: the minimum of {_REPEATS}, the programs of a row in turn. "Dense blocks" packs channels into dense '
         "convolutions, as it is done for groups of more than one channel.",
         f"{os.cpu_count()} threads, {cpu_name()}, jax {jax.__version__}.",

@@ -171,7 +171,8 @@ def main() -> None:
         if ratios
         else "Only one of the two pipelines could run, so that nothing is compared.",
         "\n".join(lines),
-        f"`{command}`. 500x375 JPEGs of {size / 1e3:.0f} kB; images a second and core by processor time, median of "
+        f"`{command}` (needs a quiet machine and timm). 500x375 JPEGs of {size / 1e3:.0f} kB; images a second and core by "
+        "processor time, median of "
         f"{options.rounds} rounds of {options.images}, the two in turn.",
     )
     print(text)

@@ -238,7 +238,8 @@ def timing_page(names: list[str], whos: list[str], peer_python: str, rounds: int
         "A training step beside PyTorch and plain Flax",
         f"On {threads} CPU threads, a step of ours takes {found}." if found else "Nothing was compared with ours.",
         "\n".join(lines),
-        f"`{command}`. Milliseconds a step: the minimum (median) of {rounds} steps, taken in turn; then the minimum of CPU "
+        f"`{command}` (needs a quiet machine, PyTorch and timm). Milliseconds a step: the minimum (median) of {rounds} "
+        "steps, taken in turn; then the minimum of CPU "
         "time, which other programs on the machine disturb less. Ratios: of both minima.",
         f"{threads} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, {software}.",
     )
@@ -303,7 +304,8 @@ def tpu_page(names: list[str], topology: str, batch: int, dtype: str, command: s
         f"On TPU a step of ours needs {flops} times the FLOPs of plain Flax's and moves {moved} times the bytes "
         f"({len(both)} networks). These steps were compiled, not run.",
         "\n".join(lines),
-        f"`{command}`. One step compiled for a chip of {topology}, {dtype}; numbers are XLA's cost analysis. Custom calls that "
+        f"`{command}` (needs the TPU compiler). One step compiled for a chip of {topology}, {dtype}; numbers are XLA's cost "
+        "analysis. Custom calls that "
         "are not this library's are XLA's own.",
         f"{software}.",
     )

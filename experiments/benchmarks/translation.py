@@ -272,7 +272,8 @@ def report(names: list[str], peer_python: str, rounds: int, only: list[str], com
         "Training and translation beside other libraries",
         f"With this library, {' and '.join(found)}." if found else "Nothing was compared with ours.",
         "\n".join(["| work | beside | ours is this many times as fast |", "|---|---|---:|", *beside]),
-        f"`{command}`. The best of {rounds} turns, which all take in turn, each in its own process.",
+        f"`{command}` (needs a quiet machine and PyTorch). The best of {rounds} turns, which all take in turn, each in its "
+        "own process.",
         f"{len(os.sched_getaffinity(0))} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, "
         f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')} for all, {software}.",
         {

@@ -226,7 +226,8 @@ def main() -> None:
         if found
         else "No case became slower or faster: all intervals hold 1.",
         "\n".join(rows),
-        f"`./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR --pairs={options.pairs}`. Both checkouts "
+        f"`./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR --pairs={options.pairs}` (needs a quiet "
+        "machine and another checkout). Both checkouts "
         "work in turn; median of the ratios with its 95 % interval from a bootstrap over pairs.",
         f"{len(os.sched_getaffinity(0))} threads, jax {importlib.metadata.version('jax')}.",
     )

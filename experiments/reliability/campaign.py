@@ -273,7 +273,7 @@ def render_table(done: dict[str, dict[str, Any]], names: Sequence[str], random: 
         f"{len(tried)} faults tried, {len(survived)} survived, {repeated} steps repeated of {STEPS * len(tried)}, "
         f"{sum(line['lost'] or 0 for line in tried)} examples lost.",
         tables[0],
-        "`nice ./launch.sh python experiments/reliability/campaign.py`. Runs of "
+        "`nice ./launch.sh python experiments/reliability/campaign.py` (needs a machine for some minutes). Runs of "
         f"{STEPS} steps with a checkpoint every {FIELDS['checkpoint.every_steps']}. A run survived if its last checkpoint "
         "and its "
         "log are bitwise those of an undisturbed run on the same processes. A call is one start of the training command; "

@@ -118,7 +118,8 @@ def write_page(lines: list[dict[str, Any]], shared: int, path: Path) -> None:
         "Every network that timm or torchvision has too: their weights in, and back",
         found,
         "\n".join([*head, *rows]),
-        "`./launch.sh python experiments/reliability/every_name.py`. Random weights and statistics are saved by PyTorch "
+        "`./launch.sh python experiments/reliability/every_name.py` (needs timm and PyTorch). Random weights and "
+        "statistics are saved by PyTorch "
         "and loaded "
         "by `aj.load_pretrained(name, file)`, which recognises the file's layout. Difference: of the logits of two images, "
         "as a share of the largest.",

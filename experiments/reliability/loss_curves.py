@@ -93,7 +93,7 @@ def main() -> None:
         f"In the first 20 steps our loss differs from timm's by at most {max(first):.0e} of itself, in all {n} by at most "
         f"{min(last):.0e} to {max(last):.0e}, depending on the family.",
         "\n".join([f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *rows, "", "![losses](loss_curves.png)"]),
-        f"""`./launch.sh python experiments/reliability/loss_curves.py`. Tiny networks of each family
+        f"""`./launch.sh python experiments/reliability/loss_curves.py` (needs timm and PyTorch). Tiny networks of each family
 (tests/helpers/parity_recipes.py) take {n} steps of 32 digits, 0 to 4, with noise, at 32x32 pixels, from the same weights and on
 the same batches. Recipes are those of configs/imagenet_*.py: optimizer, which parameters decay and how much, clipping, schedule
 after a tenth of warm-up, label smoothing 0.1. Augmentation, dropout and stochastic depth are off, and the rate is one for small
