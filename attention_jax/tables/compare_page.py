@@ -16,7 +16,8 @@ from attention_jax.tables import results
 from attention_jax.tables.cells import write_markdown_cells
 from attention_jax.tables.costs import Cost, measure_costs
 from attention_jax.tables.publish import write_table
-from attention_jax.tables.render import Conclusions, PageParts, draw_conclusions, format_rows, render_csv
+from attention_jax.tables.record import render_csv
+from attention_jax.tables.render import Conclusions, PageParts, draw_conclusions, format_rows
 from attention_jax.tables.results import RowPlan, RowResult, TableRequest
 from attention_jax.tables.runner import run_request
 from attention_jax.tables.table import Table

@@ -37,6 +37,8 @@ def _escape(text: str) -> str:
 
 
 def _render_block(block: str, images: Mapping[str, bytes]) -> str:
+    if block.startswith(("<details>", "</details>")):
+        return block
     if heading := re.fullmatch(r"(#+) (.*)", block):
         return f"<h{len(heading[1])}>{_render_line(heading[2], images)}</h{len(heading[1])}>"
     lines = block.split("\n")

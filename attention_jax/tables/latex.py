@@ -18,7 +18,7 @@ def render_latex(markdown: str) -> str:
     """
     title, *blocks = markdown.strip().split("\n\n")
     parts = [_comment(r"\usepackage{booktabs}")]
-    for block in blocks:
+    for block in (block for block in blocks if not block.startswith(("<details>", "</details>"))):
         lines = block.split("\n")
         is_table = lines[0].startswith("| ")
         parts.append("\n".join(_write_table(title.removeprefix("# "), lines) if is_table else map(_comment, lines)))

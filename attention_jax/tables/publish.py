@@ -17,7 +17,7 @@ from attention_jax.load import load_run
 from attention_jax.tables import render
 from attention_jax.tables.html import render_html
 from attention_jax.tables.latex import render_latex
-from attention_jax.tables.record import render_json
+from attention_jax.tables.record import render_csv, render_json
 from attention_jax.tables.render import Conclusions, EstimatedRow, PageParts
 from attention_jax.tables.results import ComputedResult, RowPlan, RowResult, TableRequest, explain_failure, read_row
 from attention_jax.tables.statistics import Estimate
@@ -70,7 +70,7 @@ def write_table(
 
     markdown = render.render_markdown(request, conclusions, computed, machine, page)
     write(f"{stem}.md", markdown.encode())
-    write(f"{stem}.csv", render.render_csv(rows, computed).encode())
+    write(f"{stem}.csv", render_csv(rows, computed).encode())
     write(f"{stem}.json", render_json(request, conclusions, computed).encode())
     write(f"{stem}.tex", render_latex(markdown).encode())
     for name, plot in _plots(request, rows, computed).items() if with_plots else ():

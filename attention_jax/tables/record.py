@@ -1,5 +1,7 @@
-"""Formats a table's conclusions as JSON, for the page of results and other programs: without times, equal for equal runs."""
+"""Writes a table's conclusions for other programs: JSON without times, equal for equal runs, and CSV."""
 
+import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -8,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from attention_jax.tables.computed import list_computed_records
-from attention_jax.tables.render import Conclusions, EstimatedRow, describe_data, name_metric
+from attention_jax.tables.render import (
+    Conclusions,
+    EstimatedRow,
+    average_measure,
+    describe_data,
+    list_measured_columns,
+    list_published_columns,
+    name_metric,
+)
 from attention_jax.tables.results import ComputedResult, TableRequest
 from attention_jax.tables.statistics import Estimate, compute_mean_and_std
 from attention_jax.tables.verdicts import Comparison
@@ -114,3 +124,51 @@ def _rounded(value: Any) -> Any:
         return value if np.ndim(value) == 0 else None
     value = np.asarray(value).item()
     return value if isinstance(value, int) else (float(f"{value:.7g}") if math.isfinite(value) else None)
+
+
+def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
+    """Formats one record for each row, computed rows first, in full precision; accuracies and differences are shares 0 to 1."""
+    published = list_published_columns(lines)
+    records = list_computed_records(computed)
+    for line in lines:
+        result, plan = line.result, line.result.plan
+        record = {
+            "row": result.label,
+            "status": result.status,
+            "failures": "; ".join(result.failures),
+            "params": plan.counts.params if plan.counts else None,
+            "macs": plan.counts.macs if plan.counts else None,
+            "paper_params": plan.network.params if plan.network else None,
+            "paper_macs": plan.network.macs if plan.network else None,
+            **{f"published {column}": plan.row.published.get(column) for column in published},
+            "seeds": result.done,
+            "examples": None if result.correct is None else result.correct.shape[1],
+            "accuracy": line.accuracy and line.accuracy.value,
+            "accuracy_std": None if math.isnan(line.std) else line.std,
+            "accuracy_low": line.accuracy and line.accuracy.low,
+            "accuracy_high": line.accuracy and line.accuracy.high,
+        }
+        for column in list_measured_columns(lines):
+            mean, std = average_measure(line, column) or (None, math.nan)
+            record |= {column: mean, f"{column} std": None if math.isnan(std) else std}
+        for name, label, comparison in (
+            ("before", line.before_label, line.before),
+            ("against", plan.row.against, line.against),
+        ):
+            record[name] = label
+            for field in ("value", "low", "high", "detectable"):
+                column = f"{name}_{field.replace('value', 'difference')}"
+                record[column] = comparison and getattr(comparison.estimate, field)
+            for field in ("low", "high"):
+                record[f"{name}_corrected_{field}"] = comparison and getattr(comparison.corrected, field)
+            record[f"{name}_judged"] = comparison and (
+                comparison.reason or ("differs" if comparison.differs else "no difference")
+            )
+        record["seconds"] = result.seconds
+        records.append(record)
+    out = io.StringIO()
+    columns = dict.fromkeys(column for record in records for column in record)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()

@@ -1,8 +1,6 @@
 """Formats a table as text for the terminal, as Markdown, and as CSV."""
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 
@@ -10,7 +8,7 @@ import numpy as np
 
 from attention_jax.models.summary import Summary
 from attention_jax.tables.cells import align_cells, write_markdown_cells
-from attention_jax.tables.computed import describe_uncomputed, format_computed, list_computed_records
+from attention_jax.tables.computed import describe_uncomputed, format_computed
 from attention_jax.tables.differences import format_difference, format_points
 from attention_jax.tables.results import ComputedResult, RowResult, TableRequest
 from attention_jax.tables.statistics import MIN_SEEDS, Estimate, compute_mean_and_std, estimate_accuracy
@@ -104,24 +102,25 @@ def name_metric(lines: Sequence[EstimatedRow]) -> str:
     return " or ".join(dict.fromkeys(get_task(config.task).correct_means(config) for config in configs))
 
 
-def _published(lines: Sequence[EstimatedRow]) -> list[str]:
+def list_published_columns(lines: Sequence[EstimatedRow]) -> list[str]:
+    """Returns the published columns of all rows."""
     return list(dict.fromkeys(column for line in lines for column in line.result.plan.row.published))
 
 
-def _measured(lines: Sequence[EstimatedRow]) -> list[str]:
+def list_measured_columns(lines: Sequence[EstimatedRow]) -> list[str]:
     """Returns the names of the measures that are single numbers, in the order in which runs report them."""
     runs = [run for line in lines for run in line.result.measured]
     return list(dict.fromkeys(name for run in runs for name, value in run.items() if value.ndim == 0))
 
 
-def _mean_and_std(line: EstimatedRow, column: str) -> tuple[float, float] | None:
+def average_measure(line: EstimatedRow, column: str) -> tuple[float, float] | None:
     """Returns mean and standard deviation of a measure over the seeds that have it; the latter is nan for one seed."""
     values = [[float(run[column])] for run in line.result.measured if column in run]
     return compute_mean_and_std(np.array(values)) if values else None
 
 
 def _measure(line: EstimatedRow, column: str) -> str:
-    values = _mean_and_std(line, column)
+    values = average_measure(line, column)
     if values is None:
         return _ABSENT
     mean, std = values
@@ -162,7 +161,7 @@ def _head_of_differences(table: Table, lines: Sequence[EstimatedRow]) -> tuple[l
 def format_rows(table: Table, lines: Sequence[EstimatedRow], mark: str) -> list[list[str]]:
     """Returns head and rows of the first table as texts: at most seven columns, starting with the score and its differences."""
     heads, is_named = _head_of_differences(table, lines)
-    published = _published(lines)[: 4 - len(heads)]
+    published = list_published_columns(lines)[: 4 - len(heads)]
     cells = [["row", f"{name_metric(lines)} %", *heads, "detectable", *(f"{column} (published)" for column in published)]]
     for line in lines:
         row = line.result.plan.row
@@ -196,9 +195,9 @@ def _subtotal_cells(table: Table, conclusions: Conclusions, mark: str) -> list[l
 
 def _cost_cells(table: Table, lines: Sequence[EstimatedRow]) -> tuple[list[list[str]], str]:
     """Returns head and rows of the second table (costs and measures), and a sentence with the columns equal in all rows."""
-    rest = _published(lines)[4 - len(_head_of_differences(table, lines)[0]) :]
+    rest = list_published_columns(lines)[4 - len(_head_of_differences(table, lines)[0]) :]
     networks = any(line.result.plan.row.network for line in lines)
-    measured = _measured(lines)
+    measured = list_measured_columns(lines)
     columns = {"row": [line.result.label for line in lines]}
     for name, counts in (
         ("paper's", [line.result.plan.network for line in lines]),
@@ -287,6 +286,9 @@ _COSTS = (
 )
 
 
+_NOT_COMPARED = "No rows are compared by their score; the tables list what was measured or computed."
+
+
 def render_text(
     request: TableRequest, conclusions: Conclusions, computed: Sequence[ComputedResult] = (), page: PageParts | None = None
 ) -> str:
@@ -314,70 +316,27 @@ def render_markdown(
     machine: str,
     page: PageParts | None = None,
 ) -> str:
-    """Formats the page: title, finding, data, tables, their meaning, and the command that made them."""
+    """Formats the page: title, finding, tables, their meaning, how it was measured, versions, and, folded, the costs."""
     table = request.table
-    parts = [f"# {_title(table, conclusions)}", page.finding if page else _summarize(conclusions), table.source]
+    finding, source = page.finding if page else _summarize(conclusions), table.source
+    if not finding:  # a table that plans no comparisons says what it found in the first line of its source
+        finding, source = source.split("\n", 1) if "\n" in source else (_NOT_COMPARED, source)
+    parts, measured, costs = [f"# {_title(table, conclusions)}", finding], [source], list[str]()
     scale = f"scale {request.scale}"
-    if conclusions.rows:
-        substitutes = any(line.result.plan.row.network for line in conclusions.rows)
-        networks = " The networks are substitutes for the papers' networks; the table of costs has both." if substitutes else ""
-        parts.insert(2, describe_data(conclusions.rows, request.seeds) + networks)
     if computed:
         parts += [*map(write_markdown_cells, format_computed(computed)), describe_uncomputed(computed)]
     if conclusions.rows:
-        costs, same = _cost_cells(table, conclusions.rows)
+        substitutes = any(line.result.plan.row.network for line in conclusions.rows)
+        networks = " The networks are substitutes for the papers' networks; the table of costs has both." if substitutes else ""
+        measured.append(describe_data(conclusions.rows, request.seeds) + networks)
+        cells, same = _cost_cells(table, conclusions.rows)
         parts += [write_markdown_cells(format_rows(table, conclusions.rows, "**{}**"))]
         parts += [write_markdown_cells(subtotals) for subtotals in [_subtotal_cells(table, conclusions, "**{}**")] if subtotals]
         parts += [_explain(table, conclusions, "Bold"), *map(write_markdown_cells, format_texts(conclusions.texts, "**{}**"))]
-        parts += [explain_texts(conclusions.texts, table.findings, "Bold"), same, write_markdown_cells(costs), _COSTS]
+        parts += [explain_texts(conclusions.texts, table.findings, "Bold")]
+        fold = "<details>\n<summary>Costs and other measures</summary>"
+        costs = [fold, same, write_markdown_cells(cells), _COSTS, "</details>"]
         scale += f", seeds {request.first_seed} to {request.first_seed + request.seeds - 1}"
-    parts += [*(page.sections if page else ()), table.notes, f"Made by `{request.command}` ({scale}).\n{machine}"]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def render_csv(lines: Sequence[EstimatedRow], computed: Sequence[ComputedResult] = ()) -> str:
-    """Formats one record for each row, computed rows first, in full precision; accuracies and differences are shares 0 to 1."""
-    published = _published(lines)
-    records = list_computed_records(computed)
-    for line in lines:
-        result, plan = line.result, line.result.plan
-        record = {
-            "row": result.label,
-            "status": result.status,
-            "failures": "; ".join(result.failures),
-            "params": plan.counts.params if plan.counts else None,
-            "macs": plan.counts.macs if plan.counts else None,
-            "paper_params": plan.network.params if plan.network else None,
-            "paper_macs": plan.network.macs if plan.network else None,
-            **{f"published {column}": plan.row.published.get(column) for column in published},
-            "seeds": result.done,
-            "examples": None if result.correct is None else result.correct.shape[1],
-            "accuracy": line.accuracy and line.accuracy.value,
-            "accuracy_std": None if math.isnan(line.std) else line.std,
-            "accuracy_low": line.accuracy and line.accuracy.low,
-            "accuracy_high": line.accuracy and line.accuracy.high,
-        }
-        for column in _measured(lines):
-            mean, std = _mean_and_std(line, column) or (None, math.nan)
-            record |= {column: mean, f"{column} std": None if math.isnan(std) else std}
-        for name, label, comparison in (
-            ("before", line.before_label, line.before),
-            ("against", plan.row.against, line.against),
-        ):
-            record[name] = label
-            for field in ("value", "low", "high", "detectable"):
-                column = f"{name}_{field.replace('value', 'difference')}"
-                record[column] = comparison and getattr(comparison.estimate, field)
-            for field in ("low", "high"):
-                record[f"{name}_corrected_{field}"] = comparison and getattr(comparison.corrected, field)
-            record[f"{name}_judged"] = comparison and (
-                comparison.reason or ("differs" if comparison.differs else "no difference")
-            )
-        record["seconds"] = result.seconds
-        records.append(record)
-    out = io.StringIO()
-    columns = dict.fromkeys(column for record in records for column in record)
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+    measured += [table.notes, f"Made by `{request.command}` ({scale})."]
+    parts += [*(page.sections if page else ()), "**How it was measured.** " + "\n".join(filter(None, measured))]
+    return "\n\n".join(part for part in [*parts, f"**Versions.** {machine}", *costs] if part) + "\n"
