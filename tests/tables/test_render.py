@@ -43,7 +43,7 @@ FINDING = PublishedFinding("the second is better", "row 1", "row 0")
 def test_with_few_seeds_nothing_is_bold_nor_judged(seeds):
     text = page(complete(rows(0.5, 2.0, seeds=seeds)), findings=(FINDING,))
     said = "one seed" if seeds == 1 else "two seeds"
-    assert "**" not in text and f"Published: the second is better (row 1 over row 0): cannot tell here ({said})." in text
+    assert "| **" not in text and f"Published: the second is better (row 1 over row 0): cannot tell here ({said})." in text
     table = read_tables(text)[0]
     assert table["row 1"][2].endswith(f"({said})") and table["row 1"][3] == said
     assert text.splitlines()[2] == f"Not judged: 1 of 1 planned comparison ({said})."
@@ -77,12 +77,12 @@ def test_rows_that_still_learn_rank_learning_speed():
     learning = [result(f"row {i}", each.correct, {80: 0.2, 100: 0.5}) for i, each in enumerate(rows(0.5, 2.0))]
     text = page(complete(learning))
     assert text.startswith("# Learning speed: A title\n\nNot judged: 1 of 1 planned comparison (still learning).\n")
-    assert "**" not in text and "the last tenth of training still changed the score" in text
+    assert "| **" not in text and "the last tenth of training still changed the score" in text
 
 
 def test_what_was_chosen_on_the_test_split_is_said():
     text = page(complete(rows(0.5, 2.0)), selected_on="test")
-    assert "**" not in text and "chosen on the split 'test'; comparisons on that split are not judged" in text
+    assert "| **" not in text and "chosen on the split 'test'; comparisons on that split are not judged" in text
 
 
 def test_adjacent_rows_of_a_kind_have_a_subtotal():
