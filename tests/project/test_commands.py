@@ -80,7 +80,7 @@ def test_marks_and_commands_are_found():
     assert [(each.text, each.fenced, each.needs) for each in commands.find_commands("a.md", text)] == [
         ("./launch.sh evaluate --workdir=x", False, "needs a GPU or TPU"),
         ("docker push X", False, ""),
-        ("./launch.sh tpu list # now", True, "**Needs a TPU slice.**"),
+        ("./launch.sh tpu list # now", True, "Needs a TPU slice"),
         ("git pull", False, ""),
     ]
     assert len(ALL) > 200
@@ -110,6 +110,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_runs_or_says_what_it_needs(folder, root, tmp_path_factory):
     checkout = Checkout(root, tmp_path_factory.mktemp("substitutes"))
     done: set[tuple[str, ...]] = set()
