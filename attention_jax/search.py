@@ -105,27 +105,19 @@ def beam_search(
             `cache_lengths(max_length)[0]`. The cost of a token grows with the room, and few sentences reach their limit.
     """
 
-    def is_open(state: _State, length: int) -> jax.Array:
-        return (state["t"] < length) & (state["open"] > NEVER / 2).any()
+    advance = functools.partial(_write_token, step=step, limits=limits, options=options)
+    state = _first_state(cache, limits.shape[0], max_length, options)
+    lengths = cache_lengths(max_length) if grow else (max_length,)
+    # One loop after the other and none inside a branch, where the caches of all lengths would be in memory at once.
+    for i, length in enumerate(lengths):
+        if i and grow:
+            state = state | {"cache": grow(state["cache"], length)}
 
-    def result(state: _State) -> tuple[jax.Array, jax.Array]:
-        return state["ended_tokens"], state["ended"]
+        def is_open(state: _State, length: int = length) -> jax.Array:
+            return (state["t"] < length) & (state["open"] > NEVER / 2).any()
 
-    def finish(state: _State, lengths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """Searches to the end with a cache that has room for the first of `lengths` and grows to the later ones."""
-        advance = functools.partial(_write_token, step=step, limits=limits, options=options)
-        state = jax.lax.while_loop(lambda state: is_open(state, lengths[0]), advance, state)
-        if grow is None or len(lengths) == 1:
-            return result(state)
-        return jax.lax.cond(
-            is_open(state, max_length),
-            lambda state: finish(state | {"cache": grow(state["cache"], lengths[1])}, lengths[1:]),
-            result,
-            state,
-        )
-
-    first = _first_state(cache, limits.shape[0], max_length, options)
-    tokens, scores = finish(first, cache_lengths(max_length) if grow else (max_length,))
+        state = jax.lax.while_loop(is_open, advance, state)
+    tokens, scores = state["ended_tokens"], state["ended"]
     return tokens[:, : options.n_best], scores[:, : options.n_best]
 
 

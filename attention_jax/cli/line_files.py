@@ -2,10 +2,13 @@
 
 import contextlib
 import functools
+import itertools
+import queue
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from attention_jax.errors import UserError, one_sentence
 
@@ -21,6 +24,41 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
                 f"{name}:{number} is not UTF-8 (byte {error.start} is 0x{line[error.start]:02x}): convert the text, "
                 "e.g. with iconv."
             ) from error
+
+
+def take_parts(rows: Iterable[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
+    """Yields lists of rows, reading `sizes` at a time, the last size repeatedly."""
+    rows = iter(rows)
+    for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
+        if not (part := list(itertools.islice(rows, size))):
+            return
+        yield part
+
+
+def take_available(rows: Iterable[Any], most: int) -> Iterator[list[Any]]:
+    """Yields lists of the rows that have come by then, at most `most`; a thread waits for the next ones."""
+    found: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(most)
+    end = StopIteration()
+
+    def read() -> None:
+        try:
+            for row in rows:
+                found.put((row, None))
+            found.put((None, end))
+        except BaseException as error:
+            found.put((None, error))
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        part = [found.get()]
+        while len(part) < most and not found.empty():
+            part.append(found.get())
+        if lines := [row for row, error in part if error is None]:
+            yield lines
+        if (error := part[-1][1]) is not None:
+            if error is end:
+                return
+            raise error
 
 
 def check_new_file(option: str, given: str | None) -> Path | None:
@@ -49,13 +87,13 @@ def open_lines(option: str, given: str | None) -> contextlib.AbstractContextMana
 def open_output(output: Path | None) -> Iterator[Callable[[str], None]]:
     """Yields a function that writes text at once: to standard output, or to a file that gets its name when it is complete."""
     if output is None:
-        yield functools.partial(_write, sys.stdout.buffer)
+        yield functools.partial(write_at_once, sys.stdout.buffer)
         return
     partial = output.with_name(f"{output.name}.partial")
 
     def write(text: str) -> None:
         with naming("--output", output):
-            _write(file, text)
+            write_at_once(file, text)
 
     try:
         with naming("--output", output):
@@ -67,7 +105,8 @@ def open_output(output: Path | None) -> Iterator[Callable[[str], None]]:
         partial.unlink(missing_ok=True)
 
 
-def _write(file: BinaryIO, text: str) -> None:
+def write_at_once(file: BinaryIO, text: str) -> None:
+    """Writes text and empties the buffer."""
     file.write(text.encode())
     file.flush()
 

@@ -242,14 +242,21 @@ def _translate(**options: Any) -> int:
     _start("translation")
     from attention_jax.cli.translate import translate_file
 
-    return _stop_quietly(translate_file, **options)
+    return _stop_quietly(translate_file, **_collect_limits(options))
 
 
 def _score(**options: Any) -> int:
     _start("translation")
     from attention_jax.cli.score import score_file
 
-    return _stop_quietly(score_file, **options)
+    return _stop_quietly(score_file, **_collect_limits(options))
+
+
+def _collect_limits(options: dict[str, Any]) -> dict[str, Any]:
+    from attention_jax.tasks.batch_limits import BatchLimits
+
+    tokens, sentences, memory = (options.pop(name) for name in ("batch_tokens", "batch_size", "memory"))
+    return {**options, "limits": BatchLimits(tokens, sentences, memory and int(memory * 2**30))}
 
 
 def _stop_quietly(act: Callable[..., None], **options: Any) -> int:

@@ -110,6 +110,9 @@ def _add_translation(command: Callable[..., Any]) -> None:
     add("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
     add("--attention", type=_place, metavar="OUT.png", help="also plot the attention of each head in the first sentence")
     add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
+    _add_batch_options(add)
+    add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts of the file alone; joined, they are all of it")
+    add("--resume", action="store_true", help="go on from OUTPUT.partial, which a stopped command leaves")
 
     add = command("score", "Write how probable given translations are, or rerank an n-best list. --config.search.KEY=value.")
     _add_run_options(add)
@@ -119,7 +122,14 @@ def _add_translation(command: Callable[..., Any]) -> None:
     add("--output", type=_place, metavar="FILE", help="must not exist; default standard output")
     add("--per-token", action="store_true", help="also write <TAB>tokens<TAB>log probabilities")
     add("--alpha", type=_not_negative, metavar="A", help="of the length penalty, 0 for none; default the config's")
+    _add_batch_options(add)
     add("--weight", type=_share, metavar="W", help="of a new score beside 1 - W of the list's own; default 1")
+
+
+def _add_batch_options(add: Callable[..., Any]) -> None:
+    add("--batch-tokens", type=_integer_from(1), metavar="N", help="most tokens of sources in a batch; default the config's")
+    add("--batch-size", type=_integer_from(1), metavar="N", help="most sentences in a batch; default any number")
+    add("--memory", type=_positive, metavar="GIB", help="that a batch may plan on a device; default 4/5 of what is free")
 
 
 def _add_comparison_of_runs(command: Callable[..., Any]) -> None:
@@ -264,6 +274,14 @@ def _share(text: str) -> float:
     if (number := _not_negative(text)) <= 1:
         return number
     raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number from 0 to 1")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Two whole numbers of the command line."""
+    place, slash, number = text.partition("/")
+    if slash and place.isdecimal() and number.isdecimal() and 1 <= int(place) <= int(number):
+        return int(place), int(number)
+    raise argparse.ArgumentTypeError(f"{text!r} is not right: give I/N, such as 1/4, with I from 1 to N")
 
 
 def _positive(text: str) -> float:

@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from attention_jax.cli.line_files import check_new_file, open_lines, open_output, read_lines
+from attention_jax.cli.line_files import check_new_file, open_lines, open_output, read_lines, take_parts
 from attention_jax.cli.translate import CHUNKS, open_translator
 from attention_jax.errors import UserError
+from attention_jax.tasks.batch_limits import BatchLimits
 from attention_jax.tasks.translator import Translator
 
 _Candidate = tuple[int, float, str]  # number of the source line, score, text
@@ -24,6 +24,7 @@ def score_file(
     per_token: bool,
     alpha: float | None,
     weight: float | None,
+    limits: BatchLimits,
     overrides: Mapping[str, str],
 ) -> None:
     """Scores a file of translations, or reranks an n-best list.
@@ -36,6 +37,7 @@ def score_file(
         per_token: True also writes the tokens and the log probability of each.
         alpha: exponent of the length penalty; None for the config's, 0 for no penalty.
         weight: weight of the new score in the sum with the list's own; None for the new score alone.
+        limits: largest batch.
         overrides: {field of the config: value} as the command line has them.
 
     Raises:
@@ -49,7 +51,7 @@ def score_file(
         raise UserError("score: --per-token is for --target; a reranked list has the columns of the list: leave it out.")
     place = check_new_file("--output", output)
     with open_lines("--source", source) as first, open_lines("--nbest" if nbest else "--target", nbest or target) as second:
-        translator = open_translator("score", workdir, weights, average, trust_code, overrides)
+        _, translator = open_translator("score", workdir, weights, average, trust_code, overrides, limits)
         lines, others = read_lines(first, source), read_lines(second, str(nbest or target))
         with open_output(place) as write:
             if nbest is None:
@@ -72,20 +74,12 @@ def _pair_lines(lines: Iterable[str], others: Iterable[str], source: str, target
 def _score_lines(
     translator: Translator, pairs: Iterable[tuple[str, str]], per_token: bool, alpha: float | None
 ) -> Iterator[str]:
-    for part in _take_parts(pairs):
+    for part in take_parts(pairs, CHUNKS):
         sources, targets = zip(*part)
         for found in translator.score(sources, targets, alpha=alpha):
             cells = [f"{found.score:.6f}", f"{found.log_prob:.6f}"]
             cells += [" ".join(found.tokens), " ".join(f"{value:.6f}" for value in found.log_probs)] if per_token else []
             yield "\t".join(cells)
-
-
-def _take_parts(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    rows = iter(rows)
-    for size in itertools.chain(CHUNKS, itertools.repeat(CHUNKS[-1])):
-        if not (part := list(itertools.islice(rows, size))):
-            return
-        yield part
 
 
 def _read_candidates(lines: Iterable[str], name: str) -> Iterator[list[_Candidate]]:
@@ -123,7 +117,7 @@ def _rerank(
                 return line
         raise UserError(f"{name} has candidates for line {number}, which {source} has not, or not in this order.")
 
-    for part in _take_parts((find_source(group[0][0]), group) for group in groups):
+    for part in take_parts(((find_source(group[0][0]), group) for group in groups), CHUNKS):
         sources = [line for line, group in part for _ in group]
         found = iter(translator.score(sources, [text for _, group in part for _, _, text in group], alpha=alpha))
         for _, group in part:

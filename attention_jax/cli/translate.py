@@ -3,19 +3,33 @@
 A line of input gives a line of output, empty for an empty one; with the n best translations as many lines as were found.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import jax
 
 from attention_jax.analysis.plots import SUFFIXES, save_figure
-from attention_jax.cli.line_files import check_new_file, naming, open_lines, open_output, read_lines
+from attention_jax.cli.line_files import (
+    check_new_file,
+    naming,
+    open_lines,
+    read_lines,
+    take_available,
+    take_parts,
+    write_at_once,
+)
+from attention_jax.cli.resumable import ResumableOutput, identify_input
 from attention_jax.config.config import override, parse_value
 from attention_jax.errors import UserError
-from attention_jax.load import load_run
+from attention_jax.load import Run, load_run
+from attention_jax.tasks.batch_limits import BatchLimits
 from attention_jax.tasks.translator import Translation, Translator
 from attention_jax.train.report import show_progress
 
@@ -24,28 +38,50 @@ CHUNKS = (64, 256, 1024)  # lines translated together: few at first, so that out
 
 
 def open_translator(
-    command: str, workdir: str, weights: str | None, average: int, trust_code: bool, overrides: Mapping[str, str]
-) -> Translator:
-    """Returns the translator of a run, with fields of its config changed. Raises UserError for a run of another task."""
+    command: str,
+    workdir: str,
+    weights: str | None,
+    average: int,
+    trust_code: bool,
+    overrides: Mapping[str, str],
+    limits: BatchLimits,
+) -> tuple[Run, Translator]:
+    """Returns a run, and its translator with fields of its config changed. Raises UserError for a run of another task."""
     if others := [name for name in overrides if not name.startswith(FIELDS)]:
         raise UserError(f"--config.{others[0]}: {command} reads the fields {', '.join(FIELDS)} alone: leave it out.")
     loaded = load_run(workdir, weights, average, trust_code)
     if loaded.config.task != "translation":
         raise UserError(f"{workdir} is a run of the task {loaded.config.task!r}: {command} takes one of 'translation'.")
     changes = {name: parse_value(loaded.config, name, text) for name, text in overrides.items()}
-    return dataclasses.replace(loaded.predictor, config=override(loaded.config, changes))
+    return loaded, dataclasses.replace(loaded.predictor, config=override(loaded.config, changes), limits=limits)
 
 
-def translate_lines(
-    translator: Translator, lines: Iterable[str], sizes: Iterable[int] = CHUNKS, **search: Any
-) -> Iterator[Translation]:
-    """Yields translations, reading `sizes` lines at a time, the last size repeatedly."""
-    lines, sizes = iter(lines), list(sizes)
-    for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
-        part = list(itertools.islice(lines, size))
-        if not part:
-            return
+def translate_parts(translator: Translator, parts: Iterable[list[str]], **search: Any) -> Iterator[Translation]:
+    """Yields the translations of lists of lines, in order; a list is read when those before it are translated."""
+    for part in parts:
         yield from translator.translate(part, **search)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputOptions:
+    """The lines that `translate_file` writes for a sentence.
+
+    Attributes:
+        nbest: number of translations to write; None for only the best.
+        scores: True writes the log probability after the length penalty before the text.
+    """
+
+    nbest: int | None = None
+    scores: bool = False
+
+    def format(self, number: int, found: Translation) -> str:
+        """Returns the lines of a sentence."""
+        lines = []
+        for text, score in zip(found.texts, found.scores, strict=True):
+            cells = [str(number)] if self.nbest else []
+            cells += [f"{score:.4f}"] if self.nbest or self.scores else []
+            lines.append("\t".join([*cells, re.sub(r"[\t\r\n]", " ", text)]) + "\n")
+        return "".join(lines)
 
 
 def translate_file(
@@ -59,6 +95,9 @@ def translate_file(
     scores: bool,
     attention: str | None,
     attention_of: str,
+    limits: BatchLimits,
+    shard: tuple[int, int] | None,
+    resume: bool,
     overrides: Mapping[str, str],
     **search: Any,
 ) -> None:
@@ -67,10 +106,12 @@ def translate_file(
     Args:
         workdir, weights, average, trust_code: see `load_run`.
         source, output: paths; None for the standard streams.
-        nbest: number of translations to write per sentence; None for only the best.
-        scores: True writes the log probability after the length penalty before the text.
+        nbest, scores: see `OutputOptions`.
         attention: path of a figure of the attention in the first sentence.
         attention_of: "cross", "encoder" or "decoder".
+        limits: largest batch.
+        shard: (i, n) translates the i-th of n parts of the file alone, counted from 1.
+        resume: goes on from the partial file of a command that was stopped; what it writes is the same.
         overrides: {field of the config: value} as the command line has them.
         **search: fields of the config's `search`, None for the config's own.
 
@@ -80,28 +121,62 @@ def translate_file(
     target, figure = check_new_file("--output", output), check_new_file("--attention", attention)
     if figure and figure.suffix not in SUFFIXES:
         raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
+    if resume and not (target and source):
+        raise UserError("--resume goes on with a file: give --input and --output as before.")
+    resumable = ResumableOutput(target) if target else None
+    saved = resumable.read_settings(resume) if resumable else None
+    limits = (dataclasses.replace(limits, memory=limits.memory or saved["memory"]) if saved else limits).resolve()
     with open_lines("--input", source) as file:
-        translator = open_translator("translate", workdir, weights, average, trust_code, overrides)
+        loaded, translator = open_translator("translate", workdir, weights, average, trust_code, overrides, limits)
         if nbest:
             search |= {"n_best": nbest, "beam": search.get("beam") or max(translator.config.search.beam, nbest)}
+        name, is_file = source or "standard input", file.seekable()
+        if shard and not (source and is_file):
+            raise UserError(f"--shard={shard[0]}/{shard[1]}: a shard is of a file, not of a pipe: give --input=FILE.")
+        tokens = limits.tokens or translator.config.evaluation.batch_size
+        settings = {
+            "workdir": str(Path(workdir).expanduser().absolute()),
+            "checkpoint": [loaded.step, loaded.weights, average],
+            "search": {**translator.config.search.to_dict(), **{k: v for k, v in search.items() if v is not None}},
+            "batch": [tokens, limits.sentences, jax.local_device_count()],
+            "memory": limits.memory,
+            "format": [nbest, scores],
+            "shard": shard,
+            "input": identify_input(file) if is_file and source else None,
+        }
+        sizes = (*CHUNKS[:-1], max(CHUNKS[-1], tokens // 16))
         terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
-        sizes = (1,) if file.isatty() else CHUNKS
-        total = None
-        if terminal and source and file.seekable():
-            total = sum(1 for _ in file)
-            file.seek(0)
+        begin, end = find_shard(file, shard or (1, 1)) if is_file and source and (terminal or shard) else (0, None)
+        written = OutputOptions(nbest, scores)
         first = None
-        with open_output(target) as write, show_progress(total, terminal, "translating", "line") as progress:
-            found = translate_lines(translator, read_lines(file, source or "standard input"), sizes, **search)
-            for number, translation in enumerate(found, 1):
-                for text, score in zip(translation.texts, translation.scores, strict=True):
-                    cells = [str(number)] if nbest else []
-                    cells += [f"{score:.4f}"] if nbest or scores else []
-                    write("\t".join([*cells, re.sub(r"[\t\r\n]", " ", text)]) + "\n")
+        opened: Any = contextlib.nullcontext((functools.partial(write_at_once, sys.stdout.buffer), 0))
+        if resumable:
+            opened = resumable.open(settings, saved, sizes, begin + 1 if nbest else None)
+        with opened as (write, done), show_progress(end and end - begin, terminal, "translating", "line") as progress:
+            lines = itertools.islice(read_lines(file, name), begin, end)
+            parts = take_parts(lines, sizes) if is_file else take_available(lines, sizes[-1])
+            parts = _skip_parts(parts, done)
+            for number, translation in enumerate(translate_parts(translator, parts, **search), begin + done + 1):
+                write(written.format(number, translation))
                 first = first or (translation if translation.target_ids else None)
-                progress(number)
+                progress(number - begin)
     if figure:
         _plot_attention(translator, first, attention_of, figure)
+
+
+def find_shard(file: BinaryIO, shard: tuple[int, int]) -> tuple[int, int]:
+    """Returns the lines [begin, end) of the i-th of n parts of a file, which is then at its start again."""
+    total = sum(1 for _ in file)
+    file.seek(0)
+    return (shard[0] - 1) * total // shard[1], shard[0] * total // shard[1]
+
+
+def _skip_parts(parts: Iterable[list[str]], done: int) -> Iterator[list[str]]:
+    """Leaves out the parts with the first `done` lines."""
+    for part in parts:
+        if done <= 0:
+            yield part
+        done -= len(part)
 
 
 def _plot_attention(translator: Translator, translation: Translation | None, kind: str, path: Path) -> None:

@@ -10,14 +10,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from attention_jax.config.fields import OF_TASK
 from attention_jax.data.text.batches import pad_rows
 from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
+from attention_jax.distributed.mesh import DATA
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths, score_tokens
+from attention_jax.tasks.batch_limits import BatchLimits, plan_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +149,13 @@ class TargetScore:
 
 @dataclasses.dataclass(frozen=True)
 class Translator:
-    """Translates sentences with a trained network, for notebooks and the command line."""
+    """Translates sentences with a trained network on all devices of this process, for notebooks and the command line."""
 
     config: ConfigDict
     tokenizer: Tokenizer
     model: nn.Module
     variables: dict[str, Any]
+    limits: BatchLimits = dataclasses.field(default_factory=BatchLimits)
 
     @property
     def labels(self) -> list[str]:
@@ -159,12 +163,45 @@ class Translator:
         return self.tokenizer.pieces(range(self.tokenizer.vocab_size))
 
     @functools.cached_property
-    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Translates sources, and scores sources with their targets."""
-        variables, functions = jax.device_put(self.variables), ((translate_tokens, 2), (score_target_tokens, 3))
-        compiled = (jax.jit(functools.partial(each, self.model), static_argnums=static) for each, static in functions)
-        translate, score = (functools.partial(each, variables) for each in compiled)
-        return translate, score
+    def _devices(self) -> Mesh:
+        """The devices of this process; each searches for its own rows, so that none waits for the others' last token."""
+        return Mesh(np.array(jax.local_devices()), (DATA,), axis_types=(AxisType.Auto,))
+
+    @functools.cached_property
+    def _variables(self) -> Any:
+        return jax.device_put(self.variables, NamedSharding(self._devices, PartitionSpec()))
+
+    @functools.cached_property
+    def _programs(self) -> dict[tuple, Any]:
+        """Compiled programs by function, rules and shapes."""
+        return {}
+
+    @functools.cached_property
+    def _memory(self) -> int:
+        return self.limits.resolve().memory or 0
+
+    def _compile(self, function: Callable[..., Any], chosen: TranslationOptions, shapes: tuple[tuple[int, int], ...]) -> Any:
+        """Returns the program of `function(model, variables, *arrays, chosen)` for int32 arrays of these shapes."""
+        key = function, chosen, shapes
+        if key not in self._programs:
+            rows = PartitionSpec(DATA)
+
+            def act(variables: Any, *arrays: jax.Array) -> Any:
+                return function(self.model, variables, *arrays, chosen)
+
+            if self._devices.size > 1:
+                specs = (PartitionSpec(), *(rows for _ in shapes))
+                act = jax.shard_map(act, mesh=self._devices, in_specs=specs, out_specs=rows, check_vma=False)
+            placed = NamedSharding(self._devices, rows)
+            arrays = [jax.ShapeDtypeStruct(shape, np.int32, sharding=placed) for shape in shapes]
+            with use_standard_numerics():
+                self._programs[key] = jax.jit(act).lower(self._variables, *arrays).compile()
+        return self._programs[key]
+
+    def _apply(self, function: Callable[..., Any], chosen: TranslationOptions, *arrays: np.ndarray) -> list[np.ndarray]:
+        placed = [jax.device_put(array, NamedSharding(self._devices, PartitionSpec(DATA))) for array in arrays]
+        program = self._compile(function, chosen, tuple(array.shape for array in arrays))
+        return [np.asarray(found) for found in program(self._variables, *placed)]
 
     def preprocess(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Returns the source of `model.apply`, [N, longest] int32 with end symbols and padding."""
@@ -190,26 +227,46 @@ class Translator:
         chosen = TranslationOptions.from_config(self.config, **changes)
         encoded = self._encode(sentences)
         found: dict[int, Translation] = {}
-        for part, rows, length in self._batches([len(tokens) if len(tokens) > 1 else 0 for tokens in encoded]):
-            source = pad_rows([encoded[i] for i in part], rows, length)
-            with use_standard_numerics():
-                tokens, scores = map(np.asarray, self._compiled[0](source, chosen))
+        lengths = [len(tokens) if len(tokens) > 1 else 0 for tokens in encoded]
+        for part, rows, length in self._batches(translate_tokens, chosen, 1, lengths):
+            tokens, scores = self._apply(translate_tokens, chosen, pad_rows([encoded[i] for i in part], rows, length))
             for row, i in enumerate(part):
                 found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
         for i, sentence in enumerate(sentences):
             yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [[]])
 
-    def _batches(self, lengths: list[int]) -> Iterator[tuple[list[int], int, int]]:
-        """Yields (indices, rows, length) of batches of similar lengths, without sentences of length 0."""
+    def _batches(
+        self, function: Callable[..., Any], chosen: TranslationOptions, sides: int, lengths: list[int]
+    ) -> Iterator[tuple[list[int], int, int]]:
+        """Yields (indices, rows, length) of batches of similar lengths, without sentences of length 0.
+
+        As many rows as fill a power of two on each device, so that few programs are compiled, and as few as fit into memory.
+
+        Args:
+            function, chosen: see `_compile`.
+            sides: arrays that it takes.
+
+        Raises:
+            UserError: a sentence alone needs more memory than it may have.
+        """
         buckets = extend_buckets(self.config.data.bucket_lengths, max(lengths, default=1))
-        bucket_of = np.searchsorted(buckets, lengths)
+        bucket_of, devices = np.searchsorted(buckets, lengths), self._devices.size
         for bucket, length in enumerate(buckets):
             members = [int(i) for i in np.flatnonzero(bucket_of == bucket) if lengths[i]]
-            size = max(1, self.config.evaluation.batch_size // length)
-            for first in range(0, len(members), size):
-                part = members[first : first + size]
-                # The number of rows is a power of two, so that few programs are compiled.
-                yield part, min(size, 1 << (len(part) - 1).bit_length()), length
+            size = self.limits.count_rows(length, self.config.evaluation.batch_size, devices)
+            while members:
+                rows = min(size, 1 << (-(-len(members) // devices) - 1).bit_length())
+                planned = plan_memory(self._compile(function, chosen, ((rows * devices, length),) * sides))
+                if planned > self._memory and rows > 1:
+                    size = rows // 2
+                    continue
+                if planned > self._memory:
+                    raise UserError(
+                        f"translation: a sentence of {length} tokens plans {planned / 2**30:.2f} GiB on a device, and "
+                        f"{self._memory / 2**30:.2f} GiB may be planned: give a larger --memory, or search.max_length."
+                    )
+                yield members[: rows * devices], rows * devices, length
+                members = members[rows * devices :]
 
     def score(self, sources: str | Sequence[str], targets: Any, **changes: Any) -> list[TargetScore]:
         """Returns how probable each target is as the translation of its source.
@@ -229,15 +286,14 @@ class Translator:
             raise UserError(f"score: {len(sources)} sources and {len(targets)} targets: give a target for each source.")
         chosen, encoded = TranslationOptions.from_config(self.config, **changes), self._encode(sources)
         wanted = [[*self.tokenizer.encode(each), EOS] if isinstance(each, str) else list(each) for each in targets]
-        lengths = [max(map(len, pair)) for pair in zip(encoded, wanted)]
+        lengths = [length if (length := max(map(len, pair))) > 1 else 0 for pair in zip(encoded, wanted)]
         found: dict[int, TargetScore] = {}
-        for part, rows, length in self._batches([length if length > 1 else 0 for length in lengths]):
+        for part, rows, length in self._batches(score_target_tokens, chosen, 2, lengths):
             source = pad_rows([encoded[i] for i in part], rows, length)
             target = np.full_like(source, PAD)
             for row, i in enumerate(part):
                 target[row, : len(wanted[i])] = wanted[i]
-            with use_standard_numerics():
-                log_probs, scores = map(np.asarray, self._compiled[1](source, target, chosen))
+            log_probs, scores = self._apply(score_target_tokens, chosen, source, target)
             for row, i in enumerate(part):
                 values = log_probs[row, : len(wanted[i])].tolist()
                 found[i] = TargetScore(self.tokenizer.pieces(wanted[i]), values, float(scores[row]))

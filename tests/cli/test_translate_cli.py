@@ -19,6 +19,7 @@ from attention_jax.analysis.translation_maps import (
 )
 from attention_jax.cli import main as cli
 from attention_jax.cli import translate
+from attention_jax.cli.line_files import take_parts
 from attention_jax.data.text.tokenizer import train_tokenizer
 from attention_jax.errors import UserError
 from attention_jax.tasks.translator import Translator
@@ -72,7 +73,7 @@ def test_in_parts_as_together(run):
     together = [translation.text for translation in run.predict(LINES)]
     read = []
     lines = (read.append(line) or line for line in LINES)
-    found = translate.translate_lines(run.predictor, lines, sizes=(2, 3))
+    found = translate.translate_parts(run.predictor, take_parts(lines, sizes=(2, 3)))
     assert next(found).text == together[0] and len(read) == 2, "the rest is not read before the first is written"
     assert [translation.text for translation in found] == together[1:]
 

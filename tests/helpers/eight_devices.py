@@ -1,5 +1,6 @@
 """Laws over devices; `test_parallel.py` runs this file in a process of its own with eight forced CPU devices."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -7,7 +8,9 @@ import signal
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+import attention_jax as aj
 from attention_jax import tree
 from attention_jax.config import override
 from attention_jax.distributed.mesh import make_batch_sharding, make_mesh, prefetch_batches
@@ -165,6 +168,20 @@ def translated(folder):
 def test_translation_on_every_mesh_is_that_on_one_device(translated, folder, sizes):
     eight = three_steps(small_text.small_config(folder, **{**SENTENCES, **sizes}))
     assert_close(eight, translated, collections=("params", "ema"))
+
+
+def test_translations_of_eight_devices_are_those_of_one(folder, tmp_path):
+    """Each device searches for rows of its own; the scores of given targets are divided as well."""
+    workdir = small_text.untrained_run(small_text.small_config(folder, parallel__data=1), tmp_path)
+    many = aj.load_run(workdir).predictor
+    one = dataclasses.replace(many)
+    vars(one)["_devices"] = Mesh(np.array(jax.local_devices()[:1]), ("data",))
+    lines = [" ".join(small_text.LETTERS[i : i + 3]) for i in range(6)] * 2
+    found, expected = many.predict(lines), one.predict(lines)
+    assert [each.text for each in found] == [each.text for each in expected]
+    np.testing.assert_allclose([each.scores[0] for each in found], [each.scores[0] for each in expected], atol=1e-5)
+    scored = many.score(lines, [each.target_ids for each in found])
+    np.testing.assert_allclose([each.score for each in scored], [each.scores[0] for each in found], atol=1e-5)
 
 
 def test_contradictions_are_refused(folder):
