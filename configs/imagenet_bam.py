@@ -1,7 +1,7 @@
 """BAM on ImageNet as its authors' code trains it (Park et al. 2018, arXiv 1807.06514; Jongchan/attention-module).
 
 Launch:    ./launch.sh train --config=configs/imagenet_bam.py --workdir=runs/bam --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_bam.py:resnet50 without it, :bam_resnet50 with the paper's module (branches added),
            :cbam_resnet50, which their code trains for 100 epochs: --config.total_epochs=100
            --config.schedule.boundaries="(0.3,0.6,0.9)"

@@ -1,7 +1,7 @@
 """ConvNeXt on ImageNet-1K from scratch (Liu et al. 2022, arXiv 2201.03545, Table 5, and the released code).
 
 Launch:    ./launch.sh train --config=configs/imagenet_convnext.py --workdir=runs/convnext --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_convnext.py:convnext_base, convnext_isotropic_small, ... (a key of `DROP_PATH`)
 Hardware:  TPU v5e-64 in bfloat16 (--config.precision=bfloat16); fewer with config.accumulation.
 Expected:  82.1 / 83.1 / 83.8 / 84.3 % top-1 of T, S, B, L at 224 (published, Table 1), 79.7 / 82.0 / 82.6 % of the isotropic S,

@@ -1,7 +1,7 @@
 """Vision Transformers on ImageNet-1K from scratch as DeiT (Touvron et al. 2021, arXiv 2012.12877, and the released code).
 
 Launch:    ./launch.sh train --config=configs/imagenet_deit.py --workdir=runs/deit --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_deit.py:deit_tiny_patch16_224, deit_base_patch16_224, vit_base_patch16_gap_224, ...
 Hardware:  TPU v5e-16 in bfloat16 (--config.precision=bfloat16); fewer with config.accumulation.
 Expected:  72.2 / 79.9 / 81.8 % top-1 of tiny, small, base (published: facebookresearch/deit, README_deit.md).

@@ -1,7 +1,7 @@
 """EfficientNet on ImageNet (Tan & Le 2019, arXiv 1905.11946, and tensorflow/tpu, models/official/efficientnet).
 
 Launch:    ./launch.sh train --config=configs/imagenet_efficientnet.py --workdir=runs/b0 --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_efficientnet.py:tf_efficientnet_b1, ... tf_efficientnet_b7
 Hardware:  TPU v5e-64; fewer with config.accumulation, which cuts a batch into parts.
 Expected:  76.8 / 78.8 / 79.8 / 81.0 / 82.6 / 83.2 % top-1 of B0 to B5 (published: their README, "standard preprocessing"; the

@@ -1,7 +1,7 @@
 """ResNets as He et al. 2015 trained them on ImageNet (arXiv 1512.03385, Section 3.4).
 
 Launch:    ./launch.sh train --config=configs/imagenet_he2015.py --workdir=runs/he2015 --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_he2015.py:resnet34, resnet101, resnet152; plain: --config.model.residual=False
 Hardware:  TPU v5e-8 in bfloat16 (--config.precision=bfloat16), or any accelerators that hold 256 images together.
 Expected:  24.7 % top-1 error of ResNet-50 in a single crop, 22.9 % in ten (published: KaimingHe/deep-residual-networks,

@@ -2,6 +2,7 @@
 
 Launch:    ./launch.sh train --config=configs/imagenet_resnet50.py --workdir=runs/resnet50 --config.data.args.data_dir=DIR
            DIR holds ImageNet as ArrayRecord: ./launch.sh prepare imagenet2012 --data_dir=DIR
+           DIR at gs://: --config.data.cache_dir=/dev/shm/data, 155 GB of each host's memory, see docs/clusters.md
 Folders:   --config.data.source=folder --config.data.args="{'path': 'DIR'}" --config.data.eval_split=val
            for DIR/train and DIR/val with a folder a class, as torchvision has them.
 Variants:  configs/imagenet_resnet50.py:resnext50_32x4d, configs/imagenet_resnet50.py:bam_resnet50, …

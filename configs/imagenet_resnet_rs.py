@@ -1,7 +1,7 @@
 """ResNet-RS on ImageNet (Bello et al. 2021, arXiv 2103.07579, Section 6 and Table 8).
 
 Launch:    ./launch.sh train --config=configs/imagenet_resnet_rs.py --workdir=runs/rs50 --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_resnet_rs.py:resnetrs152@224, ... (a key of `TABLE_8`: network and pixels)
 Hardware:  TPU v5e-64; fewer with config.accumulation, which cuts a batch into parts.
 Expected:  78.8 % top-1 of ResNet-RS-50 at 160, 83.4 % of 200 at 256, 84.4 % of 420 at 320 (published: tensorflow/tpu,

@@ -1,7 +1,7 @@
 """ResNeXt on ImageNet (Xie et al. 2017, arXiv 1611.05431, Section 4 and the released code).
 
 Launch:    ./launch.sh train --config=configs/imagenet_resnext.py --workdir=runs/resnext --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_resnext.py:resnext101_32x4d, resnext50_2x40d, ... (list_models("resnext*"))
 Hardware:  TPU v5e-8 in bfloat16 (--config.precision=bfloat16), or any accelerators that hold 256 images together.
 Expected:  22.2 % top-1 error of ResNeXt-50 (32x4d), 23.9 % of ResNet-50, single crop (published, Table 3).

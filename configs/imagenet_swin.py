@@ -1,7 +1,7 @@
 """Swin Transformers on ImageNet-1K from scratch (Liu et al. 2021, arXiv 2103.14030, and the released code).
 
 Launch:    ./launch.sh train --config=configs/imagenet_swin.py --workdir=runs/swin --config.data.args.data_dir=DIR
-           DIR holds ImageNet, see attention_jax.config.defaults.imagenet.
+           DIR holds ImageNet, see attention_jax.config.defaults.imagenet; at gs://, add --config.data.cache_dir=/dev/shm/data
 Variants:  configs/imagenet_swin.py:swin_small_patch4_window7_224, swin_base_patch4_window7_224
 Hardware:  TPU v5e-16 in bfloat16 (--config.precision=bfloat16); fewer with config.accumulation.
 Expected:  81.3 / 83.0 / 83.5 % top-1 of T, S, B (published, paper; the README has 81.2 and 83.2 for T and S).

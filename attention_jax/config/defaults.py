@@ -26,7 +26,8 @@ def imagenet(size: int = 224, eval_resize: int = 256) -> ConfigDict:
 
     `data.args.data_dir`, here DIR, holds ImageNet as ArrayRecord (`./launch.sh prepare imagenet2012 --data_dir=DIR`); None is
     ~/tensorflow_datasets. For DIR/train and DIR/val with a folder per class, as in torchvision: --config.data.source=folder
-    --config.data.args="{'path': 'DIR'}" --config.data.eval_split=val.
+    --config.data.args="{'path': 'DIR'}" --config.data.eval_split=val. At gs://… also give --config.data.cache_dir: each host
+    copies its 155 GB there on first use, see docs/clusters.md.
 
     Args:
         size: pixels a side of the network's images.

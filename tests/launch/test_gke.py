@@ -65,7 +65,8 @@ def write(capsys, *options: str, words=WORDS) -> dict[str, Any]:
 
 def test_the_page_s_manifest_is_what_the_launcher_writes(jobset, capsys):
     jsonschema.validate(jobset, JOBSET)
-    assert write(capsys, "--type=v5e:4x4", "--image=IMAGE", "--service-account=SERVICE_ACCOUNT") == jobset
+    options = "--type=v5e:4x4", "--image=IMAGE", "--service-account=SERVICE_ACCOUNT", "--data-cache=memory:150Gi"
+    assert write(capsys, *options) == jobset
 
 
 def test_the_api_refuses_a_field_that_it_does_not_know(jobset):
@@ -208,6 +209,14 @@ def test_lost_hosts_start_all_again_and_a_stopped_run_is_not_a_finished_one(jobs
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert rule == {"name": "taken", "action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
     assert 1 <= jobset["spec"]["failurePolicy"]["maxRestarts"] < 10
+
+
+def test_data_are_copied_to_memory_that_holds_them(pod, container):
+    (folder,) = [word.partition("=")[2] for word in container["command"] if word.startswith("--config.data.cache_dir=")]
+    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+    assert mount == {"name": volume["name"], "mountPath": folder} and volume["emptyDir"]["medium"] == "Memory"
+    imagenet, host = 154.6e9 / 2**30, 192e9 / 2**30  # GiB
+    assert imagenet < int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) < host - 20  # the program needs some too
 
 
 def test_names_nobody_and_has_no_secret(jobset):
