@@ -15,10 +15,10 @@ _BEFORE = r"(?:(?:[A-Z]\w+=\S+|nice|chrt -r 2|taskset -c 0,1|echo \"[^\"]*\" \|)
 _PROGRAMS = r"\./launch\.sh|experiments/\w+\.sh|\.ci/run|python|pip|gcloud|kubectl|docker|git|ssh-add|scancel|pre-commit|source"
 COMMAND = re.compile(rf"^{_BEFORE}(?:{_PROGRAMS})(?= |$)")
 # What a reader must bring: words of a page that excuse the commands beside them from being run by a test.
-THINGS = tuple(
-    "a TPU slice, a Slurm cluster, a Kubernetes cluster, a Google Cloud project, a GPU or TPU, the network, ImageNet, CIFAR-10, "
-    "its data, your own data, timm, PyTorch, SkyPilot, xpk, a Ray cluster, hosts with ssh, a quiet machine, "
-    "a machine for some minutes, the TPU compiler".split(", ")
+THINGS = (
+    *("a TPU slice", "a Slurm cluster", "a Kubernetes cluster", "a Google Cloud project", "a GPU or TPU", "the network"),
+    *("ImageNet", "CIFAR-10", "its data", "your own data", "timm", "PyTorch", "SkyPilot", "xpk", "a Ray cluster"),
+    *("hosts with ssh", "a quiet machine", "a machine for some minutes", "the TPU compiler"),
 )
 MARK = re.compile(rf"\b[Nn]eeds? (?:{'|'.join(map(re.escape, THINGS))})\b")
 SECTION_MARK = re.compile(rf"^\*\*{MARK.pattern}[^*]*\*\*", re.MULTILINE)
