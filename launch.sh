@@ -29,6 +29,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   config FILE [--check] [--config.KEY=VALUE]  print all fields of a config with their meanings; --check only checks it
   completion                                  a script for bash: source <(./launch.sh completion)
   plot DIR ... --output=OUT.png               learning curves of runs
+  watch DIR ...                               live curves of runs and tables on the terminal
   report --workdir=DIR                        a page about a run: what it gets wrong, how sure it is, where it looked
   summary MODEL                               parameters and multiply-adds of a network; '*': of every name, with its
                                               published accuracy

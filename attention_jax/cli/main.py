@@ -22,6 +22,7 @@ from attention_jax.cli.without_training import (
     print_completion,
     print_summary,
     report_run,
+    watch_curves,
 )
 from attention_jax.config.describe import describe_config, render_fields_page
 from attention_jax.errors import UserError, get_stopped_exit_code, one_sentence
@@ -173,7 +174,12 @@ def _load_config(spec: str, trust_code: bool = False) -> Any:
     return load_saved_config(spec, list_origins(), trust_code) if spec.endswith(".json") else load_config(spec)
 
 
-def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend: bool, overrides: Overrides) -> int:
+def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend: str | None, overrides: Overrides) -> int:
+    if extend:
+        name, _, total = extend.partition("=")
+        if not name.startswith("total_") or not total:
+            raise UserError(f"--extend={extend}: give the unit and the new total, as in --extend=total_epochs=40.")
+        overrides = {**overrides, name: total}
     loaded = _apply_overrides(_load_config(config, trust_code), overrides)
     _start(loaded.task)
     from attention_jax.distributed.mesh import is_main_process
@@ -190,9 +196,11 @@ def _train(config: str, workdir: str, saved_code: bool, trust_code: bool, extend
     is_main = is_main_process()  # only its folder has the log if each process has a folder for a remote workdir
     if is_main:
         print(report.describe_run(program, overrides))
+        if extend is not None and (change := report.describe_extension(program, workdir)):
+            print(change)
     with report.show_progress(program.durations.total, active=is_main) as progress:
-        peak = find_peak(program.mesh.devices.flat)
-        result = train_model(loaded, workdir, program, progress, extend=extend, peak=peak)
+        peak, notice = find_peak(program.mesh.devices.flat), progress.show_line
+        result = train_model(loaded, workdir, program, progress, extend=extend is not None, peak=peak, notice=notice)
     if is_main:
         print(report.describe_outcome(result))
     return get_stopped_exit_code() if result.stopped else 0
@@ -343,6 +351,7 @@ _RUN: dict[str, Callable[..., int]] = {
     "config": _config,
     "completion": print_completion,
     "plot": plot_curves,
+    "watch": watch_curves,
     "report": report_run,
     "summary": print_summary,
     "preflight": _preflight,

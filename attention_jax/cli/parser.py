@@ -63,7 +63,13 @@ def _add_runs(command: Callable[..., Any]) -> None:
     add("--workdir", required=True, type=_place, metavar="DIR", help="for checkpoints and logs; or a URI, as gs://bucket/run")
     add("--saved-code", action="store_true", help="go on with the code that the run was begun with, where files have changed")
     add("--trust-code", action="store_true", help="also where someone else began it")
-    add("--extend", action="store_true", help="let a shorter run in the workdir go on to a larger total, and say what changes")
+    add(
+        "--extend",
+        nargs="?",
+        const="",
+        metavar="total_UNIT=N",
+        help="let a shorter run in the workdir go on to this larger total, or to the config's, and say what changes",
+    )
 
     add = command("evaluate", "Evaluate the newest checkpoint of a run. Any field: --config.key=value.")
     _add_run_options(add)
@@ -204,6 +210,11 @@ def _add_rest(command: Callable[..., Any]) -> None:
     add = command("plot", "Plot the learning curves of runs: score and training loss by epoch.")
     add("workdirs", nargs="+", metavar="[LABEL=]DIR", help="runs' folders; the default label is the folder")
     add("--output", required=True, type=_place, metavar="OUT.png", help="must not exist")
+
+    add = command("watch", "Print live curves of runs and tables on the terminal, until Ctrl-C.")
+    add("places", nargs="+", metavar="DIR", help="a run's folder, or a table's, or one above them")
+    add("--every", type=_positive, default=10.0, metavar="SECONDS", help="default 10")
+    add("--once", action="store_true", help="print the state of now, and end")
 
     add = command("report", "Write a page about a run: scores, curves, what it gets wrong, where it looked, config.")
     add("--workdir", required=True, type=_place, metavar="DIR", help="a run's folder, or that of one of its checkpoints")

@@ -37,6 +37,18 @@ def report_run(**options: Any) -> int:
     return 0
 
 
+def watch_curves(places: list[str], every: float, once: bool) -> int:
+    """Prints live curves of runs; returns 130 after Ctrl-C, as shells have it."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    from attention_jax.analysis.terminal import watch_runs
+
+    try:
+        watch_runs(places, every, once)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
 def print_summary(model: str, image_size: int, channels: int, length: int, depth: int) -> int:
     """Prints parameters and multiply-adds of a network, or one line for each network that a pattern matches."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # counting needs no accelerator

@@ -167,6 +167,12 @@ COMMON: dict[str, Any] = {
     "logging": {
         "every": Field.duration(100, "steps", "a line of training metrics"),
         "tensorboard": Field.flag(True, "mirror the log as TensorBoard events"),
+        "trackers": Field.sequence(
+            (),
+            "a tuple of 'tensorboard', 'wandb', 'trackio'",
+            "mirror the log there too; an error there is a warning",
+            lambda names: {*names} <= {"tensorboard", "wandb", "trackio"},
+        ),
     },
     "parallel": {
         "mode": Field.choice("jit", "one program over all devices, or one a replica", "jit", "pmap"),

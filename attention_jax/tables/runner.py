@@ -39,6 +39,7 @@ from attention_jax.train.evaluate import read_arrays
 from attention_jax.train.loop import catch_stop_signal, replace_seed, train_model
 from attention_jax.train.metrics import TIMING, read_timing
 from attention_jax.train.program import Program, build_program
+from attention_jax.train.trackers import track_table
 from attention_jax.train.workdir import EVALUATION, FAILURE, lock_folder
 
 _Place = str | Path | None  # a folder or URI
@@ -125,7 +126,9 @@ def _run_chosen(
     stopped, failed = _run_rows(request, plans, computed, write) if plans else (False, 0)
     done = time.perf_counter()
     if is_main_process():
-        _say("", write(request, plans, computed, describe_machine(plans), with_plots=True))
+        text = write(request, plans, computed, describe_machine(plans), with_plots=True)
+        _say("", text)
+        _track(request, plans, text)
         _say(*([write_false_verdicts(request, plans)] if request.aa else []))
     what = " and ".join([*(["computing"] if request.table.computed else []), *(["training"] if plans else [])])
     _say(f"{done - begin:.0f} s of {what}, {time.perf_counter() - done:.0f} s for the table and its plots.")
@@ -236,6 +239,14 @@ def _run_rows(
             if missing and is_main_process():
                 write(request, plans, computed, describe_machine(plans), with_plots=False)
     return stop_signal.is_set(), failed
+
+
+def _track(request: TableRequest, plans: Sequence[RowPlan], text: str) -> None:
+    """Sends the rows' accuracies in percent and the verdicts to the trackers that the rows' configs name."""
+    correct = {plan.row.label: [run.correct for run in plan.runs if not plan.broken] for plan in plans}
+    found = {label: [100 * each.mean() for each in seeds if each is not None] for label, seeds in correct.items()}
+    if plans and plans[0].config.logging.trackers:
+        track_table(plans[0].config, request.workdir, {label: sum(s) / len(s) for label, s in found.items() if s}, text)
 
 
 def _advance(bar: Any, before: int, step: int) -> None:

@@ -1,8 +1,11 @@
-"""The wall-clock times of a training run."""
+"""The wall-clock times of a training run, and its profile."""
 
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
+
+import jax
 
 from attention_jax.distributed.mesh import count_threads
 from attention_jax.train.metrics import Log
@@ -49,5 +52,22 @@ class Clock:
             a_second = (step - self._step) / max(now - self._at, 1e-9)
             self.mfu = a_second * self.seconds_at_peak if self.seconds_at_peak else None
             known = {"mfu": self.mfu} if self.mfu is not None else {}
-            self._log.time({"event": "training", "step": step, "examples_per_second": a_second * self.batch_size, **known})
+            rates = {"examples_per_second": a_second * self.batch_size, "seconds_per_step": 1 / a_second}
+            self._log.time({"event": "training", "step": step, **rates, **known})
         self._at, self._step = now, step
+
+
+class Profiler(contextlib.ExitStack):
+    """Writes a trace of the steps in the profiling window to `profile/`."""
+
+    def __init__(self, folder: Path, first_step: int, num_steps: int):
+        super().__init__()
+        self._folder, self._window, self._started = folder / "profile", range(first_step, first_step + num_steps), False
+
+    def after(self, step: int) -> None:
+        """Starts or stops the trace; call it when `step` steps have been dispatched."""
+        if step in self._window and not self._started:
+            self._started = True
+            self.enter_context(jax.profiler.trace(str(self._folder)))
+        elif step >= self._window.stop:
+            self.close()

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from attention_jax.models.registry import list_origins, refuse_unread_reduction
 from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.checkpoint import Checkpoints, silence_orbax
-from attention_jax.train.clock import Clock
+from attention_jax.train.clock import Clock, Profiler
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays, save_outputs
 from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.input_rate import InputRate
@@ -39,6 +39,7 @@ from attention_jax.train.program import Program, build_program, count_model_oper
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.step import State
+from attention_jax.train.trackers import start_trackers
 from attention_jax.train.workdir import EVALUATION, FAILURE, Workdir, explain_disk_errors, identify_data, lock_workdir
 
 _OPENED: weakref.WeakSet[Program] = weakref.WeakSet()  # programs whose evaluation another seed of the row has opened
@@ -105,6 +106,7 @@ def train_model(
     code: RunCode | None = None,
     extend: bool = False,
     peak: float | None = None,
+    notice: Callable[[Mapping[str, Any]], None] = lambda line: None,
 ) -> TrainingResult:
     """Trains to the end of the config, resuming from the newest checkpoint in the workdir.
 
@@ -118,6 +120,7 @@ def train_model(
         progress: function to call with the number of finished steps.
         extend: True continues a shorter run of this config to the new length, with a line in the log; it ends unlike a run that
             had this length from the beginning, whose learning rate was different.
+        notice: function to call with each new line of the log and of the times, in the first process.
         code: the user's code to keep with the run; by default the code that the config names.
         peak: floating-point operations per second of all devices; if given, `timing.jsonl` has the share that is used.
 
@@ -132,12 +135,15 @@ def train_model(
     code = code or collect_code(config, list_origins())
     record_code(config, code, write=is_main_process())
     with lock_workdir(path, config, code, extend) as workdir, catch_stop_signal() as stop_signal, explain_disk_errors(workdir):
-        run = _Run(program, config, workdir, stop_signal, begin)
+        trackers = start_trackers(config, path, active=is_main_process())
+        run = _Run(program, config, workdir, stop_signal, begin, (notice, *trackers))
         run.clock.seconds_at_peak = count_model_operations(program) / peak if peak else None
         run.evaluate_if_missing()
         run.open_evaluation()
         run.train(progress)
         run.close()
+        for tracker in trackers:
+            tracker.close()
     return TrainingResult(run.step, run.stopped or stop_signal.is_set(), workdir.folder, run.clock.first, run.clock.mfu)
 
 
@@ -152,12 +158,21 @@ def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
 class _Run:
     """The state of one call of `train_model`, restored from the newest checkpoint, and the work between steps."""
 
-    def __init__(self, program: Program, config: ConfigDict, workdir: Workdir, stop_signal: threading.Event, begin: float):
+    def __init__(
+        self,
+        program: Program,
+        config: ConfigDict,
+        workdir: Workdir,
+        stop_signal: threading.Event,
+        begin: float,
+        mirrors: Sequence[Callable[[Mapping[str, Any]], None]],
+    ):
         self.program, self.config, self.workdir, self.stop_signal = program, config, workdir, stop_signal
         self.task, self.durations, self.folder = program.task, program.durations, workdir.folder
         self.begin, self.stopped = begin, False
         self.pending: tuple[int, dict[str, jax.Array]] | None = None  # the last step, and its metrics on the devices
-        self.log = Log(self.folder, config.logging.tensorboard, active=is_main_process())
+        tensorboard = config.logging.tensorboard or "tensorboard" in config.logging.trackers
+        self.log = Log(self.folder, tensorboard, is_main_process(), mirrors)
         keep = config.checkpoint.keep_last, config.checkpoint.keep_best, self._rank
         self.checkpoints = (
             RemoteCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
@@ -227,7 +242,7 @@ class _Run:
         with (
             contextlib.closing(InputRate(loader, config.data.threads, self.clock.batch_size, self.log.time)) as rate,
             contextlib.closing(prefetch_batches(loader.training(self.step, last), mesh)) as batches,
-            _Profiler(self.folder, config.profile.first_step, config.profile.num_steps) as profiler,
+            Profiler(self.folder, config.profile.first_step, config.profile.num_steps) as profiler,
             self.stalls,
         ):
             for batch in self.watch(batches):
@@ -338,19 +353,3 @@ class _Run:
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.durations.total
-
-
-class _Profiler(contextlib.ExitStack):
-    """Writes a trace of the steps in the profiling window to `profile/`."""
-
-    def __init__(self, folder: Path, first_step: int, num_steps: int):
-        super().__init__()
-        self._folder, self._window, self._started = folder / "profile", range(first_step, first_step + num_steps), False
-
-    def after(self, step: int) -> None:
-        """Starts or stops the trace; call it when `step` steps have been dispatched."""
-        if step in self._window and not self._started:
-            self._started = True
-            self.enter_context(jax.profiler.trace(str(self._folder)))
-        elif step >= self._window.stop:
-            self.close()

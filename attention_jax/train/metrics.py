@@ -105,9 +105,17 @@ class Log:
     Args:
         tensorboard: True copies the lines to TensorBoard events, written anew from the log at each start.
         active: False writes nothing, in every process but the first.
+        mirrors: functions to call with each new line of the log, and of the times.
     """
 
-    def __init__(self, workdir: Path, tensorboard: bool, active: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        tensorboard: bool,
+        active: bool = True,
+        mirrors: Sequence[Callable[[Mapping[str, Any]], None]] = (),
+    ):
+        self._mirrors = mirrors if active else ()
         self._workdir, self._active, self._tensorboard = workdir, active, tensorboard
         self._text = bytearray()
         self._file: TextIO | None = None
@@ -163,12 +171,16 @@ class Log:
         if self._file:
             self._file.write(text)
         self._copy(line)
+        for mirror in self._mirrors:
+            mirror(line)
 
     def time(self, values: Mapping[str, Any]) -> None:
         """Appends one line of wall-clock times, and flushes it."""
         if self._timing:
             self._timing.write(json.dumps(values) + "\n")
             self._timing.flush()
+        for mirror in self._mirrors:
+            mirror(values)
 
     def flush(self) -> None:
         """Returns when every line is on the disk."""

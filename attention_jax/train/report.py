@@ -4,7 +4,9 @@ import contextlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,10 +17,14 @@ from attention_jax.distributed.mesh import count_threads
 from attention_jax.distributed.sharding import count_bytes_per_device
 from attention_jax.models.summary import summary
 from attention_jax.optim.optimizers import is_frozen
+from attention_jax.storage import is_remote
+from attention_jax.tasks.resolve import resolve_config
 from attention_jax.train import metrics
 from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import TrainingResult
-from attention_jax.train.program import Program, uses_stored_statistics
+from attention_jax.train.program import Program, build_optimizer, uses_stored_statistics
+from attention_jax.train.restore import list_steps
+from attention_jax.train.workdir import read_config
 
 
 def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
@@ -74,15 +80,59 @@ def _state(program: Program) -> str:
     return f"{text}; replicated against its rule: {', '.join(left) or 'nothing'}{f' and {rest} more' if rest else ''}"
 
 
+def describe_extension(program: Program, path: str) -> str:
+    """Returns what a longer total changes in the schedule of a run in a workdir, and "" if it changes nothing.
+
+    The rate of the next step and of the last one, by the old total and by the new one.
+    """
+    saved = None if is_remote(path) else read_config(Path(path).expanduser())
+    names = [name for name in saved or {} if name.startswith("total_")]
+    if saved is None or not names or any(saved[name] >= program.config.get(name, 0) for name in names):
+        return ""
+    old = program.config.copy_and_resolve_references()
+    with old.unlocked(), old.ignore_type():
+        old.update({name: saved[name] for name in names})
+    before = resolve_config(old)
+    (was, _), (will, _) = build_optimizer(before), build_optimizer(program.resolved)
+    step, ends = max(list_steps(Path(path).expanduser()), default=0), (before.durations.total, program.durations.total)
+    rates = [f"{float(rate(at)):.4g}" for rate, at in ((was, step), (will, step), (was, ends[0] - 1), (will, ends[1] - 1))]
+    totals = ", ".join(f"{name} {saved[name]} -> {program.config.get(name)}" for name in names)
+    return (
+        f"extension: {totals}, {ends[0]} -> {ends[1]} steps. The learning rate of step {step + 1}, the next, was {rates[0]} by "
+        f"the old length and will be {rates[1]}; that of the last step was {rates[2]} at step {ends[0]} and will be {rates[3]} "
+        f"at step {ends[1]}. The steps before had the rate of the old length: the end is not that of a run which was as long "
+        "from the beginning."
+    )
+
+
+class ProgressBar:
+    """A bar on the terminal: finished steps, time left, and the newest loss, score and examples a second of the log.
+
+    Called with the number of finished steps.
+    """
+
+    def __init__(self, bar: Any):
+        self._bar, self._newest = bar, dict[str, str]()
+
+    def __call__(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def show_line(self, line: Mapping[str, Any]) -> None:
+        """Shows what a line of the log, or of its times, says."""
+        names = {"train/loss": "loss", "train/accuracy": "accuracy", "headline": "eval", "examples_per_second": "examples/s"}
+        for name, text in names.items():
+            if name in line:
+                self._newest[text] = f"{line[name]:,.0f}" if name == "examples_per_second" else f"{line[name]:.4g}"
+        self._bar.set_postfix(self._newest, refresh=False)
+
+
 @contextlib.contextmanager
-def show_progress(
-    total: int | None, active: bool, label: str = "training", unit: str = "step"
-) -> Iterator[Callable[[int], None]]:
-    """Shows a bar, with the time left if the total is known; yields a function to call with the number of finished steps."""
+def show_progress(total: int | None, active: bool, label: str = "training", unit: str = "step") -> Iterator[ProgressBar]:
+    """Shows a bar, with the time left if the total is known."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=label, unit=unit, disable=not active, file=sys.stderr, mininterval=0.5) as bar:
-        yield lambda step: bar.update(step - bar.n)
+        yield ProgressBar(bar)
 
 
 def describe_outcome(result: TrainingResult) -> str:

@@ -146,7 +146,7 @@ def _hooked(owner: str, method: str, when: Callable[..., bool], act: Act, after:
 
 def after_step(step: int, act: Act) -> Act:
     """Strikes when a step has been dispatched; it may still be running."""
-    return _hooked("attention_jax.train.loop:_Profiler", "after", lambda number: number == step, act)
+    return _hooked("attention_jax.train.clock:Profiler", "after", lambda number: number == step, act)
 
 
 def in_data(step: int, act: Act) -> Act:
