@@ -47,8 +47,7 @@ def print_files(file: str, *configs: ConfigDict) -> None:
     named = dict.fromkeys([f"code\t{Path(file).resolve()}"] if file.endswith(".json") else [])
     for config in configs:
         load_named(config)
-        # Arguments of the built-in sources that are files or folders; arguments of the user's source count if they have these
-        # names.
+        # Arguments of the built-in sources that are files or folders, and those of a user's source with the same names.
         arguments = ("source", "target") if config.data.source == "files" else ("path", "data_dir")
         values = {f"data.args.{name}": config.data.args.get(name) for name in arguments}
         if config.data.get("tokenizer") not in ("sentencepiece", "words"):

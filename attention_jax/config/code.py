@@ -1,8 +1,7 @@
 """The user's code behind a run: its files, whether they have changed, and the copies that the run keeps.
 
-A run's `code.json` has the user's files that its config names or that register its network, and all the user's files that
-they import. When the run is opened, names in its config lead to these copies, never to a path or a package unless it is
-trusted.
+A run's `code.json` has the user's files that its config names or that register its network, and those that they import. When
+the run is opened, names in its config lead to these copies, never to a path or a package unless it is trusted.
 """
 
 import ast
@@ -39,8 +38,7 @@ Models = Mapping[str, str | None]  # a network's name -> the user's file that re
 class RunCode:
     """The user's code that a run needs: files, folder by folder, and {dotted name: package} for installed code.
 
-    `others` are files that made the run without being needed by it, such as its table file. They are kept, never run, never
-    compared.
+    `others` are files that made the run and that it does not need, such as its table file: kept, never run, never compared.
     """
 
     folders: tuple[SavedCode, ...] = ()

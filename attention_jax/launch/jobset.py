@@ -24,8 +24,8 @@ TPUS = {
     "v6e": ("tpu-v6e-slice", "ct6e-standard-{}t"),
     "tpu7x": ("tpu7x", "tpu7x-standard-{}t"),
 }
-_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}  # of v5e and v6e
-CACHE = "/data-cache"  # where --data-cache is mounted
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}  # machines of v5e and v6e
+CACHE = "/data-cache"  # mount point of --data-cache
 STOPPED = 75  # exit code of a run that was told to stop: with 0 the job would count as done
 _PORT = 8482
 
@@ -138,7 +138,7 @@ def make_manifest(
 
 
 def _environment(pool: Pool, name: str, tpu: bool) -> list[dict[str, Any]]:
-    """The variables by which the processes find each other."""
+    """Returns the variables by which the processes find each other."""
     values = {"AJ_START_SECONDS": "1800", "AJ_STOPPED_CODE": str(STOPPED)}
     if tpu:  # the hosts' names come from GKE
         values = {"AJ_COORDINATOR": "auto", **values, "JAX_PLATFORMS": "tpu,cpu"}

@@ -1,6 +1,5 @@
-"""Attention gates for comparison: over channels (SE, effective SE, ECA), over channels and positions (CBAM, gather-excite,
-coordinate attention), and the global context block. Self-attention and the non-local block are in `attention.py`, BAM in
-`bam.py`.
+"""Attention gates over channels (SE, effective SE, ECA) or channels and positions (CBAM, gather-excite, coordinate attention),
+and the global context block. Self-attention and the non-local block are in `attention.py`, BAM in `bam.py`.
 """
 
 import functools

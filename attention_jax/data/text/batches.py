@@ -127,8 +127,7 @@ class BucketPlan:
     def _batches(self) -> list[tuple[int, int]]:
         """Lists (bucket, number within the bucket) of the batches of an epoch.
 
-        Only full batches count; the pairs left over change from epoch to epoch. A bucket without a full batch has one padded
-        batch.
+        Only full batches count; the pairs left over change each epoch. A bucket without a full batch has a padded one.
         """
         counts = [len(members) // self.rows(i) or min(1, len(members)) for i, members in enumerate(self._members)]
         return [(bucket, number) for bucket, count in enumerate(counts) for number in range(count)]

@@ -26,7 +26,7 @@ Pairs = Sequence[Pair]
 
 
 def _read_lines(path: Path | str) -> list[bytes]:
-    """Returns the lines of a local or remote file without "\n" and byte order mark; unpacks `.gz`."""
+    """Returns the lines of a local or remote file without line ends and byte order mark; unpacks `.gz`."""
     try:
         content = storage.read_remote_file(path) if isinstance(path, str) else path.read_bytes()
         content = gzip.decompress(content) if str(path).endswith(".gz") else content
