@@ -19,7 +19,7 @@ _QUIET = 120.0  # seconds without a line after which an unfinished run is called
 def list_runs(places: Sequence[str]) -> list[Path]:
     """Returns the folders with a log, at these places or below them: of runs, and of the rows of tables.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     found: dict[Path, None] = {}
     for place in places:
@@ -34,7 +34,7 @@ def list_runs(places: Sequence[str]) -> list[Path]:
 def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, width: int, height: int) -> str:
     """Draws points (x, y) as text of `width` x `height` characters, each curve with a mark of its own.
 
-    Where several curves meet, the last one's mark is seen. A curve without points is left out; "" if none has any.
+    If several curves meet, the last one's mark is drawn. A curve without points is left out; "" if none has any.
     """
     points = [(x, y, i) for i, curve in enumerate(curves.values()) for x, y in curve if math.isfinite(y)]
     if not points:
@@ -60,7 +60,7 @@ def describe_runs_now(folders: Sequence[Path], width: int, height: int, now: flo
     """Returns the state of runs as text: a line for each, then the curves of their score and of their training loss.
 
     Args:
-        width, height: of the terminal, in characters.
+        width, height: size of the terminal in characters.
         now: seconds since the epoch, by default the clock's.
     """
     now = time.time() if now is None else now
@@ -78,7 +78,7 @@ def describe_runs_now(folders: Sequence[Path], width: int, height: int, now: flo
 
 
 def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """The shortest end of a path that no other folder has."""
+    """Returns the shortest end of a path that no other folder has."""
     parts = folder.resolve().parts
     for number in range(1 + parts[-1].isdecimal(), len(parts)):  # a seed alone says nothing
         end = parts[-number:]
@@ -107,7 +107,7 @@ def _describe_run(mark: str, name: str, folder: Path, log: Sequence[Mapping[str,
 
 
 def _find_total(folder: Path, log: Sequence[Mapping[str, Any]]) -> int | None:
-    """The steps of a run, if its config and the log say them."""
+    """Returns the steps of a run, if its config and the log give them."""
     config = read_config(folder)
     rate = next((line["step"] / line["epoch"] for line in log if line.get("epoch")), None)
     if config is None:
@@ -119,7 +119,7 @@ def _find_total(folder: Path, log: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _seconds_left(timing: Sequence[Mapping[str, Any]], step: int, total: int | None) -> str:
-    """The time left, by the newest seconds a step."""
+    """Estimates the time left from the newest seconds per step."""
     laps = [line for line in timing if line["event"] == "training"]
     if not total or not laps or "seconds_per_step" not in laps[-1]:
         return ""

@@ -288,7 +288,7 @@ def _share(text: str) -> float:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    """Two whole numbers of the command line."""
+    """Converts "I/N", two whole numbers."""
     place, slash, number = text.partition("/")
     if slash and place.isdecimal() and number.isdecimal() and 1 <= int(place) <= int(number):
         return int(place), int(number)

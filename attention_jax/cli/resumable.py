@@ -1,6 +1,6 @@
-"""An output that a command writes line by line, and goes on with after it was stopped.
+"""An output that a command writes line by line, and continues after it was stopped.
 
-OUT.partial has the lines that are written, and OUT.partial.json what they were made from; OUT gets its name at the end.
+OUT.partial has the written lines, and OUT.partial.json the settings behind them; OUT gets its name at the end.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class ResumableOutput:
         self.about = output.with_name(f"{output.name}.partial.json")
 
     def read_settings(self, resume: bool) -> dict[str, Any] | None:
-        """Returns what the lines were made from; None to begin. Raises UserError for partial files that nobody wants."""
+        """Returns the settings behind the lines; None to begin. Raises UserError for partial files without --resume."""
         if not self.partial.exists():
             if resume:
                 raise UserError(f"--resume: there is no {self.partial} to go on from: leave it out to begin.")
@@ -52,13 +52,13 @@ class ResumableOutput:
     def open(
         self, settings: Mapping[str, Any], saved: Mapping[str, Any] | None, sizes: Sequence[int], first: int | None
     ) -> Iterator[tuple[Callable[[str], None], int]]:
-        """Yields a function that writes text at once, and how many sentences are done.
+        """Yields a function that writes text at once, and the number of finished sentences.
 
-        Those are complete parts of `sizes` sentences, so that the others come in the batches in which they would have come.
+        Finished sentences are complete parts of `sizes` sentences, so the others come in the same batches as in one go.
 
         Args:
-            settings: what the lines are made from.
-            saved: of `read_settings`.
+            settings: the settings from which the lines are made.
+            saved: the result of `read_settings`.
             first: number of the first sentence, with which its lines begin; None where each sentence has one line.
 
         Raises:

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-_SHARE = 0.8  # of the memory that is free; the rest is for what the allocator wastes
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+_SHARE = 0.8  # share of the free memory; the allocator wastes some of the rest
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # a container's limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +16,8 @@ class BatchLimits:
     """The largest batch.
 
     Attributes:
-        tokens: of the sources of a batch on all devices, padding counted; None for the config's `evaluation.batch_size`.
-        sentences: in a batch on all devices; None for any number.
+        tokens: source tokens in a batch on all devices, with padding; None for the config's `evaluation.batch_size`.
+        sentences: sentences in a batch on all devices; None for any number.
         memory: bytes that the program of a batch may plan on a device, weights included; None for four fifths of what is
             free there now.
     """
@@ -49,7 +49,7 @@ def find_free_memory() -> int:
     for path in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             free.append(int(Path(path).read_text(encoding="ascii")))
-    devices = jax.local_device_count()  # of a CPU, which share its memory
+    devices = jax.local_device_count()  # devices of a CPU share its memory
     return int(_SHARE * min(free, default=1 << 40) / devices)
 
 

@@ -32,7 +32,7 @@ class Tracker:
 
     Args:
         module: "wandb" or "trackio".
-        options: of `init`.
+        options: arguments of `init`.
     """
 
     def __init__(self, module: str, options: Mapping[str, Any]):
@@ -43,7 +43,7 @@ class Tracker:
         self._thread.start()
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Takes a line of the log, or of its times."""
+        """Accepts a line of the log, or of its times."""
         if not self._failed:
             with contextlib.suppress(queue.Full):
                 self._lines.put_nowait(line)
