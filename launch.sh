@@ -91,6 +91,19 @@ environment() {
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 }
 
+# Flags of XLA that help where several cards exchange gradients; what the user has set stays. XLA ends at a flag that it does
+# not know: this one is known to jaxlib 0.10.2 to 0.12 (tests/launch/test_xla_flags.py). For TPUs none is set: libtpu compiles
+# the same program with its own defaults (docs/clusters.md).
+xla_flags() {
+  local flag=--xla_gpu_enable_latency_hiding_scheduler cards
+  [[ "${AJ_XLA_FLAGS:-}" != off && "${JAX_PLATFORMS:-cuda}" =~ cuda|gpu ]] && command -v nvidia-smi >/dev/null || return 0
+  cards="$(nvidia-smi --list-gpus 2>/dev/null | grep -c ^GPU || true)"
+  if [[ "$cards" -gt 0 && $((cards * ${AJ_PROCESSES:-1})) -gt 1 && "${XLA_FLAGS:-}" != *"$flag"* ]]; then
+    export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }$flag=true"
+    say "XLA_FLAGS has $flag=true: exchanges overlap with computing; AJ_XLA_FLAGS=off leaves it out"
+  fi
+}
+
 # One word a line, sorted, once each.
 words() { printf '%s\n' "$*" | tr -s ' ,' '\n\n' | sed '/^$/d' | sort -u; }
 # What an installation is made from, besides the extras. An editable install holds the checkout's path.
@@ -220,6 +233,7 @@ case "$command" in
     ;;
   train | evaluate | export | probe | translate | score | table | compare | compare-runs | config | completion | plot | summary)
     environment
+    case "$command" in train | evaluate | table | compare) xla_flags ;; esac
     exec "$PYTHON" -m attention_jax "$command" "$@"
     ;;
   preflight)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The day a card is lent: ten minutes, one table of what cannot be known without it.
+# A report of this machine's accelerator in ten minutes: a page and, beside it, JSON that --check understands.
 #   experiments/on_device.sh [--quick] [--minutes=10] [--output=FILE.md]
+#   experiments/on_device.sh --check FILE.json ...
 # Installs what the machine's accelerator needs, unless ATTENTION_JAX_EXTRAS says otherwise. --quick is for a CPU: the same
 # questions about tiny networks.
 set -euo pipefail

@@ -48,7 +48,7 @@ CHIPS = {
     )
 }
 # As `jax.Device.device_kind` names them.
-_DEVICE_KINDS = {
+DEVICE_KINDS = {
     "TPU v3": "v3",
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -133,7 +133,7 @@ class ChipSlice:
 def find_peak(devices: Iterable[Any]) -> float | None:
     """Returns floating-point operations a second of all devices together; None for devices whose peak is not in the table."""
     devices = list(devices)
-    chip = CHIPS.get(_DEVICE_KINDS.get(devices[0].device_kind, ""))
+    chip = CHIPS.get(DEVICE_KINDS.get(devices[0].device_kind, ""))
     return len(devices) * chip.flops / chip.devices if chip else None
 
 

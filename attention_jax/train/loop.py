@@ -34,7 +34,7 @@ from attention_jax.train.clock import Clock, Profiler
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays, save_outputs
 from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.input_rate import InputRate
-from attention_jax.train.metrics import TIMING, Log
+from attention_jax.train.metrics import TIMING, Log, get_compiler_flags
 from attention_jax.train.program import Program, build_program, count_model_operations, uses_stored_statistics
 from attention_jax.train.remote_checkpoints import RemoteCheckpoints
 from attention_jax.train.stalls import Stalls
@@ -183,7 +183,8 @@ class _Run:
         data = identify_data(workdir, self.task, config, about["assets"] if restored else None)
         self.log.start(self.step, about if restored else None)
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
-        self.log.time({"event": "start", "step": self.step, **devices})
+        flags = {"compiler_flags": get_compiler_flags()} if get_compiler_flags() else {}
+        self.log.time({"event": "start", "step": self.step, **devices, **flags})
         self.clock = Clock(self.log, self.task.examples_per_step(config), begin)
         self.stalls = Stalls(ended=lambda kind, seconds: self.log.time({"event": f"waited for {kind}", "seconds": seconds}))
         from_data = self.task.assets(config)

@@ -206,3 +206,8 @@ class Log:
             for name, value in line.items():
                 if name != "step" and not isinstance(value, str):
                     self._writer.add_scalar(name, value, line["step"])
+
+
+def get_compiler_flags() -> str:
+    """Returns the flags of XLA and libtpu that the environment sets; "" without any."""
+    return " ".join(filter(None, map(os.environ.get, ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))))

@@ -48,6 +48,8 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
     }
     if frozen := _frozen(program):
         rows["frozen"] = frozen
+    if flags := metrics.get_compiler_flags():
+        rows["XLA flags"] = flags
     if config.data.eval_split.startswith("test") and durations.evaluate_every < durations.total:
         chosen = f"checkpoint.keep_best={config.checkpoint.keep_best} chooses on split {config.data.eval_split!r}"
         rows["checkpoints"] = f"{chosen}, where only the last may be judged: choose with data.eval_split='validation'"

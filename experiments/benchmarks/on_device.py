@@ -1,6 +1,7 @@
 """Questions to a lent accelerator: does it compute the same, how fast, as fast as predicted, fed fast enough?
 
     experiments/on_device.sh [--quick] [--minutes=10] [--output=FILE.md]
+    experiments/on_device.sh --check FILE.json ...
 
 Five questions, each on its own, so that one that fails does not keep the others from an answer: the loss in bfloat16 beside
 float32 on embedded data; what a step takes beside what preflight's program says at the peaks that this device reaches here,
@@ -10,8 +11,7 @@ attention; the time to the first step; and whether this machine's cores prepare 
 
 import argparse
 import functools
-import importlib.metadata
-import os
+import json
 import statistics
 import sys
 import time
@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from hardware_report import STATES, check_files, describe_machine  # noqa: E402
+
 CONFIGS = ROOT / "configs"
 SMALL_NET = {"model.stage_sizes": (1, 1), "model.widths": (4, 8)}
 SMALL_TEXT = {"model.layers": 1, "model.features": 32, "model.hidden": 32, "model.heads": 2}
@@ -35,11 +38,16 @@ PAIRS = {
 
 
 class Answer(NamedTuple):
-    """A row of the table."""
+    """A row of the table.
+
+    Attributes:
+        measurements: {name: (value, unit)}, for the JSON beside the table.
+    """
 
     question: str
     answer: str
     verdict: str
+    measurements: dict[str, tuple[float, str]] = {}  # noqa: RUF012
 
 
 def config_of(name: str, fields: dict[str, Any]) -> Any:
@@ -74,6 +82,7 @@ def losses(quick: bool) -> Iterator[Answer]:
             f"{name}: loss after {steps} steps, float32 and bfloat16",
             f"{ends['float32']:.4f} and {ends['bfloat16']:.4f}",
             f"{100 * apart:.2f} % apart: {'as it should be' if apart < 0.05 else 'LOOK INTO IT'}",
+            {precision: (loss, "loss") for precision, loss in ends.items()},
         )
 
 
@@ -105,10 +114,9 @@ def slice_here() -> Any:
     """The TPU slice that these devices are, or None."""
     import jax
 
-    from attention_jax.preflight.chips import CHIPS, ChipSlice
+    from attention_jax.preflight.chips import CHIPS, DEVICE_KINDS, ChipSlice
 
-    kinds = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
-    chip = CHIPS.get(kinds.get(jax.devices()[0].device_kind, ""))
+    chip = CHIPS.get(DEVICE_KINDS.get(jax.devices()[0].device_kind, ""))
     if chip is None:
         return None
     shapes = (ChipSlice(chip, tuple(map(int, shape.split("x")))) for shape in chip.shapes)
@@ -159,7 +167,12 @@ def steps(quick: bool) -> Iterator[Answer]:
 
     devices, here = jax.devices(), slice_here()
     flops, bandwidth = peaks(quick)
-    yield Answer("peaks of one device", f"{flops / 1e12:.3g} TFLOP/s of products, {bandwidth / 1e9:,.3g} GB/s of copies", "")
+    yield Answer(
+        "peaks of one device",
+        f"{flops / 1e12:.3g} TFLOP/s of products, {bandwidth / 1e9:,.3g} GB/s of copies",
+        "",
+        {"peak of products": (flops / 1e12, "TFLOP/s"), "peak of copies": (bandwidth / 1e9, "GB/s")},
+    )
     for label, config in cases(quick, len(devices)).items():
         begin = time.perf_counter()
         program = build_program(config)
@@ -183,15 +196,24 @@ def steps(quick: bool) -> Iterator[Answer]:
             f"{label}: time to the first step",
             f"{first:.1f} s, of it {seconds['trace']:.1f} tracing, {seconds['compile']:.1f} compiling",
             "",
+            {"first step": (first, "s"), "tracing": (seconds["trace"], "s"), "compiling": (seconds["compile"], "s")},
         )
         best = max(measured.operations / measured.devices / flops, measured.traffic / bandwidth)
         yield Answer(
-            f"{label}: a step", f"{1e3 * took:.3g} ms; {1e3 * best:.3g} at this device's own peaks", f"{took / best:.2f} x"
+            f"{label}: a step",
+            f"{1e3 * took:.3g} ms; {1e3 * best:.3g} at this device's own peaks",
+            f"{took / best:.2f} x",
+            {
+                "step": (1e3 * took, "ms"),
+                "at its own peaks": (1e3 * best, "ms"),
+                "achieved": (measured.operations / measured.devices / took / 1e12, "TFLOP/s"),
+            },
         )
         if here:
             bound = Report(here, measured, None)
             said = f"preflight for {here.topology}: {1e3 * bound.step:.3g} ms at best, bound by {bound.bound}"
-            yield Answer(f"{label}: predicted", said, f"{took / bound.step:.2f} x")
+            predicted = {"preflight's bound": (1e3 * bound.step, "ms"), "measured to bound": (took / bound.step, "ratio")}
+            yield Answer(f"{label}: predicted", said, f"{took / bound.step:.2f} x", predicted)
         rate = measure_input_rate(program.config, 0.5 if quick else 3.0)
         if rate:
             wanted, ready = measured.examples / took / jax.process_count(), rate * count_threads()
@@ -199,6 +221,7 @@ def steps(quick: bool) -> Iterator[Answer]:
                 f"{label}: input",
                 f"the step takes {wanted:,.0f} images a second; {count_threads()} cores prepare {ready:,.0f}",
                 "fast enough" if ready > wanted else f"needs {wanted / rate:.0f} cores",
+                {"step takes": (wanted, "images/s"), "prepared": (ready, "images/s"), "cores": (count_threads(), "cores")},
             )
 
 
@@ -219,18 +242,30 @@ def attention(quick: bool) -> Iterator[Answer]:
             "plain": lambda q, key, v, mask=mask, k=k: attend_heads(q, key, v, mask, k**-0.5)[0],
         }
 
+        if jax.default_backend() == "gpu":  # XLA's own program is what fused_attention chooses there
+            ways["cudnn"] = lambda q, key, v, mask=mask, k=k: jax.nn.dot_product_attention(
+                q, key, v, mask=mask, scale=k**-0.5, implementation="cudnn"
+            )
+
         def gradient(way: Callable) -> Callable:
             return jax.jit(jax.grad(lambda *x: way(*x).astype(jnp.float32).sum(), (0, 1, 2)))
 
-        grads = {name: functools.partial(gradient(way), q, key, v) for name, way in ways.items()}
-        found = {name: f() for name, f in grads.items()}
-        pairs = zip(found["fused"], found["plain"], strict=True)
-        apart = max(float(jnp.abs(a.astype(jnp.float32) - p.astype(jnp.float32)).max()) for a, p in pairs)
-        took = {name: timed(f, 3 if quick else 10) for name, f in grads.items()}
+        plain, took, apart, failed = gradient(ways["plain"])(q, key, v), {}, {}, ""
+        for name, way in ways.items():
+            run = functools.partial(gradient(way), q, key, v)
+            try:
+                pairs = zip(run(), plain, strict=True)
+                apart[name] = max(float(jnp.abs(a.astype(jnp.float32) - p.astype(jnp.float32)).max()) for a, p in pairs)
+                took[name] = 1e3 * timed(run, 3 if quick else 10)
+            except Exception as error:
+                failed += f"; {name} failed: {type(error).__name__}"
+        times = ", ".join(f"{name} {time:.3g} ms" for name, time in took.items())
+        fastest = min(took, key=took.__getitem__)
         yield Answer(
             f"attention [{b}, {t}, {h}, {k}], {jnp.dtype(dtype).name}, with gradient",
-            f"fused {1e3 * took['fused']:.3g} ms, plain {1e3 * took['plain']:.3g} ms; gradients at most {apart:.2g} apart",
-            f"fused is {took['plain'] / took['fused']:.2f} x as fast",
+            f"{times}; gradients at most {max(apart.values()):.2g} apart{failed}",
+            f"{fastest} is fastest; fused is {took['plain'] / took['fused']:.2f} x as fast as plain",
+            {name: (time, "ms") for name, time in took.items()},
         )
 
 
@@ -257,37 +292,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny networks, as a CPU can run them")
     parser.add_argument("--minutes", type=float, default=10.0, help="after which no further question starts")
-    parser.add_argument("--output", type=Path, help="a Markdown file for the table")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.md", help="a page with the table; FILE.json beside it has the report"
+    )
+    parser.add_argument("--check", nargs="+", metavar="FILE.json", help="only check the format of reports")
     options = parser.parse_args()
-    import jax
+    if options.check:
+        sys.exit(check_files(options.check))
     from page import render_page
 
     begin = time.monotonic()
-    software = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))
-    device = jax.devices()[0]
-    machine = f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} cores, "
-    machine += f"load {os.getloadavg()[0]:.1f}, {software}."
+    report = describe_machine(options.quick, f"experiments/on_device.sh{' --quick' * options.quick}")
+    device, versions = report["device"], report["versions"]
+    software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    machine = (
+        f"{device['count']} x {device['kind']} ({device['platform']}), {device['cores']} cores, load {device['load']:.1f}, "
+    )
+    machine += f"driver {report['driver']['name']} {report['driver']['version']}, commit {report['commit'][:12]}, {software}."
     lines = ["| question | answer | verdict |", "|---|---|---|"]
     print("\n".join([machine, "", *lines]))
-    answers = []
+    rows: list[dict[str, Any]] = []
     for answer in ask(options.minutes, options.quick):
-        answers.append(answer)
-        lines.append(f"| {' | '.join(answer)} |")
+        lines.append(f"| {' | '.join(answer[:3])} |")
         print(lines[-1], flush=True)
-    failed = [answer.question for answer in answers if answer.answer.startswith("failed")]
-    left = [answer.question for answer in answers if answer.answer == "not run"]
+        state = "failed" if answer.answer.startswith("failed") else "answered" if answer.measurements else "not run"
+        values = [{"name": name, "value": float(value), "unit": unit} for name, (value, unit) in answer.measurements.items()]
+        question, text, verdict = answer[:3]
+        rows.append({"question": question, "answer": text, "verdict": verdict, "state": state, "measurements": values})
+    by_state = {state: [row["question"] for row in rows if row["state"] == state] for state in STATES}
+    report |= {"seconds": round(time.monotonic() - begin, 1), "questions": rows}
     text = render_page(
-        f"One device and what it answers: {device.device_kind}",
-        f"{len(answers) - len(failed) - len(left)} of {len(answers)} questions are answered"
-        + (f"; failed: {', '.join(failed)}" if failed else "")
-        + (f"; not run: {', '.join(left)}" if left else "")
+        f"One device and what it answers: {device['kind']}",
+        f"{len(by_state['answered'])} of {len(rows)} questions are answered"
+        + "".join(f"; {state}: {', '.join(by_state[state])}" for state in STATES[1:] if by_state[state])
         + ".",
         "\n".join(lines),
-        f"`experiments/on_device.sh{' --quick' * options.quick}`, {time.monotonic() - begin:.0f} seconds.",
+        f"`{report['command']}`, {report['seconds']:.0f} seconds.",
         machine,
     )
     if options.output:
         options.output.write_text(text, encoding="utf-8")
+        options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(f"\n{options.output} and {options.output.with_suffix('.json')}: CONTRIBUTING.md says how to send them")
 
 
 if __name__ == "__main__":

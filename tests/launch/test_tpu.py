@@ -74,6 +74,7 @@ class Fleet:
                 "XDG_CACHE_HOME": str(folder / "cache"),
                 "ATTENTION_JAX_PYTHON": str(folder / "bin" / "worker-python"),
                 "PYTHONPATH": None,
+                "AJ_XLA_FLAGS": "off",  # the huge pages of this machine stay as they are
             }
         )
         self.env["PATH"] = f"{folder}/bin:{self.env['PATH']}"
