@@ -30,10 +30,9 @@ class DataProbe:
         name, rate = min(rates.items(), key=lambda item: item[1])
         outcome = f"both keep up, by a factor of {rate / self.needed:.2g}"
         if rate < self.needed:
+            who = "the source is" if "source" in name else f"{name} are"
             advice = "give data.cache_dir" if "source" in name else f"it takes {self.needed / (rate / cores):,.0f} such cores"
-            outcome = (
-                f"{name.split(',')[0]} {'is' if 'source' in name else 'are'} short by {1 - rate / self.needed:.0%}: {advice}"
-            )
+            outcome = f"{who} short by a factor of {self.needed / rate:.3g}: {advice}"
         return f"data: here {given} examples a second, and the step needs {self.needed:,.0f} of a host: {outcome}."
 
 

@@ -27,9 +27,8 @@ def compare_rates(data: float, step: float, reading: float) -> str:
     if data >= step:
         return f"{rates}: the step is the slower, by a factor of {data / step:.2g}."
     advice = "data.cache_dir" if reading > 0.5 else "data.threads, or a host with more cores"
-    return (
-        f"{rates}: the data are short by {1 - data / step:.0%}, and reading takes {reading:.0%} of their time (see {advice})."
-    )
+    share = f"reading takes {reading:.0%} of their time (see {advice})"
+    return f"{rates}: the data are short by a factor of {step / data:.3g}, and {share}."
 
 
 class InputRate:

@@ -316,6 +316,7 @@ def test_difference_shows_what_changes_the_numbers_and_nothing_else():
         "logging.tensorboard": True,
         "profile.num_steps": 3,
         "data.threads": 7,
+        "data.cache_dir": "c",
         "data.args.data_dir": "b",
         "data.args.path": "b",
         "data.on_broken": "stop",
