@@ -240,7 +240,7 @@ _ACCEPTED: dict[str, tuple[type | tuple[type, ...], str]] = {
     "sign": (int, "1 or -1"),
     "scales": (dict, "a dict of name: {'seeds': ..., 'overrides': {...}}"),
     "published": (dict, "a dict of column: cell"),
-    "pieces": ((list, tuple), "a tuple of recipe pieces; of one, (piece,) with a comma"),
+    "pieces": ((list, tuple), "a tuple of recipe pieces, such as (piece,)"),
     "network": ((dict, _NONE), "a dict with the name of a model and its fields"),
     "overrides": (dict, "a dict of dotted config fields"),
     "row_overrides": (dict, "a dict of dotted config fields"),

@@ -194,7 +194,7 @@ def test_initial_values() -> None:
         ("vit", dict(layers=0), "whole number from 1"),
         ("swin", dict(heads=(3, 6)), "does not divide the 8 channels of stage 1"),
         ("swin", dict(heads=(2,)), "one head for each of the 2 stages"),
-        ("swin", dict(stage_sizes=4), "with a comma"),
+        ("swin", dict(stage_sizes=4), r"such as \(2,\)"),
         ("swin", dict(dtype="float16"), "not one of 'float32', 'bfloat16'"),
     ],
 )
