@@ -82,7 +82,7 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
     Its peak, at step W - 1, is factor / sqrt(d_model·W). Tensor2tensor's later presets have factor 2 and W = 8,000.
     """
     if not warmup_steps:
-        raise UserError("schedule.name='noam' with a warm-up of 0 steps: its formula divides by W; give the paper's 4000.")
+        raise UserError("schedule.name='noam' divides by its warm-up of 0 steps: give the paper's 4000.")
     scale = factor * d_model**-0.5
 
     def rate(step: jax.Array) -> jax.Array:

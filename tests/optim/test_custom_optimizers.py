@@ -182,5 +182,5 @@ def test_schedules_alone_are_those_of_configs() -> None:
     ours = make_schedule("cosine", 0.4, 30, 5, warmup_start=0.1)
     alone = warmup_schedule(optax.cosine_decay_schedule(0.4, 25), 5, 0.4, 0.1)
     np.testing.assert_allclose([alone(s) for s in steps], [ours(s) for s in steps])
-    with pytest.raises(UserError, match="divides by W"):
+    with pytest.raises(UserError, match="divides by its warm-up"):
         noam_schedule(64, 0)
