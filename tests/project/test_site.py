@@ -12,10 +12,12 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from attention_jax.cli import parser as cli
+from experiments.reliability import colours
 from experiments.reliability.browse import check_site
 from tests.helpers import pages
 from tests.helpers.small import ROOT
@@ -173,11 +175,36 @@ def test_the_browser_sees_a_missing_picture_a_script_error_and_a_page_that_is_to
         "script": "<script>nothing()</script>",
         "wide": '<div style="width: 900px">x</div>',
         "right": '<div style="overflow-x: auto"><div style="width: 900px">x</div></div>',
+        "faint": '<div style="background: #222"><p style="color: #555">x</p></div>',
+        "clear": '<article><img src="clear.png"></article>',
+        "scheme": '<script>document.body.dataset.mdColorScheme = matchMedia("(prefers-color-scheme: dark)").matches'
+        ' ? "slate" : "default"</script>',
     }.items():
         head = '<head><meta name="viewport" content="width=device-width"></head>'
         (tmp_path / f"{name}.html").write_text(f"<!doctype html><html>{head}<body>{body}</body></html>")
-    found = check_site(tmp_path, "chromium")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    found = check_site(tmp_path, "chromium", "dark")
+    assert "contrast" in "".join(found.pop("faint.html"))
+    assert "transparent picture" in "".join(found.pop("clear.html"))
     assert "missing picture" in "".join(found.pop("picture.html"))
     assert "nothing is not defined" in "".join(found.pop("script.html"))
     assert "pixels wide" in "".join(found.pop("wide.html"))
-    assert found == {"right.html": []}
+    assert found == {"right.html": [], "scheme.html": []}  # the browser prefers a dark page
+
+
+def test_simulated_colours_are_those_that_people_confuse():
+    grey, red_and_green = np.array([[40, 40, 40], [200, 200, 200]]), np.array([[160, 110, 0], [110, 128, 0]])
+    blue_and_orange = np.array([[0, 114, 178], [213, 94, 0]])
+    for deficiency in colours.SIMULATIONS:
+        np.testing.assert_allclose(colours.simulate(grey, deficiency), colours.to_linear(grey), atol=1e-4)
+        assert colours.find_closest(blue_and_orange, deficiency)[0] > 40
+    plain = np.linalg.norm(np.diff(colours.to_lab(colours.to_linear(red_and_green)), axis=0))
+    assert colours.find_closest(red_and_green, "deuteranopia")[0] < plain / 2
+
+
+def test_the_chart_of_the_readme_is_readable_for_everybody():
+    with Image.open(ROOT / "experiments" / "results" / "cued_arrow.png") as picture:
+        found = colours.list_colours(picture)
+    assert len(found) > 5
+    for deficiency in colours.SIMULATIONS:
+        assert colours.find_closest(found, deficiency)[0] > colours.APART
