@@ -23,7 +23,7 @@ from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.models.registry import describe_model, list_origins
 from attention_jax.tasks import get_task
 from attention_jax.tasks.examples import read_examples
-from attention_jax.train import metrics, remote_checkpoints, restore
+from attention_jax.train import metrics, remote_runs, restore
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.outcomes import Evaluation, read_evaluation
 from attention_jax.train.step import State
@@ -134,7 +134,7 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1, tru
     Raises:
         UserError: no checkpoint, one that cannot be read, no such weights, or too few checkpoints for the average.
     """
-    path = remote_checkpoints.download_run(str(path), average) if storage.is_remote(path) else path
+    path = remote_runs.download_run(str(path), average) if storage.is_remote(path) else path
     state, about, folder = restore.read_newest(path)
     code = read_code(about["assets"].get(CODE))
     config, untrusted = bind_code(config_from_json(about["config"]), code, list_origins(), trust_code)
@@ -158,13 +158,13 @@ def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:
 
 def _mean(workdir: Path, last: int, weights: str, number: int) -> dict[str, Any]:
     """Returns the mean of the weights of the newest checkpoints up to step `last`."""
-    steps = [step for step in restore.list_steps(workdir) if step <= last][-number:]
-    if len(steps) < number:
+    names = [name for step, name in restore.list_checkpoints(workdir) if step <= last][-number:]
+    if len(names) < number:
         raise UserError(
-            f"{workdir}: average={number} but there are {len(steps)} checkpoints up to step {last}: give a smaller number, or "
+            f"{workdir}: average={number} but there are {len(names)} checkpoints up to step {last}: give a smaller number, or "
             "train with a larger checkpoint.keep_last."
         )
-    states = (restore.read_newest(workdir / restore.FOLDER / str(step))[0] for step in steps)
+    states = (restore.read_newest(workdir / restore.FOLDER / name)[0] for name in names)
     total = None
     for state in states:  # one at a time: twenty large ones would not fit
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), _variables(state, weights))

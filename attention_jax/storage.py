@@ -7,6 +7,7 @@ many minutes and say nothing.
 import contextlib
 import json
 import logging
+import os
 import threading
 import time
 import uuid
@@ -52,23 +53,27 @@ def run_with_timeout(seconds: float, name: str, function: Callable[[], T]) -> T:
         raise UserError(f"{name}: {one_sentence(error)}: check the URI and the right to use it.") from error
 
 
-def _open(uri: str) -> tuple[Any, str]:
-    """Returns (file system, path in it)."""
+def _open(uri: str, name: str) -> tuple[Any, str]:
+    """Returns (file system, path in it); importing its library does not count for the time limit."""
     import fsspec
 
     if uri.startswith(("gs://", "gcs://")):
         require_package("gcsfs", "gcs", uri)
+        # gcsfs asks for up to a minute which kind of bucket it is before its first answer; the usual kind needs none of that.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        os.environ.setdefault("EPATH_USE_TF", "false")  # Orbax would import TensorFlow where it is installed
     try:
-        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        fsspec.get_filesystem_class(fsspec.utils.get_protocol(uri))
     except (ImportError, ValueError) as error:
         unknown = ": give a URI that fsspec knows, such as gs://bucket/folder" if isinstance(error, ValueError) else ""
         raise UserError(f"{uri}: {one_sentence(error)}{unknown}.") from error
+    return run_with_timeout(SECONDS, name, lambda: fsspec.core.url_to_fs(uri, use_listings_cache=False))
 
 
 def read_remote_file(uri: str, name: str = "") -> bytes:
     """Returns a file's content. Raises UserError that begins with `name`, after half a minute if nothing answers."""
     name = name or uri
-    fs, path = run_with_timeout(SECONDS, name, lambda: _open(uri))
+    fs, path = _open(uri, name)
     run_with_timeout(SECONDS, name, lambda: fs.info(path))
     return fs.cat_file(path)
 
@@ -85,7 +90,7 @@ class RemoteFolder:
 
     def __init__(self, uri: str, write: bool = False):
         self.uri = uri.rstrip("/")
-        self._fs, self._root = run_with_timeout(SECONDS, self.uri, lambda: _open(self.uri))
+        self._fs, self._root = _open(self.uri, self.uri)
         run_with_timeout(SECONDS, self.uri, self._try_to_write if write else lambda: self._fs.exists(self._root))
 
     def _try_to_write(self) -> None:
@@ -129,10 +134,10 @@ class RemoteFolder:
         except FileNotFoundError:
             return []
 
-    def find(self) -> list[str]:
-        """Returns the sorted names of all files at any depth, relative to the folder."""
+    def find(self, folder: str = "") -> list[str]:
+        """Returns the sorted names of all files at any depth, below a folder, relative to this one."""
         start = self._root.rstrip("/") + "/"
-        paths = self._retry("", lambda: self._fs.find(self._root))
+        paths = self._retry(folder, lambda: self._fs.find(f"{start}{folder}" if folder else self._root))
         return sorted(path[len(start) :] for path in map(str, paths) if path.startswith(start))
 
     def find_details(self) -> dict[str, dict[str, Any]]:

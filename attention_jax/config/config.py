@@ -37,6 +37,8 @@ MAY_DIFFER = (
     "data.args.path",
     "data.args.source",
     "data.args.target",
+    "checkpoint.every_minutes",
+    "checkpoint.megabytes_per_second",
     "checkpoint.keep_last",
     "checkpoint.keep_best",
 )

@@ -161,6 +161,12 @@ COMMON: dict[str, Any] = {
     },
     "checkpoint": {
         "every": Field.duration(1.0, "epochs", "and at the end"),
+        "every_minutes": Field.not_negative(
+            0.0, "a number of minutes", "and this long after a save, at the end of a logging interval; 0: never", "minutes"
+        ),
+        "megabytes_per_second": Field.not_negative(
+            0.0, "a number of MB/s", "that a process writes to the workdir, for the line at the start; 0: not known", "MB/s"
+        ),
         "keep_last": Field.integer(2, "checkpoints", "newest checkpoints kept"),
         "keep_best": Field.integer(1, "checkpoints", "best checkpoints kept, by the headline metric"),
     },

@@ -34,7 +34,7 @@ from attention_jax.tables.table import ComputedRow, Row, Table
 from attention_jax.tasks import TASKS
 from attention_jax.tasks.base import Task, pack_fingerprints
 from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
-from attention_jax.train import metrics, remote_checkpoints, restore, workdir
+from attention_jax.train import metrics, remote_runs, restore, workdir
 from attention_jax.train.evaluate import read_arrays
 from attention_jax.train.loop import replace_seed
 from attention_jax.train.program import build_optimizer
@@ -51,6 +51,7 @@ class RemoteWorkdir:
     """
 
     def __init__(self, uri: str):
+        workdir.refuse_checkpoints_at(uri)
         self._remote = RemoteFolder(uri, write=is_main_process())
         self.workdir = self._remote.uri
         self.folder = workdir.get_staging_folder(uri) / "table"
@@ -63,9 +64,9 @@ class RemoteWorkdir:
         """Fetches the newest checkpoint of a run, its log and the small files beside it."""
         inside = str(run.relative_to(self.folder))
         there = RemoteFolder(self.uri(run))
-        if remote_checkpoints.list_remote_steps(there)[-1:] != restore.list_steps(run)[-1:]:
+        if (found := restore.list_checkpoints(there))[-1:] != restore.list_checkpoints(run)[-1:]:
             shutil.rmtree(run / restore.FOLDER, ignore_errors=True)
-            remote_checkpoints.download_checkpoints(there, run)
+            remote_runs.download_checkpoints(there, run, [name for _, name in found])
         names = {n for n in there.names("") if n in (CONFIG, CODE, DATA, metrics.TIMING) or n.endswith((".txt", ".npz"))}
         for path in run.glob("*.*"):
             if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:

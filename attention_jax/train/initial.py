@@ -29,7 +29,7 @@ from attention_jax.interop.read_tensors import open_weights, select_weights
 from attention_jax.interop.recognise import NATIVE, recognise_layout
 from attention_jax.models.registry import FACTS
 from attention_jax.tasks.base import Task
-from attention_jax.train import remote_checkpoints, restore
+from attention_jax.train import remote_runs, restore
 from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _open_source(spec: str, where: str, config: ConfigDict, model: nn.Module) ->
             raise UserError(f"{where}: there is no such file or folder: give a run's workdir, one of its steps, or weights.")
         return _open_run(path, where) if path.is_dir() else _open_file(path, where, config, model)
     if not spec.endswith(_FILES):
-        return dataclasses.replace(_open_run(remote_checkpoints.download_run(spec), where), path=spec)
+        return dataclasses.replace(_open_run(remote_runs.download_run(spec), where), path=spec)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / spec.rpartition("/")[2]
         path.write_bytes(storage.read_remote_file(spec, where))

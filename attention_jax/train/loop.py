@@ -29,14 +29,16 @@ from attention_jax.models.gate import explain_modes
 from attention_jax.models.registry import list_origins, refuse_unread_reduction
 from attention_jax.tasks.base import BatchLoader
 from attention_jax.tasks.resolve import ResolvedConfig
-from attention_jax.train.checkpoint import Checkpoints, silence_orbax
+from attention_jax.train.array_saver import silence_orbax
+from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.clock import Clock, Profiler
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays, save_outputs
 from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.input_rate import InputRate
-from attention_jax.train.metrics import TIMING, Log, get_compiler_flags
+from attention_jax.train.metrics import METRICS, TIMING, Log, get_compiler_flags
 from attention_jax.train.program import Program, build_program, count_model_operations, uses_stored_statistics
-from attention_jax.train.remote_checkpoints import RemoteCheckpoints
+from attention_jax.train.remote_runs import refuse_earlier_layout
+from attention_jax.train.save_times import SaveTimes
 from attention_jax.train.stalls import Stalls
 from attention_jax.train.step import State
 from attention_jax.train.trackers import start_trackers
@@ -173,10 +175,10 @@ class _Run:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None  # the last step, and its metrics on the devices
         tensorboard = config.logging.tensorboard or "tensorboard" in config.logging.trackers
         self.log = Log(self.folder, tensorboard, is_main_process(), mirrors)
+        if workdir.remote:
+            refuse_earlier_layout(workdir.remote)
         keep = config.checkpoint.keep_last, config.checkpoint.keep_best, self._rank
-        self.checkpoints = (
-            RemoteCheckpoints(workdir.remote, self.folder, *keep) if workdir.remote else Checkpoints(self.folder, *keep)
-        )
+        self.checkpoints = Checkpoints(self.folder, *keep, workdir.remote)
         restored = self.checkpoints.restore(program.abstract_state)
         self.state, about = restored or self._begin()
         self.step, self.sums = int(self.state.step), dict(about["sums"])  # weighted sums since the last log line
@@ -185,6 +187,7 @@ class _Run:
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         flags = {"compiler_flags": get_compiler_flags()} if get_compiler_flags() else {}
         self.log.time({"event": "start", "step": self.step, **devices, **flags})
+        self.saves = SaveTimes(config, program.abstract_state, self.checkpoints, self.log)
         self.clock = Clock(self.log, self.task.examples_per_step(config), begin)
         self.stalls = Stalls(ended=lambda kind, seconds: self.log.time({"event": f"waited for {kind}", "seconds": seconds}))
         from_data = self.task.assets(config)
@@ -253,12 +256,13 @@ class _Run:
                 rate.add(begin, metrics)
                 self.step += 1
                 profiler.after(self.step)
-                self.checkpoints.check()
+                self.saves.check()
                 self.read_pending()
                 self.pending = self.step, metrics
 
                 self.stopped = self.stop()
                 evaluation_due, save_due = map(self._is_due, (self.durations.evaluate_every, self.durations.checkpoint_every))
+                save_due = save_due or (self.step % self.durations.log_every == 0 and self.saves.is_due())
                 if evaluation_due or save_due or self.stopped:
                     self.read_pending()
                 if evaluation_due and not self.stopped:
@@ -316,6 +320,7 @@ class _Run:
         """Saves a checkpoint in the background, after the log lines before it."""
         self.check_folder()
         self.log.flush()
+        self.saves.start()
         with self.clock.measured("save", self.step):
             about = {"config": config_to_json(self.config), "sums": self.sums, "log": self.log.content}
             self.checkpoints.save(self.state, about, self.assets)
@@ -330,6 +335,7 @@ class _Run:
     def close(self) -> None:
         """Waits for the last save and ends the log; removes the traces of a failed attempt once all steps are done."""
         self.checkpoints.close()
+        self.saves.check()
         self.check_folder()
         if is_main_process() and not self.stopped:
             (self.folder / FAILURE).unlink(missing_ok=True)
@@ -338,7 +344,8 @@ class _Run:
         self.log.time({"event": "call", "step": self.step, "seconds": time.perf_counter() - self.begin})
         self.log.close()
         if self.workdir.remote and is_main_process():
-            self.workdir.remote.write(TIMING, (self.folder / TIMING).read_bytes())  # it has the line of this call
+            for name in (METRICS, TIMING):  # with what has been restored, and the line of this call
+                self.workdir.remote.write(name, (self.folder / name).read_bytes())
 
     def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yields the batches, and reports a batch that takes long."""

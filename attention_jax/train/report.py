@@ -24,6 +24,7 @@ from attention_jax.train.checkpoint import get_package_versions
 from attention_jax.train.loop import TrainingResult
 from attention_jax.train.program import Program, build_optimizer, uses_stored_statistics
 from attention_jax.train.restore import list_steps
+from attention_jax.train.save_times import count_written_bytes, describe_notice
 from attention_jax.train.workdir import read_config
 
 
@@ -39,6 +40,7 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
         f"{count_threads()} threads a process",
         "mesh": f"{mesh}, mode {config.parallel.mode}",
         "state": _state(program),
+        "saving": describe_notice(count_written_bytes(program.abstract_state), config.checkpoint.megabytes_per_second),
         "precision": config.precision,
         **program.task.describe(config),
         "network": f"{config.model.name}: {counts.params:,} parameters, {counts.macs:,} multiply-adds an example",

@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from attention_jax.train.step import State
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
+_TOKEN = re.compile(r"\d+-[0-9a-f]{8}")  # name of a checkpoint at gs://
+_MARKER = re.compile(r"((\d+)(?:-[0-9a-f]{8})?)\.json")
 # TensorStore's codes for files that are missing, cut short, or changed since they were written.
 _WRONG = ("NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION")
 
@@ -82,12 +85,22 @@ def read_description(place: Path | RemoteFolder) -> dict[str, Any] | None:
 
     Raises UserError if one cannot be read.
     """
-    names = list_remote_checkpoints(place) if isinstance(place, RemoteFolder) else map(str, list_steps(place))
-    for step in sorted(map(int, filter(str.isdecimal, names)), reverse=True):
-        content = read_content(place, f"{FOLDER}/{step}/about/metadata", f"checkpoint {step}")
+    for _, name in reversed(list_checkpoints(place)):
         with contextlib.suppress(Damaged):
-            return unpack_description(content or b"", str(step))
+            return _read_about(place, f"{FOLDER}/{name}")
     return None
+
+
+def _read_about(place: Path | RemoteFolder, folder: str) -> dict[str, Any]:
+    """`about` of a checkpoint, compared with its marker if it has one. Raises Damaged, or UserError if it cannot be read."""
+    name = os.path.basename(folder)
+    step = name.partition("-")[0]
+    content = read_content(place, f"{folder}/about/metadata", f"checkpoint {name}") or b""
+    if _TOKEN.fullmatch(name):
+        marker = read_content(place, f"{folder}.json", f"checkpoint {name}") or b""
+        if hashlib.sha256(content).hexdigest() not in marker.decode(errors="replace"):
+            raise Damaged("its marker is not that of its description")
+    return unpack_description(content, step)
 
 
 def read_content(place: Path | RemoteFolder, name: str, what: str = "") -> bytes | None:
@@ -140,8 +153,8 @@ def call_together(function: Callable[[], Any]) -> Any:
     return result
 
 
-def read_checkpoint(folder: Path, abstract_state: State | None = None) -> tuple[Any, dict[str, Any]]:
-    """Returns the arrays and `about` of a step's folder, compared with its checksums.
+def read_checkpoint(place: Path | RemoteFolder, folder: str, abstract_state: State | None = None) -> tuple[Any, dict[str, Any]]:
+    """Returns the arrays and `about` of a checkpoint, whose `folder` is below the workdir, compared with its checksums.
 
     Args:
         abstract_state: the state to restore, each process reading its part (collective); None reads all arrays, as nested
@@ -151,16 +164,18 @@ def read_checkpoint(folder: Path, abstract_state: State | None = None) -> tuple[
         Damaged: files were read and differ from the saved ones. Any other exception tells nothing about them.
     """
     if abstract_state is None:
-        flat, about = _read_files(folder, {})
+        flat, about = _read_files(place, folder, {})
         _verify(flat, about)
         return tree.nest_by_path(flat), about
     wanted = tree.flatten_by_path(abstract_state)
-    flat, about = call_together(lambda: _read_files(folder, wanted))
+    flat, about = call_together(lambda: _read_files(place, folder, wanted))
     call_together(lambda: _verify(flat, about))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[path] for path in wanted]), about
 
 
-def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_files(
+    place: Path | RemoteFolder, folder: str, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns ({path: array}, `about`): numpy arrays, or JAX arrays with the shardings of `wanted`.
 
     It reads with TensorStore instead of Orbax, which hides reasons: without permission for one file, it reports a missing or
@@ -168,18 +183,22 @@ def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tup
     """
     import tensorstore as ts
 
-    base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/state/"}}
+    store = {"driver": "file", "path": f"{place}/{folder}/state/"}
+    if isinstance(place, RemoteFolder):
+        bucket, _, inside = f"{place.uri}/{folder}/state/".removeprefix("gs://").partition("/")
+        store = {"driver": "gcs", "bucket": bucket, "path": inside}
+    base = {"driver": "ocdbt", "base": store}
     options: dict[str, Any] = {"open": True, "read": True, "context": ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})}
     try:
-        about = unpack_description((folder / "about" / "metadata").read_bytes(), folder.name)
+        about = _read_about(place, folder)
         specs = {path: {"driver": "zarr", "kvstore": {**base, "path": path.replace("/", ".")}} for path in about["checksums"]}
         opening = {path: ts.open(spec, **options) for path, spec in specs.items()}
         stores = {path: store.result() for path, store in opening.items()}
-        _refuse_another_state(folder, stores, wanted)
+        _refuse_another_state(f"{getattr(place, 'uri', place)}/{folder}", stores, wanted)
         waits = {path: _begin(store, wanted.get(path)) for path, store in stores.items()}
         return {path: wait() for path, wait in waits.items()}, about
     except (FileNotFoundError, ValueError) as error:
-        _read_every_byte(folder)
+        _read_every_byte(place, folder)
         code, text = str(error).partition(":")[0], str(error)
         # TensorStore reports bytes that it cannot decode as INVALID_ARGUMENT, for which it has no code.
         if isinstance(error, FileNotFoundError) or code in _WRONG or (not code.isupper() and "Error reading" in text):
@@ -187,14 +206,14 @@ def _read_files(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tup
         raise
 
 
-def _refuse_another_state(folder: Path, stores: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _refuse_another_state(folder: str, stores: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     """Raises UserError if the arrays do not belong to this run: another version, or another flag of JAX."""
     there = {path: f"{store.dtype.name}{list(store.shape)}" for path, store in stores.items()}
     here = {path: f"{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in wanted.items()}
     for path in sorted(there.keys() | here.keys()) if wanted else ():
         if there.get(path) != here.get(path):
             raise UserError(
-                f"checkpoint {folder.name} cannot be read ({path} is {there.get(path, 'missing')} in {folder} and "
+                f"checkpoint {os.path.basename(folder)} cannot be read ({path} is {there.get(path, 'missing')} in {folder} and "
                 f"{here.get(path, 'missing')} here): use the version and the flags of JAX that wrote it."
             )
 
@@ -208,16 +227,20 @@ def _begin(store: Any, leaf: jax.ShapeDtypeStruct | None) -> Callable[[], Any]:
     return lambda: jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: parts[str(index)].result())
 
 
-def _read_every_byte(folder: Path) -> None:
-    """Raises OSError if the folder or a file in it cannot be read."""
+def _read_every_byte(place: Path | RemoteFolder, folder: str) -> None:
+    """Raises OSError, or UserError for a remote one, if the checkpoint or a file in it cannot be read."""
 
     def stop(error: OSError) -> None:
         raise error
 
-    for base, _, names in os.walk(folder, onerror=stop):
-        for name in names:
-            with open(os.path.join(base, name), "rb") as file:
-                while file.read(2**24):
+    if isinstance(place, RemoteFolder):
+        for file in place.find(folder):
+            place.read(file)
+        return
+    for base, _, names in os.walk(place / folder, onerror=stop):
+        for file in names:
+            with open(os.path.join(base, file), "rb") as opened:
+                while opened.read(2**24):
                     pass
 
 
@@ -227,21 +250,40 @@ def _verify(flat: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         raise Damaged(f"{', '.join(wrong[:3])} differs from what was saved")
 
 
-def list_steps(workdir: Path) -> list[int]:
-    """Returns the steps of the complete checkpoints of a workdir, ascending."""
-    folder = workdir / FOLDER
+def list_names(place: Path | RemoteFolder) -> list[str]:
+    """Returns the names of what is in the folder of checkpoints. Raises UserError if it cannot be read."""
+    folder = f"{getattr(place, 'uri', place)}/{FOLDER}"
     try:
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+        if isinstance(place, RemoteFolder):
+            return place.names(FOLDER)
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     except OSError as error:
         raise explain_unreadable("the list of checkpoints", error, folder) from error
 
 
-def list_remote_checkpoints(remote: RemoteFolder) -> list[str]:
-    """Returns the names of everything in the folder of checkpoints. Raises UserError if it cannot be read."""
-    try:
-        return remote.names(FOLDER)
-    except OSError as error:
-        raise explain_unreadable("the list of checkpoints", error, f"{remote.uri}/{FOLDER}") from error
+def list_checkpoints(place: Path | RemoteFolder) -> list[tuple[int, str]]:
+    """Returns (step, name of the folder) of the complete checkpoints of a workdir, ascending.
+
+    On a disk a folder has its name when it is complete. In a store it counts with its marker, unless there is none at all, as
+    in a run that was trained in a folder and copied.
+    """
+    names, is_remote = list_names(place), isinstance(place, RemoteFolder)
+    marked = {m[1]: int(m[2]) for name in names if (m := _MARKER.fullmatch(name)) and (is_remote or m[1] in names)}
+    if not (marked and is_remote):
+        marked |= {name: int(name) for name in names if name.isdecimal()}
+    return sorted((step, name) for name, step in marked.items())
+
+
+def is_unfinished(name: str, names: Collection[str]) -> bool:
+    """True for the folder of a checkpoint at gs:// that was never complete, among the names beside it."""
+    return bool(_TOKEN.fullmatch(name)) and not {f"{name}.json", f"{name}.damaged"} & {*names}
+
+
+def list_steps(workdir: Path | RemoteFolder) -> list[int]:
+    """Returns the steps of the complete checkpoints of a workdir, ascending."""
+    return [step for step, _ in list_checkpoints(workdir)]
 
 
 def refuse_undecodable(path: Path) -> None:
@@ -265,19 +307,20 @@ def read_newest(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path]
     path = Path(path).expanduser().resolve()
     refuse_undecodable(path)
     if os.path.isdir(path / "about"):  # False where one may not look; Path.is_dir raises
-        candidates = [path]
+        place, candidates = path.parent, [path.name]
     else:
-        workdir = path.parent if path.name == FOLDER else path
-        candidates = [workdir / FOLDER / str(step) for step in reversed(list_steps(workdir))]
+        place = path.parent if path.name == FOLDER else path
+        candidates = [f"{FOLDER}/{name}" for _, name in reversed(list_checkpoints(place))]
     if not candidates:
         found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) if path.is_dir() else "nothing"
         raise UserError(
             f"{path}: no checkpoint here (found: {found or 'an empty folder'}); give a run's workdir or a step's folder."
         )
     problems = []
-    for folder in candidates:
+    for name in candidates:
+        folder = place / name
         try:
-            return *read_checkpoint(folder), folder
+            return *read_checkpoint(place, name), folder
         except Exception as error:
             log.warning("%s is damaged (%s)", folder, describe_damage(error, folder))
             problems.append(folder.name)

@@ -83,6 +83,8 @@ def lock_workdir(path: str | Path, config: ConfigDict, code: RunCode | None = No
     Raises:
         UserError: it is a file, cannot be written to, is in use, or was made by another config or code (which is shown).
     """
+    if is_remote(path):
+        refuse_checkpoints_at(str(path))
     remote = RemoteFolder(str(path), write=is_main_process()) if is_remote(path) else None
     folder = get_staging_folder(str(path)) if remote else Path(path).expanduser().resolve()
     with lock_folder(folder, path, active=bool(remote) or is_main_process()) as lock:
@@ -190,9 +192,15 @@ def _read_saved(place: Path | RemoteFolder, name: str) -> tuple[Any, bytes | Non
 def _has_results(folder: Path, remote: RemoteFolder | None) -> bool:
     """True if a run has logged or saved anything."""
     if remote:
-        return bool(restore.list_remote_checkpoints(remote) or remote.names("log"))
+        return bool(restore.list_names(remote) or remote.names("log"))
     log = folder / METRICS
     return any((folder / "checkpoints").glob("*")) or (log.exists() and log.stat().st_size > 0)
+
+
+def refuse_checkpoints_at(uri: str) -> None:
+    """Raises UserError for a URI at which no checkpoint can be written."""
+    if not uri.startswith("gs://"):
+        raise UserError(f"workdir={uri}: checkpoints are written to a folder or to gs://bucket/run; other URIs are for data.")
 
 
 def get_staging_folder(uri: str) -> Path:

@@ -41,11 +41,13 @@ import numpy as np  # noqa: E402
 from attention_jax import tree  # noqa: E402
 from attention_jax.cli import main as cli  # noqa: E402
 from attention_jax.launch import local  # noqa: E402
-from attention_jax.train import metrics, remote_checkpoints, restore  # noqa: E402
+from attention_jax.train import metrics, remote_runs, restore  # noqa: E402
 from experiments.benchmarks.page import render_page  # noqa: E402
 from experiments.reliability import faults  # noqa: E402
+from experiments.reliability.remote_faults import list_remote_faults  # noqa: E402
 
 STEPS, BATCH = 30, 32
+BUCKET = "bucket"  # folder of the faults' files
 FIELDS = {
     "model.stage_sizes": (1, 1),
     "model.widths": (4, 8),
@@ -115,11 +117,27 @@ class Forked:
         return self.returncode
 
 
+def start_server(folder: Path) -> subprocess.Popen:
+    """Starts a server that takes files of a folder for objects at gs://, and tells the calls its address."""
+    command = [sys.executable, str(ROOT / "tests/helpers/gcs_server.py"), f"--folder={folder}"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    url = server.stdout.readline().strip()
+    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+    os.environ.update({**dict.fromkeys(names, url), "GOOGLE_AUTH_TOKEN_FOR_TESTING": "a", "GOOGLE_CLOUD_PROJECT": "a"})
+    return server
+
+
+def make_uri(workdir: Path) -> str:
+    """The URI of a folder …/bucket/scratch/run of the server's."""
+    return "gs://" + "/".join(workdir.parts[-3:])
+
+
 def run_training(
     workdir: Path, output: Path, processes: int, devices: int, call: faults.Call | None, remote: bool = False
 ) -> int:
     """Returns the exit code of one call of the training command."""
-    path = f"file://{workdir}" if remote else workdir
+    path = make_uri(workdir) if remote else workdir
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     command = ["train", f"--config={ROOT}/configs/quickstart.py", f"--workdir={path}", *fields]
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "AJ_STAGING": str(workdir.parent / "staging")}
@@ -145,7 +163,7 @@ def read_end(workdir: Path, remote: bool = False) -> dict[str, Any]:
     file = workdir.with_suffix(".pickle")
 
     def read() -> int:
-        here = remote_checkpoints.download_run(f"file://{workdir}") if remote else workdir
+        here = remote_runs.download_run(make_uri(workdir)) if remote else workdir
         state, about, _ = restore.read_newest(here)
         arrays = {path: np.asarray(array).tobytes() for path, array in tree.flatten_by_path(state).items()}
         file.write_bytes(pickle.dumps((about["step"], arrays, (here / metrics.METRICS).read_bytes())))
@@ -189,7 +207,7 @@ class Campaign:
 
     def __init__(self, folder: Path):
         self.folder, self.results = folder, folder / "results.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / BUCKET).mkdir(parents=True, exist_ok=True)
         lines = self.results.read_text().splitlines() if self.results.exists() else []
         self.done = {line["name"]: line for line in map(json.loads, lines)}
         self._alone: dict[tuple[int, int], dict[str, Any]] = {}
@@ -210,7 +228,7 @@ class Campaign:
             return
         alone = self.alone(*fault.last)
         begin = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{fault.slug}-") as scratch:
+        with tempfile.TemporaryDirectory(dir=self.folder / BUCKET, prefix=f"{fault.slug}-") as scratch:
             problem, result = self._run(fault, Path(scratch), alone)
             if problem:
                 kept = self.folder / "failed" / fault.slug
@@ -293,7 +311,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     faults.import_packages()  # before the first fork
     campaign = Campaign(options.workdir.resolve())
-    scripted = faults.list_scripted_faults()
+    start_server(options.workdir.resolve())  # ends with this process
+    scripted = [*faults.list_scripted_faults(), *list_remote_faults()]
     drawn = faults.draw_faults(np.random.default_rng(options.seed), options.random, STEPS)
     for fault in (*scripted, *drawn):
         if fnmatch.fnmatch(fault.name, options.only):

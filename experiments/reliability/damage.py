@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def find_newest(workdir: Path) -> Path:
-    return max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda path: int(path.name))
+    """The folder of the newest checkpoint, `<step>` or, in a store, `<step>-<token>` with a marker beside it."""
+    folders = [path for path in (workdir / "checkpoints").iterdir() if path.is_dir()]
+    complete = [path for path in folders if path.name.isdigit() or path.with_name(f"{path.name}.json").exists()]
+    return max(complete, key=lambda path: int(path.name.partition("-")[0]))
 
 
 def flip_bit(workdir: Path) -> None:

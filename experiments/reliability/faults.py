@@ -24,7 +24,6 @@ from experiments.reliability.damage import (
     flip_bit,
     remove_description,
     remove_outputs,
-    remove_staging_folder,
     truncate_arrays,
 )
 
@@ -63,7 +62,7 @@ class Call:
 class Fault:
     """Faulty calls one after another, then `clean_calls` without a fault on `last` (processes, devices).
 
-    With `remote` the workdir is a URI file://…, where nothing is appended to and nothing is renamed.
+    With `remote` the workdir is at gs://, on a server of ours whose objects are files of the campaign's folder.
     """
 
     name: str
@@ -184,8 +183,8 @@ def before_commit(steps: int | tuple[int, ...], act: Act) -> Act:
 
 
 def before_upload(name: str, act: Act) -> Act:
-    """Strikes before a file whose name begins so is written to a remote workdir."""
-    return _hooked("attention_jax.storage:RemoteFolder", "write", lambda file, content: file.startswith(name), act)
+    """Strikes before a file whose name matches this regular expression is written to a remote workdir."""
+    return _hooked("attention_jax.storage:RemoteFolder", "write", lambda file, content: re.fullmatch(name, file), act)
 
 
 def after_restore(act: Act) -> Act:
@@ -342,19 +341,6 @@ def list_scripted_faults() -> list[Fault]:
             Call(after_step(9, terminate), **stopped),
             Call(after_step(20, kill), on=ONE),
             last=WIDE,
-        ),
-        _fault("remote: killed in a step", Call(after_step(16, kill)), remote=True),
-        _fault("remote: killed while uploading", Call(before_upload("checkpoints/12/state", kill)), remote=True),
-        _fault("remote: killed before the marker", Call(before_upload("checkpoints/18.json", kill)), remote=True),
-        _fault("remote: killed, another machine goes on", damaged(after=remove_staging_folder), remote=True),
-        _fault("remote: a bit of the newest checkpoint flips", damaged(after=flip_bit), remote=True),
-        _fault("remote: SIGTERM in a step", Call(after_step(9, terminate), **stopped), remote=True),
-        _fault("remote, 2 x 1: one of two killed", Call(after_step(16, kill), **one_dies), last=TWO, remote=True),
-        _fault(
-            "remote, 2 x 1: SIGTERM to one of two, then 1 x 2",
-            Call(after_step(9, terminate), **stopped, process=1, on=TWO),
-            last=WIDE,
-            remote=True,
         ),
     ]
 

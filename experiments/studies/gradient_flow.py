@@ -77,8 +77,8 @@ def measure_gradient_flow(program: Program, run: Run) -> dict[str, Any]:
         return [found[path] for path in paths]
 
     rows = {0: norms(program.init(np.uint32(run.config.seed)).variables())}
-    for step in restore.list_steps(run.path.parent.parent):
-        rows[step] = norms(load_run(run.path.with_name(str(step)), "params").variables)
+    for step, name in restore.list_checkpoints(run.path.parent.parent):
+        rows[step] = norms(load_run(run.path.with_name(name), "params").variables)
     gradients = np.array(list(rows.values()))
     return {
         "gradient, untrained": gradients[0, 0],

@@ -16,10 +16,11 @@ import pytest
 import attention_jax as aj
 from attention_jax import tree
 from attention_jax.config import load_config, override
-from attention_jax.train import remote_checkpoints, restore
+from attention_jax.train import remote_runs, restore
 from attention_jax.train.program import build_program
 from tests.conftest import child_environment
 from tests.helpers import small_text
+from tests.helpers.gcs import empty_server
 from tests.helpers.small import ROOT, as_options
 from tests.helpers.small_table import SMALL, write_table
 
@@ -68,13 +69,24 @@ def four_devices_of_one_process(run_cli, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_are_one(four_devices_of_one_process, tmp_path, monkeypatch):
-    """The state in parts that both processes have, the batch in parts of each, the workdir at an address."""
+    """The state in parts that both processes have, the batch in parts of each, the workdir at gs://."""
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
-    command = local("train", *as_options(parallel__fsdp=4, **SHORT), f"--workdir=file://{tmp_path}/run")
+    server = empty_server()
+    command = local("train", *as_options(parallel__fsdp=4, **SHORT), "--workdir=gs://bucket/run")
+    server.fault = lambda method, name, client: 403 if method == "POST" and "/ocdbt.process_1/d/" in name else None
+    done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2 and "a checkpoint could not be written" in done.stdout + done.stderr
+    assert not [name for name in server.written if name.endswith(".json") and "/checkpoints/" in name], "one part is missing"
+    server.fault = lambda *_: None
     done = subprocess.run(command, env=child_environment(ENVIRONMENT), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es) x 2" in done.stdout
-    same_numbers(four_devices_of_one_process, remote_checkpoints.download_run(f"file://{tmp_path}/run"))
+    same_numbers(four_devices_of_one_process, remote_runs.download_run("gs://bucket/run"))
+    sizes = [
+        sum(len(stored.content) for name, stored in server.objects.items() if f"/state/ocdbt.process_{i}/d/" in name)
+        for i in range(2)
+    ]
+    assert 0.4 < sizes[0] / sum(sizes) < 0.6, f"each process writes its own part: {sizes}"
 
 
 @pytest.mark.slow

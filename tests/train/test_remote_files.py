@@ -1,10 +1,11 @@
-"""Remote workdirs and data: the same run as in a folder, on a file system that neither appends nor renames."""
+"""Remote workdirs: the same run as in a folder, at gs:// on a server of ours; and data at any URI."""
 
 import csv
 import dataclasses
 import io
 import json
 import logging
+import re
 import threading
 
 import fsspec
@@ -21,27 +22,28 @@ from attention_jax.data.text import tokenizer
 from attention_jax.errors import UserError
 from attention_jax.tables import runner
 from attention_jax.tables.runner import run_table
-from attention_jax.train import remote_checkpoints, restore
+from attention_jax.train import remote_runs, restore
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
+from tests.helpers.gcs import empty_server
 from tests.helpers.objects import Objects
 from tests.helpers.small import FIELDS, ROOT, small_config
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
 CONFIG = small_config()
-RUN = "objects://bucket/run"
+RUN = "gs://bucket/run"
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """An empty store; the staging folders are in `tmp_path`."""
+def server(tmp_path, monkeypatch):
+    """An empty server; the staging folders are in `tmp_path`."""
     fsspec.register_implementation("objects", Objects, clobber=True)
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
     monkeypatch.setattr(storage, "PAUSES", (0, 0))
     for name, empty in (("store", {}), ("pseudo_dirs", [""]), ("written", [])):
         monkeypatch.setattr(Objects, name, empty)
-    return Objects
+    return empty_server()
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +66,21 @@ def contents(workdir):
 
 
 def assert_same_as(local_run, uri: str = RUN) -> None:
-    arrays, log = contents(remote_checkpoints.download_run(uri))
+    arrays, log = contents(remote_runs.download_run(uri))
     assert arrays.keys() == local_run[0].keys()
     assert all(arrays[path].tobytes() == local_run[0][path].tobytes() for path in arrays)
-    assert log == local_run[1]
-    assert remote_checkpoints.list_remote_steps(storage.RemoteFolder(uri)) == local_run[2]
+    assert log == local_run[1] == storage.RemoteFolder(uri).read("metrics.jsonl")
+    assert steps_there(uri) == local_run[2]
+
+
+def steps_there(uri: str = RUN) -> list[int]:
+    return restore.list_steps(storage.RemoteFolder(uri))
+
+
+def find_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    (name,) = [name for number, name in restore.list_checkpoints(storage.RemoteFolder(RUN)) if number == step]
+    return name
 
 
 class Killed(BaseException):
@@ -76,7 +88,7 @@ class Killed(BaseException):
 
 
 def killed_after(step: int):
-    """Ends a call after a step. Its last upload may still end, as a request may that a dead process has sent."""
+    """Ends a call after a step. Its last save may still end, as a request may that a dead process has sent."""
 
     def progress(done: int) -> None:
         if done == step:
@@ -90,22 +102,35 @@ def with_tensorboard(program):
     return dataclasses.replace(program, resolved=dataclasses.replace(program.resolved, config=config))
 
 
-def uploads_end() -> None:
+def saves_end() -> None:
     for thread in threading.enumerate():
-        if thread.name == "upload":
+        if thread.name == "save":
             thread.join()
+
+
+def answer(status: int, pattern: str, methods: str = "POST", times: int = 10**6):
+    """A fault: these requests are answered with a status, so many times."""
+    left = [times]
+
+    def fault(method: str, name: str, client: str) -> int | None:
+        if left[0] and method in methods.split() and re.search(pattern, name):
+            left[0] -= 1
+            return status
+        return None
+
+    return fault
 
 
 def another_machine(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "another machine"))
 
 
-def test_remote_run_is_the_local_one_and_another_machine_goes_on_with_it(program, local_run, store, tmp_path, monkeypatch):
+def test_remote_run_is_the_local_one_and_another_machine_goes_on_with_it(program, local_run, server, tmp_path, monkeypatch):
     # TensorBoard changes no number.
     program = with_tensorboard(program)
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(21))
-    uploads_end()
+    saves_end()
     storage.RemoteFolder(RUN, write=True).write("tensorboard/events.out.tfevents.1.other", b"of a call before")
     another_machine(monkeypatch, tmp_path)
     assert train_model(CONFIG, RUN, program).step == 36
@@ -113,174 +138,158 @@ def test_remote_run_is_the_local_one_and_another_machine_goes_on_with_it(program
     (events,) = storage.RemoteFolder(RUN).names("tensorboard")  # made anew at each start
     events = storage.RemoteFolder(RUN).read(f"tensorboard/{events}")
     assert events.count(b"train/loss") == len([line for line in local_run[1].splitlines() if b"train/loss" in line]) > 3
-    # What counts is written once: nothing was appended to and no marker or segment took another's place.
-    once = [name for name in store.written if name.startswith("log/") or (name.endswith(".json") and "checkpoints/" in name)]
-    assert len(set(once)) == len(once) >= 8
+    # No marker took another's place.
+    once = [name for name in server.written if re.search(r"checkpoints/[^/]*[.]json$", name)]
+    assert len(set(once)) == len(once) >= 6
     assert storage.RemoteFolder(RUN).read("timing.jsonl").count(b'"event": "start"') == 2
-    assert not [path for path in store.store if ".probe" in path] and any(".probe" in name for name in store.written)
+    assert not [name for name in server.objects if ".probe" in name] and any(".probe" in name for name in server.written)
     run = aj.load_run(RUN)
     assert run.step == 36 and run.metrics[-1]["headline"] == json.loads(local_run[1].splitlines()[-1])["headline"]
-    before = len(store.written)
+    assert aj.load_run(f"{RUN}/checkpoints/{find_name(30)}").step == aj.load_run(f"{RUN}/checkpoints/30").step == 30
+    before = len(server.written)
     assert train_model(CONFIG, RUN, program).step == 36  # a finished run, started again
-    assert not [name for name in store.written[before:] if name.startswith(("log/", "checkpoints/"))]
+    assert not [name for name in server.written[before:] if "/checkpoints/" in name]
 
 
 @pytest.mark.parametrize("step", [12, 36])
-def test_checkpoint_counts_only_with_its_marker(step, program, local_run, store, tmp_path, monkeypatch):
-    refused = []
-
-    def refuse(path):
-        if path.endswith(f"checkpoints/{step}.json"):
-            refused.append(path)
-            raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Objects, "before_write", staticmethod(refuse))
-        with pytest.raises(UserError, match=r"Permission denied.*the last good one is kept"):
-            train_model(CONFIG, RUN, program)
-    assert len(refused) == 1  # who may not write need not try again
-    assert f"checkpoints/{step}/about/metadata" in store.written and f"checkpoints/{step}.json" not in store.written
-    assert remote_checkpoints.download_run(RUN).joinpath("checkpoints", f"{step - 6}").is_dir()
+def test_checkpoint_counts_only_with_its_marker(step, program, local_run, server):
+    server.fault = answer(403, rf"checkpoints/{step}-[^/]*[.]json$")
+    with pytest.raises(UserError, match=r"Forbidden.*the last good one is kept"):
+        train_model(CONFIG, RUN, program)
+    server.fault = lambda *_: None
+    written = [name for name in server.written if f"checkpoints/{step}-" in name]
+    assert any(name.endswith("about/metadata") for name in written) and any("/state/" in name for name in written)
+    assert not [name for name in written if name.endswith(".json")] and steps_there()[-1] == step - 6
+    assert aj.load_run(RUN).step == step - 6
     assert train_model(CONFIG, RUN, program).step == 36
     assert_same_as(local_run)
+    left = {name.split("/")[3] for name in server.objects if "/checkpoints/" in name and ".json" not in name}
+    assert left == {find_name(step) for step in steps_there()}, "what an interrupted save has left is removed"
 
 
-def test_events_that_cannot_be_brought_cost_a_warning(program, local_run, store, caplog, monkeypatch):
+def test_files_for_people_that_cannot_be_brought_cost_a_warning(program, local_run, server, caplog):
     program = with_tensorboard(program)
-    refused = []
-
-    def refuse(path):
-        if "/tensorboard/" in path and len(refused) < 2:
-            refused.append(path)
-            raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "attention_jax"):
-        patch.setattr(Objects, "before_write", staticmethod(refuse))
+    server.fault = answer(403, "/tensorboard/", times=6)
+    with caplog.at_level(logging.WARNING, "attention_jax"):
         assert train_model(CONFIG, RUN, program).step == 36
-    uploads_end()
-    assert caplog.text.count("could not be uploaded") == 2 == len(refused)
+    assert caplog.text.count("could not be uploaded") == 2  # each after three attempts
     assert_same_as(local_run)
     assert len(storage.RemoteFolder(RUN).names("tensorboard")) == 1  # with a later checkpoint
 
 
-def test_damaged_newest_at_a_uri_costs_steps_and_nothing_else(program, local_run, store, caplog):
+def test_damaged_newest_at_a_uri_costs_steps_and_nothing_else(program, local_run, server, caplog):
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(30))
-    uploads_end()
-    newest = max(remote_checkpoints.list_remote_steps(storage.RemoteFolder(RUN)))
-    largest = max((path for path in store.store if f"checkpoints/{newest}/" in path), key=lambda path: store.store[path].size)
-    content = bytearray(store.store[largest].getvalue())
+    saves_end()
+    newest = steps_there()[-1]
+    name = find_name(newest)
+    inside = [path for path in server.objects if re.search(f"checkpoints/{name}/state/.*/d/", path)]
+    largest = max(inside, key=lambda path: len(server.objects[path].content))
+    content = bytearray(server.objects[largest].content)
     content[len(content) // 2] ^= 1
-    Objects().pipe_file(largest, bytes(content))
+    server.put(largest, bytes(content))
     with caplog.at_level(logging.WARNING, "attention_jax"), pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(newest - 5))
-    assert f"checkpoint {newest} is damaged" in caplog.text and f"checkpoints/{newest}.damaged" in store.written
-    assert max(remote_checkpoints.list_remote_steps(storage.RemoteFolder(RUN))) == newest - 6
+    assert f"checkpoint {newest} is damaged" in caplog.text and f"bucket/run/checkpoints/{name}.damaged" in server.written
+    assert steps_there()[-1] == newest - 6
     train_model(CONFIG, RUN, program)
     assert_same_as(local_run)
 
 
-def test_the_newest_and_the_best_are_kept(store, tmp_path):
-    folder = storage.RemoteFolder(RUN, write=True)
-    for step in range(1, 7):
-        folder.write(f"checkpoints/{step}.json", b"{}")
-    scores = {2: 0.5, 3: 0.5, 4: 0.1}  # of equal ones the earliest
-    assert remote_checkpoints.RemoteCheckpoints(folder, tmp_path, 2, 1, scores.get)._not_kept() == [1, 3, 4]
-
-
-def test_only_what_differs_from_its_marker_is_damaged(program, local_run, store, tmp_path, monkeypatch):
+def test_only_what_differs_from_what_was_saved_is_damaged(program, local_run, server, monkeypatch):
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(13))
-    uploads_end()
-    folder = storage.RemoteFolder(RUN)
-    for name in ("checkpoints/12.json", "checkpoints/12/evaluation.npz"):
-        content = folder.read(name)
-        for other in (content[:-1], content[:-1] + b"?", None):
-            folder.remove(name) if other is None else folder.write(name, other)
+    saves_end()
+    folder, name = storage.RemoteFolder(RUN), find_name(12)
+    for file in (f"checkpoints/{name}.json", f"checkpoints/{name}/about/metadata", f"checkpoints/{name}/state/manifest.ocdbt"):
+        content = folder.read(file)
+        for other in (content[:-9], b"?" + content[1:-20] + b"?" * 19, None):
+            if other is None and file.endswith(".json"):
+                continue  # then there is no checkpoint
+            folder.remove(file) if other is None else folder.write(file, other)
             with pytest.raises(restore.Damaged):
-                remote_checkpoints.download_checkpoint(folder, 12, tmp_path / "fetched")
-        folder.write(name, content)
+                restore.read_checkpoint(folder, f"checkpoints/{name}")
+        folder.write(file, content)
 
-    def fails(part, error):
-        def fail(path):
-            if part in path:
-                raise error
+    def kept() -> dict[str, bytes]:
+        return {path: each.content for path, each in server.objects.items() if not path.endswith("writer.json")}
 
-        return staticmethod(fail)
-
-    denied = PermissionError(13, "Permission denied")
-    cannot = rf"checkpoint 12 cannot be read \({{}}\): {RUN}/checkpoints/12: nothing was changed"
-    before = {path: file.getvalue() for path, file in store.store.items() if not path.endswith("writer.json")}
-    for part, error, said in (
-        ("checkpoints/12/", OSError("connection reset"), rf"{RUN}/checkpoints/12/.*: connection reset, after 3 attempts"),
-        ("checkpoints/12/", denied, cannot.format("permission denied")),
-        ("checkpoints/12.json", ValueError("bad request"), cannot.format("ValueError: bad request")),
-        ("log/", NotImplementedError("ranges"), cannot.format("NotImplementedError: ranges")),
+    before = kept()
+    cannot = rf"checkpoint {name} cannot be read \({{}}"
+    for pattern, said in (
+        (f"checkpoints/{name}/about", rf"{RUN}/checkpoints/{name}/about/metadata: Forbidden.* after 3 attempts"),
+        (f"checkpoints/{name}/state/.*d/", rf"{RUN}/checkpoints/{name}/state/.*: Forbidden.* after 3 attempts"),
+        (f"checkpoints/{name}.json", rf"{RUN}/checkpoints/{name}.json: Forbidden.* after 3 attempts"),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(Objects, "before_read", fails(part, error))
-            for reading in (lambda: train_model(CONFIG, RUN, program), lambda: aj.load_run(RUN)):
-                with pytest.raises(UserError, match=said):
-                    reading()
+        server.fault = answer(403, pattern, "GET")
+        for reading in (lambda: train_model(CONFIG, RUN, program), lambda: aj.load_run(RUN)):
+            with pytest.raises(UserError, match=said):
+                reading()
+        server.fault = lambda *_: None
     with monkeypatch.context() as patch:
         patch.setattr(restore, "_checksum", lambda x: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(UserError, match=cannot.format("MemoryError: MemoryError")):
             train_model(CONFIG, RUN, program)
-    with monkeypatch.context() as patch:
-        patch.setattr(Objects, "ls", lambda *_, **__: (_ for _ in ()).throw(denied))
-        with pytest.raises(
-            UserError, match=rf"the list of checkpoints cannot be read \(permission denied\): {RUN}/checkpoints"
-        ):
-            train_model(CONFIG, RUN, program)
-    assert {path: file.getvalue() for path, file in store.store.items() if not path.endswith("writer.json")} == before
+    server.fault = answer(403, "run/checkpoints/?$", "GET")
+    with pytest.raises(UserError, match=rf"{RUN}/checkpoints: Forbidden.* after 3 attempts"):
+        train_model(CONFIG, RUN, program)
+    server.fault = lambda *_: None
+    assert kept() == before
     train_model(CONFIG, RUN, program)
     assert_same_as(local_run)
 
 
-def test_network_that_fails_for_a_while(program, local_run, store, monkeypatch):
+def test_network_that_fails_for_a_while(program, local_run, server):
+    """Each of the first requests is answered with 503, and others are cut off; TensorStore and we try again."""
     failed = set()
 
-    def fail_first(path):
-        if len(failed) < 12 and path not in failed and "probe" not in path:
-            failed.add(path)
-            raise OSError("connection reset")
+    def fail_first(method: str, name: str, client: str) -> int | None:
+        if len(failed) < 12 and (method, name) not in failed and "probe" not in name:
+            failed.add((method, name))
+            return 503 if len(failed) % 3 else 0
+        return None
 
-    monkeypatch.setattr(Objects, "before_write", staticmethod(fail_first))
-    monkeypatch.setattr(Objects, "before_read", staticmethod(fail_first))
+    server.fault = fail_first
     train_model(CONFIG, RUN, program)
     assert_same_as(local_run)
     assert len(failed) == 12
 
 
-def test_who_comes_later_takes_the_workdir_over(program, store):
+def test_who_comes_later_takes_the_workdir_over(program, server):
     def taken_over(step: int) -> None:
         if step == 13:
             storage.RemoteFolder(RUN).write("writer.json", b'{"token": "another machine"}')
 
     with pytest.raises(UserError, match="another process has taken over this workdir"):
         train_model(CONFIG, RUN, program, taken_over)
-    assert max(remote_checkpoints.list_remote_steps(storage.RemoteFolder(RUN))) <= 12
+    assert steps_there()[-1] <= 12
 
 
-def test_workdir_of_another_config_at_a_uri(program, store):
+def test_workdir_of_another_config_at_a_uri(program, server):
     with pytest.raises(Killed):
         train_model(CONFIG, RUN, program, killed_after(9))
-    uploads_end()
+    saves_end()
     other = small_config(schedule__learning_rate=0.5)
     with pytest.raises(UserError, match=r"belongs to another config .*learning_rate"):
         train_model(other, RUN, build_program(other, program.mesh))
 
 
-def test_uri_that_does_not_answer_is_reported_in_time(monkeypatch):
+def test_checkpoints_at_other_uris_are_refused():
+    for uri in ("memory://run", "objects://bucket/run", "s3://bucket/run", "file:///tmp/run"):
+        with pytest.raises(UserError, match=f"workdir={uri}: checkpoints are written to a folder or to gs://bucket/run"):
+            train_model(CONFIG, uri)
+
+
+def test_uri_that_does_not_answer_is_reported_in_time(monkeypatch, server):
     never = threading.Event()
     monkeypatch.setattr(storage, "SECONDS", 0.2)
-    monkeypatch.setattr(Objects, "before_write", staticmethod(lambda path: never.wait(30)))
-    with pytest.raises(UserError, match=r"objects://bucket/run: no answer within 0.2 s: check that this machine has a network"):
+    server.fault = lambda *_: never.wait(30) and None
+    with pytest.raises(UserError, match=r"gs://bucket/run: no answer within 0.2 s: check that this machine has a network"):
         train_model(CONFIG, RUN)
-    monkeypatch.setattr(Objects, "info", lambda self, path: never.wait(30))
+    never.set()
+    monkeypatch.setattr(Objects, "info", lambda self, path: threading.Event().wait(2))
     with pytest.raises(UserError, match="no answer within"):
         parallel_text.open_pairs("tsv", "train", {"path": "objects://bucket/{split}.tsv"}, "stop")
-    never.set()
 
 
 def test_uri_of_an_unknown_kind_or_that_is_not_there():
@@ -293,7 +302,7 @@ def test_uri_of_an_unknown_kind_or_that_is_not_there():
 
 
 @pytest.mark.slow
-def test_table_at_a_uri_is_the_one_in_a_folder(store, tmp_path, monkeypatch, capsys):
+def test_table_at_a_uri_is_the_one_in_a_folder(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base, steps = str(ROOT / "configs/quickstart.py"), {**FIELDS, "total_steps": 4, "schedule.warmup_steps": 1}
     steps |= {"evaluation.every_steps": 2, "checkpoint.every_steps": 2, "logging.every_steps": 1}
@@ -304,7 +313,7 @@ def test_table_at_a_uri_is_the_one_in_a_folder(store, tmp_path, monkeypatch, cap
         (tmp_path / f"{name}.py").write_text(text)
     assert run_table(tmp_path / "local.py", workdir=tmp_path / "local") == 0
 
-    there, uri = storage.RemoteFolder("objects://bucket/table", write=True), "objects://bucket/table"
+    there, uri = storage.RemoteFolder("gs://bucket/table", write=True), "gs://bucket/table"
     with monkeypatch.context() as patch:
         patch.setattr(runner, "build_program", lambda config: (_ for _ in ()).throw(RuntimeError("no room")))
         assert run_table(tmp_path / "remote.py", workdir=uri) == 1
@@ -313,9 +322,9 @@ def test_table_at_a_uri_is_the_one_in_a_folder(store, tmp_path, monkeypatch, cap
     assert there.read("a/0/failure.txt") is None and f"in {uri}" in capsys.readouterr().out
 
     another_machine(monkeypatch, tmp_path)
-    before = len(store.written)
+    before = len(server.written)
     assert run_table(tmp_path / "remote.py", workdir=uri) == 0
-    assert not [name for name in store.written[before:] if "/0/" in name], "nothing is trained or measured again"
+    assert not [name for name in server.written[before:] if "/0/" in name], "nothing is trained or measured again"
     csv_text, ours = (tmp_path / "local/local.csv").read_text(), there.read("remote.csv").decode()
     (row,), (our_row,) = (list(csv.DictReader(io.StringIO(text))) for text in (csv_text, ours))
     assert {key: row[key] for key in row if "second" not in key} == {key: our_row[key] for key in row if "second" not in key}
@@ -329,9 +338,9 @@ def test_table_at_a_uri_is_the_one_in_a_folder(store, tmp_path, monkeypatch, cap
     there.remove("a/0/measure_errors.npz")
     assert run_table(tmp_path / "remote.py", workdir=uri) == 0
     assert there.read("a/0/measure_errors.npz"), "what was taken away there is measured again"
-    assert run_table(tmp_path / "local.py", workdir=tmp_path / "local", output="objects://bucket/results") == 0
-    assert storage.RemoteFolder("objects://bucket/results").read("local.csv").decode() == csv_text
-    assert not (tmp_path / "objects:").exists(), "a URI is no path"
+    assert run_table(tmp_path / "local.py", workdir=tmp_path / "local", output="gs://bucket/results") == 0
+    assert storage.RemoteFolder("gs://bucket/results").read("local.csv").decode() == csv_text
+    assert not (tmp_path / "gs:").exists(), "a URI is no path"
 
 
 def test_data_at_a_uri_are_those_in_a_folder(tmp_path):
@@ -376,23 +385,3 @@ def test_images_at_a_uri_are_those_in_a_folder(tmp_path):
     store.remove("train/ant/1.jpg")
     with pytest.raises(BrokenImage, match="there is no such file any more"):
         source[0]
-
-
-@pytest.mark.slow
-def test_google_cloud_storage_as_an_emulator_speaks_it(program, local_run, monkeypatch):
-    for module in ("gcsfs", "gcp_storage_emulator"):
-        pytest.importorskip(module, reason=f"{module} is not installed here: ./launch.sh setup dev does it")
-    from gcp_storage_emulator import server
-
-    emulator = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
-    emulator.start()
-    try:
-        host, port = emulator._api._httpd.server_address[:2]
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
-        with pytest.raises(Killed):
-            train_model(CONFIG, "gs://bucket/run", program, killed_after(21))
-        uploads_end()
-        train_model(CONFIG, "gs://bucket/run", program)
-        assert_same_as(local_run, "gs://bucket/run")
-    finally:
-        emulator.stop()

@@ -149,7 +149,7 @@ def test_save_that_failed_is_said_at_the_next_step(tmp_path, monkeypatch):
 
     def failing(self):
         if steps and steps[-1] >= 7:  # the save of step 6 has failed in the background; the next one would be at 12
-            monkeypatch.setattr(self._manager, "check_for_errors", lambda: (_ for _ in ()).throw(OSError(30, "Read-only")))
+            monkeypatch.setattr(self.saver, "check", lambda: (_ for _ in ()).throw(OSError(30, "Read-only")))
         check(self)
 
     monkeypatch.setattr(Checkpoints, "check", failing)
