@@ -83,10 +83,10 @@ def test_a_refusal_ends_at_once_with_its_sentence(monkeypatch, message):
 
 
 def test_what_is_not_there_is_no_failure(monkeypatch):
-    answer(
+    pauses = answer(
         monkeypatch, "ERROR: (gcloud) NOT_FOUND: Resource 'projects/p/locations/us-west4-a/queuedResources/pod' was not found"
     )
-    assert gcloud_calls.read_json(["gcloud"]) == {}
+    assert gcloud_calls.read_json(["gcloud"]) == {} and not pauses
 
 
 class Client(SliceClient):
