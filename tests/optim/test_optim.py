@@ -92,7 +92,7 @@ def test_noam_is_the_papers_formula(d_model, peak):
 
 
 def test_noam_without_a_warmup_is_refused():
-    with pytest.raises(UserError, match=r"schedule.name='noam' with a warm-up of 0 steps"):
+    with pytest.raises(UserError, match=r"schedule.name='noam' divides by its warm-up of 0 steps"):
         build_program(small_config(schedule__name="noam", schedule__warmup_steps=0, schedule__d_model=8))
 
 
