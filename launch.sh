@@ -34,7 +34,8 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   summary MODEL                               parameters and multiply-adds of a network; '*': of every name, with its
                                               published accuracy
   preflight --config=FILE --topology=SLICE    predict memory and time of a train step on a TPU slice, e.g. v5e-16;
-                                              preflight all: the committed table (both install the TPU compiler)
+                                              preflight all: the committed table; preflight scaling [FILE.py]: bounds on
+                                              16 to 1,024 chips (all install the TPU compiler)
   prepare NAME --data_dir=DIR                 fetch sentence pairs (multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en), or
                                               prepare a data set of TensorFlow Datasets (installs TensorFlow)
   local --processes P --devices D -- COMMAND  train, evaluate, table or compare on P processes with D CPU devices each
@@ -239,6 +240,9 @@ case "$command" in
   preflight)
     environment tpu
     if [[ "${1:-}" == all ]]; then set -- "$ROOT/experiments/preflight.py" "${@:2}"; fi
+    if [[ "${1:-}" == scaling ]]; then
+      if [[ "${2:-}" == *.py ]]; then set -- "${@:2}"; else set -- "$ROOT/experiments/scaling_pods.py" "${@:2}"; fi
+    fi
     exec "$PYTHON" -m attention_jax preflight "$@"
     ;;
   prepare)

@@ -324,13 +324,16 @@ def _config(file: str | None, check: bool, fields: bool, files: bool, overrides:
 
 def _preflight(file: str | None, rows: str | None, output: str | None, overrides: Overrides, **step: Any) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
+    from attention_jax.config.plugins import load_file
     from attention_jax.preflight.report import print_report
+    from attention_jax.preflight.scaling import run_scaling
     from attention_jax.preflight.table import run_preflight_table
 
     if file:
         if overrides or any(step.values()):
             raise UserError(f"preflight {file}: its rows name the configs and slices; leave the other options out.")
-        return run_preflight_table(file, rows.split(",") if rows else ["*"], output)
+        run = run_scaling if hasattr(load_file(file), "counts") else run_preflight_table
+        return run(file, rows.split(",") if rows else ["*"], output)
     if not (step["config"] and step["topology"]):
         raise UserError("preflight: give --config=FILE.py and --topology=SLICE, or a file with the rows of a table.")
     return print_report(

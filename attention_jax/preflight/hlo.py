@@ -226,11 +226,11 @@ class HloProgram:
         if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
             return 0
         arrays = instruction.arrays
-        if instruction.opcode.endswith("-start"):  # (operand, result, context)
-            arrays = arrays[1:2]
+        if instruction.opcode.endswith("-start"):  # (operand, result, context), and of a copy (result, operand, context)
+            arrays = arrays[:1] if instruction.opcode == "copy-start" else arrays[1:2]
         written = [a.padded for a in arrays if a.in_main_memory]
         read = [sum(a.padded for a in here[n].arrays[:1] if a.in_main_memory) for n in instruction.operands if n in here]
-        if instruction.opcode in _READS_A_PART:
+        if instruction.opcode.removesuffix("-start") in _READS_A_PART:
             read = [min(size, arrays[0].padded) for size in read]
         if instruction.opcode == "send":
             written = []

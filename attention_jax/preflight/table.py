@@ -53,18 +53,18 @@ def run_preflight_table(path: str, patterns: Sequence[str], output: str | None) 
     Returns 0 if all rows of the file have numbers, else 1. Raises UserError for a wrong file, or a pattern without a match.
     """
     module = load_file(path)
-    rows = [*_rows(module, "rows"), *_rows(module, "calibration")]
+    rows = [*list_preflight_rows(module, "rows"), *list_preflight_rows(module, "calibration")]
     chosen = [row for row in rows if any(fnmatch.fnmatchcase(row.key, pattern.strip()) for pattern in patterns)]
     if not chosen:
         raise UserError(f"--rows={','.join(patterns)}: no row matches; the rows are {', '.join(row.key for row in rows)}.")
     folder = Path(output or Path(path).resolve().parent / "results")
     store = folder / f"{Path(path).stem}.json"
-    found = _kept(store, rows)
+    found = read_kept_rows(store, rows)
 
     def write() -> str:
         text = render_preflight(module, rows, found)
-        _write(store, json.dumps(found, indent=1, sort_keys=True) + "\n")
-        _write(folder / f"{Path(path).stem}.md", text)
+        write_results(store, found)
+        replace_text(folder / f"{Path(path).stem}.md", text)
         return text
 
     beside = Path(path).resolve().parent
@@ -75,13 +75,13 @@ def run_preflight_table(path: str, patterns: Sequence[str], output: str | None) 
     for row in chosen:
         if "measured" not in found.get(row.key, {}):
             print(f"{row.key}: compiling", flush=True)
-            found[row.key] = {**row.inputs(), **found.get(row.key, {}), **_measured(row, beside)}
+            found[row.key] = {**row.inputs(), **found.get(row.key, {}), **measure_row(row, beside)}
             write()
     print(write())
     return 0 if all("measured" in found.get(row.key, {}) for row in rows) else 1
 
 
-def _rows(module: ModuleType, name: str) -> Iterator[PreflightRow]:
+def list_preflight_rows(module: ModuleType, name: str) -> Iterator[PreflightRow]:
     for row in getattr(module, name, ()):
         if unknown := row.keys() - _KEYS:
             raise UserError(f"{module.__file__}: {name}: a row has {', '.join(sorted(unknown))}; it may have {_KEYS}.")
@@ -91,7 +91,7 @@ def _rows(module: ModuleType, name: str) -> Iterator[PreflightRow]:
             yield PreflightRow(row["label"], row["config"], fields, topology, row.get("published"), row.get("source", ""))
 
 
-def _kept(store: Path, rows: Sequence[PreflightRow]) -> dict[str, Any]:
+def read_kept_rows(store: Path, rows: Sequence[PreflightRow]) -> dict[str, Any]:
     """Returns the results of rows whose config and fields are unchanged."""
     if not store.exists():
         return {}
@@ -111,13 +111,18 @@ def _counted(row: PreflightRow, beside: Path) -> float:
     return 6.0 * rows * summary(task.model(config), task.example_inputs(config)).macs
 
 
-def _measured(row: PreflightRow, beside: Path) -> dict[str, Any]:
+def measure_row(row: PreflightRow, beside: Path) -> dict[str, Any]:
     resolved = _resolve(row, beside)
     cost = measure_step(resolved, describe_devices(find_slice(row.topology)))
     return {"measured": dataclasses.asdict(cost), "images_a_second": measure_input_rate(resolved.config)}
 
 
-def _write(path: Path, text: str) -> None:
+def write_results(store: Path, found: dict[str, Any]) -> None:
+    """Replaces the file of results."""
+    replace_text(store, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
     """Writes a file so that readers see the complete new or the old content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -136,10 +141,11 @@ def render_preflight(module: ModuleType, rows: Sequence[PreflightRow], found: di
         finding += (
             f" Published times of other programs are {min(ratios):.2f} to {max(ratios):.2f} times the bound (ms at best)."
         )
+    measured = [kept["measured"] for kept in found.values() if "measured" in kept]
+    versions = sorted({", ".join(f"{name} {number}" for name, number in one["versions"].items()) for one in measured})
+    notes = module.notes.strip() + (f"\n- compiled by: {'; '.join(versions)}." if versions else "")
     parts = [f"# {module.title}", finding, _table(_HEAD, predicted)]
-    parts.append(
-        f"**How it was measured.** `./launch.sh preflight {command}` (needs the TPU compiler).\n{module.notes.strip()}"
-    )
+    parts.append(f"**How it was measured.** `./launch.sh preflight {command}` (needs the TPU compiler).\n{notes}")
     if compared:
         parts.append("<details>\n<summary>Predicted and published</summary>")
         parts += [_table(_CALIBRATION, compared), module.calibration_notes.strip(), "</details>"]
@@ -162,7 +168,7 @@ def _table(head: Sequence[str], rows: Sequence[list[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join([*cells, *[''] * (len(head) - len(cells))])} |" for cells in rows])
 
 
-def _report(row: PreflightRow, kept: dict[str, Any]) -> Report:
+def restore_report(row: PreflightRow, kept: dict[str, Any]) -> Report:
     """Returns the report, with its numbers restored from JSON."""
     fields = kept["measured"]
     tuples = {name: tuple(fields[name]) for name in ("donated", "too_large") if fields[name]}
@@ -175,7 +181,7 @@ def _report(row: PreflightRow, kept: dict[str, Any]) -> Report:
 def _cells(row: PreflightRow, kept: dict[str, Any]) -> list[str]:
     if "measured" not in kept:
         return [row.label, row.topology, "not run"]
-    report = _report(row, kept)
+    report = restore_report(row, kept)
     cost, slice_ = report.cost, report.slice
     cells = [
         *(row.label, f"{slice_.topology} ({slice_.name})", "×".join(map(str, cost.mesh.values()))),
@@ -202,7 +208,7 @@ def _calibration_cells(row: PreflightRow, kept: dict[str, Any]) -> list[str]:
         return [*cells, "not run", "", "not run", *[""] * 4, row.source]
     compute = 1e3 * kept["counted"] / (slice_.chips * slice_.chip.flops)
     cells += [f"{compute:,.1f}", f"{published / compute:.2f}"]
-    report = _report(row, kept) if "measured" in kept else None
+    report = restore_report(row, kept) if "measured" in kept else None
     if report is None or report.cost.too_large:
         return [*cells, "does not fit" if report else "not run", *[""] * 4, row.source]
     best, apart = 1e3 * report.step, 1e3 * sum(report.bounds.values())

@@ -174,3 +174,18 @@ def test_a_loop_runs_as_often_as_its_condition_says():
     """Where the compiler does not write its count down."""
     (looped,) = (one for one in HloProgram(BETWEEN_SLICES).collectives() if one.kind == "all-reduce")
     assert (looped.times, looped.bytes) == (5, 5 * 256)
+
+
+def test_a_slice_that_is_fetched_ahead_reads_its_part_alone():
+    entry = """HloModule jit_step
+
+ENTRY %main (p: bf16[64,128]) -> bf16[16,128] {
+  %p = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %slice-start = (bf16[64,128]{1,0:T(8,128)(2,1)}, bf16[16,128]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%p), \
+slice={[0:16], [0:128]}
+  %part = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start)
+  %copy-start = (bf16[16,128]{1,0:T(8,128)(2,1)}, bf16[16,128]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) copy-start(%part)
+  ROOT %out = bf16[16,128]{1,0:T(8,128)(2,1)} copy-done(%copy-start)
+}
+"""
+    assert HloProgram(entry).traffic() == 2 * 16 * 128 * 2  # into the chip's own memory, and out of it

@@ -319,7 +319,7 @@ def test_a_table_resumes_row_by_row(tmp_path, monkeypatch, capsys):
         compiled.append(row.key)
         return {"measured": json.loads(json.dumps(dataclasses.asdict(made_up()))), "images_a_second": 100.0}
 
-    monkeypatch.setattr(table, "_measured", stand_in)
+    monkeypatch.setattr(table, "measure_row", stand_in)
     monkeypatch.setattr(table, "_counted", lambda row, beside: 1e13)
     call = lambda *patterns: table.run_preflight_table(str(tmp_path / "rows.py"), patterns, str(tmp_path / "out"))  # noqa: E731
     assert call("A @ v5e*") == 1 and compiled == ["A @ v5e-16"]
@@ -339,8 +339,8 @@ def test_a_table_resumes_row_by_row(tmp_path, monkeypatch, capsys):
 
 def test_the_committed_table_is_that_of_its_numbers(root):
     module = table.load_file(root / "experiments/preflight.py")
-    rows = [*table._rows(module, "rows"), *table._rows(module, "calibration")]
-    found = table._kept(root / "experiments/results/preflight.json", rows)
+    rows = [*table.list_preflight_rows(module, "rows"), *table.list_preflight_rows(module, "calibration")]
+    found = table.read_kept_rows(root / "experiments/results/preflight.json", rows)
     assert (root / "experiments/results/preflight.md").read_text() == table.render_preflight(module, rows, found)
     # Small images have more additions to a product; the other needs 88 % of its memory, and part of it may be computed twice.
     known = {"ResNet-RS-50 at 160 @ v3-8": 0.0302, "ResNet-RS-200 at 256 @ v3-8": 0.0685}
@@ -348,7 +348,7 @@ def test_the_committed_table_is_that_of_its_numbers(root):
         key, kept = row.key, found.get(row.key, {})
         if "measured" not in kept or kept["measured"]["too_large"]:
             continue
-        measured = table._report(row, kept).cost
+        measured = table.restore_report(row, kept).cost
         # XLA counts the body of a loop once, and additions too.
         more = measured.xla_operations * measured.devices / measured.operations - 1
         assert more == pytest.approx(known[key], abs=1e-4) if key in known else abs(more) < 0.03, (key, more)

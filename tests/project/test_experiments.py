@@ -23,7 +23,7 @@ from attention_jax.tasks import TASKS, get_task
 pytestmark = pytest.mark.usefixtures("quickly")
 
 ROOT = Path(__file__).resolve().parents[2]
-_OTHERS = ("preflight", "claims")  # no files of the command `table`
+_OTHERS = ("preflight", "scaling_pods", "claims")  # no files of the command `table`
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in _OTHERS)
 
 

@@ -1,0 +1,79 @@
+"""Three networks from 16 to 1,024 chips and 1 to 4 slices, on paper: bounds out of one compiled step each.
+
+Run:       ./launch.sh preflight scaling [--rows='ConvNeXt-B @ *']     resumes: steps that are there stay
+Hardware:  a CPU core and 4 GB; a large network's step takes minutes on a core of its own, the page itself seconds.
+"""
+
+command = "./launch.sh preflight scaling"
+title = "Scaling on paper"
+finding = (
+    "By the published peaks of v5e, more chips with the same batch each cost what they bring; with the same batch in total, "
+    "twice the chips soon are less than 1.5 times as fast. Nothing here ran on a TPU."
+)
+notes = """
+For each network one step was compiled for 16 chips; its operations, memory traffic and gradients
+give all other cells by the formulas at the head of `attention_jax/preflight/scaling.py`, at the chips' published peaks:
+
+- compute and memory traffic grow with the batch of a chip, but for reading and writing state and gradients;
+- gradients are summed by a ring inside a slice; then each chip exchanges its part with the same chip of the other slices;
+- the links count as if all of a corner chip's were used, the network between slices as a chip's published share of it.
+
+ms at best: the largest bound, as if all overlapped. ms if nothing overlaps: their sum, from which all columns after it come; in
+published runs on TPU v3 a step took 0.9 to 1.5 times that (preflight.md). exchanges: their share of it. hours: the config's
+schedule, as many epochs at every batch; evaluation, input and start come on top. A larger batch may need more epochs for the
+same accuracy, which is not in here. Not in here either: latency of small exchanges, stragglers, failures.
+"""
+
+counts = (16, 32, 64, 128, 256, 512, 1024)
+slices = (1, 2, 4)
+
+_IMAGENET = "../configs/imagenet_resnet50.py"
+_RS = {
+    "data.image_shape": (256, 256, 3),
+    "data.eval_resize": 256,
+    "batch_size": 1024,
+    "evaluation.batch_size": 1024,
+    "precision": "bfloat16",
+    "ema.decay": 0.9999,
+    "model.dropout_rate": 0.25,
+    "total_epochs": 350.0,
+    "model.drop_path_rate": 0.1,
+}
+_PAIRS = {
+    "model.vocab_size": 37_000,
+    "data.bucket_lengths": (256,),
+    "data.num_examples": 4_500_000,
+    "data.num_batches": 4500,
+    "data.rows_multiple": 16,
+    "precision": "bfloat16",
+}
+_CONVNEXT = {"batch_size": 1024, "evaluation.batch_size": 1024, "precision": "bfloat16"}
+
+rows = [
+    {"label": "ResNet-RS-200", "config": f"{_IMAGENET}:resnetrs200", "fields": _RS, "slices": ("v5e-16",)},
+    {
+        "label": "ConvNeXt-B",
+        "config": "../configs/imagenet_convnext.py:convnext_base",
+        "fields": _CONVNEXT,
+        "slices": ("v5e-16",),
+    },
+    {
+        "label": "Transformer big",
+        "config": "../configs/wmt14_transformer.py:transformer_big",
+        "fields": _PAIRS,
+        "slices": ("v5e-16",),
+    },
+]
+
+
+def _small(chips: int) -> dict:
+    """The fields of a network that compiles in a minute, with 32 images per chip."""
+    sizes = {"batch_size": 32 * chips, "evaluation.batch_size": 32 * chips, "data.num_examples": 50_000}
+    return {**sizes, "batch_norm.granularity": "per_replica", "model.stage_sizes": (1, 1, 1)}
+
+
+checks = [
+    {"label": "ResNet-8", "config": "../configs/cifar10.py", "fields": _small(4), "slices": ("v5e-4",)},
+    {"label": "ResNet-8", "config": "../configs/cifar10.py", "fields": _small(8), "slices": ("2xv5e-4",)},
+    {"label": "ResNet-8", "config": "../configs/cifar10.py", "fields": _small(16), "slices": ("v5e-16",)},
+]
