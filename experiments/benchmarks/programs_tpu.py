@@ -125,7 +125,7 @@ def _purpose(instruction: Any) -> str:
 
 
 def count_float32(text: str) -> int:
-    """Bytes of the float32 activations that stand in main memory; the images come in float32 and do not count."""
+    """Bytes of the float32 activations that lie in main memory; the images come in float32 and do not count."""
     from attention_jax.preflight.hlo import HloProgram
 
     program = HloProgram(text)
