@@ -90,8 +90,10 @@ def start_trackers(config: ConfigDict, path: str | Path, active: bool) -> list[T
     options: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT") or "attention_jax", **named}
     options["config"] = {key: str(v) if isinstance(v, tuple) else v for key, v in flatten_config(config).items()}
     options["resume"] = "allow"
-    identity = {"id": hashlib.sha256(place.encode()).hexdigest()[:16]}
-    return [Tracker(name, options | (identity if name == "wandb" else {})) for name in names]
+    identity = hashlib.sha256(place.encode()).hexdigest()[:16]
+    # trackio knows a run by its name alone, and other folders may have the same.
+    own = {"wandb": {"id": identity}, "trackio": {"name": f"{named['name']}-{identity[:6]}"}}
+    return [Tracker(name, options | own[name]) for name in names]
 
 
 def track_table(config: ConfigDict, path: str | Path, accuracies: Mapping[str, float], verdict: str) -> None:

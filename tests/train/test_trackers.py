@@ -95,3 +95,14 @@ def test_a_table_is_a_run_of_its_own(tmp_path, monkeypatch):
     )
     assert module.lines == [(0, {"table/none": 90.0, "table/bam": 91.0, "verdict": "no difference"})]
     assert module.options["name"] == "bam" and module.finished
+
+
+def test_runs_of_one_name_in_two_folders_are_two_in_trackio(tmp_path, monkeypatch):
+    names = []
+    for folder in ("a/mine", "b/mine", "a/mine"):
+        monkeypatch.setitem(sys.modules, "trackio", module := fake_wandb("", threading.Event()))
+        (tracker,) = trackers.start_trackers(small_config(logging__trackers=("trackio",)), tmp_path / folder, active=True)
+        tracker.close()
+        names.append(module.options["name"])
+        assert "id" not in module.options and names[-1].startswith("mine-")
+    assert names[0] == names[2] != names[1]
