@@ -27,7 +27,7 @@ from attention_jax.train import metrics, remote_runs, restore
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.outcomes import Evaluation, read_evaluation
 from attention_jax.train.step import State
-from attention_jax.train.workdir import CONFIG
+from attention_jax.train.workdir import CONFIG, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,28 @@ def load_run(path: str | Path, weights: str | None = None, average: int = 1, tru
     if untrusted:
         object.__delattr__(run, "model")
     return run
+
+
+def find_best_checkpoint(workdir: str | Path) -> tuple[Path, str]:
+    """Returns the folder of the kept checkpoint with the best headline metric, for `load_run`, and a sentence about it.
+
+    Of equal ones the latest. Raises UserError for a remote workdir, and for one without an evaluated checkpoint.
+    """
+    config = None if storage.is_remote(workdir) else read_config(Path(workdir).expanduser())
+    if config is None:
+        raise UserError(f"{workdir}: the best checkpoint is looked for in a run's local workdir: give one, or a step's folder.")
+    folder, task = Path(workdir).expanduser() / restore.FOLDER, get_task(config.task)
+    kept = restore.list_steps(folder.parent)
+    lines = [line for line in metrics.read_log(folder.parent) if "headline" in line and line["step"] in kept]
+    if not lines:
+        raise UserError(f"{workdir}: none of the checkpoints {', '.join(map(str, kept)) or '(none)'} was evaluated.")
+    sign = -1 if task.lower_is_better(config) else 1
+    best = max(lines, key=lambda line: (sign * line["headline"], line["step"]))
+    split = config.data.eval_split
+    text = f"best: step {best['step']} with {task.headline(config)}={best['headline']:.6g} on split {split!r}"
+    if split.startswith("test"):
+        text += ", where it was chosen and must not be judged: choose with data.eval_split='validation'"
+    return folder / str(best["step"]), f"{text}."
 
 
 def _variables(state: dict[str, Any], weights: str) -> dict[str, Any]:

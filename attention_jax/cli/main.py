@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("attention_jax").setLevel(logging.INFO)
     try:
+        if values.pop("best", False):
+            values["workdir"] = _find_best(values["workdir"], values["average"])
         if command in WITH_FIELDS:
             values["overrides"] = overrides
         elif overrides:
@@ -93,6 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             traceback.print_exc()
         return _leave(1)
+
+
+def _find_best(workdir: str, average: int) -> str:
+    """Returns the folder of the best checkpoint, and says which it is."""
+    from attention_jax.load import find_best_checkpoint
+
+    if average > 1:
+        raise UserError(f"--best with --average={average}: the mean is of the newest checkpoints: leave one of the two out.")
+    folder, text = find_best_checkpoint(workdir)
+    print(text, file=sys.stderr)
+    return str(folder)
 
 
 def _is_one_of_several() -> bool:

@@ -53,6 +53,7 @@ def _add_run_options(add: Callable[..., Any]) -> None:
     add("--workdir", required=True, type=_place, metavar="DIR", help="a run's folder, or that of one of its checkpoints")
     add("--weights", choices=("ema", "params"), help="default: the average if the run has one")
     add("--average", type=_integer_from(1), default=1, metavar="N", help="use the mean of the newest N checkpoints")
+    add("--best", action="store_true", help="use the kept checkpoint with the best headline metric, not the newest")
     add("--trust-code", action="store_true", help="run the code that the run came with, whatever it is")
 
 
@@ -115,6 +116,7 @@ def _add_translation(command: Callable[..., Any]) -> None:
     add("--nbest", type=_integer_from(1), metavar="N", help="write the N best as line number<TAB>score<TAB>text")
     add("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
     add("--attention", type=_place, metavar="OUT.png", help="also plot the attention of each head in the first sentence")
+    add("--attention-lines", type=_lines, metavar="I,J", help="of these lines, each into OUT-I.png; default the first sentence")
     add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
     _add_batch_options(add)
     add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts of the file alone; joined, they are all of it")
@@ -285,6 +287,11 @@ def _share(text: str) -> float:
     if (number := _not_negative(text)) <= 1:
         return number
     raise argparse.ArgumentTypeError(f"{text!r} is not right: give a number from 0 to 1")
+
+
+def _lines(text: str) -> tuple[int, ...]:
+    """Numbers of lines of the command line."""
+    return tuple(_integer_from(1)(number) for number in text.split(","))
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,6 +94,7 @@ def translate_file(
     nbest: int | None,
     scores: bool,
     attention: str | None,
+    attention_lines: tuple[int, ...] | None,
     attention_of: str,
     limits: BatchLimits,
     shard: tuple[int, int] | None,
@@ -108,6 +109,7 @@ def translate_file(
         source, output: paths; None for the standard streams.
         nbest, scores: see `OutputOptions`.
         attention: path of a figure of the attention in the first sentence.
+        attention_lines: numbers of the lines that have a figure each, instead of the first sentence.
         attention_of: "cross", "encoder" or "decoder".
         limits: largest batch.
         shard: (i, n) translates the i-th of n parts of the file alone, counted from 1.
@@ -118,11 +120,7 @@ def translate_file(
     Raises:
         UserError: no translation run, a file that is not readable or exists already, a line that is not UTF-8.
     """
-    target, figure = check_new_file("--output", output), check_new_file("--attention", attention)
-    if figure and figure.suffix not in SUFFIXES:
-        raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
-    if resume and not (target and source):
-        raise UserError("--resume goes on with a file: give --input and --output as before.")
+    target, figure = _check_files(source, output, attention, attention_lines, resume)
     resumable = ResumableOutput(target) if target else None
     saved = resumable.read_settings(resume) if resumable else None
     limits = (dataclasses.replace(limits, memory=limits.memory or saved["memory"]) if saved else limits).resolve()
@@ -148,7 +146,7 @@ def translate_file(
         terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
         begin, end = find_shard(file, shard or (1, 1)) if is_file and source and (terminal or shard) else (0, None)
         written = OutputOptions(nbest, scores)
-        first = None
+        chosen: dict[int, Translation] = {}
         opened: Any = contextlib.nullcontext((functools.partial(write_at_once, sys.stdout.buffer), 0))
         if resumable:
             opened = resumable.open(settings, saved, sizes, begin + 1 if nbest else None)
@@ -158,10 +156,29 @@ def translate_file(
             parts = _skip_parts(parts, done)
             for number, translation in enumerate(translate_parts(translator, parts, **search), begin + done + 1):
                 write(written.format(number, translation))
-                first = first or (translation if translation.target_ids else None)
+                if translation.target_ids and (number in attention_lines if attention_lines else not chosen):
+                    chosen[number] = translation
                 progress(number - begin)
     if figure:
-        _plot_attention(translator, first, attention_of, figure)
+        _plot_attention(translator, chosen, attention_lines, attention_of, figure)
+
+
+def _check_files(
+    source: str | None, output: str | None, attention: str | None, lines: Sequence[int] | None, resume: bool
+) -> tuple[Path | None, Path | None]:
+    """The paths of output and figure. Raises UserError for those that cannot be made, or do not go together."""
+    target, figure = check_new_file("--output", output), check_new_file("--attention", attention)
+    if lines and not figure:
+        raise UserError("--attention-lines says whose attention is plotted: give --attention=OUT.png, too.")
+    if figure and figure.suffix not in SUFFIXES:
+        raise UserError(f"--attention={attention}: give a name that ends in {', '.join(SUFFIXES)}.")
+    for number in lines or ():
+        check_new_file("--attention", str(_name_figure(Path(str(attention)), number)))
+    if resume and figure:
+        raise UserError("--attention with --resume: what was done before is not translated again: plot it by itself.")
+    if resume and not (target and source):
+        raise UserError("--resume goes on with a file: give --input and --output as before.")
+    return target, figure
 
 
 def find_shard(file: BinaryIO, shard: tuple[int, int]) -> tuple[int, int]:
@@ -179,10 +196,20 @@ def _skip_parts(parts: Iterable[list[str]], done: int) -> Iterator[list[str]]:
         done -= len(part)
 
 
-def _plot_attention(translator: Translator, translation: Translation | None, kind: str, path: Path) -> None:
+def _name_figure(path: Path, line: int) -> Path:
+    return path.with_name(f"{path.stem}-{line}{path.suffix}")
+
+
+def _plot_attention(
+    translator: Translator, found: Mapping[int, Translation], lines: Sequence[int] | None, kind: str, path: Path
+) -> None:
     from attention_jax.analysis.translation_maps import compute_translation_maps, plot_attention_grid
 
-    if translation is None:
+    if not found:
         raise UserError("--attention: there is no sentence whose attention could be plotted.")
-    with naming("--attention", path):
-        save_figure(plot_attention_grid(compute_translation_maps(translator, translation.source, translation), kind), path)
+    if missing := [number for number in lines or () if number not in found]:
+        raise UserError(f"--attention-lines: line {missing[0]} is empty, or not there: give lines that were translated.")
+    for number, translation in found.items():
+        place = _name_figure(path, number) if lines else path
+        with naming("--attention", place):
+            save_figure(plot_attention_grid(compute_translation_maps(translator, translation.source, translation), kind), place)

@@ -370,6 +370,9 @@ _TEXT: dict[str, Any] = {
             "sacrebleu's tokenization; none for text that is tokenised",
             *("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"),
         ),
+        "split_compounds": Field.flag(
+            False, "also BLEU of tokens (13a) with words split at hyphens on both sides, as Vaswani et al. 2017 scored German"
+        ),
         "headline": Field.choice(
             "token_accuracy", "metric that chooses the best checkpoint", "token_accuracy", "bleu", "chrf", "exact_match"
         ),

@@ -58,7 +58,10 @@ _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
     10: {"data": {"cache_dir": None}},
 }
 _ADDED_TO_TEXTS: dict[int, dict[str, Any]] = {
-    10: {"search": {"expand": 2, "late_ends": True, "stop": "settled", "force_end": False, "renormalise": False}},
+    10: {
+        "evaluation": {"split_compounds": False},
+        "search": {"expand": 2, "late_ends": True, "stop": "settled", "force_end": False, "renormalise": False},
+    },
 }
 # bam_resnet*.code fitted its dilation to small maps before version 6, as the released code does not.
 _CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from attention_jax.config.config import get_fields
 from attention_jax.errors import one_sentence
 from attention_jax.models.summary import Summary, summary
 from attention_jax.preflight.chips import Chip, find_slice
@@ -34,7 +36,11 @@ def describe_runs(request: TableRequest, plans: Sequence[RowPlan], topology: str
     costs = {plan.row.label: _estimate_cost(plan, plans) for plan in plans}
     for plan in plans:
         changes = ", ".join(f"{name}={value!r}" for name, value in plan.changes.items())
-        length = f"{plan.durations.total} steps of {plan.config.batch_size} examples" if plan.durations else "length unknown"
+        length = (
+            f"{plan.durations.total} steps of {plan.config.batch_size} {_name_unit(plan.config)}"
+            if plan.durations
+            else "length unknown"
+        )
         yield f"\n{plan.row.label}: {length}; {changes or 'the base config as it is'}"
         if cost := costs[plan.row.label]:
             hours = f"; about {cost.count_chip_hours(slice_.chip):.2g} chip-hours" if slice_ else ""
@@ -148,3 +154,9 @@ def _status(request: TableRequest, plan: RowPlan, run: SeedRun) -> str:
     if run.correct is not None:
         return "would be measured"
     return f"would run from step {run.step}" if run.step else "would run"
+
+
+def _name_unit(config: ConfigDict) -> str:
+    """Returns what `batch_size` counts: examples, or tokens a side of sentence pairs."""
+    unit = get_fields(config)["batch_size"].unit
+    return f"{unit} a side" if unit == "tokens" else unit

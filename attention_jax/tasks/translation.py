@@ -290,6 +290,8 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
         hypotheses, references = read_texts(config, outputs)
         found, correct = text_scores.score_texts(hypotheses, references, config.evaluation.bleu)
         scores.update(found)
+        if config.evaluation.split_compounds:
+            scores["bleu_compounds_split"] = text_scores.score_split_compounds(hypotheses, references)
         outputs = outputs | {"translation": np.array(hypotheses), "reference": np.array(references)}
     return scores, {**outputs, "correct": correct}
 

@@ -168,6 +168,14 @@ def test_picture_of_the_first_sentence(call, tmp_path, kind):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and os.listdir(tmp_path) == ["a.png"]
 
 
+def test_pictures_of_any_lines(call, tmp_path):
+    code, _, err = call(f"--attention={tmp_path}/a.png", "--attention-lines=2,3", given=b"d\na b c\nd\n")
+    assert (code, err) == (0, "") and sorted(os.listdir(tmp_path)) == ["a-2.png", "a-3.png"]
+    code, _, err = call(f"--attention={tmp_path}/b.png", "--attention-lines=2,9", given=b"d\na\n")
+    assert code == 2 and "--attention-lines: line 9 is empty, or not there" in err
+    assert call("--attention-lines=2")[0] == 2
+
+
 @pytest.mark.slow
 def test_maps_are_those_of_the_translation(run):
     (found,) = run.predict("a b c", beam=2)
