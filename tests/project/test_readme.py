@@ -48,7 +48,9 @@ RESOLVED = ("table", "plot", "preflight", "prepare")  # commands that are parsed
 def test_blocks_are_of_known_kinds(page):
     blocks = pages.read_blocks(page)
     assert page.read_text().count("```") == 2 * len(blocks)
-    kinds = {"bash", "python", "text"} | ({""} if page.name == "clusters.md" else set())  # test_clusters_page.py reads those
+    kinds = {"bash", "python", "text"} | (
+        {""} if page.name in ("clusters.md", "launchers.md") else set()
+    )  # test_clusters_page.py reads those
     assert {block.kind for block in blocks} <= kinds
 
 
