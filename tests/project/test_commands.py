@@ -35,6 +35,8 @@ ELSEWHERE = {
     "./launch.sh tpu stop": "tests/launch/test_tpu.py::test_",
     "./launch.sh tpu watch NAME --zone=ZONE --type=v5e-16 --dry-run": "tests/launch/test_clusters_page.py::test_commands",
     "./launch.sh table page": "tests/project/test_results_page.py::test_the_page_is_what_its_command_writes",
+    "./launch.sh preflight scaling": "tests/preflight/test_scaling.py::test_",
+    "./launch.sh watch": "tests/analysis/test_terminal.py::test_",
     "experiments/on_device.sh": "tests/preflight/test_preflight.py::test_a_question_that_fails_keeps_none_of_the_others",
     "pip install .": "tests/project/test_wheel.py::test_installs_beside_what_is_here_and_changes_no_version",
     "pre-commit install": "tests/project/test_project_files.py::test_hooks_use_the_environment",
