@@ -199,4 +199,5 @@ def test_a_manifest_is_checked_before_it_is_applied(calls, tmp_path):
         gke.main([str(file), "--commit=HEAD"])
     assert not calls()
     file.write_text(text)
-    assert gke.main([str(file), "--commit=HEAD"]) == 0 and calls() == ["kubectl", "apply", "-f", str(file)]
+    asked = ["gcloud", "storage", "ls", "gs://mine/data"]  # the address of the data, before anything is applied
+    assert gke.main([str(file), "--commit=HEAD"]) == 0 and calls() == [*asked, "kubectl", "apply", "-f", str(file)]

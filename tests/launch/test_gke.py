@@ -119,7 +119,7 @@ def test_gpu_nodes_find_process_0_by_its_name(capsys):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no", "1e3", "a b", "'", '"', "x: y", "# x", "- x", "ü\n", "null", "0x1", "{}", "*", "2x2", "~", "1_000"]
+    "text", ["", "no", "1e3", "a b", "'", '"', "x: y", "x:", "# x", "- x", "ü\n", "null", "0x1", "{}", "*", "2x2", "~", "1_000"]
 )
 def test_a_word_of_a_command_stays_what_it_is(text):
     assert yaml.safe_load(to_yaml({"a": [text, {"b": [text]}], "c": {}, "d": []})) == {
