@@ -166,7 +166,7 @@ def translate_file(
 def _check_files(
     source: str | None, output: str | None, attention: str | None, lines: Sequence[int] | None, resume: bool
 ) -> tuple[Path | None, Path | None]:
-    """The paths of output and figure. Raises UserError for those that cannot be made, or do not go together."""
+    """Returns the paths of output and figure. Raises UserError for paths that cannot be made, or contradict one another."""
     target, figure = check_new_file("--output", output), check_new_file("--attention", attention)
     if lines and not figure:
         raise UserError("--attention-lines says whose attention is plotted: give --attention=OUT.png, too.")

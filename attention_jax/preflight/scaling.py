@@ -43,7 +43,7 @@ def scale_report(report: Report, slice_: ChipSlice, share: float = 1.0) -> Repor
     """Returns a report for another number of chips and slices of the same kind.
 
     Args:
-        report: of a compiled step whose mesh divides nothing but the batch.
+        report: report of a compiled step whose mesh divides nothing but the batch.
         share: batch of a chip, as a part of the compiled step's.
     """
     cost = report.cost
@@ -177,7 +177,7 @@ def _tables(module: ModuleType, row: PreflightRow, report: Report, fixed_total: 
 
 
 def _where_it_pays(times: dict[int, float], fixed_total: bool) -> str:
-    """Where more chips cost more than they bring; `times` are seconds of a step by chips."""
+    """Returns where more chips cost more than they bring; `times` are seconds of a step by chips."""
     counts = sorted(times)
     if fixed_total:
         end = next((a for a, b in itertools.pairwise(counts) if times[a] / times[b] < _PAYS), None)
