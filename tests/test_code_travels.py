@@ -22,6 +22,7 @@ from attention_jax.tasks import get_task
 from attention_jax.train import loop, restore
 from attention_jax.train.program import build_program
 from tests.conftest import child_environment, without_root
+from tests.helpers.gcs import empty_server
 from tests.helpers.own_code import FILES, IMAGES, NAMES, SMALL, options, predict, train, write_files
 from tests.helpers.small import CONFIG, small_config
 
@@ -268,10 +269,10 @@ def test_a_network_that_a_config_file_registers(tmp_path, monkeypatch):
 
 
 def test_a_remote_workdir_keeps_it_too(made, tmp_path, elsewhere):
-    uri = f"file://{tmp_path}/remote"
+    server, uri = empty_server(), "gs://bucket/remote"
     assert train(write_files(tmp_path / "files"), made / "state", uri) == 0
     shutil.rmtree(tmp_path / "files")
-    assert (tmp_path / "remote" / "code.json").exists()
+    assert "bucket/remote/code.json" in server.objects
     assert (predict(uri) == predict(made / "run")).all()
     changed = write_files(tmp_path / "changed", my_gate=("* 2", "* 3"))
     assert train(changed, made / "state", uri) == 2

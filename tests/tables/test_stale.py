@@ -10,6 +10,7 @@ import attention_jax as aj
 from attention_jax.config.code import read_code
 from attention_jax.tables.runner import run_table
 from attention_jax.train import restore
+from tests.helpers.gcs import empty_server
 from tests.helpers.small_table import SMALL, call, write_table
 
 GATE = "import flax.linen as nn\n\n\nclass Gate(nn.Module):\n    def __call__(self, x):\n        return x * 2\n"
@@ -109,21 +110,29 @@ def test_an_unfinished_run_is_refused_with_the_difference(workdir, tmp_path):
 
 
 def test_a_remote_one_too(done, workdir, tmp_path):
-    uri = f"file://{workdir}"
+    server, uri = empty_server(), "gs://bucket/runs"
+
+    def there(run: str) -> dict[str, bytes]:
+        start = f"bucket/runs/{run}/"
+        return {name.removeprefix(start): each.content for name, each in server.objects.items() if name.startswith(start)}
+
     for path in (done / "runs" / "gated" / "0", done / "runs" / "without" / "0"):
         shutil.rmtree(workdir / path.relative_to(done / "runs"))
+    for path in workdir.rglob("*"):
+        if path.is_file():
+            server.put(f"bucket/runs/{path.relative_to(workdir)}", path.read_bytes())
     file = write(tmp_path / "remote")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AJ_STAGING", str(tmp_path / "staging"))
         patch.chdir(file.parent)
         assert call(file, workdir=uri, output=tmp_path / "out")[0] == 0
-        before = content(workdir / "gated" / "0")
+        before = there("gated/0")
         assert "code.json" in before
         patch.chdir(tmp_path / "now")
         assert "done, stale" in call("table0.py", workdir=uri, dry_run=True)[1]
         assert call("table0.py", workdir=uri, output=tmp_path / "out", rerun_stale=True)[0] == 0
-    assert content(workdir / "gated" / "0-stale-0") == before
-    assert content(workdir / "gated" / "0")["code.json"] != before["code.json"]
+    assert there("gated/0-stale-0") == before
+    assert there("gated/0")["code.json"] != before["code.json"]
 
 
 def test_a_run_keeps_the_files_of_its_table(done):

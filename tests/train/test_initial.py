@@ -24,6 +24,7 @@ from attention_jax.train.initial import INIT, _refuse_other_tokens, read_initial
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers import small_text
+from tests.helpers.gcs import empty_server
 from tests.helpers.small import small_config
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -240,6 +241,7 @@ def test_runs_of_version_8_resume(tuned):
 
 
 def test_a_remote_run_resumes_without_its_source(source, tmp_path, monkeypatch):
+    empty_server()
     monkeypatch.setenv("AJ_STAGING", str(tmp_path / "staging"))
     moved = shutil.copytree(source, tmp_path / "run")
     config = small_config(init_from=str(moved), total_steps=6, **NETWORK)
@@ -247,10 +249,10 @@ def test_a_remote_run_resumes_without_its_source(source, tmp_path, monkeypatch):
     for name in ("alone", "begun"):
         if name == "begun":
             with pytest.raises(MemoryError):
-                train_model(config, f"memory://tuned/{name}", program, crash_after(2))
+                train_model(config, f"gs://bucket/{name}", program, crash_after(2))
             shutil.rmtree(moved)
-        train_model(config, f"memory://tuned/{name}", program)
-        run = aj.load_run(f"memory://tuned/{name}")
+        train_model(config, f"gs://bucket/{name}", program)
+        run = aj.load_run(f"gs://bucket/{name}")
         ends.append((tree.flatten_by_path(run.variables), run.assets[INIT]))
     assert ends[0][1] == ends[1][1]
     assert all(np.asarray(array).tobytes() == np.asarray(ends[1][0][path]).tobytes() for path, array in ends[0][0].items())
