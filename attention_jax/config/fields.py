@@ -162,10 +162,10 @@ COMMON: dict[str, Any] = {
     "checkpoint": {
         "every": Field.duration(1.0, "epochs", "and at the end"),
         "every_minutes": Field.not_negative(
-            0.0, "a number of minutes", "and this long after a save, at the end of a logging interval; 0: never", "minutes"
+            0.0, "minutes", "after a save, at the end of a logging interval; 0: never", "minutes"
         ),
         "megabytes_per_second": Field.not_negative(
-            0.0, "a number of MB/s", "that a process writes to the workdir, for the line at the start; 0: not known", "MB/s"
+            0.0, "MB/s", "of a process writing, for the first lines; 0: unknown", "MB/s"
         ),
         "keep_last": Field.integer(2, "checkpoints", "newest checkpoints kept"),
         "keep_best": Field.integer(1, "checkpoints", "best checkpoints kept, by the headline metric"),
