@@ -161,12 +161,8 @@ COMMON: dict[str, Any] = {
     },
     "checkpoint": {
         "every": Field.duration(1.0, "epochs", "and at the end"),
-        "every_minutes": Field.not_negative(
-            0.0, "minutes", "after a save, at the end of a logging interval; 0: never", "minutes"
-        ),
-        "megabytes_per_second": Field.not_negative(
-            0.0, "MB/s", "of a process writing, for the first lines; 0: unknown", "MB/s"
-        ),
+        "every_minutes": Field.not_negative(0.0, "minutes", "after a save, at a logging interval's end; 0: never", "minutes"),
+        "megabytes_per_second": Field.not_negative(0.0, "MB/s", "a process writes, for the first lines; 0: unknown", "MB/s"),
         "keep_last": Field.integer(2, "checkpoints", "newest checkpoints kept"),
         "keep_best": Field.integer(1, "checkpoints", "best checkpoints kept, by the headline metric"),
     },
