@@ -1,6 +1,5 @@
 """Measures that a table takes from its finished runs besides accuracy; workdirs keep them, so that none is repeated."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ from attention_jax.distributed.mesh import find_batch_share, is_main_process
 from attention_jax.errors import UserError
 from attention_jax.load import Run, load_run
 from attention_jax.tasks.classification import CHOICES
-from attention_jax.tasks.resolve import resolve_config
 from attention_jax.tasks.text_scores import name_bleu
 from attention_jax.train.evaluate import evaluate_model, read_arrays
-from attention_jax.train.program import Program
+from attention_jax.train.program import Program, build_program
 
 _Measure = str | Callable[..., Any]
 
@@ -62,9 +60,10 @@ def measure_bleu(program: Program, run: Run) -> dict[str, float]:
         is_old = all(not key.endswith(f"/{name}") for line in run.metrics for key in line)  # when all had one name
         score = _logged(program, run, "bleu" if is_old else name)
     else:
-        resolved = resolve_config(override(run.config, {"evaluation.translate": True}))
-        program.task.adopt(resolved.config, run.assets)
-        score = evaluate_model(dataclasses.replace(program, resolved=resolved), run.variables, resolved.config)[0][name]
+        config = override(run.config, {"evaluation.translate": True})
+        program.task.adopt(config, run.assets)
+        translating = build_program(config)  # whose outputs are others
+        score = evaluate_model(translating, run.variables, translating.config)[0][name]
     return {{"none": "tokenised BLEU", "char": "character BLEU"}.get(tokenize, "BLEU"): score}
 
 
