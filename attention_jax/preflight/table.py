@@ -82,6 +82,7 @@ def run_preflight_table(path: str, patterns: Sequence[str], output: str | None) 
 
 
 def list_preflight_rows(module: ModuleType, name: str) -> Iterator[PreflightRow]:
+    """Yields the rows `name` of a file, one for each slice. Raises UserError for a row with unknown keys."""
     for row in getattr(module, name, ()):
         if unknown := row.keys() - _KEYS:
             raise UserError(f"{module.__file__}: {name}: a row has {', '.join(sorted(unknown))}; it may have {_KEYS}.")
@@ -112,6 +113,7 @@ def _counted(row: PreflightRow, beside: Path) -> float:
 
 
 def measure_row(row: PreflightRow, beside: Path) -> dict[str, Any]:
+    """Compiles a row's step; returns its numbers, and the images that a core prepares per second."""
     resolved = _resolve(row, beside)
     cost = measure_step(resolved, describe_devices(find_slice(row.topology)))
     return {"measured": dataclasses.asdict(cost), "images_a_second": measure_input_rate(resolved.config)}

@@ -62,7 +62,7 @@ def measure_bleu(program: Program, run: Run) -> dict[str, float]:
     else:
         config = override(run.config, {"evaluation.translate": True})
         program.task.adopt(config, run.assets)
-        translating = build_program(config)  # whose outputs are others
+        translating = build_program(config)  # its outputs are different
         score = evaluate_model(translating, run.variables, translating.config)[0][name]
     return {{"none": "tokenised BLEU", "char": "character BLEU"}.get(tokenize, "BLEU"): score}
 
