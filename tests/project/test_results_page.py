@@ -15,7 +15,7 @@ _, _, STATEMENTS = load_statements(CLAIMS)
 RECORDS = {
     path.stem: json.loads(path.read_text("utf-8"))
     for path in sorted(RESULTS.glob("*.json"))
-    if path.stem not in ("preflight", "scaling_pods", "programs_tpu")
+    if path.stem not in ("preflight", "scaling_pods", "programs_tpu", "on_device_quick")
 }
 
 
