@@ -8,6 +8,7 @@ from typing import Any
 from attention_jax import storage
 from attention_jax.data.array_records import StagedRecords
 from attention_jax.data.staging import StagedFolder, open_staged_folder
+from attention_jax.errors import UserError
 
 _SMALL = 2**24  # bytes; what describes a data set has less
 
@@ -50,6 +51,23 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     finally:
         feature.importlib = importlib
     return builder
+
+
+def find_image_and_label(name: str, info: Any) -> tuple[str, str]:
+    """Returns the names of a data set's image and class features: its supervised keys, else the only pair.
+
+    Raises UserError if there are none, or several pairs.
+    """
+    from tensorflow_datasets import features
+
+    images = [key for key, feature in info.features.items() if isinstance(feature, features.Image)]
+    labels = [key for key, feature in info.features.items() if isinstance(feature, features.ClassLabel)]
+    pairs = [(image, label) for image in images for label in labels]
+    if info.supervised_keys in pairs:
+        return info.supervised_keys
+    if len(pairs) != 1:
+        raise UserError(f"data.source=tfds: {name!r} is no classification set; it has {', '.join(info.features)}.")
+    return pairs[0]
 
 
 def _import_own(name: str) -> types.ModuleType:

@@ -1,9 +1,8 @@
 """Sources of images: random access to examples by index.
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, C] or encoded bytes, "label": int}` and `num_classes`.
-Optional: `label_names`, `name(i)` (for messages), `fingerprint()`, a text that changes when the examples do (see
-`data/fingerprint.py`), `readers`, the threads that should read at once where each waits for a network (1 without it) and, for
-encoded images, `channels` (1 or 3; 3 without it).
+Optional: `label_names`, `name(i)` (for messages), `fingerprint()`, a text that changes when the examples do
+(`data/fingerprint.py`), `readers`, threads that should read at once (default 1), and `channels` of encoded images (default 3).
 A data set of your own is a function `make(split, **args)` that returns one, named `path/to/file.py:make`.
 """
 
@@ -23,10 +22,10 @@ import numpy as np
 from attention_jax import storage
 from attention_jax.config.plugins import load_object
 from attention_jax.data import embedded
-from attention_jax.data.array_records import READERS
+from attention_jax.data.array_records import READERS, StagedRecords
 from attention_jax.data.images.cued import ClutteredDigits, CuedDigits
 from attention_jax.data.images.decoding import BrokenImage, raise_broken_image
-from attention_jax.data.prepared import open_builder, open_staged, stage_records
+from attention_jax.data.prepared import find_image_and_label, open_builder, open_staged, stage_records
 from attention_jax.data.staging import open_staged_folder
 from attention_jax.errors import NoSplit, UserError, one_sentence, suggest_name
 
@@ -294,7 +293,7 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
     try:
         folder = open_staged(name, data_dir, cache_dir)
         builder = open_builder(name, str(folder.root.parent) if folder else data_dir)
-        image, label = _image_and_label(name, builder.info)
+        image, label = find_image_and_label(name, builder.info)
         # The crop decodes, at the scale that it needs.
         records = builder.as_data_source(split=split, decoders={image: tensorflow_datasets.decode.SkipDecoding()})
         if folder:
@@ -307,7 +306,8 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
             if isinstance(error, NotImplementedError):
                 raise
             # array_record found the record damaged; the loader leaves it out
-        return _TfdsSource(records, builder.info.features, image, label, storage.is_remote(data_dir))
+        uri = data_dir if storage.is_remote(data_dir) and not folder else None
+        return _TfdsSource(records, builder.info.features, image, label, uri)
     except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"data.source=tfds: {name!r} split {split!r} cannot be read from {data_dir or '~/tensorflow_datasets'} "
@@ -316,23 +316,11 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
         ) from error
 
 
-def _image_and_label(name: str, info: Any) -> tuple[str, str]:
-    """Names of a data set's image and class features: its supervised keys, else the only pair."""
-    from tensorflow_datasets import features
-
-    images = [key for key, feature in info.features.items() if isinstance(feature, features.Image)]
-    labels = [key for key, feature in info.features.items() if isinstance(feature, features.ClassLabel)]
-    pairs = [(image, label) for image in images for label in labels]
-    if info.supervised_keys in pairs:
-        return info.supervised_keys
-    if len(pairs) != 1:
-        raise UserError(f"data.source=tfds: {name!r} is no classification set; it has {', '.join(info.features)}.")
-    return pairs[0]
-
-
 class _TfdsSource:
-    def __init__(self, records: Any, features: Mapping[str, Any], image: str, label: str, is_remote: bool):
-        self._records, self._image, self._label, self._is_remote = records, image, label, is_remote
+    """`uri` is the folder whose records come over the network, one by one; None for files on this disk and staged ones."""
+
+    def __init__(self, records: Any, features: Mapping[str, Any], image: str, label: str, uri: str | None):
+        self._records, self._image, self._label, self._uri = records, image, label, uri
         self.channels = 1 if features[image].shape[-1] == 1 else 3
         self.num_classes = features[label].num_classes
         self.label_names = tuple(features[label].names)
@@ -342,12 +330,22 @@ class _TfdsSource:
 
     @property
     def readers(self) -> int:
-        return getattr(self._records.data_source, "readers", READERS) if self._is_remote else 1
+        staged = self._records.data_source
+        return staged.readers if isinstance(staged, StagedRecords) else READERS if self._uri else 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        with raise_broken_image():
-            record = self._records[index]
+        try:
+            record = self._read(index)
+        except BrokenImage:
+            if not self._uri:
+                raise
+            storage.RemoteFolder(self._uri)  # raises where the network failed: only a damaged record may be replaced
+            record = self._read(index)
         return {"image": record[self._image], "label": np.int32(record[self._label])}
+
+    def _read(self, index: int) -> Any:
+        with raise_broken_image():
+            return self._records[index]
 
 
 SOURCES = {
