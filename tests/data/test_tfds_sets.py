@@ -33,8 +33,8 @@ class Builder:
 
     def __init__(self, name, data_dir, file_format):
         self.name, self.data_dir, self.file_format = name, str(Path(data_dir) / name / "1.0.0"), file_format
-        self.url_infos = {"https://there/file.tar": types.types.SimpleNamespace(size=self.size, filename="file.tar")}
-        self.info = types.types.SimpleNamespace(dataset_size=500)
+        self.url_infos = {"https://there/file.tar": types.SimpleNamespace(size=self.size, filename="file.tar")}
+        self.info = types.SimpleNamespace(dataset_size=500)
 
     def download_and_prepare(self, download_config):
         if self.error:
@@ -75,7 +75,7 @@ def test_does_not_overwrite(capsys, builder, tmp_path):
 def test_a_file_at_hand_in_place_of_a_download(capsys, builder, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file.tar").write_bytes(b"x")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.types.SimpleNamespace(free=600))  # 500 for the records
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=600))  # 500 for the records
     code, _ = prepare(capsys, "flowers", f"--data_dir={tmp_path / 'data'}", f"--manual_dir={tmp_path / 'mine'}")
     assert code == 0 and str(builder.recorded[1].manual_dir) == str(tmp_path / "mine")
     assert builder.recorded[1].force_checksums_validation, "what is at hand is checked as well"
@@ -85,7 +85,7 @@ def test_a_file_at_hand_in_place_of_a_download(capsys, builder, tmp_path, monkey
 
 def test_a_disk_too_small(capsys, builder, tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "size", 7 * 10**9)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.types.SimpleNamespace(free=2 * 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2 * 10**9))
     code, said = prepare(capsys, "flowers", f"--data_dir={tmp_path}/not/yet")
     assert code == 2 and "takes at least 7.0 GB" in said and "2.0 GB free" in said and not (tmp_path / "not").exists()
 
@@ -163,11 +163,11 @@ def test_a_damaged_record_is_left_out_as_a_broken_image_is(tmp_path, monkeypatch
             return {"image": super().__getitem__(index), "label": index}
 
     features = {
-        "image": types.types.SimpleNamespace(shape=(8, 8, 1)),
-        "label": types.types.SimpleNamespace(num_classes=8, names="abcdefgh"),
+        "image": types.SimpleNamespace(shape=(8, 8, 1)),
+        "label": types.SimpleNamespace(num_classes=8, names="abcdefgh"),
     }
-    info = types.types.SimpleNamespace(features=features)
-    made = types.types.SimpleNamespace(info=info, as_data_source=lambda **options: Records([str(tmp_path / "records")]))
+    info = types.SimpleNamespace(features=features)
+    made = types.SimpleNamespace(info=info, as_data_source=lambda **options: Records([str(tmp_path / "records")]))
     monkeypatch.setattr(sources, "open_builder", lambda name, folder: made)
     monkeypatch.setattr(sources, "find_image_and_label", lambda name, info: ("image", "label"))
     source = sources.open_source("tfds", "train", {"name": "set"})
