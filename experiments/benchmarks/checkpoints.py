@@ -7,8 +7,8 @@ A state of parameters and two moments, divided over two processes as `parallel.f
 runs again and again: once to a folder and once to gs://, on a server of ours that has its objects in a folder, in a process of
 its own (tests/helpers/gcs_server.py). Blocked: from the call of `save` to its return, checksums among them. Extra memory: the
 largest resident memory of a process during the saves after the first, less that before the save. The first save also imports
-and connects; it is shown apart. Figures of before the change were measured with the transport that was replaced, on 29 November
-2026, and are copied.
+and connects; it is shown apart. Figures of before the change, with the transport that was replaced, are copied: no command
+here measures them.
 """
 
 import argparse
@@ -26,16 +26,16 @@ sys.path.insert(0, str(ROOT))
 
 from experiments.benchmarks.page import render_page  # noqa: E402
 
-BEFORE = [  # measured before the change, one process, 419 MB
+BEFORE = [  # copied: one process, 419 MB
     (
-        "gs://, own transport (before the change, 29 November 2026)",
+        "gs://, own transport (before the change)",
         "3.9",
         "17.4",
         "3.0",
         "all by process 0",
         "1 for the arrays",
     ),
-    ("folder, Orbax (before the change, 29 November 2026)", "0.4", "4.8", "0.07", "–", "–"),
+    ("folder, Orbax (before the change)", "0.4", "4.8", "0.07", "–", "–"),
 ]
 
 
@@ -202,7 +202,7 @@ def main() -> None:
         "`./launch.sh python experiments/benchmarks/checkpoints.py --output=experiments/results/checkpoints.md`: two processes "
         f"with one CPU device each, {options.latency * 1000:g} ms before an answer, the largest of the saves after the first "
         f"of {options.saves}; the first, with imports, blocked for (seconds) {first}. The program says what a column is. Rows "
-        "of before the change had one process.",
+        "of before the change are copied, and had one process.",
     )
     print(text)
     if options.output:
