@@ -109,7 +109,7 @@ def test_the_verb_plot_draws_the_logs_of_runs(tmp_path, monkeypatch, capsys):
     assert {label: len(seeds) for label, seeds in drawn.items()} == {RUN.name: 1, "twice": 2}
     assert drawn["twice"][0] == load_run(RUN).metrics
     for arguments, said in (
-        ([str(RUN), f"--output={picture}"], "there already"),
+        ([str(RUN), f"--output={picture}"], "exists already"),
         ([str(tmp_path), f"--output={tmp_path / 'b.png'}"], "is no folder of a run"),
         ([str(RUN), f"--output={tmp_path / 'b.txt'}"], "ends in .png"),
         ([str(RUN), f"--output={tmp_path / 'none' / 'b.png'}"], "cannot be written"),

@@ -136,7 +136,7 @@ def test_what_is_a_change():
     "content", ["[]", '{"folders": [3], "packages": {}}', '{"folders": [{"names": {"a": "b"}, "files": {}}]}', "{"]
 )
 def test_a_file_of_another_content(content):
-    with pytest.raises(aj.UserError, match=r"code\.json is not what was saved"):
+    with pytest.raises(aj.UserError, match=r"code\.json has changed since the run was saved"):
         read_code(content.encode())
 
 

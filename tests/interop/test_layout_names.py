@@ -118,7 +118,7 @@ def test_relative_biases_are_interpolated_for_another_window(variables: dict) ->
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ((17, 8), (16, 8), "1 tokens .* where 0"),
+        ((17, 8), (16, 8), "1 tokens .* needs 0"),
         ((15, 8), (17, 8), "15 positions are not"),
         ((17, 8), (26, 4), "same channels"),
     ],
