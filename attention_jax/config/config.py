@@ -6,6 +6,7 @@ A config file defines `get_config()` (or `get_config(arg)`) that returns an `ml_
 
 import ast
 import contextlib
+import copy
 import functools
 import inspect
 import json
@@ -241,7 +242,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             name, field = known[dotted]
             for sibling in field.names(name.rpartition(".")[2]):
                 section.pop(sibling, None)
-        section[last] = value
+        section[last] = copy.deepcopy(value)  # a later change inside it must not reach the caller's
     changed = complete_config(ConfigDict(plain, type_safe=False))
     refuse_unread(flatten_config(changed), changes, get_fields(changed))
     for selector, fields in dropped.items():

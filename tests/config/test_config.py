@@ -339,3 +339,11 @@ def test_difference_shows_what_changes_the_numbers_and_nothing_else():
     assert len(configs.list_differences(config, configs.override(config, {"total_epochs": 1}))) == 2
     # What JSON makes of a tuple is no difference.
     assert configs.list_differences(configs.config_from_json(configs.config_to_json(config)), config) == []
+
+
+def test_an_override_leaves_what_it_was_given():
+    """Scales of a table share dictionaries: the change of one must not reach the others."""
+    args = {"number": (2000, 2000)}
+    changes = {"data.source": "cluttered_digits", "data.args": args, "data.args.number": (40, 20)}
+    configs.override(small_config(), changes)
+    assert args == {"number": (2000, 2000)}

@@ -170,7 +170,9 @@ def test_docs_are_built_or_served(checkout):
 def test_unknown_extra(checkout):
     code, stderr = checkout.launch("setup", "cdua")
     assert code == 2
-    assert stderr.startswith("error: there is no extra 'cdua': give some of text plot fast-images tpu cuda wandb trackio gcs prepare ")
+    assert stderr.startswith(
+        "error: there is no extra 'cdua': give some of text plot fast-images tpu cuda wandb trackio gcs prepare "
+    )
     assert checkout.calls() == []
 
 

@@ -16,9 +16,9 @@ from attention_jax.config import load_config, override
 from attention_jax.config.defaults import make_defaults
 from attention_jax.tables.runner import run_table
 from attention_jax.tasks.base import complete_task
-from attention_jax.train.restore import list_steps
 from attention_jax.train.loop import train_model
 from attention_jax.train.metrics import METRICS, read_log
+from attention_jax.train.restore import list_steps
 
 TASK = '''
 import flax.linen as nn
