@@ -59,7 +59,8 @@ def test_a_computed_table(tmp_path):
     assert "\n| fine | 3 | O(by) | 2.469e+06 | of 1234567 |\n" in page
     assert "\n| broken | – | 1 | – | – |\n" in page and "\nbroken: failed: ValueError: no\n" in page
     assert "odd: failed: its function gave {'double': None}: give {column: number or text, name: array}." in page
-    assert page.startswith("# Some arithmetic\n\nAfter nobody.\n") and "Only for a test." in page
+    assert page.startswith("# Some arithmetic\n\nNo rows are compared by their score") and "After nobody." in page
+    assert "Only for a test." in page
     assert "arithmetic.py` (scale quick).\n" in page and "Accuracy" not in page
     with (tmp_path / "o/arithmetic.csv").open() as file:
         records = {record["row"]: record for record in csv.DictReader(file)}

@@ -8,7 +8,7 @@ from attention_jax.tables.latex import escape_latex, render_latex
 from tests.helpers.small import ROOT
 
 PAGES = sorted(path for path in (ROOT / "experiments/results").glob("*.md") if path.with_suffix(".json").exists())
-PAGES = [path for path in PAGES if path.stem != "preflight"]
+PAGES = [path for path in PAGES if path.stem not in ("preflight", "on_device_quick", "programs_tpu", "scaling_pods")]
 UNESCAPED = re.compile(r"(?<!\\)[#%_^~]|[^\x00-\x7f]")
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,9 +33,9 @@ def fake(monkeypatch):
     state = types.SimpleNamespace(trained=[], fail=set(), stop=set(), kill=set())
 
     def build(resolved):
-        return types.SimpleNamespace(config=resolved.config)
+        return types.SimpleNamespace(config=resolved.config, mesh=types.SimpleNamespace(devices=np.array(jax.devices())))
 
-    def train(config, path, program, progress, code):
+    def train(config, path, program, progress, code, peak):
         key = (path.parent.name, config.seed)
         state.trained.append(key)
         path.mkdir(parents=True, exist_ok=True)
