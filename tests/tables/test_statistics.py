@@ -63,12 +63,11 @@ def test_drawing_as_many_seeds_as_there_are_covers_worse(monkeypatch):
     model = dict(seeds=3, seed_std=0.1, example_std=0.3, means=(0.8, 0.6))
     share, width = coverage(**model)
 
-    def n_draws(rng, correct, resamples):
-        by_seed = correct.mean(1)
+    def n_draws(rng, by_seed, resamples):
         n = len(by_seed)
         return rng.multinomial(n, np.full(n, 1 / n), resamples) @ (by_seed - by_seed.mean()) / n
 
-    monkeypatch.setattr(statistics, "_seed_deviations", n_draws)
+    monkeypatch.setattr(statistics, "draw_seeds", n_draws)
     naive_share, naive_width = coverage(**model)
     assert naive_share < share - 0.02
     assert naive_width < 0.9 * width
