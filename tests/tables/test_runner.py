@@ -102,13 +102,13 @@ def test_a_second_table_in_a_workdir_is_refused_and_the_first_is_undisturbed(fak
     file, seen = write_table(tmp_path, ROWS), []
     train = runner.train_model
 
-    def second(config, path, *more):
+    def second(config, path, *more, **options):
         before = {path: path.read_bytes() for path in (tmp_path / "w").rglob("*") if path.is_file()}
         with pytest.raises(UserError, match=r"w is in use by another process: wait for it or give another folder"):
             run_table(file, workdir=tmp_path / "w", rerun_stale=True)
         assert call(file, workdir=tmp_path / "w", dry_run=True)[0] == 0
         seen.append(before == {path: path.read_bytes() for path in (tmp_path / "w").rglob("*") if path.is_file()})
-        return train(config, path, *more)
+        return train(config, path, *more, **options)
 
     monkeypatch.setattr(runner, "train_model", second)
     assert call(file, workdir=tmp_path / "w")[0] == 0 and seen == [True] * 4 and len(fake.trained) == 4
@@ -210,7 +210,7 @@ def test_a_dry_run_estimates_time_and_chip_hours(fake, tmp_path, monkeypatch):
     assert end.startswith(f"{2 * 20 * b / a:.0f} s here\n") or end.startswith(f"{2 * 20 * b / a / 60:.3g} min here\n")
     assert f"on v4-16: about {2 * hours[1]:.2g} chip-hours, {2 * hours[1] / 8:.2g} hours: an estimate" in end
     assert "30 % of a chip's 275 TFLOP/s" in end
-    with pytest.raises(UserError, match="--slice=v9-1: not a slice"):
+    with pytest.raises(UserError, match="--slice=v9-1 is not a slice"):
         rows(topology="v9-1")
     with pytest.raises(UserError, match="--slice=v4-16: a slice is for --dry-run"):
         run_table(file, workdir=tmp_path / "w", topology="v4-16")

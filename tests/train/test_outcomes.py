@@ -145,5 +145,5 @@ def test_an_evaluation_of_another_step_is_refused(tmp_path):
         run.read_evaluation(file)
     config = small_config()
     config.task = "other"
-    with pytest.raises(UserError, match=r"has no classes: see its .lines"):
+    with pytest.raises(UserError, match=r"has no classes: see .lines"):
         _ = dataclasses.replace(of_images([1.0], [True], [0], [0]), config=config).labels
