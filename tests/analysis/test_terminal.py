@@ -1,4 +1,4 @@
-"""Runs on a terminal: curves of known points, and what is said about each run."""
+"""Runs on a terminal: curves of known points, and a line about each run."""
 
 import json
 import os

@@ -24,7 +24,7 @@ def test_a_data_parallel_network_only_reduces(measured):
 
 
 def test_gradients_are_reduced_once_a_step(measured):
-    """Not once for each of four micro-batches, of which a replica adds the gradients up by itself."""
+    """Gradients are summed once, not once for each of four micro-batches: a replica adds those up by itself."""
     config = small_config(batch_norm__granularity="per_replica", accumulation=4)
     assert measure_step(config, jax.devices()).collectives == measured.collectives
 

@@ -30,7 +30,7 @@ OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)(?:/(rewriteT
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An object of which the content is here or in a file."""
+    """An object, whose content is here or in a file."""
 
     kept: bytes | Path
     generation: int

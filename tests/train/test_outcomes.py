@@ -46,7 +46,7 @@ def test_the_calibration_error_of_a_case_by_hand():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eleven images in three classes, the fourth of which cannot be decoded."""
+    """Eleven images in three classes; the fourth image cannot be decoded."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for i in range(11):
         path = root / ("train" if i < 4 else "test") / "abc"[i % 3] / f"{i}.png"

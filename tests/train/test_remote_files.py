@@ -109,7 +109,7 @@ def saves_end() -> None:
 
 
 def answer(status: int, pattern: str, methods: str = "POST", times: int = 10**6):
-    """A fault: these requests are answered with a status, so many times."""
+    """Returns a fault: requests for these paths are answered with `status`, `times` times."""
     left = [times]
 
     def fault(method: str, name: str, client: str) -> int | None:
