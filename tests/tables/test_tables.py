@@ -198,8 +198,8 @@ def test_csv_holds_the_numbers_in_full(story):
 def test_markdown_says_how_it_was_made(story):
     page = story.pages[-1]
     assert page.startswith("# A small table\n\nNot judged: 1 of 1 planned comparison (two seeds).\n\n| row | accuracy % | ")
-    assert "\n\nData: digits, trained on 1,198 examples of " in page
-    assert "\n\nAfter nobody.\n\n" in page and "two seeds a row. The networks are substitutes for the papers' networks" in page
+    assert "\n\n**How it was measured.** After nobody.\nData: digits, trained on 1,198 examples of " in page
+    assert "two seeds a row. The networks are substitutes for the papers' networks" in page
     assert "top-1 % (published)" in page and "91.25" in page
     assert "Only for a test." in page
     assert f"./launch.sh table {story.file}" in page and "scale tiny, seeds 0 to 1" in page

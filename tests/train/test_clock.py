@@ -23,7 +23,8 @@ def test_the_share_of_the_peak_is_that_of_the_steps(monkeypatch):
         now[0] = second
         clock.lap(step)
     *_, last = lines
-    assert last == {"event": "training", "step": 20, "examples_per_second": 80.0, "mfu": 0.25} and clock.mfu == 0.25
+    rates = {"examples_per_second": 80.0, "seconds_per_step": 0.4, "mfu": 0.25}
+    assert last == {"event": "training", "step": 20, **rates} and clock.mfu == 0.25
     clock.seconds_at_peak = None  # no peak is known, as of a CPU
     now[0] = 70.0
     clock.lap(30)
