@@ -11,6 +11,23 @@ OPEN = object()  # as a default: a section that takes any key
 REQUIRED = object()  # as a default: every config must give a value
 SEQUENCE = (tuple, list)
 NUMBER = (int, float)
+SHARDINGS = "'fsdp', 'replicated' or a tuple with None, 'fsdp' or 'model' for each dimension"
+
+
+def is_rules(value: Any, ok: Callable[[Any], bool]) -> bool:
+    """True for a sequence of (regular expression, value) in which `ok` holds for every value."""
+    try:
+        return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
+    except (re.error, TypeError):
+        return False
+
+
+def is_sharding(value: Any) -> bool:
+    """True for one of the `SHARDINGS`."""
+    if isinstance(value, str):
+        return value in ("fsdp", "replicated")
+    axes = [axis for axis in value if axis is not None]
+    return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
 
 
 @dataclasses.dataclass(frozen=True)

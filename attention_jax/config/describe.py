@@ -75,3 +75,9 @@ def render_fields_page() -> str:
             cells = [cell.replace("|", "\\|") for cell in row]
             text.append(f"| `{cells[0]}` | {' | '.join(cells[1:])} |")
     return "\n".join(text) + "\n"
+
+
+def name_batch_unit(config: ConfigDict) -> str:
+    """Returns what `batch_size` counts: examples, or tokens a side of sentence pairs."""
+    unit = get_fields(config)["batch_size"].unit
+    return f"{unit} a side" if unit == "tokens" else unit

@@ -6,14 +6,13 @@ An `OPEN` section takes any key; the code that reads it checks it (`create_model
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, Field
+from attention_jax.config.accepted import NUMBER, REQUIRED, SEQUENCE, SHARDINGS, Field, is_rules, is_sharding
 from attention_jax.config.plugins import load_object
 
-VERSION = 10
+VERSION = 11
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear", "noam")
 
@@ -40,24 +39,6 @@ def _is_buckets(value: Any) -> bool:
     if isinstance(value, int):
         return value >= 1
     return bool(value) and _numbers(0)(value) and list(value) == sorted(set(value))
-
-
-def _is_rules(value: Any, ok: Callable[[Any], bool]) -> bool:
-    """True for a sequence of (regular expression, value) in which `ok` holds for every value."""
-    try:
-        return all(len(rule) == 2 and ok(rule[1]) and re.compile(rule[0]) for rule in value)
-    except (re.error, TypeError):
-        return False
-
-
-_SHARDINGS = "'fsdp', 'replicated' or a tuple with None, 'fsdp' or 'model' for each dimension"
-
-
-def _is_sharding(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in ("fsdp", "replicated")
-    axes = [axis for axis in value if axis is not None]
-    return set(axes) <= {"fsdp", "model"} and len(axes) == len(set(axes))
 
 
 # Sections and fields of every task.
@@ -93,6 +74,13 @@ COMMON: dict[str, Any] = {
         "on_broken": Field.choice("skip", "at an example that cannot be read", "skip", "stop"),
         "num_examples": Field.integer_or_none(None, "examples", "for the data's own", "examples that are trained on"),
         "threads": Field.integer(2, "threads", "that make batches ahead of the step"),
+        "cache_dir": Field(
+            None,
+            (str, type(None)),
+            "a folder of this host, or None",
+            "keeps remote images, and the tokens of texts, from their first use on; None keeps neither",
+            lambda value: value is None or value.strip(),
+        ),
     },
     "optimizer": {
         "name": Field.named("sgd", "each reads the fields below that name it; one of your own reads args", *OPTIMIZERS),
@@ -121,13 +109,13 @@ COMMON: dict[str, Any] = {
             ((".*", True),),
             "a tuple of (path regex, True or False)",
             "which parameters decay; the first match wins",
-            lambda rules: _is_rules(rules, lambda v: isinstance(v, bool)),
+            lambda rules: is_rules(rules, lambda v: isinstance(v, bool)),
         ),
         "rate_rules": Field.sequence(
             ((".*", 1.0),),
             "a tuple of (path regex, factor of 0 or more)",
             "factors before the rate, decoupled decay included, 0 to freeze; the first match wins",
-            lambda rules: _is_rules(rules, lambda v: isinstance(v, NUMBER) and 0 <= v < math.inf),
+            lambda rules: is_rules(rules, lambda v: isinstance(v, NUMBER) and 0 <= v < math.inf),
         ),
     },
     "schedule": {
@@ -158,6 +146,9 @@ COMMON: dict[str, Any] = {
     "evaluation": {
         "every": Field.duration(1.0, "epochs", "and at the end"),
         "batch_size": Field.integer(256, "examples", "examples of a batch, over all devices"),
+        "patience": Field.integer(
+            0, "evaluations", "without a better headline metric on the validation split, after which training ends; 0: none", 0
+        ),
     },
     "checkpoint": {
         "every": Field.duration(1.0, "epochs", "and at the end"),
@@ -191,9 +182,9 @@ COMMON: dict[str, Any] = {
         "slices": Field.integer(0, "slices", "TPU slices that data spans; 0 for those that are there", low=0),
         "rules": Field.sequence(
             (),
-            f"a tuple of (path regex, {_SHARDINGS})",
+            f"a tuple of (path regex, {SHARDINGS})",
             "before the network's own, see attention_jax/distributed/sharding.py",
-            lambda rules: _is_rules(rules, _is_sharding),
+            lambda rules: is_rules(rules, is_sharding),
         ),
     },
     "profile": {
@@ -214,13 +205,6 @@ _IMAGES: dict[str, Any] = {
         )
     },
     "data": {
-        "cache_dir": Field(
-            None,
-            (str, type(None)),
-            "a folder of this host, or None",
-            "remote data are copied to it on first use; None reads them over the network each time",
-            lambda value: value is None or value.strip(),
-        ),
         "crop": Field.choice("pad", "how training crops", "pad", "random_resized", "random_scaled", "none"),
         "crop_padding": Field.integer(0, "pixels", "a side before a random crop, 0 for none; of pad", low=0),
         "crop_scale": Field.sequence(
@@ -315,6 +299,12 @@ _TEXT: dict[str, Any] = {
         ),
         "max_length": Field.integer(256, "tokens", "of a side, end symbol included", low=2),
         "too_long": Field.choice("drop", "training pairs that are longer", "drop", "truncate"),
+        "max_ratio": Field.not_negative(
+            0.0,
+            "a ratio",
+            "tokens of a training pair's longer side by those of its shorter one, above which it is left out; 0: any",
+        ),
+        "drop_duplicates": Field.flag(False, "leave out a training pair whose two texts have come before"),
         "bucket_lengths": Field(
             8,
             (int, *SEQUENCE),

@@ -46,6 +46,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     8: {},
     9: {"init_from": None},
     10: {"parallel": {"slices": 0}},
+    11: {"evaluation": {"patience": 0}, "data": {"cache_dir": None}},
 }
 _ADDED_TO_IMAGES: dict[int, dict[str, Any]] = {
     5: {"data": {"exif_rotation": False}},
@@ -62,6 +63,7 @@ _ADDED_TO_TEXTS: dict[int, dict[str, Any]] = {
         "evaluation": {"split_compounds": False},
         "search": {"expand": 2, "late_ends": True, "stop": "settled", "force_end": False, "renormalise": False},
     },
+    11: {"data": {"max_ratio": 0.0, "drop_duplicates": False}},
 }
 # bam_resnet*.code fitted its dilation to small maps before version 6, as the released code does not.
 _CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}

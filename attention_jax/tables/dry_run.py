@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from attention_jax.config.config import get_fields
+from attention_jax.config.describe import name_batch_unit
 from attention_jax.errors import one_sentence
 from attention_jax.models.summary import Summary, summary
 from attention_jax.preflight.chips import Chip, find_slice
@@ -37,7 +36,7 @@ def describe_runs(request: TableRequest, plans: Sequence[RowPlan], topology: str
     for plan in plans:
         changes = ", ".join(f"{name}={value!r}" for name, value in plan.changes.items())
         length = (
-            f"{plan.durations.total} steps of {plan.config.batch_size} {_name_unit(plan.config)}"
+            f"{plan.durations.total} steps of {plan.config.batch_size} {name_batch_unit(plan.config)}"
             if plan.durations
             else "length unknown"
         )
@@ -154,9 +153,3 @@ def _status(request: TableRequest, plan: RowPlan, run: SeedRun) -> str:
     if run.correct is not None:
         return "would be measured"
     return f"would run from step {run.step}" if run.step else "would run"
-
-
-def _name_unit(config: ConfigDict) -> str:
-    """Returns what `batch_size` counts: examples, or tokens a side of sentence pairs."""
-    unit = get_fields(config)["batch_size"].unit
-    return f"{unit} a side" if unit == "tokens" else unit

@@ -137,7 +137,9 @@ def _accuracy(line: EstimatedRow) -> str:
         return f"failed: {result.failures[0].partition(': ')[2]}" if result.failures else "not run"
     std = "" if math.isnan(line.std) else f" ± {100 * line.std:.2f}"
     partial = f" ({result.done} of {len(result.plan.runs)} seeds)" if result.status == "partial" else ""
-    return f"{100 * line.accuracy.value:.2f}{std}{partial}"
+    early = sum(run.stopped_early for run in result.plan.runs)
+    stopped = f" ({early} of {len(result.plan.runs)} seeds stopped early)" if early else ""
+    return f"{100 * line.accuracy.value:.2f}{std}{partial}{stopped}"
 
 
 def _detectable(line: EstimatedRow) -> str:

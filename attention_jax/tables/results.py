@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import shutil
 import sys
 import time
 import traceback
@@ -19,69 +18,29 @@ import numpy as np
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from attention_jax.config.code import CODE, RunCode, collect_code, compare_code
+from attention_jax.config.code import RunCode, collect_code, compare_code
 from attention_jax.config.config import flatten_config, list_differences
 from attention_jax.config.plugins import load_object
 from attention_jax.data.fingerprint import DATA, compare_data
-from attention_jax.distributed.mesh import is_main_process
 from attention_jax.errors import UserError, one_sentence
 from attention_jax.models import create_model
 from attention_jax.models.registry import check_model, list_origins, refuse_unread_reduction
 from attention_jax.models.summary import Summary, summary
 from attention_jax.storage import RemoteFolder
 from attention_jax.tables.measures import read_measure
+from attention_jax.tables.remote_workdir import RemoteWorkdir
 from attention_jax.tables.table import ComputedRow, Row, Table
 from attention_jax.tasks import TASKS
 from attention_jax.tasks.base import Task, pack_fingerprints
 from attention_jax.tasks.resolve import Durations, ResolvedConfig, resolve_config
-from attention_jax.train import metrics, remote_runs, restore, workdir
+from attention_jax.train import metrics, restore, workdir
+from attention_jax.train.early_stop import find_recorded_stop
 from attention_jax.train.evaluate import read_arrays
 from attention_jax.train.loop import replace_seed
 from attention_jax.train.program import build_optimizer
-from attention_jax.train.workdir import CONFIG, EVALUATION, FAILURE
+from attention_jax.train.workdir import EVALUATION, FAILURE
 
 log = logging.getLogger(__name__)
-
-
-class RemoteWorkdir:
-    """A table's workdir at an fsspec URI, which must be readable and, in the main process, writable.
-
-    The local `folder` mirrors it. Each run is trained at its own URI, as a single run is. Before and after training, only the
-    files that people and the table read are fetched.
-    """
-
-    def __init__(self, uri: str):
-        workdir.refuse_checkpoints_at(uri)
-        self._remote = RemoteFolder(uri, write=is_main_process())
-        self.workdir = self._remote.uri
-        self.folder = workdir.get_staging_folder(uri) / "table"
-
-    def uri(self, path: Path) -> str:
-        """Returns the URI of a path in the local folder."""
-        return f"{self.workdir}/{path.relative_to(self.folder)}"
-
-    def pull(self, run: Path) -> None:
-        """Fetches the newest checkpoint of a run, its log and the small files beside it."""
-        inside = str(run.relative_to(self.folder))
-        there = RemoteFolder(self.uri(run))
-        if (found := restore.list_checkpoints(there))[-1:] != restore.list_checkpoints(run)[-1:]:
-            shutil.rmtree(run / restore.FOLDER, ignore_errors=True)
-            remote_runs.download_checkpoints(there, run, [name for _, name in found])
-        names = {n for n in there.names("") if n in (CONFIG, CODE, DATA, metrics.TIMING) or n.endswith((".txt", ".npz"))}
-        for path in run.glob("*.*"):
-            if path.suffix in (".txt", ".npz") and path.name not in names and path.name != EVALUATION:
-                path.unlink()
-        for name in names:
-            run.mkdir(parents=True, exist_ok=True)
-            (run / name).write_bytes(self._remote.read(f"{inside}/{name}") or b"")
-
-    def push(self, path: Path) -> None:
-        """Uploads a file; removes it at the URI if the local file is gone."""
-        name = str(path.relative_to(self.folder))
-        if path.exists():
-            self._remote.write(name, path.read_bytes())
-        else:
-            self._remote.remove(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +72,7 @@ class SeedRun:
 
     seed: int
     path: Path
-    total_steps: int
+    planned_steps: int
     measures: Mapping[str, str | Callable[..., Any]] = dataclasses.field(default_factory=dict)
     remote: RemoteWorkdir | None = None
 
@@ -138,10 +97,20 @@ class SeedRun:
         return max(restore.list_steps(self.path), default=0)
 
     @property
+    def total_steps(self) -> int:
+        """The last step of the finished run: that of the config, or the one after which it was stopped early."""
+        stopped = 0 < self.step < self.planned_steps and find_recorded_stop(self.lines(), self.step)
+        return self.step if stopped else self.planned_steps
+
+    @property
+    def stopped_early(self) -> bool:
+        """True if training ended before the last step of the config, because the score had not become better."""
+        return self.total_steps < self.planned_steps
+
+    @property
     def correct(self) -> np.ndarray | None:
         """[N], 1 if the test example was right after the last step; None if the run is not finished."""
-        finished = self.step == self.total_steps
-        outputs = read_arrays(self.path / EVALUATION, self.total_steps, ["correct"]) if finished else None
+        outputs = read_arrays(self.path / EVALUATION, self.step, ["correct"]) if self.step == self.total_steps else None
         return outputs["correct"].astype(float) if outputs else None
 
     @property

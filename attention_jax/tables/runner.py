@@ -30,7 +30,8 @@ from attention_jax.tables import results
 from attention_jax.tables.dry_run import describe_runs
 from attention_jax.tables.measures import measure_run
 from attention_jax.tables.publish import make_folders, write_false_verdicts, write_table
-from attention_jax.tables.results import ComputedResult, RemoteWorkdir, RowPlan, SeedRun, TableRequest
+from attention_jax.tables.remote_workdir import RemoteWorkdir
+from attention_jax.tables.results import ComputedResult, RowPlan, SeedRun, TableRequest
 from attention_jax.tables.stale import handle_stale_runs, refuse_other_configs
 from attention_jax.tables.statistics import MIN_SEEDS
 from attention_jax.tables.table import ComputedRow, Table, load_table

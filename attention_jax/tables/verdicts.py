@@ -20,7 +20,7 @@ from attention_jax.tables.table import PublishedFinding
 from attention_jax.tasks import get_task
 
 LEVEL = 0.05
-STILL_LEARNING = "still learning"  # reason why a comparison is not judged
+STILL_LEARNING, STOPPED_EARLY = "still learning", "stopped early"  # reasons why a comparison is not judged
 _NUMBERS = ("no", "one", "two")
 
 
@@ -97,7 +97,8 @@ def compare_rows(
             continue
         estimate = estimate_difference(a.correct, b.correct, groups=groups(row))
         selected = selected_on in (a.plan.config.data.eval_split, b.plan.config.data.eval_split)
-        made[row, other] = estimate, _find_reason(estimate, selected, moved(row), moved(other))
+        reason = _find_reason(estimate, selected, moved(row), moved(other))
+        made[row, other] = estimate, reason or STOPPED_EARLY * any(run.stopped_early for x in (a, b) for run in x.plan.runs)
     judged = [pair for pair, (_, reason) in made.items() if not reason]
     levels = dict(zip(judged, correct_levels([made[pair][0].p_value for pair in judged])))
     return {

@@ -32,6 +32,7 @@ from attention_jax.tasks.resolve import ResolvedConfig
 from attention_jax.train.array_saver import silence_orbax
 from attention_jax.train.checkpoint import Checkpoints
 from attention_jax.train.clock import Clock, Profiler
+from attention_jax.train.early_stop import RECORD, explain_early_stop, refuse_other_splits
 from attention_jax.train.evaluate import Interrupted, evaluate_model, read_arrays, save_outputs
 from attention_jax.train.initial import INIT, read_initial_weights
 from attention_jax.train.input_rate import InputRate
@@ -54,6 +55,7 @@ class TrainingResult:
 
     Attributes:
         stopped: True if a signal stopped it.
+        early_stop: the reason why it ended before the last step of its config; "" if it did not.
         folder: folder with the log; for a remote workdir, its local staging folder.
         first_step: seconds from the call to the dispatch of its first step, and the part of them that traced and compiled it;
             None if no step was left.
@@ -65,6 +67,7 @@ class TrainingResult:
     folder: Path
     first_step: tuple[float, float] | None = None
     mfu: float | None = None
+    early_stop: str = ""
 
 
 def _send_sigterm(number: int, frame: Any) -> None:
@@ -134,6 +137,7 @@ def train_model(
     program = program or build_program(config)
     config = replace_seed(program.config, seed)
     program.task.headline(config)  # raises UserError before the workdir is made
+    refuse_other_splits(config)
     code = code or collect_code(config, list_origins())
     record_code(config, code, write=is_main_process())
     with lock_workdir(path, config, code, extend) as workdir, catch_stop_signal() as stop_signal, explain_disk_errors(workdir):
@@ -146,7 +150,8 @@ def train_model(
         run.close()
         for tracker in trackers:
             tracker.close()
-    return TrainingResult(run.step, run.stopped or stop_signal.is_set(), workdir.folder, run.clock.first, run.clock.mfu)
+    stopped, first = run.stopped or stop_signal.is_set(), run.clock.first
+    return TrainingResult(run.step, stopped, workdir.folder, first, run.clock.mfu, run.early_stop)
 
 
 def replace_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -220,9 +225,15 @@ class _Run:
         """Loads the evaluation split; its classes are matched with the training split's by name."""
         return self.task.evaluation_loader(self.config, find_batch_share(self.program.mesh), self.assets)
 
+    @property
+    def early_stop(self) -> str:
+        """The reason to end training after this step's evaluation; "" without one."""
+        return explain_early_stop(self.program, self.log.scores) if self.log.score(self.step) is not None else ""
+
     def evaluate_if_missing(self) -> None:
         """Evaluates the restored state if the run was stopped during that evaluation, or has lost its outputs."""
-        outputs = read_arrays(self.folder / EVALUATION, self.step if self.step == self.durations.total else None)
+        is_end = self.step == self.durations.total or self.early_stop
+        outputs = read_arrays(self.folder / EVALUATION, self.step if is_end else None)
         missing = self.log.score(self.step) is None or outputs is None
         if self.step and missing and self._is_due(self.durations.evaluate_every):
             self.evaluate()
@@ -242,7 +253,7 @@ class _Run:
         """Takes all remaining steps, or the steps until a signal arrives."""
         config, mesh, seed = self.config, self.program.mesh, np.uint32(self.config.seed)
         loader = self.task.loader(config, config.data.train_split, find_batch_share(mesh), training=True)
-        last = self.step if self.stopped else self.durations.total
+        last = self.step if self.stopped or self.early_stop else self.durations.total
         with (
             contextlib.closing(InputRate(loader, config.data.threads, self.clock.batch_size, self.log.time)) as rate,
             contextlib.closing(prefetch_batches(loader.training(self.step, last), mesh)) as batches,
@@ -268,10 +279,11 @@ class _Run:
                 if evaluation_due and not self.stopped:
                     with self.clock.measured("evaluation", self.step):
                         self.evaluate()
-                if save_due or self.stopped:
+                ends = self.stopped or (evaluation_due and self.early_stop)
+                if save_due or ends:
                     self.save()
                 progress(self.step)
-                if self.stopped:
+                if ends:
                     break
 
     def read_pending(self) -> None:
@@ -314,7 +326,9 @@ class _Run:
             self.check_folder()
             save_outputs(self.folder / EVALUATION, self.step, outputs)
         if self.log.score(self.step) is None:
-            self.log.write(self.step, {**values, "headline": scores[self.task.headline(self.config)]})
+            headline = scores[self.task.headline(self.config)]
+            reason = explain_early_stop(self.program, {**self.log.scores, self.step: headline})
+            self.log.write(self.step, {**values, "headline": headline, **({RECORD: reason} if reason else {})})
 
     def save(self) -> None:
         """Saves a checkpoint in the background, after the log lines before it."""

@@ -121,7 +121,7 @@ class Log:
         self._file: TextIO | None = None
         self._timing: TextIO | None = None
         self._writer: Any = None
-        self._scores: dict[int, float] = {}
+        self.scores: dict[int, float] = {}  # headline metric of each evaluated step
 
     @property
     def content(self) -> bytes:
@@ -138,7 +138,7 @@ class Log:
         text, damaged = repair_log(content, about, step)
         self._text = bytearray(text)
         kept = [json.loads(line) for line in text.splitlines()]
-        self._scores = {line["step"]: line["headline"] for line in kept if "headline" in line}
+        self.scores = {line["step"]: line["headline"] for line in kept if "headline" in line}
         if not self._active:
             return
         if damaged:
@@ -161,11 +161,11 @@ class Log:
         for line in kept:
             self._copy(line)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line of metrics."""
         line = {"step": step, **values}
         if "headline" in line:
-            self._scores[step] = line["headline"]
+            self.scores[step] = line["headline"]
         text = json.dumps(line) + "\n"
         self._text += text.encode()
         if self._file:
@@ -199,7 +199,7 @@ class Log:
 
     def score(self, step: int) -> float | None:
         """Returns the headline metric that was logged at a step, if any."""
-        return self._scores.get(step)
+        return self.scores.get(step)
 
     def _copy(self, line: Mapping[str, Any]) -> None:
         if self._writer:

@@ -12,6 +12,7 @@ import jax
 
 from attention_jax import tree
 from attention_jax.config.config import flatten_config, get_fields
+from attention_jax.config.describe import name_batch_unit
 from attention_jax.config.unread import list_resting
 from attention_jax.distributed.mesh import count_threads
 from attention_jax.distributed.sharding import count_bytes_per_device
@@ -45,13 +46,17 @@ def describe_run(program: Program, overrides: Mapping[str, str]) -> str:
         **program.task.describe(config),
         "network": f"{config.model.name}: {counts.params:,} parameters, {counts.macs:,} multiply-adds an example",
         "length": f"{durations.total} steps = {durations.total / durations.steps_per_epoch:g} epochs of "
-        f"{durations.steps_per_epoch} batches of {config.batch_size}, seed {config.seed}",
+        f"{durations.steps_per_epoch} batches of {config.batch_size} {name_batch_unit(config)}, seed {config.seed}",
         "overrides": ", ".join(f"{name}={value}" for name, value in overrides.items()) or "none",
     }
     if frozen := _frozen(program):
         rows["frozen"] = frozen
     if flags := metrics.get_compiler_flags():
         rows["XLA flags"] = flags
+    if config.evaluation.patience:
+        after = f"after {config.evaluation.patience} evaluations, one in {durations.evaluate_every} steps, without a better"
+        where = f"{program.task.headline(config)} on split {config.data.eval_split!r}"
+        rows["early stop"] = f"{after} {where}; the schedule is that of all {durations.total} steps"
     if config.data.eval_split.startswith("test") and durations.evaluate_every < durations.total:
         chosen = f"checkpoint.keep_best={config.checkpoint.keep_best} chooses on split {config.data.eval_split!r}"
         rows["checkpoints"] = f"{chosen}, where only the last may be judged: choose with data.eval_split='validation'"
@@ -150,4 +155,5 @@ def describe_outcome(result: TrainingResult) -> str:
         return f"{first}\nstopped after step {result.step} and saved; the same command goes on from there."
     last = next(line for line in reversed(metrics.read_log(result.folder)) if "headline" in line)
     scores = {name: v if isinstance(v, str) else round(v, 6) for name, v in last.items() if "/" in name}
-    return f"{first}\ndone after step {result.step}: {json.dumps(scores)}"
+    early = f"\nstopped early: {result.early_stop}. --best takes the best checkpoint." if result.early_stop else ""
+    return f"{first}\ndone after step {result.step}: {json.dumps(scores)}{early}"

@@ -19,10 +19,12 @@ CONFIG = small_config(ema__decay=0.0)
 CONVERGED = {80: 0.5, 100: 0.5}
 
 
-def result(label: str, correct: np.ndarray, scores: Mapping[int, float] = CONVERGED, groups: Any = None) -> Any:
+def result(
+    label: str, correct: np.ndarray, scores: Mapping[int, float] = CONVERGED, groups: Any = None, early: bool = False
+) -> Any:
     """A row's result as far as verdicts look at it: correct [S, N], and {step: score} in the log of each seed."""
     lines = [{"step": step, "eval/accuracy": score} for step, score in scores.items()]
-    runs = [types.SimpleNamespace(correct=row, total_steps=100, lines=lambda: lines) for row in correct]
+    runs = [types.SimpleNamespace(correct=row, total_steps=100, lines=lambda: lines, stopped_early=early) for row in correct]
     plan = types.SimpleNamespace(config=CONFIG, row=Row(label), runs=runs)
     return types.SimpleNamespace(label=label, correct=correct, plan=plan)
 
@@ -52,6 +54,10 @@ def test_the_interval_at_the_level_of_p_ends_at_zero():
         assert estimate.widen(0.05).low == pytest.approx(estimate.low)
         assert estimate.widen(0.01).low < estimate.low < estimate.high < estimate.widen(0.01).high
     assert estimate_difference(a, a).p_value == 1
+
+
+def test_rows_that_stopped_early_are_not_judged():
+    assert compare(rows(1.5, 1.9, early=True)).reason == "stopped early" and not compare(rows(1.5, 1.9)).reason
 
 
 def test_examples_of_one_group_count_as_one():

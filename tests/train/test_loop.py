@@ -1,8 +1,10 @@
 """What one training run leaves behind."""
 
+import dataclasses
 import json
 import os
 import signal
+import time
 import weakref
 
 import numpy as np
@@ -11,7 +13,11 @@ import pytest
 import attention_jax as aj
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
-from attention_jax.train import loop, restore
+from attention_jax.tables.results import SeedRun
+from attention_jax.tasks.resolve import resolve_config
+from attention_jax.train import loop, report, restore
+from attention_jax.train.checkpoint import Checkpoints
+from attention_jax.train.early_stop import RECORD, find_early_stop
 from attention_jax.train.loop import replace_seed, train_model
 from attention_jax.train.program import build_program
 from attention_jax.train.workdir import EVALUATION, lock_workdir, read_config
@@ -222,3 +228,93 @@ def test_seeds_of_a_row_open_their_evaluation_once(program, tmp_path, monkeypatc
         calls.append(0)
     first = calls.index(0)
     assert calls[first + 1 :] == calls[1 : first + 1]  # one less: that before the first step
+
+
+# Early stopping
+
+
+SCORES = {2: 0.5, 4: 0.7, 6: 0.7, 8: 0.6, 10: 0.9}
+PATIENT = small_config(
+    data__eval_split="validation",
+    evaluation__every_steps=2,
+    evaluation__patience=2,
+    checkpoint__every_steps=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("patience", "lower", "expected"),
+    [(0, False, None), (1, False, (6, 4)), (2, False, (8, 4)), (3, False, None), (2, True, (6, 2)), (3, True, (8, 2))],
+)
+def test_equal_scores_are_no_better(patience, lower, expected):
+    assert find_early_stop(SCORES, patience, lower) == expected
+
+
+def test_scores_that_are_not_finite_are_no_better():
+    assert find_early_stop({1: float("nan"), 2: 0.1, 3: float("inf"), 4: float("nan")}, 2) == (4, 2)
+
+
+@pytest.fixture
+def patient(program):
+    """The program of this file with another config, compiled already."""
+    return dataclasses.replace(program, resolved=resolve_config(PATIENT))
+
+
+@pytest.fixture
+def train(patient, monkeypatch):
+    """`train(folder, progress)` trains with the scores above; nothing is evaluated."""
+
+    def evaluate(program, variables, config, stop, watch, loader):
+        return {"accuracy": SCORES[now[0]]}, {"correct": np.ones(3, np.float32)}
+
+    now = [0]
+    monkeypatch.setattr(loop, "evaluate_model", evaluate)
+    monkeypatch.setattr(loop._Run, "open_evaluation", lambda self: None)
+    whole = loop._Run.evaluate
+    monkeypatch.setattr(loop._Run, "evaluate", lambda self: (now.__setitem__(0, self.step), whole(self)))
+    return lambda folder, progress=lambda step: None: train_model(PATIENT, folder, patient, progress)
+
+
+def test_stops_where_a_run_that_was_killed_stops(patient, train, tmp_path, monkeypatch):
+    result = train(tmp_path / "alone")
+    assert (result.step, result.stopped) == (8, False) and restore.list_steps(tmp_path / "alone")[-1] == 8
+    log = (tmp_path / "alone" / "metrics.jsonl").read_bytes()
+    (said,) = [line[RECORD] for line in map(json.loads, log.splitlines()) if RECORD in line]
+    assert said == result.early_stop and "accuracy on split 'validation' was not better than 0.7 at step 4 for 2" in said
+    assert "the schedule has not ended: the rate was" in said and f"stopped early: {said}" in report.describe_outcome(result)
+    again = train(tmp_path / "alone")
+    assert (again.step, again.early_stop, again.first_step) == (8, said, None), "no step is left"
+
+    def kill(step):
+        if step == 5:
+            wait_for_checkpoint(tmp_path / "killed", 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", kill)
+    save = Checkpoints.save
+
+    def fail(self, state, *rest):
+        self.wait()
+        return 1 / (int(state.step) != 8) and save(self, state, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    with pytest.raises(ZeroDivisionError):  # after the last evaluation, before its checkpoint
+        train(tmp_path / "killed")
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert restore.list_steps(tmp_path / "killed")[-1] == 6
+    assert train(tmp_path / "killed").step == 8 and (tmp_path / "killed" / "metrics.jsonl").read_bytes() == log
+
+    run = SeedRun(0, tmp_path / "alone", 36)
+    assert (run.total_steps, run.stopped_early, run.correct.tolist()) == (8, True, [1.0, 1.0, 1.0])
+    assert "early stop" in report.describe_run(patient, {})
+
+
+def wait_for_checkpoint(folder, step):
+    while step not in restore.list_steps(folder):
+        time.sleep(0.01)
+
+
+def test_a_test_split_ends_nothing(tmp_path):
+    with pytest.raises(UserError, match="ends training by the scores on split 'test': choose on examples that judge nothing"):
+        train_model(small_config(evaluation__patience=1), tmp_path)
