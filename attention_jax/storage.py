@@ -149,12 +149,9 @@ class RemoteFolder:
             infos = pool.map(lambda path: found[path] if found[path].get("size") is not None else self._fs.info(path), paths)
             return {path[len(start) :]: info for path, info in zip(paths, infos)}
 
-    def read_part(self, name: str, start: int, end: int) -> bytes:
-        """Returns the bytes of a file from `start` to before `end`. Raises UserError if there is no such file."""
-        try:
-            return self._retry(name, lambda: self._fs.cat_file(self._path(name), start=start, end=end))
-        except FileNotFoundError as error:
-            raise UserError(f"{self.uri}/{name}: there is no such file any more.") from error
+    def fetch(self, name: str, path: os.PathLike) -> None:
+        """Copies a file to `path`."""
+        self._retry(name, lambda: self._fs.get_file(self._path(name), os.fspath(path)))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

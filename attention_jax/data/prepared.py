@@ -1,7 +1,6 @@
 """Opens data sets that TensorFlow Datasets has prepared, without TensorFlow."""
 
 import importlib
-import os
 import types
 from typing import Any
 
@@ -28,9 +27,7 @@ def stage_records(records: Any, folder: StagedFolder) -> None:
     """Has a data source of TFDS, which was opened in the copy of a folder, read records that need not be there yet."""
     from tensorflow_datasets.core.data_sources import base
 
-    found = base.file_instructions(records.dataset_info, records.split)
-    parts = [(os.path.relpath(file.filename, folder.root), file.skip, file.skip + file.take) for file in found]
-    records.data_source = StagedRecords(folder, parts)
+    records.data_source = StagedRecords(folder, base.file_instructions(records.dataset_info, records.split))
 
 
 def open_builder(name: str, data_dir: str | None) -> Any:

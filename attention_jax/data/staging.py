@@ -1,8 +1,7 @@
 """Copies of remote files on this host: `data.cache_dir` is filled on first use and shared by the processes of the host.
 
-fsspec moves the bytes, in parts that many requests fetch at once, so that latency does not bound the rate. Its own file
-caches read a file only when it has come completely, know neither the room that is left nor other processes, and do not see
-damage; experiments/results/data_speed.md has their rates.
+fsspec moves the bytes, of several files at once. Its own file caches know neither the room that is left nor other processes,
+and do not see damage; experiments/results/data_speed.md has their rates.
 """
 
 import base64
@@ -14,22 +13,21 @@ import importlib.util
 import json
 import logging
 import os
-import queue
 import shutil
 import threading
+import time
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attention_jax import storage
 from attention_jax.errors import UserError, one_sentence
 
 log = logging.getLogger(__name__)
-PART, REQUESTS = 8 * 2**20, 32  # bytes of a request, and requests at once
+FILES = 16  # fetched at once
 _VERSIONS = ("generation", "md5Hash", "ETag", "etag", "mtime", "LastModified", "created")  # as stores name what they know
 
 
@@ -55,7 +53,7 @@ class StagedFolder:
     def __init__(self, uri: str, cache_dir: str):
         self.uri, self._dir = uri.rstrip("/"), Path(cache_dir).expanduser().absolute()
         self.root = self._dir / hashlib.sha256(self.uri.encode()).hexdigest()[:12] / self.uri.rsplit("/", 1)[-1]
-        self._lock, self._wanted, self._failed = threading.Lock(), dict[str, None](), dict[str, str]()
+        self._lock, self._wanted, self._failed = threading.Lock(), set[str](), dict[str, str]()
         self._remote: storage.RemoteFolder | None = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -77,11 +75,6 @@ class StagedFolder:
         """Returns where a file's copy is, or will be."""
         return self.root / name
 
-    def partial_path(self, name: str) -> Path:
-        """Returns where a copy grows; the part of it that has not come is zeros."""
-        version = hashlib.sha256(self.files[name].version.encode()).hexdigest()[:8]
-        return self.root / f"{name}.{version}.partial"
-
     def is_here(self, name: str) -> bool:
         """True if the copy is complete, of the store's version, and as long as it was when it came."""
         size, version, _ = self.files[name]
@@ -97,12 +90,14 @@ class StagedFolder:
         return False
 
     def stage(self, names: Sequence[str]) -> None:
-        """Fetches missing files in the background. Raises UserError if there is no room for them."""
+        """Fetches missing files in the background. Raises UserError if the store does not answer, or if there is no room."""
         with self._lock:
             new = [name for name in dict.fromkeys(names) if name not in self._wanted and not self.is_here(name)]
+            if new and self._remote is None:
+                raise UserError(f"{self.uri} does not answer, and {self.path(new[0])} is no complete copy: check the network.")
             if new:
                 self.check_room((*self._wanted, *new))
-            self._wanted.update(dict.fromkeys(new))
+            self._wanted.update(new)
         if new:
             threading.Thread(target=self._stage, args=(new,), daemon=True).start()
 
@@ -112,7 +107,7 @@ class StagedFolder:
         for name in names:
             needed += self.files[name].size
             with contextlib.suppress(OSError):
-                needed -= self.partial_path(name).stat().st_blocks * 512
+                needed -= self._partial(name).stat().st_blocks * 512
         free = shutil.disk_usage(self.root).free
         if needed > free:
             raise UserError(
@@ -126,31 +121,12 @@ class StagedFolder:
         self._note(name).unlink(missing_ok=True)
         self.stage([name])
 
-    def refuse_failed(self, name: str) -> None:
-        """Raises UserError if a file could not be staged."""
-        if reason := self._failed.get(name):
-            raise UserError(f"{self.uri}/{name} could not be staged ({reason}): start the same command again.")
-
-    def fill(self, name: str, start: int, end: int) -> bytes:
-        """Returns a part of a remote file, which is also put into the copy that grows."""
-        if self._remote is None:
-            raise UserError(f"{self.uri} does not answer, and {self.path(name)} is no complete copy: check the network.")
-        content = self._remote.read_part(name, start, end)
-        if len(content) != end - start:
-            raise UserError(f"{self.uri}/{name} has changed while it was read: start the same command again.")
-        try:
-            self.partial_path(name).parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.partial_path(name), os.O_WRONLY | os.O_CREAT, 0o644)
-            try:
-                os.truncate(file, self.files[name].size)
-                os.pwrite(file, content, start)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise UserError(f"data.cache_dir={self._dir}: {error.strerror}: make room, or give another folder.") from error
-        if self.is_here(name):  # it was completed meanwhile, and has another place
-            self.partial_path(name).unlink(missing_ok=True)
-        return content
+    def wait_for(self, name: str) -> None:
+        """Returns when the copy of a file is complete. Raises UserError if the file could not be staged."""
+        while not self.is_here(name):
+            if reason := self._failed.get(name):
+                raise UserError(f"{self.uri}/{name} could not be staged ({reason}): start the same command again.")
+            time.sleep(0.05)
 
     def copy_small(self, name: str) -> None:
         """Copies a file at once; keeps the present copy if the store does not answer."""
@@ -187,75 +163,46 @@ class StagedFolder:
         (partial := path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")).write_bytes(content)
         partial.replace(path)
 
-    def _stage(self, names: Sequence[str]) -> None:
-        """Fetches files one after another, their parts at once; of the host's processes one at a time."""
-        with (self.root.parent / "lock").open("w") as lock, _Threads(REQUESTS) as fetchers, _Threads(4) as checkers:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            going = deque[tuple[int, Future[None]]]()
-            for name in names:
-                if self.is_here(name):  # another process was faster
-                    self.partial_path(name).unlink(missing_ok=True)
-                    self._wanted.pop(name, None)
-                    continue
-                size = self.files[name].size
-                ranges = [(start, min(start + PART, size)) for start in range(0, size, PART)]
-                parts = [fetchers.submit(self.fill, name, *part) for part in ranges]
-                going.append((len(parts), checkers.submit(self._finish, name, parts)))
-                while sum(number for number, _ in going) > 4 * REQUESTS:
-                    going.popleft()[1].result()
-            for _, finished in going:
-                finished.result()
+    def _partial(self, name: str) -> Path:
+        return self.root / f"{name}.partial"
 
-    def _finish(self, name: str, parts: Sequence[Future[bytes]]) -> None:
-        """Waits for a file's parts, compares its checksum with the store's and makes it known."""
-        partial, (size, version, crc32c) = self.partial_path(name), self.files[name]
+    def _stage(self, names: Sequence[str]) -> None:
+        """Fetches files in this order, some at once; of the host's processes one at a time does."""
+        left = deque(names)
+
+        def fetch_next() -> None:
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._fetch(left.popleft())
+
+        with (self.root.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            threads = [threading.Thread(target=fetch_next, daemon=True) for _ in names[:FILES]]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    def _fetch(self, name: str) -> None:
+        """Copies a file, unless another process was faster, compares its checksum with the store's and makes it known."""
+        partial, (size, version, crc32c) = self._partial(name), self.files[name]
         try:
-            for part in parts:
-                part.result()
-            checksum, found = _checksum(partial, bool(crc32c))
-            if found != crc32c:
-                raise OSError(f"its CRC-32C is {found}, and the store says {crc32c}")
-            partial.replace(self.path(name))
-            self._write(self._note(name), json.dumps([size, version, checksum]).encode())
-            for old in self.path(name).parent.glob(f"{self.path(name).name}.*.partial"):
-                old.unlink(missing_ok=True)
+            if not self.is_here(name):
+                assert self._remote
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                self._remote.fetch(name, partial)
+                checksum, found = _checksum(partial, bool(crc32c))
+                if partial.stat().st_size != size or found != crc32c:
+                    raise OSError(
+                        f"its CRC-32C is {found}, and the store says {crc32c}" if crc32c else "its size is another one"
+                    )
+                partial.replace(self.path(name))
+                self._write(self._note(name), json.dumps([size, version, checksum]).encode())
         except Exception as error:
-            for part in parts:
-                part.cancel()
             partial.unlink(missing_ok=True)
             self._failed[name] = one_sentence(error).rstrip(".")
-            log.warning("data: %s/%s is not staged, and read over the network (%s).", self.uri, name, self._failed[name])
-        self._wanted.pop(name, None)
-
-
-class _Threads:
-    """Threads that a process does not wait for when it ends, as it would for those of an executor."""
-
-    def __init__(self, number: int):
-        self._number, self._queue = number, queue.SimpleQueue[tuple[Future, Callable[..., Any], Sequence[Any]] | None]()
-
-    def __enter__(self) -> "_Threads":
-        for _ in range(self._number):
-            threading.Thread(target=self._run, daemon=True).start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for _ in range(self._number):
-            self._queue.put(None)
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
-        future: Future = Future()
-        self._queue.put((future, function, arguments))
-        return future
-
-    def _run(self) -> None:
-        while item := self._queue.get():
-            future, function, arguments = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(*arguments))
-                except Exception as error:
-                    future.set_exception(error)
+            log.warning("data: %s/%s is not staged (%s).", self.uri, name, self._failed[name])
+        self._wanted.discard(name)
 
 
 @functools.lru_cache(maxsize=16)

@@ -171,7 +171,7 @@ def describe(found: dict[str, Any], options: argparse.Namespace, needs: list[str
         "fsspec get": "`get` of fsspec, all files at once",
         "fsspec simplecache": "`simplecache::` of fsspec",
         "fsspec filecache": "`filecache::` of fsspec",
-        "cache_dir": "`data.cache_dir`: parts of 8 MiB, 32 at once, checksum compared and recorded",
+        "cache_dir": "`data.cache_dir`: 16 files at once, checksum compared and recorded",
     }
     reached = found["after"] >= 5000, found["cache_dir"] >= 0.9
     command = f"python experiments/benchmarks/data_speed.py --records={options.records} --latency-ms={options.latency_ms:g}"
@@ -192,7 +192,7 @@ def describe(found: dict[str, Any], options: argparse.Namespace, needs: list[str
         "|---|---|---|",
         f"| array_record at gs://, 16 threads: one open-ended request a record | {found['before']:,.0f} | "
         f"{found['before: bytes a request']:,.0f} |",
-        f"| `data.cache_dir`, file not there yet: one request of the record's range, 64 threads | {found['one by one']:,.0f} | "
+        f"| `data.cache_dir`, file not there yet: the same, 64 threads | {found['one by one']:,.0f} | "
         f"{found['one by one: bytes a request']:,.0f} |",
         f"| `data.cache_dir`, staged, 16 threads | {found['after']:,.0f} | none |",
         f"| the same, each record taken apart into image and label | {found['parsed']:,.0f} | none |",
@@ -201,8 +201,8 @@ def describe(found: dict[str, Any], options: argparse.Namespace, needs: list[str
         "|---|---|",
         *(f"| {text} | {found[name]:.0%} |" for name, text in ways.items()),
         "",
-        "fsspec's caches read a file only when it is complete, know neither the room on the disk nor other processes, and keep",
-        "a damaged copy. So fsspec moves the bytes, and `attention_jax/data/staging.py` keeps account of them. gcsfuse needs",
+        "fsspec's caches know neither the room on the disk nor other processes, and keep a damaged copy. So fsspec",
+        "moves the bytes, and `attention_jax/data/staging.py` keeps account of them. gcsfuse needs",
         "FUSE, which this machine does not have: not run.",
         "",
         "## What a host needs",

@@ -1,10 +1,14 @@
-"""Remote data staged on this host: the same batches from the store, the copy that grows, and the complete copy."""
+"""Remote data staged on this host: the same batches from the store, while files come, and from the complete copy."""
 
+import functools
+import logging
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
@@ -14,6 +18,7 @@ import pytest
 from attention_jax import storage
 from attention_jax.cli.main import main
 from attention_jax.data import array_records, staging
+from attention_jax.data.images import sources
 from attention_jax.data.images.sources import open_source
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
@@ -21,6 +26,7 @@ from tests.helpers.objects import Objects
 from tests.helpers.small import as_options, same_batches
 from tests.helpers.tiny_set import write_set
 
+ROOT = Path(__file__).resolve().parents[2]
 FILE = "1.0.0/tiny-train.array_record-00001-of-00003"
 ARGS = {"name": "tiny", "data_dir": "objects://bucket/data"}
 
@@ -43,18 +49,8 @@ def reads(folder, monkeypatch):
     for path in filter(lambda path: path.is_file(), folder.rglob("*")):
         remote.write(path.relative_to(folder).as_posix(), path.read_bytes())
     monkeypatch.setattr(storage, "PAUSES", ())
-    monkeypatch.setattr(staging, "PART", 2**15)  # bytes; several to a file
-    monkeypatch.setattr(array_records, "_TAIL", 2**16)  # so that the index is not in it
     staging.open_staged_folder.cache_clear()
     return found
-
-
-@pytest.fixture
-def unstaged(monkeypatch):
-    """Nothing is staged until it is given back: each record comes by itself."""
-    stage = staging.StagedFolder._stage
-    monkeypatch.setattr(staging.StagedFolder, "_stage", lambda self, names: None)
-    return lambda: monkeypatch.setattr(staging.StagedFolder, "_stage", stage)
 
 
 def open_set(cache_dir=None, **args):
@@ -84,38 +80,41 @@ def batches(source, steps=4):
     return list(loader.training(0, steps))
 
 
-def test_the_same_batches_from_the_store_the_growing_copy_and_the_copy(folder, tmp_path, reads, unstaged):
+def test_the_same_batches_while_files_come_and_from_the_copy(folder, tmp_path, reads):
     expected = batches(open_source("tfds", "train", {**ARGS, "data_dir": str(folder)}))
     source = open_set(tmp_path)
-    assert same_batches(batches(source), expected) and source.readers == array_records.READERS
-    assert {path.rsplit("/", 1)[1] for path in reads} >= {f"tiny-train.array_record-0000{i}-of-00003" for i in range(3)}
-    unstaged()
-    assert same_batches(batches(open_again(tmp_path)), expected)  # while it comes
+    assert same_batches(batches(source), expected)
+    files = [path for path in reads if "array_record" in path]
+    assert len(files) == len(set(files)) == 3, "each file is read once, as a whole"
     copy = wait_for_copy(open_again(tmp_path))
     reads.clear()
     assert same_batches(batches(copy), expected) and copy.readers == 1 and not reads
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_record_costs_its_own_bytes(tmp_path, monkeypatch, unstaged):
-    sizes, read = [], storage.RemoteFolder.read_part
+@pytest.fixture
+def bucket(folder, monkeypatch):
+    """The data set at gs://bucket of a server that array_record reads too."""
+    pytest.importorskip("gcsfs")
+    command = [sys.executable, str(ROOT / "experiments/benchmarks/slow_store.py"), str(folder), "--latency-ms=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        for name in ("STORAGE_EMULATOR_HOST", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+            monkeypatch.setenv(name, address)
+        yield "gs://bucket"
+        process.terminate()
 
-    def read_part(self, name, start, end):
-        sizes.append(end - start)
-        return read(self, name, start, end)
 
-    monkeypatch.setattr(storage.RemoteFolder, "read_part", read_part)
-    source = open_set(tmp_path)
-    source[40], sizes.clear(), source[41], source[41]
-    assert len(sizes) == 1 and 4_800 < sizes[0] < 5_600  # a PNG of 40 x 40 x 3 bytes of noise
-
-
-def test_without_the_index_a_record_waits_for_its_file(folder, tmp_path, monkeypatch):
-    def refuse(*arguments):
-        raise ImportError
-
-    monkeypatch.setattr(array_records, "_decompress", refuse)
-    assert same_batches(batches(open_set(tmp_path)), batches(open_source("tfds", "train", {**ARGS, "data_dir": str(folder)})))
+def test_training_starts_before_the_files_are_here(folder, bucket, tmp_path, monkeypatch):
+    """array_record reads single records of gs:// itself."""
+    expected = batches(open_source("tfds", "train", {**ARGS, "data_dir": str(folder)}))
+    may_come, fetch = threading.Event(), storage.RemoteFolder.fetch
+    monkeypatch.setattr(storage.RemoteFolder, "fetch", lambda *arguments: may_come.wait(20) and fetch(*arguments))
+    source = open_set(tmp_path, data_dir=bucket)
+    assert same_batches(batches(source), expected) and source.readers == array_records.READERS
+    assert not list(tmp_path.rglob("*.array_record-*"))
+    may_come.set()
+    assert same_batches(batches(wait_for_copy(source)), expected)
 
 
 def flip(path):
@@ -151,21 +150,20 @@ def test_a_changed_file_is_fetched_again(folder, tmp_path):
 
 def test_two_processes_share_one_copy(folder, tmp_path):
     program = (
-        "import sys, time; from pathlib import Path; from attention_jax.data import staging; staging.PART = 2**15\n"
-        "parts, fill = [], staging.StagedFolder.fill\n"
-        "def count(*arguments): time.sleep(0.02); parts.append(arguments); return fill(*arguments)\n"
-        "staging.StagedFolder.fill = count\n"
+        "import sys, time; from attention_jax import storage; from attention_jax.data import staging\n"
+        "fetched, fetch = [], storage.RemoteFolder.fetch\n"
+        "def count(*arguments): time.sleep(0.2); fetched.append(arguments); return fetch(*arguments)\n"
+        "storage.RemoteFolder.fetch = count\n"
         "folder = staging.StagedFolder(sys.argv[1], sys.argv[2])\n"
         "names = [name for name in folder.files if 'array_record' in name]\n"
         "folder.stage(names)\n"
         "while not all(map(folder.is_here, names)): time.sleep(0.01)\n"
-        "print(len(parts))\n"
+        "print(len(fetched))\n"
     )
     command = [sys.executable, "-c", program, f"file://{folder}/tiny", str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     counts = [int(process.communicate(timeout=60)[0]) for process in processes]
-    sizes = [path.stat().st_size for path in folder.rglob("*.array_record-*")]
-    assert sum(counts) == sum(-(-size // 2**15) for size in sizes)
+    assert sum(counts) == 3
 
 
 def test_no_room_ends_the_command_before_training(tmp_path, monkeypatch, capsys):
@@ -202,14 +200,14 @@ def test_a_store_that_does_not_answer_matters_only_without_a_copy(folder, tmp_pa
         open_again(tmp_path)
 
 
-def test_a_network_that_fails_ends_training_and_leaves_no_image_out(tmp_path, monkeypatch, caplog, unstaged):
-    source = open_set(tmp_path)
-
+def test_a_network_that_fails_ends_training_and_leaves_no_image_out(tmp_path, monkeypatch, caplog):
     def fail(path):
-        raise OSError("the network is gone")
+        if path.endswith(FILE):
+            raise OSError("the network is gone")
 
     monkeypatch.setattr(Objects, "before_read", staticmethod(fail))
-    with pytest.raises(UserError, match="the network is gone"):
+    source = open_set(tmp_path)
+    with pytest.raises(UserError, match="00001-of-00003 could not be staged .*the network is gone"):
         batches(source)
     assert "could not be decoded" not in caplog.text
 
@@ -219,12 +217,9 @@ def test_the_checksum_of_the_store_is_held_against_what_came(tmp_path, monkeypat
     monkeypatch.setattr(staging, "_describe", lambda info: describe(info)._replace(crc32c="0000AA=="))
     folder = staging.StagedFolder("objects://bucket/data/tiny", str(tmp_path))
     folder.stage([FILE])
-    end = time.monotonic() + 20
-    while FILE not in folder._failed and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not folder.is_here(FILE) and "the store says 0000" in caplog.text
-    with pytest.raises(UserError, match="could not be staged"):
-        folder.refuse_failed(FILE)
+    with pytest.raises(UserError, match="could not be staged .*the store says 0000"):
+        folder.wait_for(FILE)
+    assert not folder.is_here(FILE) and "is not staged" in caplog.text
 
 
 def test_a_remote_folder_keeps_each_image_that_was_read(tmp_path, reads):
@@ -247,10 +242,17 @@ def test_a_remote_folder_keeps_each_image_that_was_read(tmp_path, reads):
     assert read() == [b"train/a/0.png", b"another image"]
 
 
-def test_what_reads_no_copy_is_said(folder, tmp_path, caplog):
+def test_what_reads_no_copy_is_said(folder, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     open_source("tfds", "train", {**ARGS, "data_dir": str(folder)}, str(tmp_path / "a"))
     open_source("digits", "train", {}, str(tmp_path / "b"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    monkeypatch.setattr(sources, "_warn_once", functools.cache(logging.getLogger("w").warning))
+    storage.RemoteFolder("objects://bucket/images").write("train/a/0.png", b"0")
+    for _ in range(2):
+        open_source("folder", "train", {"path": "objects://bucket/images"})
+    (warned,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "reads objects://bucket/images over the network, one request a record: data.cache_dir keeps" in warned
     assert "a is read by nothing: the data are not remote" in caplog.text
     assert "b is read by nothing: data.source=digits has no argument cache_dir" in caplog.text
     (tmp_path / "file").write_text("")

@@ -15,6 +15,7 @@ class Objects(MemoryFileSystem):
     def _open(self, path, mode="rb", **options):
         if mode != "rb":
             raise NotImplementedError(f"an object store does not open with mode {mode!r}")
+        type(self).before_read(path)
         return super()._open(path, mode, **options)
 
     def pipe_file(self, path, value, mode="overwrite", **options):
@@ -23,7 +24,7 @@ class Objects(MemoryFileSystem):
         with super()._open(path, "wb") as file:
             file.write(value)
 
-    def cat_file(self, path, start=None, end=None, **options):
+    def cat_file(self, path, start=None, end=None, **options):  # it does not open the file
         type(self).before_read(path)
         return super().cat_file(path, start, end, **options)
 

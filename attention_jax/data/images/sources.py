@@ -30,6 +30,7 @@ from attention_jax.data.staging import open_staged_folder
 from attention_jax.errors import NoSplit, UserError, one_sentence, suggest_name
 
 _report_once = functools.cache(logging.getLogger(__name__).info)  # a run opens its data several times
+_warn_once = functools.cache(logging.getLogger(__name__).warning)
 
 
 class Source(Protocol):
@@ -306,8 +307,7 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
             if isinstance(error, NotImplementedError):
                 raise
             # array_record found the record damaged; the loader leaves it out
-        uri = data_dir if storage.is_remote(data_dir) and not folder else None
-        return _TfdsSource(records, builder.info.features, image, label, uri)
+        return _TfdsSource(records, builder.info.features, image, label, data_dir if storage.is_remote(data_dir) else None)
     except (KeyError, ImportError, ValueError, OSError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"data.source=tfds: {name!r} split {split!r} cannot be read from {data_dir or '~/tensorflow_datasets'} "
@@ -317,7 +317,7 @@ def open_tfds(split: str, name: str, data_dir: str | None = None, cache_dir: str
 
 
 class _TfdsSource:
-    """`uri` is the folder whose records come over the network, one by one; None for files on this disk and staged ones."""
+    """`uri` is the remote folder that has the records; None for files on this disk."""
 
     def __init__(self, records: Any, features: Mapping[str, Any], image: str, label: str, uri: str | None):
         self._records, self._image, self._label, self._uri = records, image, label, uri
@@ -337,7 +337,7 @@ class _TfdsSource:
         try:
             record = self._read(index)
         except BrokenImage:
-            if not self._uri:
+            if not self._uri or self.readers == 1:
                 raise
             storage.RemoteFolder(self._uri)  # raises where the network failed: only a damaged record may be replaced
             record = self._read(index)
@@ -371,6 +371,8 @@ def open_source(source: str, split: str, args: Mapping[str, Any], cache_dir: str
         if cache_dir and not (takes and any(map(storage.is_remote, args.values()))):
             why = "the data are not remote" if takes else f"data.source={source} has no argument cache_dir"
             _report_once(f"data.cache_dir={cache_dir} is read by nothing: {why}.")
+    elif "cache_dir" in inspect.signature(make).parameters and (uri := next(filter(storage.is_remote, args.values()), "")):
+        _warn_once(f"data: each epoch reads {uri} over the network, one request a record: data.cache_dir keeps a copy here.")
     try:
         opened = make(split, **args)
         is_empty = len(opened) == 0
