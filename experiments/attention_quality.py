@@ -53,7 +53,7 @@ rows = [
     _row("none", key="arrow"),
     _row("BAM", "bam", (2,), key="arrow", reduction=1),
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 measures = {"pointing": pointing.measure_pointing}
 pictures = {
     "shares": pointing.plot_shares,

@@ -28,10 +28,10 @@ source = (
 )
 notes = (
     "A UCI digit among two pieces of others, on 16x16 pixels; 1/1 of the training images are 4,800, 1/4 and 1/16 the first of "
-    "them, and all rows have as many steps of as many images. Of 2,000 test images, made of other digits, guessing is right in "
-    "a tenth. At other positions: all training images, with the digit at the left edge of the image in training and at the "
-    "right edge in the test, in any row, and pieces of digits anywhere; beside it the accuracy of the same networks on the "
-    "test's digits at the left edge.\n"
+    "them, and all rows have as many steps of as many images. The 2,000 test images are made of other digits; a guess is "
+    "right for a tenth of them. At other positions: all training images, with the digit at the left edge of the image in "
+    "training and at the right edge in the test, in any row, and pieces of digits anywhere; beside it the accuracy of the "
+    "same networks on the test's digits at the left edge.\n"
     "Networks with multiply-adds within 3 % of one another: one basic block in each of three stages of 8, 16 and 32 filters "
     "(ResNet), one block in each of two stages of 24 and 50 channels on patches of 2x2 without layer scale (ConvNeXt), three "
     "layers of 36 features and three heads on patches of 4x4 with the mean of all (ViT), two blocks in each of two stages of "
@@ -81,7 +81,7 @@ _SHARES = {"1/16": 16, "1/4": 4, "1/1": 1}
 _MOVED = "at other positions"
 _by_number = [_row(network, group, divisor) for group, divisor in _SHARES.items() for network in backbones.STAND_INS]
 rows = [*_by_number, *(_row(network, _MOVED, halves=("left", "right")) for network in backbones.STAND_INS)]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {"text": text, "row": f"{row} {group}", "over": f"{over} {group}"}
     for text, row, over, group in (

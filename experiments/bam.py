@@ -22,10 +22,11 @@ notes = (
     "stages 1, 2 and 3, batch normalisation at the end of each branch, as in the paper. Released code: the branches are "
     "multiplied, and the normalisation follows the hidden layers. Without the skip: F · M(F).\n"
     "The paper's networks are counted for CIFAR-100. Trained at quick: two white UCI digits at the ends of 10x32 pixels and an "
-    "arrow to the one to read between them, as in cued_arrow.py, where guessing which is right in about half of the cases; one "
-    "basic block in each of two stages of 16 and 32 filters, BAM after stage 2, where the map is averaged over positions, and "
-    "reductions a sixteenth of those in the names, which leaves as many hidden channels as the paper's after stage 1, and "
-    "dilations kept on maps of 5x16. Trained at small: a ResNet-10 of four stages of 32, 32, 64 and 64 filters."
+    "arrow to the one to read between them, as in cued_arrow.py, where a guess at which digit is meant is right in about half "
+    "of the cases; one basic block in each of two stages of 16 and 32 filters, BAM after stage 2, where the map is averaged "
+    "over positions, and reductions a sixteenth of those in the names, which leaves as many hidden channels as the paper's "
+    "after stage 1, and dilations kept on maps of 5x16. Trained at small: a ResNet-10 of four stages of 32, 32, 64 and 64 "
+    "filters."
 )
 base = "../configs/cued_digits.py"
 
@@ -70,7 +71,7 @@ rows = [
     *(_bam(f"after stage {stage} only", stages=(stage,)) for stage in (1, 2, 3)),
     _bam("in every block", at="block"),
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {"text": f"{claim} (Park et al. 2018, Table 1)", "row": "BAM", "over": over, "sign": 1}
     for claim, over in (

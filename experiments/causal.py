@@ -18,13 +18,13 @@ source = (
 )
 notes = (
     "The two rows have the same network, weights to start from, tokens and updates; without the mask every target position "
-    "attends to all others in training, also to the one that holds the token it must say.\n"
+    "attends to all others in training, also to the one that holds the token it must predict.\n"
     "Exact match: the translation by greedy search is the reference, character by character. Search has no later tokens: it "
     "makes one at a time, with the keys and values of those before in a cache, and is the same in both rows.\n"
-    "Reference given: next tokens as in the loss, each with the mask of its row; there the second row's reads the answer, so "
-    "its numbers are no measure of translation. Past alone: next tokens of the reference from the right ones before them, "
-    "without a cache, so that those see each other as they did in training; it equals the former with a causal mask. Exact "
-    "match from the past alone is that of a greedy search without a cache, by tokens.\n"
+    "Reference given: next tokens as in the loss, each with the mask of its row; there the second row reads the answer, so "
+    "its numbers do not measure translation. Past alone: next tokens of the reference, predicted from the right tokens before "
+    "them without a cache, so that these tokens see each other as they did in training; with a causal mask it equals the "
+    "column before. Exact match from the past alone is that of a greedy search without a cache, by tokens.\n"
     "BLEU on characters. MACs: of a pair as long as the longest bucket."
 )
 base = "../configs/translate_quickstart.py"

@@ -24,7 +24,7 @@ notes = (
     "Digits are drawn at random, so that no word betrays another one; a sequence is in one split only. One layer of 64 "
     "features in encoder and decoder each: the context vector is the last h and c, 128 numbers, and all that the decoder gets. "
     "Exact match: the translation by greedy search is the reference.\n"
-    "Words read: a linear map of the context vector, for every length and place its own, fitted by least squares to 4,000 "
+    "Words read: a linear map of the context vector, one for every length and place, fitted by least squares to 4,000 "
     "sentences of the training split and judged on 1,000 of the test split, mean over places; the picture has each. The most "
     "frequent word of a place is right in about 10 %. Untrained: the same network before its first update, with other maps: "
     "what a random recurrence keeps. A linear map reads less than the vector holds; the decoder, which is not linear, may read "

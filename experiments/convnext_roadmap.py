@@ -22,9 +22,9 @@ from experiments.studies import smoke
 title = "ConvNeXt's roadmap: from ResNet-50 and ResNet-200, step by step"
 source = "Liu et al. 2022 (arXiv 2201.03545), Section 2, Tables 10 and 11: ImageNet-1K, 300 epochs, 224x224 pixels."
 notes = (
-    "A row has all steps of the rows above it; of the kernels, 7 is kept. First all rows of the paper's tables, with "
-    "their multiply-adds (of convolutions and linear layers) as the authors' ablation code has them: Table 10 prints 4.46 and "
-    "4.49 in its last two rows, where that code has 4.15 and 4.46. Kinds are the paper's sections.\n"
+    "A row has all steps of the rows above it; after the rows of kernel sizes, kernel 7 is kept. First all rows of the "
+    "paper's tables, with their multiply-adds (of convolutions and linear layers) as the authors' ablation code has them: "
+    "Table 10 prints 4.46 and 4.49 in its last two rows, where that code has 4.15 and 4.46. Kinds are the paper's sections.\n"
     "Trained at quick: random parts of UCI digits, 8 to 100 % of them, enlarged to 32x32 pixels as the paper's images are; "
     "AdamW and a cosine in all rows, without the paper's other augmentation. A quarter of ResNet-50's width, 16 filters and "
     "then 24; 2, 2, 4, 2 blocks for 3, 4, 6, 3 and 2, 2, 6, 2 for 3, 3, 9, 3: all rows' complexity, relative to the first, is "

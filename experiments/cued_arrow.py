@@ -18,8 +18,8 @@ source = (
 )
 notes = (
     "Two UCI digits at the two ends of 10x32 pixels, and in the middle an arrow that points to the left or to the right: the "
-    "label is the digit that it points to. Guessing which of the two is right in about half of the cases. 10,000 images for "
-    "training, made of two thirds of the training digits; 2,000 for the test, made of the test's.\n"
+    "label is the digit that it points to. A guess at which of the two is meant is right in about half of the cases. 10,000 "
+    "images for training, made of two thirds of the training digits; 2,000 for the test, made of the test digits.\n"
     "One basic block in each of two stages of 16 and 32 filters; the last map is averaged over positions. Gates stand after "
     "stage 2, where no convolution follows. Controls, which have no map: two blocks in each stage; BAM's dilated convolutions "
     "added and not multiplied, so that a position sees the whole image. Reduction 1 in all gates that have one; "

@@ -30,13 +30,14 @@ source = (
 )
 notes = (
     "Two UCI digits, one red and one green, at the two ends of 10x32 pixels, and in the middle a framed patch of one of their "
-    "colours: the label is the digit of that colour. Guessing which of the two is right in about half of the cases. 10,000 "
-    "images for training, made of two thirds of the training digits; 2,000 for the test, made of the test's.\n"
+    "colours: the label is the digit of that colour. A guess at which of the two is meant is right in about half of the "
+    "cases. 10,000 images for training, made of two thirds of the training digits; 2,000 for the test, made of the test "
+    "digits.\n"
     "One basic block in each of two stages of 16 and 32 filters. Gates stand after stage 1, before the convolutions of stage "
     "2, or in both blocks. Controls, which have no map: two blocks in each stage; x + W·mean(x); BAM's dilated convolutions "
     "added and not multiplied, so that a position sees nearly the whole image. Reduction 1 in all gates that have one: 16 "
     "hidden channels, as many as in the paper's BAM after stage 1 of a ResNet-50. Without a cue: the patch has the colour of "
-    "either digit by chance; no row may be above guessing there."
+    "either digit by chance; there no row may be better than a guess."
 )
 base = "../configs/cued_digits.py"
 _CONTROLS = "experiments.studies.controls"

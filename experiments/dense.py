@@ -30,8 +30,9 @@ notes = (
     "ImageNet first. The head is one linear layer on all maps (strides 1, 2 and 4 of ResNet, 2 and 4 of ConvNeXt and Swin, 4 "
     "of ViT), each normalised and enlarged bilinearly. All rows: the same images, steps, optimizer and schedule, and the rates "
     "of backbones.py.\n"
-    "IoU: of each image, the pixels that are of the digit and found as its class, as a share of those that are of the digit or "
-    "found as any, mean over images. Mean IoU of classes: over all images' pixels, with the background, as usual for ADE20K."
+    "IoU: for each image, the pixels of the digit that are found as its class, as a share of the pixels that are of the digit "
+    "or are found as any digit; mean over images. Mean IoU of classes: over all images' pixels, with the background, as usual "
+    "for ADE20K."
 )
 base = "../configs/segmentation.py"
 
@@ -59,7 +60,7 @@ computed = [
     for network, name in FULL_SIZE.items()
 ]
 rows = [_row(network) for network in STAND_INS]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {
         "text": "a hierarchical Transformer is a better backbone for segmentation than a plain ViT (Liu et al. 2022, abstract)",

@@ -60,7 +60,7 @@ rows = [
     _unit("two 3x3 without ReLU between", "3x3 linear", against="two 3x3"),
     _unit("one 5x5 with 6 features", "5x5", features=6, against="two 3x3"),
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {"text": text, "row": row, "over": over, "sign": sign}
     for text, row, over, sign in (

@@ -27,10 +27,11 @@ source = (
 notes = (
     "A UCI digit among two pieces of others, on 16x16 pixels. Pre-trained on 6,000 images of the digits 0 to 5, with another "
     "network for each seed; then trained on 40 images of the digits 6 to 9, with a new classifier, in as many steps as from "
-    "scratch. Of 1,000 test images of the digits 6 to 9, guessing is right in a quarter. One basic block in each of two stages "
-    "of 16 and 32 filters, AdamW; each row has the rate that was best for it in the pilot. Linear probe: all layers but the "
-    "classifier are frozen, with the statistics of pre-training. Layer-wise: 1/8, 1/4 and 1/2 of the rate for stem, stage 1 "
-    "and stage 2. The columns k-NN probe and linear probe are of the features after training, fitted to the same 40 images."
+    "scratch. There are 1,000 test images of the digits 6 to 9; a guess is right for a quarter of them. One basic block in "
+    "each of two stages of 16 and 32 filters, AdamW; each row has the rate that was best for it in the pilot. Linear probe: "
+    "all layers but the classifier are frozen, with the statistics of pre-training. Layer-wise: 1/8, 1/4 and 1/2 of the rate "
+    "for stem, stage 1 and stage 2. The columns k-NN probe and linear probe are of the features after training, fitted to the "
+    "same 40 images."
 )
 base = "../configs/cued_digits.py"
 _SOURCE = "runs/fine_tuning-source/pre-trained/{seed}"

@@ -55,7 +55,7 @@ rows = [
     for rate in _RATES
     for warmup, share in _WARMUPS.items()
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {
         "text": "with the normalisation after the sum the warm-up is essential (Xiong et al. 2020, arXiv 2002.04745)",

@@ -16,7 +16,7 @@ source = (
 )
 notes = (
     "One basic block in each of two stages of 16 and 32 filters, which does not see far enough to bring the arrow and the "
-    "digits together: it reads both digits and mostly guesses which is meant. BAM multiplies what stage 2 gives by a map of "
+    "digits together: it reads both digits and mostly guesses which is meant. BAM multiplies the output of stage 2 by a map of "
     "where to look and of channels; its dilated convolutions see the whole image. Added: the same convolutions, added and not "
     "multiplied, which tells how much of BAM's gain is its field of view."
 )

@@ -30,8 +30,8 @@ notes = (
     "translation is the reference, character by character. BLEU on characters, chrF: sacrebleu. MACs: of a pair as long as the "
     "longest bucket.\n"
     "Dates aligned: the share of the test split's dates in which every token of the Korean year, month and day gives its "
-    "largest attention to a token of the same part of the English text; end symbols and punctuation would be misses. Layer "
-    'and head (or the mean of a layer\'s heads) are chosen on the split "dev".'
+    "largest attention to a token of the same part of the English text; end symbols and punctuation would count as misses. "
+    'Layer and head (or the mean of a layer\'s heads) are chosen on the split "dev".'
 )
 base = "../configs/translate_quickstart.py"
 selected_on = "test"  # a first budget was evaluated there: see above

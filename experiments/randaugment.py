@@ -40,7 +40,7 @@ rows = [
         for magnitude in (4, 9, 14)
     ),
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {
         "text": "the N and M that were chosen for ResNet-50 are better than none (Cubuk et al. 2020, Table 3)",

@@ -29,8 +29,8 @@ notes = (
     "All rows: the same sequences, batches, updates, optimizer and schedule, and about 18,000 parameters; half of the features "
     "are the embedding of the token, half of the one before it. LSTM: two layers, forget gates that start open. Convolutions: "
     "causal, over two tokens each, eight with dilations 1 to 128, which see everything. Restricted self-attention: a window "
-    "of 33 tokens, 16 to each side, in two layers: the question sees 16 tokens back directly, 32 through one between, and what "
-    "is further away not at all. Rates were chosen for self-attention and not tuned for each row."
+    "of 33 tokens, 16 to each side, in two layers: the question sees 16 tokens back directly, 32 through one between, and "
+    "nothing that is further away. Rates were chosen for self-attention and not tuned for each row."
 )
 base = "../configs/recall.py"
 _NETWORKS = "experiments.studies.recall"

@@ -16,15 +16,15 @@ source = (
 )
 notes = (
     "Pixels seen: share of the image with any gradient. Effective field: pixels whose gradient exceeds 4.55 % of the "
-    "largest. Beyond the convolutions: share of the gradient's sum from outside of what the same network sees without "
-    "its gate. Means over 64 test images; features in evaluation mode.\n"
+    "largest. Beyond the convolutions: share of the gradient's sum from pixels that the same network does not see without its "
+    "gate. Means over 64 test images; features in evaluation mode.\n"
     "Self-attention starts as the identity (gamma = 0), so that before training it sees what the convolutions see. "
     "BAM's channel branch pools the complete map: it sees every pixel, but only as one sum.\n"
     "The paper's: a ResNet-50 with the module after stage 1 at 224x224 pixels. Trained at quick: two coloured UCI digits at "
-    "the ends of 10x32 pixels and between them a patch of the colour of the one to read, as in cued_colour.py, where "
-    "guessing which is right in about half of the cases; one basic block in each of two stages of 16 and 32 filters, whose "
-    "first stage sees 7x7 pixels, or two, where it sees 11x11; reduction 1 in BAM, for its 16 channels. Added branch: the "
-    "convolutions of BAM's spatial branch, added and not multiplied."
+    "the ends of 10x32 pixels and between them a patch of the colour of the one to read, as in cued_colour.py, where a guess "
+    "at which digit is meant is right in about half of the cases; one basic block in each of two stages of 16 and 32 filters, "
+    "whose first stage sees 7x7 pixels, or two, where it sees 11x11; reduction 1 in BAM, for its 16 channels. Added branch: "
+    "the convolutions of BAM's spatial branch, added and not multiplied."
 )
 base = "../configs/cued_digits.py"
 
@@ -53,7 +53,7 @@ rows = [
     _row("BAM", "bam"),
     _row("self-attention", "self_attention"),
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 measures = {"receptive_field": receptive_field.measure_receptive_field}
 pictures = {"fields": receptive_field.plot_receptive_fields}
 

@@ -24,11 +24,11 @@ source = (
     "regularisation (Table 1)."
 )
 notes = (
-    "A digit among two pieces of others, 2,000 images of 16x16 pixels for training, the test made of other digits; guessing is "
-    "right in a tenth. One basic block in each of three stages of 8, 16 and 32 filters. As it is: the step schedule, momentum "
-    "and weight decay of He et al.'s CIFAR recipe, 20 epochs. More epochs: 350/90 times as many, 77.8, as in the paper. "
-    "The recipe: as many epochs, cosine schedule, averaged weights (EMA), label smoothing 0.1, stochastic depth and "
-    "RandAugment with one operation of magnitude 5 an image."
+    "A digit among two pieces of others, 2,000 images of 16x16 pixels for training, and test images made of other digits; a "
+    "guess is right for a tenth of them. One basic block in each of three stages of 8, 16 and 32 filters. As it is: the step "
+    "schedule, momentum and weight decay of He et al.'s CIFAR recipe, 20 epochs. More epochs: 350/90 times as many, 77.8, as "
+    "in the paper. The recipe: as many epochs, cosine schedule, averaged weights (EMA), label smoothing 0.1, stochastic depth "
+    "and RandAugment with one operation of magnitude 5 an image."
 )
 base = "../configs/quickstart.py"
 
@@ -50,7 +50,7 @@ rows = [
         "published": {"ImageNet top-1 %": 82.2},
     },
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {"text": f"{claim} (Bello et al. 2021, Table 1)", "row": "recipe", "over": over, "sign": 1}
     for claim, over in (

@@ -46,7 +46,7 @@ def _row(depth: int, residual: bool, norm: bool) -> dict:
 
 
 rows = [_row(depth, residual, norm) for norm in (True, False) for residual in (False, True) for depth in _DEPTHS]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {"text": f"{claim} (He et al. 2016, {where})", "row": row, "over": over, "sign": 1}
     for claim, where, row, over in (

@@ -19,7 +19,7 @@ notes = (
     "3.2 points there, architecture 1.2.\n"
     "Trained at the scales quick and small: a ResNet-20 of bottlenecks, two in each of three stages of 8, 16 and 32 "
     "filters (small: 16, 32 and 64), with the stem for small images in all rows, so that of ResNet-D only the "
-    "shortcuts are left; more epochs are 350/90 times as many, as there. What regularises helps a ResNet-200 that "
+    "shortcuts are left; more epochs are 350/90 times as many, as in the paper. Regularisation helps a ResNet-200 that "
     "overfits ImageNet in 350 epochs; the small network, on the digits, can show that every piece works and what it costs, "
     "not that the paper's gains come back."
 )

@@ -67,7 +67,7 @@ rows = [
     _row(50, "32x4d", 26.1, against="50 32x4d", residual=False),
 ]
 
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 measures = {"top5": "attention_jax.tables.measures:measure_top5"}
 published_order = {"top-1 error %": -1}
 findings = [

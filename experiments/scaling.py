@@ -18,7 +18,7 @@ source = (
 notes = (
     "All components of queries and keys are drawn from N(0, 1); n keys for each query. Entropy: mean over queries, as a share "
     "of log n, which is that of equal weights; 0 is a single key. Gradient: Frobenius norm of the softmax's Jacobian "
-    "diag(p) - p pᵀ, with respect to what enters the softmax; the factor 1/√d_k before it is not in it. Undivided, the mean "
+    "diag(p) - p pᵀ, with respect to what enters the softmax; the factor 1/√d_k before it is not included. Undivided, the mean "
     "falls slowly, because a few queries that waver between two keys keep a large gradient: the median shows the others.\n"
     "Trained: two layers each in encoder and decoder, 128 features, a single head, so that d_k alone says what the division "
     "does, on English dates and their Korean translations. Only queries and keys grow with "
@@ -43,7 +43,7 @@ rows = [
     for size in (8, 64)
     for divided in (True, False)
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {
         "text": "undivided products of large keys push the softmax where its gradients are extremely small (Vaswani et al. "

@@ -27,8 +27,8 @@ notes = (
     "greedy search is the reference, character by character; a text of two dates is right when both are. The plot also "
     "has the share of next tokens that are right after the right ones, and BLEU (at quick on characters), for each range of "
     "lengths.\n"
-    "Ranges hold about equally many of the evaluated pairs each. Updates are few and equal: what learns slowly, as the LSTM "
-    "does, is compared as it is then, not as it could be. MACs: of a pair as long as the longest bucket."
+    "Ranges hold about equally many of the evaluated pairs each. Updates are few and equal: a network that learns slowly, as "
+    "the LSTM does, is compared early, not at its best. MACs: of a pair as long as the longest bucket."
 )
 base = "../configs/translate_quickstart.py"
 

@@ -32,7 +32,7 @@ rows = [
     {"label": "residual + recipe", "pieces": _recipe, "against": "residual"},
 ]
 
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {
         "text": "a deep plain network is worse than the same network with shortcuts (He et al. 2016, Section 4.2)",

@@ -13,8 +13,8 @@ from experiments.studies import rank_collapse
 
 title = "The Transformer without residual connections, by depth"
 source = (
-    "Residual connections around each sub-layer: Section 3.1 of Vaswani et al. 2017 (arXiv 1706.03762). What attention does "
-    "without: Dong et al. 2021 (arXiv 2103.03404). Dates, English to Korean, as Unicode CLDR writes them."
+    "Residual connections around each sub-layer: Section 3.1 of Vaswani et al. 2017 (arXiv 1706.03762). Attention without "
+    "them: Dong et al. 2021 (arXiv 2103.03404). Dates, English to Korean, as Unicode CLDR writes them."
 )
 notes = (
     "The number is that of layers in the encoder and in the decoder each. Residual: LayerNorm(x + F(x)) around each sub-layer, "

@@ -14,13 +14,14 @@ source = "The block of Zhang et al. 2019 (SAGAN, arXiv 1805.08318, Section 3) in
 notes = (
     "Published by SAGAN, for a generative network and so no column here: Fréchet inception distance 22.98 with "
     "attention on maps of 8x8, 18.28 of 32x32, 18.65 of 64x64 (Table 1, lower is better).\n"
-    "gamma: the learnt factor before what attention adds, from 0. Entropy: of softmax(QKᵀ) over the keys as a share "
+    "gamma: the learnt factor of the attention branch, which starts at 0. Entropy: of softmax(QKᵀ) over the keys as a share "
     "of its largest value, 1 where every key counts alike. The plot shows rows of softmax(QKᵀ) for marked query "
     "points.\n"
     "The paper's: a ResNet-50 with the block at 224x224 pixels. Trained at quick: two coloured UCI digits at the ends of 10x32 "
-    "pixels and between them a patch of the colour of the one to read, as in cued_colour.py, where guessing which is right in "
-    "about half of the cases; one basic block in each of two stages of 16 and 32 filters, whose maps have 10x32 and 5x16 "
-    "positions. After stage 1 the block stands before convolutions, after stage 2 before the average over positions."
+    "pixels and between them a patch of the colour of the one to read, as in cued_colour.py, where a guess at which digit is "
+    "meant is right in about half of the cases; one basic block in each of two stages of 16 and 32 filters, whose maps have "
+    "10x32 and 5x16 positions. After stage 1 the block stands before convolutions, after stage 2 before the average over "
+    "positions."
 )
 base = "../configs/cued_digits.py"
 
@@ -42,7 +43,7 @@ rows = [
     _row("stages 1 and 2", (1, 2)),
     _row("stage 3", (3,)),
 ]
-compare_to = None  # but with `against`
+compare_to = None  # each row is compared with its own `against`
 findings = [
     {
         "text": "on larger maps, earlier in the network, self-attention is worth more than on the smallest (Zhang et al. 2019, "

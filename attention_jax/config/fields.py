@@ -43,153 +43,157 @@ def _is_buckets(value: Any) -> bool:
 
 # Sections and fields of every task.
 COMMON: dict[str, Any] = {
-    "version": Field(VERSION, int, f"a whole number from 1 to {VERSION}", "of the fields", lambda v: 1 <= v <= VERSION),
-    "task": Field.named(REQUIRED, "what is trained", "classification", "translation"),
+    "version": Field(VERSION, int, f"a whole number from 1 to {VERSION}", "version of the fields", lambda v: 0 < v <= VERSION),
+    "task": Field.named(REQUIRED, "kind of work that a network is trained for", "classification", "translation"),
     "seed": Field(
         0,
         int,
         "a whole number from 0 to 2**31 - 1",
-        "of initialisation, data order, augmentation and dropout",
+        "seed of initialisation, data order, augmentation and dropout",
         lambda value: 0 <= value < 2**31,
     ),
     "init_from": Field(
         None,
         (str, type(None)),
         "a run's workdir, one of its steps, a file of weights, or None",
-        "a path or URI; weights to begin with, other than random ones; {seed} is the run's seed",
+        "path or URI of weights to begin with instead of random ones; {seed} becomes the run's seed",
         lambda value: value is None or value.strip(),
     ),
-    "batch_size": Field.integer(REQUIRED, "examples", "examples of a batch, over all devices"),
-    "accumulation": Field.integer(1, "micro-batches", "micro-batches that make up a batch"),
-    "total": Field.duration(REQUIRED, "epochs", "length of the run"),
-    "precision": Field.choice(
-        "float32", "of activations and products; weights and statistics are float32", "float32", "bfloat16"
-    ),
-    "model": Field.open("name, as attention_jax.list_models() lists them, or file.py:Network; and any field of the network"),
+    "batch_size": Field.integer(REQUIRED, "examples", "examples in a training batch, over all devices"),
+    "accumulation": Field.integer(1, "micro-batches", "parts of a batch that are computed one after another, to save memory"),
+    "total": Field.duration(REQUIRED, "epochs", "length of training"),
+    "precision": Field.choice("float32", "number type of activations and products; weights are float32", "float32", "bfloat16"),
+    "model": Field.open("name of the network (attention_jax.list_models() lists them) or file.py:Network, and its fields"),
     "data": {
-        "source": Field.name(REQUIRED, "a built-in name, a dotted path, or path/to/file.py:make"),
-        "args": Field.open("keyword arguments of the source"),
-        "train_split": Field.name("train", "as the source spells its splits"),
-        "eval_split": Field.name("test", "evaluated in full; 'validation' may be a tenth of the training split"),
-        "on_broken": Field.choice("skip", "at an example that cannot be read", "skip", "stop"),
-        "num_examples": Field.integer_or_none(None, "examples", "for the data's own", "examples that are trained on"),
-        "threads": Field.integer(2, "threads", "that make batches ahead of the step"),
+        "source": Field.name(REQUIRED, "data set: a built-in name, a dotted path, or path/to/file.py:make"),
+        "args": Field.open("keyword arguments of the data source"),
+        "train_split": Field.name("train", "split to train on, as the source names it"),
+        "eval_split": Field.name("test", "split to evaluate in full; 'validation' may be a tenth of the training split"),
+        "on_broken": Field.choice("skip", "leave out an example that cannot be read, or stop", "skip", "stop"),
+        "num_examples": Field.integer_or_none(None, "examples", "for the data's own", "examples in the training split"),
+        "threads": Field.integer(2, "threads", "threads that prepare batches during the steps"),
         "cache_dir": Field(
             None,
             (str, type(None)),
             "a folder of this host, or None",
-            "keeps remote images, and the tokens of texts, from their first use on; None keeps neither",
+            "folder that keeps remote images, and the tokens of texts, after their first use; None keeps neither",
             lambda value: value is None or value.strip(),
         ),
     },
     "optimizer": {
-        "name": Field.named("sgd", "each reads the fields below that name it; one of your own reads args", *OPTIMIZERS),
+        "name": Field.named("sgd", "optimizer; your own reads args, the others the fields that name them", *OPTIMIZERS),
         "args": Field.open("keyword arguments of an optimizer of your own or of optax"),
-        "momentum": Field.share(0.9, "of sgd, rmsprop: share of the old velocity kept"),
-        "nesterov": Field.flag(False, "of sgd"),
-        "rate_in_velocity": Field.flag(False, "of sgd: v = m·v + lr·g as in Keras and Caffe; False: w = w - lr·v"),
-        "rmsprop": Field.choice("tensorflow", "of rmsprop: whose, see optim/optimizers.py", "tensorflow", "keras", "torch"),
-        "b1": Field.share(0.9, "of adamw: share of the old first moment kept"),
-        "b2": Field.share(0.999, "of adamw, rmsprop (0.9 there): share of the old second moment kept"),
+        "momentum": Field.share(0.9, "of sgd, rmsprop: share of the old velocity that each step keeps"),
+        "nesterov": Field.flag(False, "of sgd: use Nesterov's momentum"),
+        "rate_in_velocity": Field.flag(False, "of sgd: True is v = m·v + lr·g as in Keras and Caffe, False w = w - lr·v"),
+        "rmsprop": Field.choice("tensorflow", "of rmsprop: library whose formula is used", "tensorflow", "keras", "torch"),
+        "b1": Field.share(0.9, "of adamw: share of the old first moment that each step keeps"),
+        "b2": Field.share(0.999, "of adamw, rmsprop (0.9 there): share of the old second moment that each step keeps"),
         "eps": Field(
             1e-8,
             NUMBER,
             "a positive number",
-            "of adamw, rmsprop (1e-3 there): keeps the divisor from 0",
+            "of adamw, rmsprop (1e-3 there): number added to the divisor, so that it is never 0",
             lambda value: 0 < value < math.inf,
         ),
         "clip_norm": Field.not_negative(
-            0.0, "a norm", "largest norm of the batch's gradient before decay joins it; 0 for no limit"
+            0.0, "a norm", "largest norm of a batch's gradient, weight decay not counted; 0 for no limit"
         ),
-        "weight_decay": Field.not_negative(0.0, "a factor", "factor before the weights; 0 for none"),
+        "weight_decay": Field.not_negative(0.0, "a factor", "strength of weight decay; 0 for none"),
         "decay": Field.choice(
-            "l2", "of sgd, rmsprop; decoupled is w = w - lr·decay·w, and adamw is always that", "l2", "decoupled"
+            "l2", "of sgd, rmsprop: decay in the gradient, or w = w - lr·decay·w as in adamw", "l2", "decoupled"
         ),
         "decay_rules": Field.sequence(
             ((".*", True),),
             "a tuple of (path regex, True or False)",
-            "which parameters decay; the first match wins",
+            "parameters with weight decay; the first match wins",
             lambda rules: is_rules(rules, lambda v: isinstance(v, bool)),
         ),
         "rate_rules": Field.sequence(
             ((".*", 1.0),),
             "a tuple of (path regex, factor of 0 or more)",
-            "factors before the rate, decoupled decay included, 0 to freeze; the first match wins",
+            "factor of each parameter's learning rate and decoupled decay, 0 to freeze; the first match wins",
             lambda rules: is_rules(rules, lambda v: isinstance(v, NUMBER) and 0 <= v < math.inf),
         ),
     },
     "schedule": {
-        "name": Field.named("cosine", "of the learning rate after the warm-up", *SCHEDULES),
+        "name": Field.named("cosine", "course of the learning rate after the warm-up", *SCHEDULES),
         "args": Field.open("keyword arguments of a schedule of your own or of optax"),
         "learning_rate": Field.not_negative(
-            REQUIRED, "a rate", "peak, for the global batch; of noam the factor before its formula"
+            REQUIRED, "a rate", "peak of the learning rate, for the global batch; with noam the factor of its formula"
         ),
-        "warmup": Field.duration(0, "steps", "the rate rises linearly to its peak", low=0),
-        "warmup_start": Field.not_negative(0.0, "a rate", "rate from which the warm-up rises"),
-        "final_share": Field.probability(0.0, "of cosine, linear: what of the peak is left at the end"),
-        "boundaries": Field(
-            (), SEQUENCE, "a tuple of shares of the run, between 0 and 1", "of step, as shares of the run", _numbers(0, 1)
+        "warmup": Field.duration(0, "steps", "time in which the learning rate rises linearly to its peak", low=0),
+        "warmup_start": Field.not_negative(0.0, "a rate", "learning rate at which the warm-up starts"),
+        "final_share": Field.probability(0.0, "of cosine, linear: share of the peak rate that is left at the end"),
+        "boundaries": Field.sequence(
+            (),
+            "a tuple of shares of the run, between 0 and 1",
+            "of step: shares of the run at which the rate falls",
+            _numbers(0, 1),
         ),
-        "factor": Field.not_negative(0.1, "a factor", "of step, at each boundary"),
-        "d_model": Field.integer_or_none(None, "channels", "for the network's features", "of noam"),
+        "factor": Field.not_negative(0.1, "a factor", "of step: factor of the learning rate at each boundary"),
+        "d_model": Field.integer_or_none(None, "channels", "for the network's features", "of noam: width in its formula"),
     },
     "loss": {
-        "label_smoothing": Field.share(0.0, "share of the target taken from the true class or token"),
+        "label_smoothing": Field.share(0.0, "share of the target that the true class or token gives to others"),
         "smoothing_over": Field.choice(
-            "uniform", "given to all classes or tokens, or to the others alone", "uniform", "others"
+            "uniform", "the smoothed share goes to all classes or tokens, or to all but the true one", "uniform", "others"
         ),
     },
     "ema": {
-        "decay": Field.share(0.0, "of weights and batch statistics a step; 0 for no average"),
-        "warmup": Field.flag(True, "decay at step t is at most (1+t)/(10+t)"),
+        "decay": Field.share(0.0, "share of the averaged weights and statistics that each step keeps; 0 for no average"),
+        "warmup": Field.flag(True, "limit decay to (1+t)/(10+t) at step t, so that the average moves early on"),
     },
     "evaluation": {
-        "every": Field.duration(1.0, "epochs", "and at the end"),
-        "batch_size": Field.integer(256, "examples", "examples of a batch, over all devices"),
+        "every": Field.duration(1.0, "epochs", "time between evaluations; there is one at the end, too"),
+        "batch_size": Field.integer(256, "examples", "examples in an evaluation batch, over all devices"),
         "patience": Field.integer(
-            0, "evaluations", "without a better headline metric on the validation split, after which training ends; 0: none", 0
+            0,
+            "evaluations",
+            "evaluations without a better headline metric on the validation split that end training; 0: none",
+            0,
         ),
     },
     "checkpoint": {
-        "every": Field.duration(1.0, "epochs", "and at the end"),
-        "every_minutes": Field.not_negative(0.0, "minutes", "after a save, at a logging interval's end; 0: never", "minutes"),
-        "megabytes_per_second": Field.not_negative(0.0, "MB/s", "a process writes, for the first lines; 0: unknown", "MB/s"),
-        "keep_last": Field.integer(2, "checkpoints", "newest checkpoints kept"),
-        "keep_best": Field.integer(1, "checkpoints", "best checkpoints kept, by the headline metric"),
+        "every": Field.duration(1.0, "epochs", "time between checkpoints; there is one at the end, too"),
+        "every_minutes": Field.not_negative(0.0, "minutes", "save also when the last save is this old; 0 for never", "minutes"),
+        "megabytes_per_second": Field.not_negative(0.0, "MB/s", "writing speed of a process; 0 for unknown", "MB/s"),
+        "keep_last": Field.integer(2, "checkpoints", "newest checkpoints to keep"),
+        "keep_best": Field.integer(1, "checkpoints", "best checkpoints to keep, by the headline metric"),
     },
     "logging": {
-        "every": Field.duration(100, "steps", "a line of training metrics"),
-        "tensorboard": Field.flag(True, "mirror the log as TensorBoard events"),
+        "every": Field.duration(100, "steps", "time between log lines of training metrics"),
+        "tensorboard": Field.flag(True, "write the log as TensorBoard events too"),
         "trackers": Field.sequence(
             (),
             "a tuple of 'tensorboard', 'wandb', 'trackio'",
-            "mirror the log there too; an error there is a warning",
+            "send the log to these trackers too; an error of theirs is a warning",
             lambda names: {*names} <= {"tensorboard", "wandb", "trackio"},
         ),
     },
     "parallel": {
-        "mode": Field.choice("jit", "one program over all devices, or one a replica", "jit", "pmap"),
+        "mode": Field.choice("jit", "one program over all devices, or one for each", "jit", "pmap"),
         "data": Field(
             -1,
             int,
             "a number of devices, or -1 for all of them that fsdp and model leave",
-            "devices that only divide the batch",
+            "devices among which only the batch is divided",
             lambda n: n == -1 or n >= 1,
             "devices",
         ),
-        "fsdp": Field.integer(1, "devices", "that divide the batch and also parameters, optimizer state and averages"),
-        "model": Field.integer(1, "devices", "that divide a Transformer's heads, hidden layers and vocabulary"),
-        "slices": Field.integer(0, "slices", "TPU slices that data spans; 0 for those that are there", low=0),
+        "fsdp": Field.integer(1, "devices", "devices that share the batch, parameters, optimizer state and averages"),
+        "model": Field.integer(1, "devices", "devices that share a Transformer's heads, hidden layers and vocabulary"),
+        "slices": Field.integer(0, "slices", "TPU slices over which the batch is divided; 0 for all found", low=0),
         "rules": Field.sequence(
             (),
             f"a tuple of (path regex, {SHARDINGS})",
-            "before the network's own, see attention_jax/distributed/sharding.py",
+            "how parameters are divided, before the network's own rules; the first match wins",
             lambda rules: is_rules(rules, is_sharding),
         ),
     },
     "profile": {
-        "first_step": Field.integer(0, "steps", "a trace of num_steps steps goes to profile/ in the workdir", low=0),
-        "num_steps": Field.integer(0, "steps", "length of the trace; 0 for none", low=0),
+        "first_step": Field.integer(0, "steps", "first step of a profiler trace, written to profile/ in the workdir", low=0),
+        "num_steps": Field.integer(0, "steps", "steps that the profiler traces; 0 for no trace", low=0),
     },
 }
 
@@ -199,122 +203,118 @@ _IMAGES: dict[str, Any] = {
             "all",
             (str, int),
             "'all', 'per_replica', or a whole number of examples; with init_from also 'stored'",
-            "examples that share statistics; stored: those of init_from, which stay as they are",
+            "examples that share batch statistics; 'stored' keeps those of init_from unchanged",
             _is_granularity,
             "examples",
         )
     },
     "data": {
-        "crop": Field.choice("pad", "how training crops", "pad", "random_resized", "random_scaled", "none"),
-        "crop_padding": Field.integer(0, "pixels", "a side before a random crop, 0 for none; of pad", low=0),
+        "crop": Field.choice("pad", "how training images are cropped", "pad", "random_resized", "random_scaled", "none"),
+        "crop_padding": Field.integer(0, "pixels", "of crop pad: pixels added on each side before a random crop", low=0),
         "crop_scale": Field.sequence(
-            (0.08, 1.0),
-            "(smallest, largest) share of the area, above 0 and up to 1",
-            "share of the image's area, of random_resized",
-            _range(1),
+            (0.08, 1.0), "(smallest, largest) share, above 0, up to 1", "of crop random_resized: share of the area", _range(1)
         ),
         "crop_ratio": Field.sequence(
-            (3 / 4, 4 / 3), "(smallest, largest) width / height, above 0", "width / height, of random_resized", _range(math.inf)
+            (3 / 4, 4 / 3), "(smallest, largest) ratio, above 0", "of crop random_resized: width / height", _range(math.inf)
         ),
         "crop_shorter": Field.sequence(
-            (256, 480),
-            "(smallest, largest) number of pixels",
-            "of the shorter side before a crop, of random_scaled",
-            _range(math.inf),
+            (256, 480), "(smallest, largest) pixels", "of crop random_scaled: shorter side before the crop", _range(math.inf)
         ),
-        "exif_rotation": Field.flag(False, "turn images as their EXIF orientation says"),
-        "flip": Field.flag(False, "left-right, with probability 1/2"),
+        "exif_rotation": Field.flag(False, "turn each image upright by its EXIF orientation"),
+        "flip": Field.flag(False, "mirror half of the training images left to right, at random"),
         "colour_jitter": Field.not_negative(
-            0.0, "a strength", "brightness, contrast and saturation by factors from 1 - s to 1 + s; 0 for none"
+            0.0, "a strength", "s of random factors of brightness, contrast, saturation, 1 - s to 1 + s; 0 for none"
         ),
         "lighting": Field.not_negative(
-            0.0, "a deviation", "of a draw for each principal component of ImageNet's colours, which shifts them; 0 for none"
+            0.0, "a deviation", "standard deviation of shifts along ImageNet's principal colours; 0 for none"
         ),
-        "randaugment_layers": Field.integer(0, "layers", "N, operations an image; 0 for none", low=0),
-        "randaugment_magnitude": Field.not_negative(9, "a magnitude", "M, 0 to 10 in AutoAugment's scale, and beyond"),
+        "randaugment_layers": Field.integer(0, "layers", "N of RandAugment: operations for each image; 0 for none", low=0),
+        "randaugment_magnitude": Field.not_negative(
+            9, "a magnitude", "M of RandAugment, its strength; 10 is AutoAugment's most"
+        ),
         "randaugment_std": Field.not_negative(
-            0.0, "a deviation of the magnitude", "of M, drawn anew for each operation; 0.5 in timm's"
+            0.0, "a deviation of the magnitude", "standard deviation of M, which is drawn for each operation; 0.5 in timm"
         ),
-        "randaugment_ops": Field.choice("paper", "which operations", "paper", "tf1", "timm"),
-        "interpolation": Field.choice("bilinear", "antialiased, of every resize", "bilinear", "bicubic"),
+        "randaugment_ops": Field.choice("paper", "set of operations of RandAugment", "paper", "tf1", "timm"),
+        "interpolation": Field.choice("bilinear", "filter of every resize, with antialiasing", "bilinear", "bicubic"),
         "eval_resize": Field.integer_or_none(
-            None, "pixels", "to take images as they are", "shorter side before the centre crop of evaluation"
+            None, "pixels", "to take images as they are", "shorter side of an image before the centre crop of evaluation"
         ),
         "mean": Field.sequence(
             REQUIRED,
             "a tuple of numbers, one a channel",
-            "subtracted, in units of the full range",
+            "subtracted from pixels in 0 to 1",
             lambda value: value and _numbers(-math.inf)(value),
         ),
         "std": Field.sequence(
             REQUIRED,
             "a tuple of positive numbers, one a channel",
-            "divided by, in units of the full range",
+            "divisor of pixels in 0 to 1, after the mean is subtracted",
             lambda value: value and _numbers(0)(value),
         ),
         "image_shape": Field(
             None,
             (*SEQUENCE, type(None)),
             "(height, width, channels), or None for the data's own",
-            "of a training image",
+            "shape of a training image",
             _is_shape,
             "pixels",
         ),
     },
     "mix": {
-        "mixup_alpha": Field.not_negative(0.0, "a parameter of Beta", "lambda is Beta(alpha, alpha); 0 for no mixup"),
-        "cutmix_alpha": Field.not_negative(0.0, "a parameter of Beta", "lambda is Beta(alpha, alpha); 0 for no CutMix"),
-        "probability": Field.probability(1.0, "of mixing a batch, or in mode pmap a replica's part of it"),
-        "switch_probability": Field.probability(0.5, "of CutMix where both are on"),
-        "erasing_probability": Field.probability(0.0, "of noise in a box of an image, before it is mixed"),
+        "mixup_alpha": Field.not_negative(0.0, "alpha", "mixup's shares are drawn from Beta(alpha, alpha); 0 for none"),
+        "cutmix_alpha": Field.not_negative(0.0, "alpha", "CutMix's shares are drawn from Beta(alpha, alpha); 0 for none"),
+        "probability": Field.probability(1.0, "probability that a batch is mixed, in mode pmap a replica's part"),
+        "switch_probability": Field.probability(0.5, "probability of CutMix instead of mixup, where both are on"),
+        "erasing_probability": Field.probability(0.0, "probability that a box of an image becomes noise, before mixing"),
     },
     "loss": {
         "function": Field.choice(
             "cross_entropy",
-            "of logits and targets; binary is the mean over the classes",
+            "loss of logits and targets; the binary one is the mean over classes",
             "cross_entropy",
             "binary_cross_entropy",
         ),
-        "target_threshold": Field.share(0.0, "of binary_cross_entropy: targets above it are 1, others 0; 0 leaves them"),
+        "target_threshold": Field.share(0.0, "of binary_cross_entropy: targets above it become 1, others 0; 0 for no change"),
     },
 }
 
 _TEXT: dict[str, Any] = {
-    "batch_size": Field.integer(REQUIRED, "tokens", "tokens a side of a batch, padding counted, over all devices"),
+    "batch_size": Field.integer(REQUIRED, "tokens", "tokens on each side of a batch, padding included, over all devices"),
     "data": {
         "on_broken": dataclasses.replace(COMMON["data"]["on_broken"], default="stop"),
         "tokenizer": Field(
             "sentencepiece",
             str,
             "'sentencepiece', 'words', or the path of a tokenizer's file",
-            "trained on the training split, or read from sentencepiece's .model or a checkpoint's words.json",
+            "kind trained on the training split, or a file to read: sentencepiece's .model, a checkpoint's words.json",
         ),
-        "tokenizer_options": Field.open("of sentencepiece's trainer"),
-        "vocab_size": Field.integer_or_none(None, "tokens", "for every word", "of source and target together", low=5),
+        "tokenizer_options": Field.open("options of sentencepiece's trainer"),
+        "vocab_size": Field.integer_or_none(None, "tokens", "for every word", "size of the shared vocabulary", low=5),
         "joiner": Field(
             "",
             str,
             "the end of a word that goes on in the next one, or '' for none",
-            "of words: the end of a word that goes on in the next one",
+            "of tokenizer words: mark at the end of a token whose word goes on in the next one, such as '@@'",
         ),
-        "max_length": Field.integer(256, "tokens", "of a side, end symbol included", low=2),
-        "too_long": Field.choice("drop", "training pairs that are longer", "drop", "truncate"),
+        "max_length": Field.integer(256, "tokens", "longest side of a pair, end symbol included", low=2),
+        "too_long": Field.choice("drop", "what happens to longer training pairs", "drop", "truncate"),
         "max_ratio": Field.not_negative(
             0.0,
             "a ratio",
-            "tokens of a training pair's longer side by those of its shorter one, above which it is left out; 0: any",
+            "largest ratio of tokens, longer to shorter side, of a training pair; others are left out; 0: any",
         ),
         "drop_duplicates": Field.flag(False, "leave out a training pair whose two texts have come before"),
         "bucket_lengths": Field(
             8,
             (int, *SEQUENCE),
             "a whole number of buckets, or a tuple of ascending lengths in tokens",
-            "lengths of the batches, or how many to choose; each is compiled once",
+            "lengths to which batches are padded, or how many to choose; each is compiled once",
             _is_buckets,
             "tokens",
         ),
         "rows_multiple": Field.integer(
-            8, "rows", "pairs of a batch are a multiple of it, for devices and micro-batches to share"
+            8, "rows", "a batch has a multiple of this many pairs, which devices and micro-batches divide"
         ),
         "num_batches": Field.integer_or_none(None, "batches", "for the data's own", "batches in an epoch"),
     },
@@ -328,39 +328,37 @@ _TEXT: dict[str, Any] = {
     },
     "loss": {"label_smoothing": dataclasses.replace(COMMON["loss"]["label_smoothing"], default=0.1)},
     "search": {
-        "beam": Field.integer(1, "hypotheses", "hypotheses kept open; 1 is greedy search"),
-        "alpha": Field.not_negative(0.6, "an exponent", "of the length penalty"),
-        "penalty": Field.choice("gnmt", "((5 + length) / 6)^alpha, or length^alpha", "gnmt", "length"),
-        "expand": Field(
-            2, int, "1 or 2", "candidates for each hypothesis kept open", lambda value: value in (1, 2), "candidates"
-        ),
-        "late_ends": Field.flag(True, "an end symbol counts at any rank of the candidates, or among the `beam` best alone"),
+        "beam": Field.integer(1, "hypotheses", "hypotheses that beam search keeps open; 1 is greedy search"),
+        "alpha": Field.not_negative(0.6, "an exponent", "exponent of the length penalty"),
+        "penalty": Field.choice("gnmt", "divisor of scores: ((5 + length) / 6)^alpha, or length^alpha", "gnmt", "length"),
+        "expand": Field(2, int, "1 or 2", "candidates for each open hypothesis", lambda value: value in (1, 2), "candidates"),
+        "late_ends": Field.flag(True, "True: an end symbol counts at any rank of the candidates; False: in the `beam` best"),
         "stop": Field.choice(
             "settled",
-            "a sentence is done when no open hypothesis can be better, none would be if it ended now, or `beam` have ended",
+            "end of a sentence: no open hypothesis can be better, none would be if it ended now, or `beam` have ended",
             *("settled", "guess", "full"),
         ),
-        "force_end": Field.flag(False, "the last token that a limit allows is the end symbol, at no cost"),
-        "renormalise": Field.flag(False, "what may not come is left out before the softmax, and not after it"),
-        "min_length": Field.integer(0, "tokens", "tokens before the end symbol may come", low=0),
-        "max_extra": Field.integer(50, "tokens", "tokens that a translation may have more than its source", low=0),
+        "force_end": Field.flag(False, "make the end symbol the last token that a limit allows, at no cost"),
+        "renormalise": Field.flag(False, "leave forbidden tokens out before the softmax, not after it"),
+        "min_length": Field.integer(0, "tokens", "tokens before an end symbol is allowed", low=0),
+        "max_extra": Field.integer(50, "tokens", "tokens by which a translation may be longer than its source", low=0),
         "max_length": Field.integer_or_none(
-            None, "tokens", "for max_extra beyond the source", "the most tokens, whatever the source"
+            None, "tokens", "for max_extra beyond the source", "longest translation, whatever the source"
         ),
     },
     "evaluation": {
-        "batch_size": Field.integer(4096, "tokens", "tokens a side of a batch, over all devices"),
-        "translate": Field.flag(False, "also translate, and score BLEU, chrF and exact matches"),
+        "batch_size": Field.integer(4096, "tokens", "tokens on each side of an evaluation batch, over all devices"),
+        "translate": Field.flag(False, "translate at each evaluation, too, and score BLEU, chrF and exact matches"),
         "bleu": Field.choice(
             "13a",
-            "sacrebleu's tokenization; none for text that is tokenised",
+            "tokenization for BLEU, as sacrebleu names it; none for tokenised text",
             *("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"),
         ),
         "split_compounds": Field.flag(
-            False, "also BLEU of tokens (13a) with words split at hyphens on both sides, as Vaswani et al. 2017 scored German"
+            False, "score BLEU also with words split at hyphens (13a), as Vaswani et al. 2017 scored German"
         ),
         "headline": Field.choice(
-            "token_accuracy", "metric that chooses the best checkpoint", "token_accuracy", "bleu", "chrf", "exact_match"
+            "token_accuracy", "metric by which the best checkpoint is chosen", "token_accuracy", "bleu", "chrf", "exact_match"
         ),
     },
     "logging": {"every": dataclasses.replace(COMMON["logging"]["every"], default=50)},

@@ -23,11 +23,11 @@ def test_every_field_has_a_line_and_what_differs_is_marked(capsys):
         if field.default is REQUIRED:
             assert any(re.match(rf"\* {re.escape(name)}[ _]", line) for line in lines), name
     text = "\n".join(lines)
-    assert re.search(r"^\* total_steps = 7 +# length of the run$", text, re.MULTILINE) and "total_epochs" not in text
+    assert re.search(r"^\* total_steps = 7 +# length of training$", text, re.MULTILINE) and "total_epochs" not in text
     assert re.search(r"^\* model.gate = 'bam'$", text, re.MULTILINE)
-    assert re.search(r"^\* optimizer.nesterov = True +# of sgd; default False$", text, re.MULTILINE)
+    assert re.search(r"^\* optimizer.nesterov = True +# of sgd: use Nesterov's momentum; default False$", text, re.MULTILINE)
     assert re.search(r"^\* schedule.warmup_epochs = 1.0 +# .*; default warmup_steps=0$", text, re.MULTILINE)
-    assert re.search(r"^  seed = 0 +# of initialisation", text, re.MULTILINE)
+    assert re.search(r"^  seed = 0 +# seed of initialisation", text, re.MULTILINE)
 
 
 def test_a_duration_that_is_the_default_is_not_marked():

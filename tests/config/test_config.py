@@ -245,7 +245,7 @@ def test_overriding_leaves_the_input_as_it_was():
         ("optimizer.clip_norm", -1, "give a norm, 0 or more"),
         ("schedule.final_share", 1.5, "a number from 0 to 1"),
         ("mix.probability", -0.1, "a number from 0 to 1"),
-        ("mix.mixup_alpha", -1.0, "a parameter of Beta, 0 or more"),
+        ("mix.mixup_alpha", -1.0, "alpha, 0 or more"),
         ("loss.smoothing_over", "all", "one of 'uniform', 'others'"),
         ("precision", "float16", "one of 'float32', 'bfloat16'"),
         ("optimizer.decay_rules", ("bias",), "a tuple of (path regex, True or False)"),
