@@ -214,7 +214,7 @@ def test_a_duration_in_another_unit_replaces_the_old_one():
     config = configs.override(small_config(total_steps=36), {"total_epochs": 2})
     assert config.total_epochs == 2 and "total_steps" not in config
     config = configs.override(config, {"evaluation.every_examples": 640})
-    assert set(config.evaluation) == {"every_examples", "batch_size"}
+    assert set(config.evaluation) == {"every_examples", "batch_size", "patience"}
 
 
 def test_overriding_leaves_the_input_as_it_was():
