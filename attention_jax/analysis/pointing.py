@@ -7,6 +7,7 @@ import numpy as np
 
 from attention_jax.analysis import plots
 from attention_jax.analysis.attention_maps import attention_maps
+from attention_jax.analysis.saliency import choose_map
 from attention_jax.load import Run
 from attention_jax.train.program import Program
 
@@ -15,38 +16,6 @@ if TYPE_CHECKING:
 
 _EXAMPLES, _DRAWN = 100, 4
 _CENTRE = (0.5, 0.5)  # position of the cue in cued digits
-
-
-def choose_maps(sown: Mapping[str, Any], query: tuple[float, float]) -> dict[str, Any]:
-    """Sown maps {path/name: array} -> {"map": [N, h, w]} of the last module, for BAM also "spatial branch".
-
-    The map is BAM's M(F) as its mean over channels, CBAM's spatial map, the weights of the global context block, or
-    self-attention's
-    weights at the position that holds the point `query` (row, column), given as shares of the image's sides.
-    """
-    chosen = {}
-    for path, array in sown.items():
-        name = path.rpartition("/")[2]
-        if name == "map" and array.ndim in (3, 4):  # a user's block may sow [N, h, w]
-            mean = array if array.ndim == 3 else array.mean(-1)
-            chosen["map"], chosen["spatial branch"] = mean, sown.get(path.removesuffix("map") + "spatial")
-        elif name == "spatial" and f"{path.removesuffix('spatial')}map" not in sown:
-            chosen["map"] = array
-        elif name == "weights" and array.ndim in (3, 5):
-            row, column = (int(at * side) for at, side in zip(query, array.shape[1:3]))
-            chosen["map"] = array if array.ndim == 3 else array[:, row, column]
-    return {name: array for name, array in chosen.items() if array is not None}
-
-
-def choose_any_map(sown: Mapping[str, Any], query: tuple[float, float]) -> Any | None:
-    """Returns the map [N, h, w] of `choose_maps`, or else the last array [N, h, w] or [N, h, w, C] that was sown.
-
-    Returns None if no array of such a shape was sown.
-    """
-    if "map" in (chosen := choose_maps(sown, query)):
-        return chosen["map"]
-    spatial = [array for array in sown.values() if array.ndim in (3, 4) and min(array.shape[1:3]) > 1]
-    return None if not spatial else spatial[-1] if spatial[-1].ndim == 3 else spatial[-1].mean(-1)
 
 
 def enlarge_maps(maps: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -82,9 +51,10 @@ def measure_maps(program: Program, run: Run) -> dict[str, Any]:
     found = {}
     for what, variables in (("", run.variables), (", untrained", untrained)):
         sown = attention_maps(program.model, variables, loader.collate({"image": images})["image"])  # cropped already
-        if (chosen := choose_any_map({path: np.asarray(array, np.float32) for path, array in sown.items()}, _CENTRE)) is None:
+        arrays = {path.rpartition("/")[2]: np.asarray(array, np.float32) for path, array in sown.items()}  # the last of a name
+        if (chosen := choose_map(arrays, number, _CENTRE)) is None:
             return kept
-        found[what] = chosen
+        found[what] = chosen.maps
     kept["maps"] = found[""][:_DRAWN]
     if len(boxes) == number:
         canvas = images.shape[1:3]

@@ -102,7 +102,7 @@ def locate_attention(model: nn.Module, variables: Any, images: Any) -> dict[str,
     if isinstance(model, (VisionTransformer, SwinTransformer)):
         lay: Callable[..., SaliencyMap] = _lay_tokens if isinstance(model, VisionTransformer) else _lay_windows
         return {place: lay(model, place, arrays["weights"], images) for place, arrays in places.items()}
-    found = {place: _choose_sown(arrays, len(images)) for place, arrays in places.items()}
+    found = {place: choose_map(arrays, len(images)) for place, arrays in places.items()}
     if missing := [place for place, chosen in found.items() if chosen is None]:
         known = list_modules(model, variables, images)
         spatial = [place for place in missing if len(known.get(place, ())) == 4]
@@ -118,16 +118,26 @@ def _literal(path: str) -> str:
     return re.sub(r"([\[*?])", r"[\1]", path)
 
 
-def _choose_sown(arrays: Mapping[str, np.ndarray], n: int) -> SaliencyMap | None:
-    """Returns the map of positions among the arrays that a module has sown."""
+def choose_map(arrays: Mapping[str, np.ndarray], n: int, query: tuple[float, float] | None = None) -> SaliencyMap | None:
+    """Returns the map of positions among the arrays of `n` images that modules have sown; None if there is none.
+
+    Args:
+        arrays: {name: array}.
+        query: a point (row, column), in shares of the image's sides, whose self-attention counts; None takes the mean over all.
+    """
     own = {name: array for name, array in arrays.items() if name not in ("input", "output") and array.shape[:1] == (n,)}
-    for name, array in [*((name, own[name]) for name in ("map", "spatial", "weights") if name in own), *reversed(own.items())]:
+    for name, array in [*((name, own[name]) for name in _SOWN if name in own), *reversed(own.items())]:
+        if array.ndim == 5 and query:
+            row, column = (int(at * side) for at, side in zip(query, array.shape[1:3]))
+            return SaliencyMap(array[:, row, column], "attention of one position")
         if array.ndim == 5:
             return SaliencyMap(array.mean((1, 2)), "attention that each position gets, mean over all queries")
-        if array.ndim == 4 and min(array.shape[1:3]) > 1 and name != "weights":
-            return SaliencyMap(array.mean(-1), f"{_SOWN.get(name, f'sown {name!r}')}, mean over channels")
+        if array.ndim not in (3, 4) or min(array.shape[1:3]) == 1:
+            continue
         if array.ndim == 3:
             return SaliencyMap(array, _SOWN.get(name, f"sown {name!r}"))
+        if name != "weights":
+            return SaliencyMap(array.mean(-1), f"{_SOWN.get(name, f'sown {name!r}')}, mean over channels")
     return None
 
 

@@ -41,8 +41,8 @@ def join_processes() -> None:
     coordinator = os.environ.get("AJ_COORDINATOR")
     if coordinator and not jax.distributed.is_initialized():
         process = detect_tpu_slice() if coordinator == "auto" else read_launcher_environment()
-        # The hosts of a slice start minutes apart: one may still make its environment.
-        usual = "1800" if process and coordinator == "auto" else "120"
+        # The hosts of slices start minutes apart: one may still make its environment. Slurm starts all together.
+        usual = "1800" if coordinator == "auto" and "SLURM_JOB_ID" not in os.environ else "120"
         _join(process, int(os.environ.get("AJ_START_SECONDS", usual)))
     try:
         jax.devices()

@@ -1,7 +1,7 @@
 """`./launch.sh gke --type=v5e:4x4 --image=IMAGE … -- COMMAND ...`, or `./launch.sh gke FILE.yaml`.
 
-The first form writes the manifest of a JobSet for TPU slices (v4 to TPU7x) or, with --gpus, for GPU nodes, and starts it with
-`kubectl apply`; the second does so with a manifest of your own, like docs/gke_jobset.yaml. Both check the command first.
+The first form writes the manifest of a JobSet, as JSON, for TPU slices (v4 to TPU7x) or, with --gpus, for GPU nodes, and
+starts it with `kubectl apply`; the second starts a manifest of your own, like docs/gke_jobset.yaml. Both check the command.
 """
 
 from __future__ import annotations  # for Python 3.9
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         command = _read_command(options.file, text) if options.check else []
     else:
         shared.check_command(command)
-        text = jobset.to_yaml(_manifest(options, command))
+        text = json.dumps(_manifest(options, command), indent=2) + "\n"  # kubectl reads JSON too
     if options.check and not options.dry_run:
         check_addresses(shared.check_inputs(command, shared.find_commit(options.commit, command)))
     if options.dry_run:

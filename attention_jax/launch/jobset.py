@@ -1,13 +1,12 @@
 """Writes the manifest of a JobSet: one training on TPU slices or on GPU nodes of Kubernetes.
 
-docs/gke_jobset.yaml is what it writes for one slice of v5e, with comments; the API is
+docs/gke_jobset.yaml is the same in YAML for one slice of v5e, with comments; the API is
 https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2.
 """
 
 from __future__ import annotations  # for Python 3.9
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -147,18 +146,3 @@ def _environment(pool: Pool, name: str, tpu: bool) -> list[dict[str, Any]]:
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     entries = [{"name": key, "value": value} for key, value in {**joined, **values, "JAX_PLATFORMS": "cuda,cpu"}.items()]
     return [*entries, {"name": "AJ_PROCESS", "valueFrom": index}]
-
-
-def to_yaml(value: Any, indent: str = "") -> str:
-    """Returns a value of dicts, lists, strings, numbers and booleans as YAML; a string that could be misread is quoted."""
-    if isinstance(value, dict) and value:
-        return "".join(f"{indent}{key}:{_below(each, indent)}" for key, each in value.items())
-    if isinstance(value, list) and value:
-        return "".join(f"{indent}- {to_yaml(each, indent + '  ').lstrip(' ')}" for each in value)
-    plain = isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z./][\w./:-]*[\w/]", value))
-    plain = plain and value.lower() not in ("true", "false", "yes", "no", "on", "off", "null")
-    return f"{indent}{value if plain else json.dumps(value)}\n"
-
-
-def _below(value: Any, indent: str) -> str:
-    return "\n" + to_yaml(value, indent + "  ") if isinstance(value, (dict, list)) and value else " " + to_yaml(value)

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 from attention_jax.errors import UserError
 from attention_jax.preflight.chips import ChipSlice, find_slice
-from attention_jax.preflight.data_probe import DataProbe, measure_source
 from attention_jax.preflight.hlo import BETWEEN
 from attention_jax.preflight.measure import KINDS, StepCost, describe_devices, measure_input_rate, measure_step
 from attention_jax.tasks import get_task
 from attention_jax.tasks.resolve import ResolvedConfig, resolve_config
+from attention_jax.train.input_rate import compare_rates, probe_data
 
 # Published runs on TPU v3 took this many times compute + memory + interconnect: ResNet-RS-50 least, a Transformer, whose time
 # includes evaluation, most (experiments/results/preflight.md).
@@ -226,18 +226,23 @@ def resolve_without_data(config: ConfigDict) -> ResolvedConfig:
         raise UserError(f"{str(error).rstrip('.')}; without the data, state config.{', '.join(missing)}.") from error
 
 
-def print_report(config: ConfigDict, topology: str, as_json: bool, probe_data: bool = False) -> int:
+def print_report(config: ConfigDict, topology: str, as_json: bool, probe: bool = False) -> int:
     """Compiles the training step of a checked config for a slice that need not exist, and prints the report.
 
     Args:
-        probe_data: also measures how fast the config's own data come here.
+        probe: also measures how fast the config's own data come here.
 
     Returns 0 if the step fits, else 1. Raises UserError.
     """
     slice_ = find_slice(topology)
     resolved = resolve_without_data(config)
     report = Report(slice_, measure_step(resolved, describe_devices(slice_)), measure_input_rate(resolved.config))
-    probe = DataProbe(report.rate / slice_.hosts, report.input_rate, *measure_source(resolved.config)) if probe_data else None
-    about = {"data_probe": dataclasses.asdict(probe)} if probe else {}
-    print(json.dumps({**report.numbers(), **about}) if as_json else "\n".join(map(str, filter(None, (report.text(), probe)))))
+    numbers, text = report.numbers(), report.text()
+    if probe:
+        task, config = resolved.task, resolved.config
+        data, reading = probe_data(task.loader(config, config.data.train_split, (0, 1), training=True))
+        step = report.rate / slice_.hosts
+        numbers["data_probe"] = {"data": data, "step": step, "share_of_reading": reading}
+        text = f"{text}\n{compare_rates(data, step, reading)}"
+    print(json.dumps(numbers) if as_json else text)
     return 0 if report.fits else 1

@@ -179,7 +179,6 @@ class Checkpoints:
             if self._remote:
                 self._complete_remote(name, packed, people)
             else:
-                (Path(folder) / "about").mkdir()
                 (Path(folder) / "about" / "metadata").write_bytes(packed)
                 os.rename(folder, self._workdir / FOLDER / str(step))
             self._remove_old()
@@ -187,8 +186,9 @@ class Checkpoints:
 
         def make_folder() -> None:
             if is_main_process():
-                (self._workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-                (Path(folder) / "state").mkdir(parents=True)
+                (self._workdir / FOLDER).mkdir(exist_ok=True)  # without parents: a workdir that was removed stays so
+                for path in (Path(folder), Path(folder) / "about", Path(folder) / "state"):  # TensorStore makes only the last
+                    path.mkdir()
 
         with self._saving():
             if not self._remote:

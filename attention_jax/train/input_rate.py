@@ -1,5 +1,6 @@
-"""Says after the first minute of training whether the data or the steps of a host are the slower, and by how much."""
+"""Says whether the data or the steps of a host are the slower: after the first minute of training, and before it."""
 
+import dataclasses
 import logging
 import os
 import queue
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from attention_jax.data.loader import LoadingTimes
+from attention_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 SECONDS = 60.0  # seconds of training after the first step, which is compiled
@@ -29,6 +31,28 @@ def compare_rates(data: float, step: float, reading: float) -> str:
     advice = "data.cache_dir" if reading > 0.5 else "data.threads, or a host with more cores"
     share = f"reading takes {reading:.0%} of their time (see {advice})"
     return f"{rates}: the data are short by a factor of {step / data:.3g}, and {share}."
+
+
+def estimate_rate(sums: np.ndarray, threads: int) -> float:
+    """Returns examples a second that so many threads give here, from the four sums of `LoadingTimes`."""
+    examples, _, seconds, of_a_core = sums
+    return examples * min(threads / seconds, len(os.sched_getaffinity(0)) / max(of_a_core, 1e-9))
+
+
+def probe_data(loader: Any, seconds: float = 10.0) -> tuple[float, float]:
+    """Loads training batches for some seconds; returns examples a second, and the share of the time that goes into reading.
+
+    Raises UserError for a loader without times: sentence pairs are in memory before training begins.
+    """
+    if not hasattr(loader, "times"):
+        raise UserError("--probe-data measures images: the data of this config are read before training begins.")
+    small = dataclasses.replace(loader, batch_size=min(64, loader.batch_size), times=LoadingTimes())
+    end = time.perf_counter() + seconds
+    for _ in small.training(0, 2**30):
+        if time.perf_counter() >= end:
+            break
+    sums = small.times.sums()
+    return estimate_rate(sums, loader.threads), sums[1] / sums[2]
 
 
 class InputRate:
@@ -79,10 +103,9 @@ class InputRate:
                 durations.append(ready - begin)
             else:
                 before = self._times.sums()  # from here on nothing is compiled
-        examples, reading, seconds, of_a_core = self._times.sums() - before
-        if not (self._is_minute and durations and examples):
+        sums = self._times.sums() - before
+        if not (self._is_minute and durations and sums[0]):
             return
-        possible = min(self._threads / seconds, len(os.sched_getaffinity(0)) / max(of_a_core, 1e-9))
-        rates = {"data": examples * possible, "step": self._examples / sorted(durations)[len(durations) // 2]}
-        log.info("%s", compare_rates(rates["data"], rates["step"], reading / seconds))
-        self._record({"event": "input", **rates, "share_of_reading": reading / seconds})
+        data, step, reading = estimate_rate(sums, self._threads), sorted(durations)[len(durations) // 2], sums[1] / sums[2]
+        log.info("%s", compare_rates(data, self._examples / step, reading))
+        self._record({"event": "input", "data": data, "step": self._examples / step, "share_of_reading": reading})

@@ -14,8 +14,8 @@ import numpy as np
 
 from attention_jax import tree
 from attention_jax.analysis import plots
-from attention_jax.analysis.pointing import choose_maps, enlarge_maps, measure_shares
-from attention_jax.analysis.saliency import weigh_features
+from attention_jax.analysis.pointing import enlarge_maps, measure_shares
+from attention_jax.analysis.saliency import choose_map, weigh_features
 from attention_jax.data.images.cued import SIDE
 from attention_jax.load import Run
 from attention_jax.train.program import Program
@@ -50,7 +50,10 @@ def make_viewer(model: nn.Module, query: tuple[float, float]) -> Callable[[Any, 
         found = {"predicted": predicted, "Grad-CAM": weigh_features(stages[last]["__call__"][-1], kernel.T[predicted])}
         full = [array for path, array in flat.items() if path.endswith("/map")]
         counts = {"M(F)": jnp.histogram(full[-1], _BINS, (0, 1))[0][None]} if full else {}
-        return {**found, **counts, **choose_maps(flat, query)}
+        last = {path.rpartition("/")[2]: array for path, array in flat.items()}
+        chosen, is_bam = choose_map(last, len(images), query), {"map", "spatial"} <= last.keys()
+        maps = {"map": chosen.maps if chosen else None, "spatial branch": last["spatial"] if is_bam else None}
+        return {**found, **counts, **{name: array for name, array in maps.items() if array is not None}}
 
     def view_all(variables: Any, images: np.ndarray) -> _Maps:
         parts = [jax.device_get(view(variables, images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]

@@ -5,23 +5,30 @@ from types import SimpleNamespace
 import flax.linen as nn
 import numpy as np
 
-from attention_jax.analysis.pointing import choose_any_map, measure_maps, plot_maps_side_by_side
+from attention_jax.analysis.pointing import measure_maps, plot_maps_side_by_side
+from attention_jax.analysis.saliency import choose_map
 
 CENTRE = (0.5, 0.5)
 
 
-def test_the_last_map_is_found_whatever_its_name():
+def test_the_map_among_what_was_sown():
     rng = np.random.default_rng(0)
-    maps, channels, volume = rng.random((2, 4, 6)), rng.random((2, 8)), rng.random((2, 4, 6, 3))
-    np.testing.assert_array_equal(choose_any_map({"a/where": maps, "a/scale": channels}, CENTRE), maps)
-    np.testing.assert_allclose(choose_any_map({"a/where": maps, "b/gate": volume}, CENTRE), volume.mean(-1))
-    np.testing.assert_array_equal(choose_any_map({"a/spatial": maps, "b/gate": volume}, CENTRE), maps)  # a known name first
-    weights = rng.random((2, 4, 6, 4, 6))
-    np.testing.assert_array_equal(choose_any_map({"a/weights": weights}, CENTRE), weights[:, 2, 3])
-    np.testing.assert_array_equal(choose_any_map({"a/map": maps}, CENTRE), maps)  # as BAM names it, without channels
-    np.testing.assert_allclose(choose_any_map({"a/map": volume}, CENTRE), volume.mean(-1))
-    assert choose_any_map({"a/scale": channels}, CENTRE) is None and choose_any_map({}, CENTRE) is None
-    assert choose_any_map({"a/scale": channels[:, None, None]}, CENTRE) is None, "a 1x1 map says nothing of places"
+    maps, channels, volume, weights = (rng.random((2, *shape)) for shape in ((4, 6), (8,), (4, 6, 3), (4, 6, 4, 6)))
+    for sown, expected in (
+        ({"where": maps, "scale": channels}, maps),
+        ({"where": maps, "gate": volume}, volume.mean(-1)),
+        ({"spatial": maps, "gate": volume}, maps),  # a known name first
+        ({"channel": channels, "map": volume, "spatial": maps}, volume.mean(-1)),  # BAM
+        ({"map": maps}, maps),
+        ({"weights": maps}, maps),  # the global context block
+        ({"weights": weights}, weights[:, 2, 3]),
+        ({"weights": weights[..., 0]}, None),  # [N, heads, T, T]
+        ({"scale": channels[:, None, None]}, None),  # a 1x1 map says nothing of places
+        ({"scale": channels}, None),
+        ({}, None),
+    ):
+        found = choose_map(sown, 2, CENTRE)
+        np.testing.assert_allclose(found.maps if found else np.zeros(0), np.zeros(0) if expected is None else expected)
 
 
 def test_rows_with_maps_stand_below_the_images_with_the_box():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from attention_jax.distributed import cluster
+from attention_jax.distributed import cluster, mesh
 from attention_jax.distributed.mesh import join_processes
 from attention_jax.errors import UserError
 from tests.conftest import ROOT, child_environment, without_root
@@ -112,6 +112,26 @@ def test_processes_of_launchers_and_slices():
     )  # several slices: JAX counts them
     launcher = {"AJ_COORDINATOR": "n1:9", "AJ_PROCESSES": "3", "AJ_PROCESS": "2", "AJ_HOSTS": "n1,n1,n2"}
     assert cluster.read_launcher_environment(launcher) == cluster.ProcessInfo("n1:9", 2, 3, ("n1", "n1", "n2"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, 1800),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "a"}, 1800),  # several slices
+        ({"TPU_SKIP_MDS_QUERY": "1", "SLURM_JOB_ID": "7"}, 120),
+        ({"AJ_COORDINATOR": "a:1", "AJ_PROCESSES": "2", "AJ_PROCESS": "1"}, 120),
+    ],
+)
+def test_hosts_of_slices_are_waited_for_half_an_hour(monkeypatch, variables, seconds):
+    found = []
+    monkeypatch.setattr(mesh, "_join", lambda process, seconds: found.append(seconds))
+    for name in ("AJ_START_SECONDS", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"AJ_COORDINATOR": "auto", **variables}.items():
+        monkeypatch.setenv(name, value)
+    join_processes()
+    assert found == [seconds]
 
 
 def test_no_slice_is_said(run_python):

@@ -262,19 +262,8 @@ def test_an_address_of_data_is_read_before_anything_is_requested(monkeypatch, ca
             UserError, match=r"^data.args.data_dir=gs://bucket/data cannot be read from here \((there is no|gcloud st)"
         ):
             data_address.check_addresses(addresses)
-
-
-def test_an_address_of_another_kind_is_asked_for_by_its_own_library(monkeypatch, capsys, tmp_path):
-    program = tmp_path / "launch.sh"
-    program.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(data_address.shared, "LAUNCH", program)
-    data_address.check_addresses([("data.args.path", f"file://{tmp_path}")])
-    with pytest.raises(UserError, match=r"data.args.path=file:///nowhere cannot be read from here \(there is nothing\)"):
-        data_address.check_addresses([("data.args.path", "file:///nowhere")])
-    program.write_text("#!/bin/sh\nexit 3\n")
     data_address.check_addresses([("data.args.path", "s3://bucket/data")])
-    assert "data.args.path=s3://bucket/data: not checked: neither" in capsys.readouterr().err
+    assert "data.args.path=s3://bucket/data: not checked: gcloud reads" in capsys.readouterr().err
 
 
 def test_chips_of_gcloud_s_types():

@@ -105,24 +105,3 @@ def test_maps_of_a_network():
     assert found.keys() == {"predicted", "Grad-CAM", "map"} and found["predicted"].tolist() == logits.argmax(-1).tolist()
     # The head reads the mean of features: that of Grad-CAM is at least the logit, as nothing below 0 is in it.
     assert found["Grad-CAM"].shape == (3, 4, 8) and (found["Grad-CAM"].mean((1, 2)) >= logits.max(-1) - 1e-5).all()
-
-
-@pytest.mark.parametrize(
-    ("sown", "names"),
-    [
-        (
-            {"a/channel": np.ones((1, 3)), "a/map": np.ones((1, 2, 4, 3)), "a/spatial": np.zeros((1, 2, 4))},
-            ["map", "spatial branch"],
-        ),
-        ({"a/map": np.ones((1, 2, 4, 3)), "a/channel": np.ones((1, 3))}, ["map"]),
-        ({"a/spatial": np.zeros((1, 2, 4)), "b/spatial": np.ones((1, 2, 4))}, ["map"]),
-        ({"a/weights": np.ones((1, 2, 4))}, ["map"]),
-        ({"a/weights": np.zeros((1, 4, 8, 2, 4)) + (np.arange(8) == 4)[:, None, None]}, ["map"]),
-        ({"a/scale": np.ones((1, 3))}, []),
-    ],
-)
-def test_the_map_of_a_gate(sown, names):
-    """The last module's, and of self-attention that of the query in the middle."""
-    found = pointing.choose_maps(sown, (0.5, 0.5))
-    assert list(found) == names and all(array.shape == (1, 2, 4) for array in found.values())
-    assert not names or (found["map"] == 1).all()

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import attention_jax as aj
 from attention_jax.errors import UserError
 from attention_jax.train import metrics, restore
+from attention_jax.train.array_saver import ArraySaver
 from attention_jax.train.loop import train_model
 from attention_jax.train.program import build_program
 from tests.helpers.small import small_config
@@ -266,6 +268,23 @@ def test_a_workdir_that_goes_away_is_said_and_no_part_of_it_is_made_again(how, a
     if how == "renamed":
         (tmp_path / "elsewhere").rename(run)
         assert train_model(CONFIG, run, program).step == 12
+
+
+def test_a_save_that_ends_after_the_removal_makes_no_checkpoint(program, tmp_path, monkeypatch):
+    run, save = tmp_path / "run", ArraySaver.save
+
+    def save_late(self, folder, state, complete):
+        def remove_and_complete():
+            shutil.rmtree(run)
+            (Path(folder) / "state").mkdir(parents=True)  # as TensorStore does for what it still writes
+            complete()
+
+        save(self, folder, state, remove_and_complete)
+
+    monkeypatch.setattr(ArraySaver, "save", save_late)
+    with pytest.raises(UserError, match="was removed, renamed or replaced"):
+        train_model(CONFIG, run, program)
+    assert not run.exists()
 
 
 def test_the_lock_alone_may_be_removed(program, tmp_path, log):

@@ -1,7 +1,6 @@
 """The sentence about data and step, before a run and after its first minute."""
 
 import logging
-import os
 import re
 import time
 
@@ -9,9 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from attention_jax.data.loader import LoadingTimes
-from attention_jax.preflight.data_probe import DataProbe, measure_source
+from attention_jax.errors import UserError
+from attention_jax.tasks import get_task
 from attention_jax.train import input_rate
-from attention_jax.train.input_rate import InputRate
+from attention_jax.train.input_rate import InputRate, probe_data
 from tests.helpers.small import small_config
 
 
@@ -64,21 +64,11 @@ def test_less_than_a_minute_and_loaders_without_times_are_not_judged(caplog, mon
     assert measure(loader, caplog) == ({}, "")
 
 
-@pytest.mark.parametrize(
-    ("needed", "prepared", "source", "said"),
-    [
-        (10_991, 1e5, 42, "the source is short by a factor of 262: give data.cache_dir"),
-        (10_991, 10, 1e5, "the 2 cores are short by a factor of 550: it takes 1,099 such cores"),
-        (100, 1e4, 200, "both keep up, by a factor of 2"),
-        (100, None, 50, "the source is short by a factor of 2"),
-    ],
-)
-def test_probe_names_what_is_short(needed, prepared, source, said, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    assert said in str(DataProbe(needed, prepared, source, 64))
-
-
-def test_probe_reads_the_config_s_own_source():
+def test_a_probe_measures_the_loader_of_the_config():
     config = small_config()
-    rate, readers = measure_source(config, seconds=0.1)
-    assert rate > 100 and readers == config.data.threads
+    task = get_task(config.task)
+    loader = task.loader(task.resolve(config), "train", (0, 1), training=True)
+    rate, reading = probe_data(loader, seconds=0.1)
+    assert rate > 100 and 0 < reading < 1 and not loader.times.sums().any()
+    with pytest.raises(UserError, match="--probe-data measures images"):
+        probe_data(object())
