@@ -93,9 +93,16 @@ class Run:
 
     def score(self, sources: Any, targets: Any, **options: Any) -> list[Any]:
         """Returns `.score`, `.log_prob`, `.tokens` and `.log_probs` of given translations; see `Translator.score`."""
-        if not hasattr(self.predictor, "score"):
-            raise UserError(f"{self.path}: score takes a run of the task 'translation', not of {self.config.task!r}.")
-        return self.predictor.score(sources, targets, **options)
+        return self._get_translator("score").score(sources, targets, **options)
+
+    def align(self, sources: Any, targets: Any, **options: Any) -> list[list[tuple[int, int]]]:
+        """Returns pairs (source word, target word) by the attention with which targets are written; see `Translator.align`."""
+        return self._get_translator("align").align(sources, targets, **options)
+
+    def _get_translator(self, name: str) -> Any:
+        if not hasattr(self.predictor, name):
+            raise UserError(f"{self.path}: {name} takes a run of the task 'translation', not of {self.config.task!r}.")
+        return self.predictor
 
     def read_examples(self, number: int | None = None) -> tuple[Any, Any]:
         """Returns inputs of the evaluation split as `predict` takes them, and the right answers: see `read_examples`."""

@@ -89,7 +89,13 @@ class _State(TypedDict):
 
 
 def beam_search(
-    step: Step, cache: Cache, limits: jax.Array, max_length: int, options: SearchOptions, grow: Grow | None = None
+    step: Step,
+    cache: Cache,
+    limits: jax.Array,
+    max_length: int,
+    options: SearchOptions,
+    grow: Grow | None = None,
+    prefix: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns tokens [B, n_best, max_length], best first and padded after the end symbol, and scores [B, n_best].
 
@@ -103,9 +109,10 @@ def beam_search(
         limits: [B] maximum length of each sentence including EOS, at most `max_length`.
         grow: `(cache, length) -> cache` makes room for `length` tokens; `cache` then starts with room for
             `cache_lengths(max_length)[0]`. The cost of a token grows with the room, and few sentences reach their limit.
+        prefix: [B, P] tokens with which each sentence begins, padded, fewer than its limit; their log probabilities count.
     """
 
-    advance = functools.partial(_write_token, step=step, limits=limits, options=options)
+    advance = functools.partial(_write_token, step=step, limits=limits, options=options, prefix=prefix)
     state = _first_state(cache, limits.shape[0], max_length, options)
     lengths = cache_lengths(max_length) if grow else (max_length,)
     # One loop after the other and none inside a branch, where the caches of all lengths would be in memory at once.
@@ -135,11 +142,15 @@ def _first_state(cache: Cache, batch: int, max_length: int, options: SearchOptio
     }
 
 
-def _write_token(state: _State, step: Step, limits: jax.Array, options: SearchOptions) -> _State:
+def _write_token(state: _State, step: Step, limits: jax.Array, options: SearchOptions, prefix: jax.Array | None) -> _State:
     """Expands every open hypothesis by one token, moves those that end and keeps the best of the others open."""
     t, (batch, beam) = state["t"], state["open"].shape
     logits, cache = step(state["token"], state["cache"])
     log_probs_BKV = _log_probs(logits, t, limits, options)
+    if prefix is not None:
+        forced_B = jnp.where(t < prefix.shape[1], prefix[:, jnp.minimum(t, prefix.shape[1] - 1)], options.pad)
+        may_come_BV = (forced_B == options.pad)[:, None] | (forced_B[:, None] == jnp.arange(logits.shape[-1]))
+        log_probs_BKV = jnp.where(may_come_BV[:, None], log_probs_BKV, NEVER)
     total = jnp.maximum(state["open"][:, :, None] + log_probs_BKV, NEVER).reshape(batch, -1)
     best_BC, places = _top(total, beam * (options.expand if beam > 1 else 1))  # a beam of one is greedy search
     parents_BC, tokens_BC = places // logits.shape[-1], places % logits.shape[-1]

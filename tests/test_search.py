@@ -1,5 +1,6 @@
 """Invariants of search: equal to brute force if that is possible, to greedy search with a beam of one, alone or in a batch."""
 
+import functools
 import itertools
 
 import jax
@@ -28,9 +29,13 @@ def cache(tables: np.ndarray) -> dict:
     return {"table": jnp.asarray(tables), "place": zeros, "before": zeros}
 
 
-def run(tables: np.ndarray, limits: list[int], options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
-    limits = jnp.array(limits, jnp.int32)
-    found = jax.jit(lambda cache, limits: beam_search(step, cache, limits, LENGTH, options))(cache(tables), limits)
+@functools.partial(jax.jit, static_argnames="options")
+def search(cache: dict, limits: jax.Array, prefix: jax.Array | None, options: SearchOptions) -> tuple[jax.Array, jax.Array]:
+    return beam_search(step, cache, limits, LENGTH, options, prefix=prefix)
+
+
+def run(tables: np.ndarray, limits: list[int], options: SearchOptions, prefix=None) -> tuple[np.ndarray, np.ndarray]:
+    found = search(cache(tables), jnp.array(limits, jnp.int32), None if prefix is None else jnp.asarray(prefix), options)
     return tuple(map(np.asarray, found))
 
 
@@ -95,6 +100,26 @@ def test_a_beam_of_one_is_greedy(alpha: float, expand: int) -> None:
     options = SearchOptions(beam=1, alpha=alpha, expand=expand)
     tokens, _ = run(tables, limits, options)
     assert [words(row[0]) for row in tokens] == [greedy(*args, options) for args in zip(tables, limits, strict=True)]
+
+
+@pytest.mark.parametrize("beam", [1, 32])
+def test_prefixes_are_forced_and_counted(beam: int) -> None:
+    """The best sentences are those of brute force, or of greedy search, that begin with the prefix; none forces nothing."""
+    tables, options = language(7, 12), SearchOptions(beam=beam)
+    prefix = np.array([[3, 0, 0], [4, 3, 0], [0, 0, 0]] * 4)
+    free, _ = run(tables, [4] * 12, options, 0 * prefix)
+    prefix[6:] = np.where(free[6:, 0, :3] == options.eos, 0, free[6:, 0, :3])
+    tokens, scores = run(tables, [4] * 12, options, prefix)
+    np.testing.assert_array_equal(tokens[6:], free[6:])  # their own beginnings change nothing
+    for i, row in enumerate(prefix):
+        begin, forced = words(row), np.array(tables[i])
+        for place, token in enumerate(begin):
+            forced[place, ..., [other for other in range(VOCABULARY) if other != token]] = -np.inf
+        every = [sentence for sentence in brute_force(tables[i], 4, options) if sentence[1][: len(begin)] == begin]
+        best = next(sentence for sentence in every if beam > 1 or sentence[1] == greedy(forced, 4, options))
+        assert words(tokens[i][0]) == best[1]
+        np.testing.assert_allclose(scores[i][0], best[0], rtol=1e-5)
+    assert any(words(tokens[i][0]) != words(free[i][0]) for i in (0, 1, 3, 4))
 
 
 def test_a_sentence_does_not_depend_on_its_batch() -> None:

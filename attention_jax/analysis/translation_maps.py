@@ -16,6 +16,7 @@ from attention_jax.analysis.attention_maps import attention_maps
 from attention_jax.data.text.tokenizer import BOS, EOS
 from attention_jax.errors import UserError, require_package
 from attention_jax.load import Run
+from attention_jax.tasks.alignments import CROSS
 from attention_jax.tasks.translation import shift_right
 from attention_jax.tasks.translator import Translation, Translator
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # Kind of attention -> module paths in all networks, the layer's number in brackets.
 _MODULES = {
-    "cross": re.compile(r"(?:decoder_(\d+)/)?cross_attention/weights"),
+    "cross": CROSS,
     "encoder": re.compile(r"encoder_(\d+)/self_attention/weights"),
     "decoder": re.compile(r"decoder_(\d+)/self_attention/weights"),
 }

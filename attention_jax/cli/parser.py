@@ -115,6 +115,21 @@ def _add_translation(command: Callable[..., Any]) -> None:
     add("--alpha", type=_not_negative, metavar="A", help="of the length penalty; default the config's")
     add("--nbest", type=_integer_from(1), metavar="N", help="write the N best as line number<TAB>score<TAB>text")
     add("--scores", action="store_true", help="write score<TAB>text; a score is the log probability, penalised")
+    add("--target-prefix", metavar="TEXT", help="with which every translation begins; its tokens are forced, and scored")
+    add(
+        "--target-prefix-file",
+        type=_place,
+        metavar="FILE",
+        help="a line with such a beginning, or empty, for each of the input",
+    )
+    add(
+        "--alignments",
+        nargs="?",
+        const="mean",
+        type=_layer_and_head,
+        metavar="LAYER[.HEAD]",
+        help="also write <TAB>pairs source-target of words, from 0, that cross-attention joins; default its mean; from 1",
+    )
     add("--attention", type=_place, metavar="OUT.png", help="also plot the attention of each head in the first sentence")
     add("--attention-lines", type=_lines, metavar="I,J", help="of these lines, each into OUT-I.png; default the first sentence")
     add("--attention-of", choices=("cross", "encoder", "decoder"), default="cross", help="default cross")
@@ -292,6 +307,15 @@ def _share(text: str) -> float:
 def _lines(text: str) -> tuple[int, ...]:
     """Numbers of lines of the command line."""
     return tuple(_integer_from(1)(number) for number in text.split(","))
+
+
+def _layer_and_head(text: str) -> tuple[int | None, int | None]:
+    """Converts "mean", "LAYER" or "LAYER.HEAD"."""
+    numbers = [] if text == "mean" else text.split(".")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not right: give LAYER or LAYER.HEAD, such as 6 or 6.2, counted from 1")
+    layer, head = [*map(int, numbers), None, None][:2]
+    return layer, head
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -56,10 +56,27 @@ def open_translator(
     return loaded, dataclasses.replace(loaded.predictor, config=override(loaded.config, changes), limits=limits)
 
 
-def translate_parts(translator: Translator, parts: Iterable[list[str]], **search: Any) -> Iterator[Translation]:
-    """Yields the translations of lists of lines, in order; a list is read when those before it are translated."""
+def translate_parts(
+    translator: Translator,
+    parts: Iterable[list[str]],
+    prefixes: str | Iterator[str] = "",
+    alignments: tuple[int | None, int | None] | None = None,
+    **search: Any,
+) -> Iterator[Translation]:
+    """Yields the translations of lists of lines, in order; a list is read when those before it are translated.
+
+    Args:
+        prefixes: the beginning of all translations, or of each line's.
+        alignments: layer and head of the attention by which words are aligned; None aligns none.
+    """
     for part in parts:
-        yield from translator.translate(part, **search)
+        begun = prefixes if isinstance(prefixes, str) else list(itertools.islice(prefixes, len(part)))
+        if not isinstance(begun, str) and len(begun) < len(part):
+            raise UserError("--target-prefix-file has fewer lines than the input: give a line, or an empty one, for each.")
+        found = translator.translate(part, prefix=begun, **search)
+        yield from found if alignments is None else translator.add_alignments(list(found), *alignments)
+    if not isinstance(prefixes, str) and next(prefixes, None) is not None:
+        raise UserError("--target-prefix-file has more lines than the input: give a line, or an empty one, for each.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +86,22 @@ class OutputOptions:
     Attributes:
         nbest: number of translations to write; None for only the best.
         scores: True writes the log probability after the length penalty before the text.
+        alignments: True writes the pairs of aligned words after the text.
     """
 
     nbest: int | None = None
     scores: bool = False
+    alignments: bool = False
 
     def format(self, number: int, found: Translation) -> str:
         """Returns the lines of a sentence."""
         lines = []
-        for text, score in zip(found.texts, found.scores, strict=True):
+        for i, (text, score) in enumerate(zip(found.texts, found.scores, strict=True)):
             cells = [str(number)] if self.nbest else []
             cells += [f"{score:.4f}"] if self.nbest or self.scores else []
-            lines.append("\t".join([*cells, re.sub(r"[\t\r\n]", " ", text)]) + "\n")
+            cells += [re.sub(r"[\t\r\n]", " ", text)]
+            cells += [" ".join(f"{a}-{b}" for a, b in found.alignments[i])] if self.alignments else []
+            lines.append("\t".join(cells) + "\n")
         return "".join(lines)
 
 
@@ -93,6 +114,9 @@ def translate_file(
     output: str | None,
     nbest: int | None,
     scores: bool,
+    target_prefix: str | None,
+    target_prefix_file: str | None,
+    alignments: tuple[int | None, int | None] | None,
     attention: str | None,
     attention_lines: tuple[int, ...] | None,
     attention_of: str,
@@ -108,6 +132,9 @@ def translate_file(
         workdir, weights, average, trust_code: see `load_run`.
         source, output: paths; None for the standard streams.
         nbest, scores: see `OutputOptions`.
+        target_prefix: text with which every translation begins; None for none.
+        target_prefix_file: path of a file with such a text, or an empty line, for each line of the input.
+        alignments: layer and head, from 1 or None for all, of the attention that aligns words; None writes no alignments.
         attention: path of a figure of the attention in the first sentence.
         attention_lines: numbers of the lines that have a figure each, instead of the first sentence.
         attention_of: "cross", "encoder" or "decoder".
@@ -120,11 +147,14 @@ def translate_file(
     Raises:
         UserError: no translation run, a file that is not readable or exists already, a line that is not UTF-8.
     """
+    if target_prefix and target_prefix_file:
+        raise UserError("translate: --target-prefix is for all lines, and --target-prefix-file for each: leave one out.")
     target, figure = _check_files(source, output, attention, attention_lines, resume)
     resumable = ResumableOutput(target) if target else None
     saved = resumable.read_settings(resume) if resumable else None
     limits = (dataclasses.replace(limits, memory=limits.memory or saved["memory"]) if saved else limits).resolve()
-    with open_lines("--input", source) as file:
+    beginnings = open_lines("--target-prefix-file", target_prefix_file) if target_prefix_file else contextlib.nullcontext()
+    with open_lines("--input", source) as file, beginnings as prefix_file:
         loaded, translator = open_translator("translate", workdir, weights, average, trust_code, overrides, limits)
         if nbest:
             search |= {"n_best": nbest, "beam": search.get("beam") or max(translator.config.search.beam, nbest)}
@@ -138,14 +168,15 @@ def translate_file(
             "search": {**translator.config.search.to_dict(), **{k: v for k, v in search.items() if v is not None}},
             "batch": [tokens, limits.sentences, jax.local_device_count()],
             "memory": limits.memory,
-            "format": [nbest, scores],
+            "format": [nbest, scores, *([alignments] if alignments else [])],
+            "prefix": identify_input(prefix_file) if prefix_file else target_prefix,
             "shard": shard,
             "input": identify_input(file) if is_file and source else None,
         }
         sizes = (*CHUNKS[:-1], max(CHUNKS[-1], tokens // 16))
         terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
         begin, end = find_shard(file, shard or (1, 1)) if is_file and source and (terminal or shard) else (0, None)
-        written = OutputOptions(nbest, scores)
+        written = OutputOptions(nbest, scores, alignments is not None)
         chosen: dict[int, Translation] = {}
         opened: Any = contextlib.nullcontext((functools.partial(write_at_once, sys.stdout.buffer), 0))
         if resumable:
@@ -153,8 +184,11 @@ def translate_file(
         with opened as (write, done), show_progress(end and end - begin, terminal, "translating", "line") as progress:
             lines = itertools.islice(read_lines(file, name), begin, end)
             parts = take_parts(lines, sizes) if is_file else take_available(lines, sizes[-1])
-            parts = _skip_parts(parts, done)
-            for number, translation in enumerate(translate_parts(translator, parts, **search), begin + done + 1):
+            prefixes: Any = target_prefix or ""
+            if prefix_file:
+                prefixes = itertools.islice(read_lines(prefix_file, str(target_prefix_file)), begin + done, end)
+            translations = translate_parts(translator, _skip_parts(parts, done), prefixes, alignments, **search)
+            for number, translation in enumerate(translations, begin + done + 1):
                 write(written.format(number, translation))
                 if translation.target_ids and (number in attention_lines if attention_lines else not chosen):
                     chosen[number] = translation

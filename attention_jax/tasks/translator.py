@@ -20,6 +20,7 @@ from attention_jax.distributed.mesh import DATA
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
 from attention_jax.search import NEVER, SearchOptions, beam_search, cache_lengths, score_tokens
+from attention_jax.tasks.alignments import CrossAttention, align_words, attend_tokens, number_words
 from attention_jax.tasks.batch_limits import BatchLimits, plan_memory
 
 
@@ -66,9 +67,12 @@ class TranslationOptions:
 
 
 def translate_tokens(
-    model: nn.Module, variables: dict[str, Any], source: jax.Array, options: TranslationOptions
+    model: nn.Module, variables: dict[str, Any], source: jax.Array, options: TranslationOptions, prefix: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """[B, S] -> tokens [B, n_best, longest], best first, padded after the end symbol, and scores [B, n_best]."""
+    """[B, S] -> tokens [B, n_best, longest], best first, padded after the end symbol, and scores [B, n_best].
+
+    `prefix` [B, P] has the tokens with which each translation begins, padded.
+    """
     apply: Callable[..., Any] = functools.partial(model.apply, variables)
     memory = apply(source, method="encode")
     longest = options.max_length(source.shape[1])
@@ -76,7 +80,14 @@ def translate_tokens(
     room = cache_lengths(longest)[0] if grow else longest
     cache = apply(memory, source, room, options.search.beam, method="init_cache")
     step = functools.partial(apply, method="decode_step")
-    return beam_search(step, cache, options.limits(source), longest, options.search, grow)
+    return beam_search(step, cache, options.limits(source), longest, options.search, grow, prefix)
+
+
+def translate_from_prefix(
+    model: nn.Module, variables: dict[str, Any], source: jax.Array, prefix: jax.Array, options: TranslationOptions
+) -> tuple[jax.Array, jax.Array]:
+    """[B, S], [B, P] -> as `translate_tokens`, whose translations begin with the prefix."""
+    return translate_tokens(model, variables, source, options, prefix)
 
 
 def score_target_tokens(
@@ -96,6 +107,14 @@ def extend_buckets(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
     return buckets if longest <= buckets[-1] else (*buckets, -(-longest // 16) * 16)
 
 
+def _pad_like(source: np.ndarray, sentences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns an array of the shape of `source` with these tokens, and padding after them."""
+    padded = np.full_like(source, PAD)
+    for row, tokens in enumerate(sentences):
+        padded[row, : len(tokens)] = tokens
+    return padded
+
+
 @dataclasses.dataclass(frozen=True)
 class Translation:
     """The n best translations of a sentence.
@@ -107,6 +126,7 @@ class Translation:
         scores: log probabilities after the length penalty.
         tokens: tokens of each translation, as a person reads them, including EOS if there is one.
         ids: the tokens as numbers.
+        alignments: for each translation the pairs (source word, target word), see `Translator.align`; empty unless asked for.
     """
 
     source: str
@@ -115,6 +135,7 @@ class Translation:
     scores: list[float]
     tokens: list[list[str]]
     ids: list[list[int]]
+    alignments: list[list[tuple[int, int]]] = dataclasses.field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -180,7 +201,7 @@ class Translator:
     def _memory(self) -> int:
         return self.limits.resolve().memory or 0
 
-    def _compile(self, function: Callable[..., Any], chosen: TranslationOptions, shapes: tuple[tuple[int, int], ...]) -> Any:
+    def _compile(self, function: Callable[..., Any], chosen: Any, shapes: tuple[tuple[int, int], ...]) -> Any:
         """Returns the program of `function(model, variables, *arrays, chosen)` for int32 arrays of these shapes."""
         key = function, chosen, shapes
         if key not in self._programs:
@@ -198,7 +219,7 @@ class Translator:
                 self._programs[key] = jax.jit(act).lower(self._variables, *arrays).compile()
         return self._programs[key]
 
-    def _apply(self, function: Callable[..., Any], chosen: TranslationOptions, *arrays: np.ndarray) -> list[np.ndarray]:
+    def _apply(self, function: Callable[..., Any], chosen: Any, *arrays: np.ndarray) -> list[np.ndarray]:
         placed = [jax.device_put(array, NamedSharding(self._devices, PartitionSpec(DATA))) for array in arrays]
         program = self._compile(function, chosen, tuple(array.shape for array in arrays))
         return [np.asarray(found) for found in program(self._variables, *placed)]
@@ -215,28 +236,54 @@ class Translator:
         """Returns the translations of sentences, in their order; see `translate`."""
         return list(self.translate([sentences] if isinstance(sentences, str) else sentences, **changes))
 
-    def translate(self, sentences: Sequence[str], **changes: Any) -> Iterator[Translation]:
+    def translate(
+        self, sentences: Sequence[str], prefix: str | Sequence[str | Sequence[int]] = "", **changes: Any
+    ) -> Iterator[Translation]:
         """Yields the translations of sentences, in their order.
 
         Sentences of similar length are translated together, which changes no result; none is cut. The translation of an
         empty one is empty.
 
         Args:
+            prefix: the beginning of all translations, or a list with one for each, as texts or as tokens of `Translation.ids`.
+                Its tokens are forced and their log probabilities count; the search may go on within its last word.
             **changes: changes to the config's `search`, e.g. `beam=5`, and `n_best`.
+
+        Raises:
+            UserError: another number of prefixes than of sentences, or one as long as its translation may be.
         """
         chosen = TranslationOptions.from_config(self.config, **changes)
         encoded = self._encode(sentences)
+        begun = self._encode_prefixes(prefix, encoded, chosen)
         found: dict[int, Translation] = {}
-        lengths = [len(tokens) if len(tokens) > 1 else 0 for tokens in encoded]
-        for part, rows, length in self._batches(translate_tokens, chosen, 1, lengths):
-            tokens, scores = self._apply(translate_tokens, chosen, pad_rows([encoded[i] for i in part], rows, length))
+        lengths = [max(len(tokens), len(begin)) if len(tokens) > 1 else 0 for tokens, begin in zip(encoded, begun)]
+        sides, search = (2, translate_from_prefix) if any(begun) else (1, translate_tokens)
+        for part, rows, length in self._batches(search, chosen, sides, lengths):
+            source = pad_rows([encoded[i] for i in part], rows, length)
+            arrays = (source, _pad_like(source, [begun[i] for i in part]))[:sides]
+            tokens, scores = self._apply(search, chosen, *arrays)
             for row, i in enumerate(part):
                 found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
         for i, sentence in enumerate(sentences):
             yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [[]])
 
+    def _encode_prefixes(
+        self, prefix: str | Sequence[str | Sequence[int]], encoded: list[list[int]], chosen: TranslationOptions
+    ) -> list[list[int]]:
+        prefixes = [prefix] * len(encoded) if isinstance(prefix, str) else list(prefix)
+        if len(prefixes) != len(encoded):
+            raise UserError(f"translate: {len(encoded)} sentences and {len(prefixes)} prefixes: give one for each, or a text.")
+        begun = [self.tokenizer.encode(p) if isinstance(p, str) else [i for i in p if i != EOS] for p in prefixes]
+        for begin, tokens in zip(begun, encoded):
+            if begin and len(begin) >= (longest := chosen.max_length(len(tokens))):
+                raise UserError(
+                    f"translate: a prefix of {len(begin)} tokens leaves no room in the {longest} that its translation may "
+                    "have: give a shorter one, or a larger search.max_extra or search.max_length."
+                )
+        return begun
+
     def _batches(
-        self, function: Callable[..., Any], chosen: TranslationOptions, sides: int, lengths: list[int]
+        self, function: Callable[..., Any], chosen: Any, sides: int, lengths: list[int]
     ) -> Iterator[tuple[list[int], int, int]]:
         """Yields (indices, rows, length) of batches of similar lengths, without sentences of length 0.
 
@@ -284,20 +331,50 @@ class Translator:
             return self.score([sources], [targets], **changes)
         if len(sources) != len(targets):
             raise UserError(f"score: {len(sources)} sources and {len(targets)} targets: give a target for each source.")
-        chosen, encoded = TranslationOptions.from_config(self.config, **changes), self._encode(sources)
-        wanted = [[*self.tokenizer.encode(each), EOS] if isinstance(each, str) else list(each) for each in targets]
-        lengths = [length if (length := max(map(len, pair))) > 1 else 0 for pair in zip(encoded, wanted)]
+        chosen, wanted = TranslationOptions.from_config(self.config, **changes), self._encode_targets(targets)
         found: dict[int, TargetScore] = {}
-        for part, rows, length in self._batches(score_target_tokens, chosen, 2, lengths):
-            source = pad_rows([encoded[i] for i in part], rows, length)
-            target = np.full_like(source, PAD)
-            for row, i in enumerate(part):
-                target[row, : len(wanted[i])] = wanted[i]
-            log_probs, scores = self._apply(score_target_tokens, chosen, source, target)
-            for row, i in enumerate(part):
-                values = log_probs[row, : len(wanted[i])].tolist()
-                found[i] = TargetScore(self.tokenizer.pieces(wanted[i]), values, float(scores[row]))
+        for i, log_probs, score in self._apply_to_pairs(score_target_tokens, chosen, self._encode(sources), wanted):
+            values = log_probs[: len(wanted[i])].tolist()
+            found[i] = TargetScore(self.tokenizer.pieces(wanted[i]), values, float(score))
         return [found.get(i) or TargetScore([], [], 0.0) for i in range(len(sources))]
+
+    def align(
+        self, sources: Sequence[str], targets: Sequence[str | Sequence[int]], layer: int | None = None, head: int | None = None
+    ) -> list[list[tuple[int, int]]]:
+        """Returns for each target the pairs (source word, target word), from 0: where attention looks most when it is written.
+
+        Words are those between blanks of the texts as the tokenizer writes them. Every target word has one pair.
+
+        Args:
+            targets: texts, or tokens as `Translation.ids` has them.
+            layer, head: of cross-attention, from 1; None takes the mean over all.
+
+        Raises:
+            UserError: the network has no such cross-attention.
+        """
+        encoded, wanted, found = self._encode(sources), self._encode_targets(targets), dict[int, list[tuple[int, int]]]()
+        for i, weights in self._apply_to_pairs(attend_tokens, CrossAttention(layer, head), encoded, wanted):
+            words = [number_words(self.tokenizer, [t for t in side if t != EOS]) for side in (encoded[i], wanted[i])]
+            found[i] = align_words(weights, *words)
+        return [found.get(i, []) for i in range(len(sources))]
+
+    def add_alignments(self, found: Sequence[Translation], *attention: int | None) -> list[Translation]:
+        """Returns translations with their `alignments`; `attention` is layer and head, see `align`."""
+        pairs = iter(self.align([t.source for t in found for _ in t.ids], [ids for t in found for ids in t.ids], *attention))
+        return [dataclasses.replace(each, alignments=[next(pairs) for _ in each.ids]) for each in found]
+
+    def _encode_targets(self, targets: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        return [[*self.tokenizer.encode(each), EOS] if isinstance(each, str) else list(each) for each in targets]
+
+    def _apply_to_pairs(
+        self, function: Callable[..., Any], chosen: Any, encoded: list[list[int]], wanted: list[list[int]]
+    ) -> Iterator[tuple]:
+        """Yields (index, *results) of `function(model, variables, source, target, chosen)` for pairs that are not empty."""
+        lengths = [length if (length := max(map(len, pair))) > 1 else 0 for pair in zip(encoded, wanted)]
+        for part, rows, length in self._batches(function, chosen, 2, lengths):
+            source = pad_rows([encoded[i] for i in part], rows, length)
+            results = self._apply(function, chosen, source, _pad_like(source, [wanted[i] for i in part]))
+            yield from ((i, *(result[row] for result in results)) for row, i in enumerate(part))
 
     def _translation(self, sentence: str, source: list[int], tokens: np.ndarray, scores: np.ndarray) -> Translation:
         there = [[int(t) for t in row if t != PAD] for row, score in zip(tokens, scores, strict=True) if score > NEVER / 2]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
+from attention_jax.analysis.translation_maps import compute_translation_maps
 from attention_jax.cli import main as cli
 from attention_jax.cli import translate
 from attention_jax.cli.line_files import take_available
@@ -105,6 +106,32 @@ def test_shards_joined_are_the_file(call, tmp_path):
         assert call("--nbest=2", f"--output={tmp_path}/{i}", f"--shard={i}/3") == (0, "")
     parts = [(tmp_path / str(i)).read_bytes() for i in (1, 2, 3)]
     assert b"".join(parts) == (tmp_path / "all").read_bytes() and all(parts)
+
+
+def test_forced_beginnings_and_alignments(call, tmp_path, predictor):
+    """The translations' own beginnings change nothing, others are written first; words go where the map's heads look."""
+    lines = ["a b c", "", "c b"]
+    free = predictor.predict(lines, beam=1)
+    beginnings = [each.target_ids[:2] for each in free[:2]] + ["C D"]
+    forced = predictor.predict(lines, beam=1, prefix=beginnings)
+    assert [each.text for each in forced[:2]] == [each.text for each in free[:2]]
+    np.testing.assert_allclose(forced[0].scores, free[0].scores, atol=1e-5)
+    assert forced[2].text.startswith("C D") and not free[2].text.startswith("C D")
+    (tmp_path / "in").write_text("".join(line + "\n" for line in lines))
+    (tmp_path / "begin").write_text("\n\nC D\n")
+    options = (f"--target-prefix-file={tmp_path}/begin", "--beam=1", "--alignments=1.2")
+    assert call(f"--output={tmp_path}/out", *options) == (0, "")
+    rows = [line.split("\t") for line in (tmp_path / "out").read_text().splitlines()]
+    maps, words = compute_translation_maps(predictor, lines[2], forced[2])["cross/0"], len(forced[2].text.split())
+    assert [row[0] for row in rows] == [each.text for each in forced] and rows[1] == ["", ""]
+    assert rows[2][1] == " ".join(f"{source}-{word}" for word, source in enumerate(maps[1, :words, :-1].argmax(1)))
+    (tmp_path / "begin").write_text("C\n")
+    code, err = call(f"--output={tmp_path}/short", *options)
+    assert code == 2 and "--target-prefix-file has fewer lines than the input" in err
+    with pytest.raises(UserError, match="a prefix of 40 tokens leaves no room in the 6 that its translation may have"):
+        predictor.predict("a", prefix="C " * 40)
+    with pytest.raises(UserError, match="alignments: head 3 of cross-attention, and this network has 2"):
+        predictor.align(["a"], ["A"], head=3)
 
 
 def test_a_batch_plans_no_more_memory_than_it_may(predictor):
