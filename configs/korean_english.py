@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     config.total_steps = 8000
     config.model.update(name="transformer_base", layers=4, features=128, hidden=256, heads=4, dropout=0.3, norm="pre")
     config.data.update(source="tsv", eval_split="dev", vocab_size=8000, max_length=96)
+    # NFKC, no bytes: docs/translation.md says what that does to references.
+    config.data.tokenizer_options.update(normalization_rule_name="nmt_nfkc", byte_fallback=False)
     config.data.args.path = ("korean/tatoeba/{split}.tsv", "korean/tldr/{split}.tsv")
     config.data.args.columns = (1, 0)  # of source and target, from 0
     config.schedule.update(learning_rate=1.77, warmup_steps=2000)  # 0.0035 · sqrt(128 · 2000)

@@ -25,6 +25,7 @@ def get_config(model: str = "transformer_base") -> ConfigDict:
     config.data.update(source="tfds", eval_split="validation", vocab_size=32_000, bucket_lengths=12)  # newstest2013
     config.data.args.update(name="wmt14_translate/fr-en", source="en", target="fr", data_dir=None)
     config.data.tokenizer_options.update(model_type="bpe", input_sentence_size=2_000_000, shuffle_input_sentence=False)
+    config.data.tokenizer_options.update(normalization_rule_name="nmt_nfkc", byte_fallback=False)  # see wmt14_transformer.py
     config.optimizer.eps = 1e-9
     config.schedule.learning_rate = 1.0
     config.search.beam = 4

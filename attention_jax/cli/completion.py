@@ -30,7 +30,7 @@ _attention_jax() {{
 complete -F _attention_jax launch.sh ./launch.sh attention_jax
 """
 LAUNCH_COMMANDS = "quickstart local tpu slurm gke notebook python test setup"  # commands of launch.sh alone
-WITH_FIELDS = ("train", "evaluate", "probe", "translate", "score", "compare", "preflight", "config")
+WITH_FIELDS = ("train", "evaluate", "probe", "translate", "score", "compare", "preflight", "config", "prepare")
 
 
 def render_completion(parsers: dict[str, argparse.ArgumentParser]) -> str:

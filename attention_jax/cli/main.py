@@ -18,7 +18,6 @@ from attention_jax.cli.parser import make_parser, refuse_misspelled
 from attention_jax.cli.without_training import (
     export_weights,
     plot_curves,
-    prepare_data,
     print_completion,
     print_summary,
     report_run,
@@ -335,6 +334,26 @@ def _config(file: str | None, check: bool, fields: bool, files: bool, overrides:
     return 0
 
 
+def _prepare(name: str | None, data_dir: str | None, manual_dir: str | None, config: str | None, overrides: Overrides) -> int:
+    if bool(name) == bool(config) or bool(name) != bool(data_dir) or (overrides and not config):
+        raise UserError("prepare: give NAME and --data_dir=DIR, or --config=FILE.py and --config.data.cache_dir=DIR.")
+    if name:
+        from attention_jax.data.download.tfds_sets import describe_usage, prepare_dataset
+
+        folder = prepare_dataset(name, str(data_dir), manual_dir)
+        print(f"{folder} is ready: train with {describe_usage(name, str(data_dir))}")
+        return 0
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    from attention_jax.tasks import translation
+
+    loaded = _apply_overrides(_load_config(str(config)), overrides)
+    if loaded.task != "translation":
+        raise UserError(f"prepare --config keeps tokens of sentence pairs, and {config} has the task {loaded.task!r}.")
+    print(*translation.prepare_tokens(loaded), sep="\n")
+    print("train with the same --config.data.cache_dir, or with AJ_CACHE_DIR.")
+    return 0
+
+
 def _preflight(file: str | None, rows: str | None, output: str | None, overrides: Overrides, **step: Any) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described; libtpu compiles for it
     from attention_jax.config.plugins import load_file
@@ -371,5 +390,5 @@ _RUN: dict[str, Callable[..., int]] = {
     "report": report_run,
     "summary": print_summary,
     "preflight": _preflight,
-    "prepare": prepare_data,
+    "prepare": _prepare,
 }

@@ -261,9 +261,10 @@ def _add_rest(command: Callable[..., Any]) -> None:
 
     add = command("prepare", "Prepare sentence pairs, or a data set of TensorFlow Datasets (needs the extra 'prepare').")
     known = "multi30k, multi30k_bpe, tatoeba_ko_en, tldr_ko_en"
-    add("name", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
-    add("--data_dir", required=True, type=_place, metavar="DIR", help="for the data set and its downloads")
+    add("name", nargs="?", metavar="NAME", help=f"{known}, or as TensorFlow Datasets spells it, e.g. cifar10")
+    add("--data_dir", type=_place, metavar="DIR", help="for the data set and its downloads")
     add("--manual_dir", type=_place, metavar="DIR", help="files fetched by hand; default DIR/downloads/manual")
+    add("--config", metavar="FILE.py[:ARG]", help="of translation: keep its tokens in --config.data.cache_dir=DIR")
 
 
 def refuse_misspelled(arguments: Sequence[str]) -> None:

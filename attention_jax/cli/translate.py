@@ -9,7 +9,7 @@ import functools
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -132,12 +132,10 @@ def translate_file(
         workdir, weights, average, trust_code: see `load_run`.
         source, output: paths; None for the standard streams.
         nbest, scores: see `OutputOptions`.
-        target_prefix: text with which every translation begins; None for none.
-        target_prefix_file: path of a file with such a text, or an empty line, for each line of the input.
+        target_prefix, target_prefix_file: text with which every translation begins, or path of a file with one for each line.
         alignments: layer and head, from 1 or None for all, of the attention that aligns words; None writes no alignments.
-        attention: path of a figure of the attention in the first sentence.
+        attention, attention_of: path of a figure of the attention in the first sentence; "cross", "encoder" or "decoder".
         attention_lines: numbers of the lines that have a figure each, instead of the first sentence.
-        attention_of: "cross", "encoder" or "decoder".
         limits: largest batch.
         shard: (i, n) translates the i-th of n parts of the file alone, counted from 1.
         resume: goes on from the partial file of a command that was stopped; what it writes is the same.
@@ -147,20 +145,15 @@ def translate_file(
     Raises:
         UserError: no translation run, a file that is not readable or exists already, a line that is not UTF-8.
     """
-    if target_prefix and target_prefix_file:
-        raise UserError("translate: --target-prefix is for all lines, and --target-prefix-file for each: leave one out.")
     target, figure = _check_files(source, output, attention, attention_lines, resume)
     resumable = ResumableOutput(target) if target else None
     saved = resumable.read_settings(resume) if resumable else None
     limits = (dataclasses.replace(limits, memory=limits.memory or saved["memory"]) if saved else limits).resolve()
-    beginnings = open_lines("--target-prefix-file", target_prefix_file) if target_prefix_file else contextlib.nullcontext()
-    with open_lines("--input", source) as file, beginnings as prefix_file:
+    with open_lines("--input", source) as file, _open_prefixes(target_prefix, target_prefix_file) as (prefix, take_prefixes):
         loaded, translator = open_translator("translate", workdir, weights, average, trust_code, overrides, limits)
         if nbest:
             search |= {"n_best": nbest, "beam": search.get("beam") or max(translator.config.search.beam, nbest)}
         name, is_file = source or "standard input", file.seekable()
-        if shard and not (source and is_file):
-            raise UserError(f"--shard={shard[0]}/{shard[1]}: a shard is of a file, not of a pipe: give --input=FILE.")
         tokens = limits.tokens or translator.config.evaluation.batch_size
         settings = {
             "workdir": str(Path(workdir).expanduser().absolute()),
@@ -169,13 +162,13 @@ def translate_file(
             "batch": [tokens, limits.sentences, jax.local_device_count()],
             "memory": limits.memory,
             "format": [nbest, scores, *([alignments] if alignments else [])],
-            "prefix": identify_input(prefix_file) if prefix_file else target_prefix,
+            "prefix": prefix,
             "shard": shard,
             "input": identify_input(file) if is_file and source else None,
         }
         sizes = (*CHUNKS[:-1], max(CHUNKS[-1], tokens // 16))
         terminal = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
-        begin, end = find_shard(file, shard or (1, 1)) if is_file and source and (terminal or shard) else (0, None)
+        begin, end = _choose_lines(file if is_file and source else None, shard, terminal)
         written = OutputOptions(nbest, scores, alignments is not None)
         chosen: dict[int, Translation] = {}
         opened: Any = contextlib.nullcontext((functools.partial(write_at_once, sys.stdout.buffer), 0))
@@ -183,11 +176,8 @@ def translate_file(
             opened = resumable.open(settings, saved, sizes, begin + 1 if nbest else None)
         with opened as (write, done), show_progress(end and end - begin, terminal, "translating", "line") as progress:
             lines = itertools.islice(read_lines(file, name), begin, end)
-            parts = take_parts(lines, sizes) if is_file else take_available(lines, sizes[-1])
-            prefixes: Any = target_prefix or ""
-            if prefix_file:
-                prefixes = itertools.islice(read_lines(prefix_file, str(target_prefix_file)), begin + done, end)
-            translations = translate_parts(translator, _skip_parts(parts, done), prefixes, alignments, **search)
+            parts = _skip_parts(take_parts(lines, sizes) if is_file else take_available(lines, sizes[-1]), done)
+            translations = translate_parts(translator, parts, take_prefixes(begin + done, end), alignments, **search)
             for number, translation in enumerate(translations, begin + done + 1):
                 write(written.format(number, translation))
                 if translation.target_ids and (number in attention_lines if attention_lines else not chosen):
@@ -213,6 +203,25 @@ def _check_files(
     if resume and not (target and source):
         raise UserError("--resume goes on with a file: give --input and --output as before.")
     return target, figure
+
+
+@contextlib.contextmanager
+def _open_prefixes(text: str | None, path: str | None) -> Iterator[tuple[Any, Callable[[int, int | None], Any]]]:
+    """Yields what identifies the forced beginnings, and a function that returns those of the lines [begin, end)."""
+    if path is None:
+        yield text, lambda begin, end: text or ""
+        return
+    if text:
+        raise UserError("translate: --target-prefix is for all lines, and --target-prefix-file for each: leave one out.")
+    with open_lines("--target-prefix-file", path) as file:
+        yield identify_input(file), lambda begin, end: itertools.islice(read_lines(file, path), begin, end)
+
+
+def _choose_lines(file: BinaryIO | None, shard: tuple[int, int] | None, count: bool) -> tuple[int, int | None]:
+    """Returns the lines [begin, end) to translate; the end is None if they need not be counted, or come from a pipe."""
+    if shard and not file:
+        raise UserError(f"--shard={shard[0]}/{shard[1]}: a shard is of a file, not of a pipe: give --input=FILE.")
+    return find_shard(file, shard or (1, 1)) if file and (count or shard) else (0, None)
 
 
 def find_shard(file: BinaryIO, shard: tuple[int, int]) -> tuple[int, int]:

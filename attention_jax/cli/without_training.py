@@ -77,15 +77,6 @@ def print_summary(model: str, image_size: int, channels: int, length: int, depth
     return 0
 
 
-def prepare_data(name: str, data_dir: str, manual_dir: str | None) -> int:
-    """Fetches or prepares a data set."""
-    from attention_jax.data.download.tfds_sets import describe_usage, prepare_dataset
-
-    folder = prepare_dataset(name, data_dir, manual_dir)
-    print(f"{folder} is ready: train with {describe_usage(name, data_dir)}")
-    return 0
-
-
 def print_completion() -> int:
     """Prints the completion script."""
     print(render_completion(parsers), end="")

@@ -1,8 +1,10 @@
 """The translation task: data, network, loss and scores of sentence pairs."""
 
+import hashlib
 import json
 import logging
 import math
+import os
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +17,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from attention_jax.data.splits import VALIDATION, open_split
-from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs, choose_buckets, count_rows
+from attention_jax.data.text.batches import (
+    DUPLICATE,
+    LONG,
+    UNEVEN,
+    BucketPlan,
+    TokenLoader,
+    TokenPairs,
+    choose_buckets,
+    count_rows,
+    encode_pairs,
+)
 from attention_jax.data.text.pairs import Pairs, open_pairs
+from attention_jax.data.text.token_store import ABOUT, identify_pairs, keep_files, keep_tokens
 from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
@@ -48,13 +61,29 @@ def get_tokenizer(config: ConfigDict) -> Tokenizer:
     key, data = _key(config), config.data
     if key not in _tokenizers:
         if data.tokenizer in TOKENIZERS:
-            pairs = source(config, data.train_split)
-            lines = (sentence for i in range(len(pairs)) for sentence in pairs[i])
-            options = data.tokenizer_options.to_dict()
-            _tokenizers[key] = train_tokenizer(data.tokenizer, lines, data.vocab_size, data.joiner, options)
+            _tokenizers[key] = _train_tokenizer(config)
         else:
             _tokenizers[key] = read_tokenizer(data.tokenizer)
     return _tokenizers[key]
+
+
+def _train_tokenizer(config: ConfigDict) -> Tokenizer:
+    data, pairs = config.data, source(config, config.data.train_split)
+    lines = (sentence for i in range(len(pairs)) for sentence in pairs[i])
+    options = data.tokenizer_options.to_dict() if data.tokenizer == "sentencepiece" else {}
+    settings = data.tokenizer, data.vocab_size, data.joiner, options
+    if not (cache_dir := _get_cache_dir(config)):
+        return train_tokenizer(settings[0], lines, *settings[1:])
+
+    def make() -> tuple[dict[str, bytes], dict[str, int]]:
+        return train_tokenizer(settings[0], lines, *settings[1:]).assets(), {}
+
+    folder, _ = keep_files(cache_dir, "tokenizer", {"settings": settings, "data": identify_pairs(pairs)}, make)
+    return load_tokenizer({path.name: path.read_bytes() for path in folder.iterdir() if path.name != ABOUT})
+
+
+def _get_cache_dir(config: ConfigDict) -> str | None:
+    return config.data.cache_dir or os.environ.get("AJ_CACHE_DIR")
 
 
 def adopt(config: ConfigDict, assets: Mapping[str, bytes]) -> None:
@@ -67,21 +96,50 @@ def assets(config: ConfigDict) -> dict[str, bytes]:
     return get_tokenizer(config).assets()
 
 
-def _tokens(config: ConfigDict, split: str, too_long: str) -> TokenPairs:
-    tokenizer, max_length = get_tokenizer(config), config.data.max_length
-    key = _key(config), split, too_long, max_length, tokenizer
+def _tokens(config: ConfigDict, split: str, too_long: str, training: bool = False) -> TokenPairs:
+    data, tokenizer, max_length = config.data, get_tokenizer(config), config.data.max_length
+    max_ratio, drop_duplicates = (data.max_ratio, data.drop_duplicates) if training else (0.0, False)
+    settings = split, too_long, max_length, max_ratio, drop_duplicates
+    key = _key(config), settings, tokenizer
     if key in _encoded:
         return _encoded.setdefault(key, _encoded.pop(key))  # now the newest
     pairs = source(config, split)
-    sides = (pairs[i] for i in range(len(pairs)))
-    encoded = ((tokenizer.encode(source), tokenizer.encode(target)) for source, target in sides)
-    tokens, long = TokenPairs.of(encoded, max_length, too_long)
-    if long:
-        text = "data: %d of %d pairs of split %r have more than %d tokens a side and are %s."
-        logger.warning(text, long, len(pairs), split, max_length, "left out" if too_long == "drop" else "cut")
+
+    def make() -> tuple[TokenPairs, dict[str, int]]:
+        return TokenPairs.of(encode_pairs(pairs, tokenizer, drop_duplicates), max_length, too_long, max_ratio)
+
+    if cache_dir := _get_cache_dir(config):
+        words = {name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.assets().items()}
+        made_of = {"settings": settings, "data": identify_pairs(pairs), "tokenizer": words}
+        tokens, counts = keep_tokens(cache_dir, made_of, make)
+    else:
+        tokens, counts = make()
+    for reason, count in counts.items():
+        if count:
+            done = "cut" if reason == LONG and too_long == "truncate" else "left out"
+            means = {
+                LONG: f"have more than {max_length} tokens a side",
+                UNEVEN: f"have a side of more than {max_ratio:g} times the other's tokens",
+                DUPLICATE: "have come before",
+            }
+            logger.warning("data: %d of %d pairs of split %r %s and are %s.", count, len(pairs), split, means[reason], done)
     for oldest in list(_encoded)[:-3]:
         del _encoded[oldest]
     return _encoded.setdefault(key, tokens)
+
+
+def prepare_tokens(config: ConfigDict) -> list[str]:
+    """Keeps tokenizer and tokens of both splits in `data.cache_dir`; returns a sentence about each.
+
+    Raises UserError without that folder.
+    """
+    if not (cache_dir := _get_cache_dir(config)):
+        raise UserError("prepare --config keeps tokens in a folder: give it as --config.data.cache_dir=DIR.")
+    data, said = config.data, []
+    for split, too_long, training in ((data.train_split, data.too_long, True), (data.eval_split, "truncate", False)):
+        tokens = _tokens(config, split, too_long, training)
+        said.append(f"{cache_dir}: split {split!r} has {len(tokens):,} pairs, {len(tokens.tokens):,} tokens.")
+    return said
 
 
 def unresolved(config: ConfigDict) -> list[str]:
@@ -107,7 +165,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if config.model.get("vocab_size") is None:
             config.model.vocab_size = get_tokenizer(config).vocab_size
         if isinstance(data.bucket_lengths, int) or None in (data.num_examples, data.num_batches):
-            tokens = _tokens(config, data.train_split, data.too_long)
+            tokens = _tokens(config, data.train_split, data.too_long, training=True)
             if isinstance(data.bucket_lengths, int):
                 data.bucket_lengths = choose_buckets(tokens.lengths, data.bucket_lengths)
             data.num_examples = len(tokens)
@@ -187,7 +245,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
     if config.evaluation.translate:  # fails before hours of training, not at their end
         text_scores.check_bleu(config.evaluation.bleu)
     if training:
-        tokens = _tokens(config, split, data.too_long)
+        tokens = _tokens(config, split, data.too_long, training=True)
         plan = _plan(config, tokens, config.batch_size, data.bucket_lengths)
         if (len(tokens), plan.steps_per_epoch) != (data.num_examples, data.num_batches):
             raise UserError(

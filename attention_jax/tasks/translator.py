@@ -347,7 +347,7 @@ class Translator:
 
         Args:
             targets: texts, or tokens as `Translation.ids` has them.
-            layer, head: of cross-attention, from 1; None takes the mean over all.
+            layer, head: numbers of a layer of cross-attention and of its head, from 1; None takes the mean over all.
 
         Raises:
             UserError: the network has no such cross-attention.

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import sentencepiece as sentencepiece_library
 
-from attention_jax.data.text.batches import BucketPlan, TokenLoader, TokenPairs, choose_buckets, pad_rows
+from attention_jax.data.text.batches import (
+    DUPLICATE,
+    LONG,
+    UNEVEN,
+    BucketPlan,
+    TokenLoader,
+    TokenPairs,
+    choose_buckets,
+    encode_pairs,
+    pad_rows,
+)
 from attention_jax.data.text.pairs import open_pairs, read_files, read_tsv
 from attention_jax.data.text.tokenizer import BOS, EOS, PAD, UNKNOWN, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from attention_jax.errors import UserError
@@ -275,12 +285,24 @@ def test_buckets_pad_least():
 
 def test_long_pairs_are_dropped_or_cut():
     sides = [([5] * 3, [6] * 3), ([5] * 5, [6] * 2), ([5] * 4, [6] * 4)]  # of 5 with the end symbol 6
-    kept, long = TokenPairs.of(iter(sides), 5, "drop")
-    assert long == 1 and kept.kept.tolist() == [0, 2] and kept.side(1, 0).tolist() == [5, 5, 5, 5, EOS]
-    cut, long = TokenPairs.of(iter(sides), 5, "truncate")
+    kept, counts = TokenPairs.of(iter(sides), 5, "drop")
+    assert counts[LONG] == 1 and kept.kept.tolist() == [0, 2] and kept.side(1, 0).tolist() == [5, 5, 5, 5, EOS]
+    cut, counts = TokenPairs.of(iter(sides), 5, "truncate")
     assert (
-        long == 1 and len(cut) == 3 and cut.side(1, 0).tolist() == [5, 5, 5, 5, EOS] and cut.side(1, 1).tolist() == [6, 6, EOS]
+        counts[LONG] == 1
+        and len(cut) == 3
+        and cut.side(1, 0).tolist() == [5, 5, 5, 5, EOS]
+        and cut.side(1, 1).tolist() == [6, 6, EOS]
     )
+
+
+def test_uneven_and_repeated_pairs_are_left_out_and_counted():
+    words = train_tokenizer("words", ["a b c d"], None, "", {})
+    texts = [("a b", "c"), ("a b c", "c"), ("a", "b"), ("a b", "c"), ("a", "b c d"), ("a", "b")]
+    for drop, kept, counts in ((True, [0, 2], (0, 2, 2)), (False, [0, 2, 3, 5], (0, 2, 0))):
+        pairs, found = TokenPairs.of(encode_pairs(texts, words, drop), 9, "drop", max_ratio=2.0)
+        assert pairs.kept.tolist() == kept and (found[LONG], found[UNEVEN], found[DUPLICATE]) == counts
+    assert TokenPairs.of(encode_pairs(texts, words, False), 9, "drop")[0].kept.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_mistakes_with_batches():

@@ -8,13 +8,16 @@ batch has that bucket's shape, so the step is compiled once per bucket. The orde
 import array
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from attention_jax.data.loader import Batch, load_ahead
-from attention_jax.data.text.tokenizer import EOS, PAD
+from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
 from attention_jax.errors import UserError
+
+LONG, UNEVEN, DUPLICATE = "long", "uneven", "duplicate"  # reasons for which pairs are left out or cut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,26 +41,50 @@ class TokenPairs:
         return np.diff(self.starts).reshape(-1, 2).max(1)
 
     @classmethod
-    def of(cls, pairs: Iterator[tuple[list[int], list[int]]], max_length: int, too_long: str) -> tuple["TokenPairs", int]:
-        """Returns the pairs, and the number of pairs that were too long.
+    def of(
+        cls, pairs: Iterator[tuple[list[int], list[int]] | None], max_length: int, too_long: str, max_ratio: float = 0.0
+    ) -> tuple["TokenPairs", dict[str, int]]:
+        """Returns the pairs, and how many of them were `LONG`, `UNEVEN` or a `DUPLICATE`.
 
         Args:
-            pairs: (source tokens, target tokens), both without EOS.
+            pairs: (source tokens, target tokens), both without EOS; None for a duplicate, which is left out.
             max_length: maximum length of a side in tokens, including EOS.
             too_long: "drop" leaves out a pair with a longer side; "truncate" shortens the side.
+            max_ratio: a pair is left out if a side has more than this many times the other's tokens; 0 leaves none out.
         """
         flat = array.array("i")
-        starts, kept, long = [0], [], 0
+        starts, kept, counts = [0], [], {LONG: 0, UNEVEN: 0, DUPLICATE: 0}
         for index, sides in enumerate(pairs):
-            is_long = max(map(len, sides)) >= max_length
-            long += is_long
-            if is_long and too_long == "drop":
+            if sides is None:
+                counts[DUPLICATE] += 1
+                continue
+            shorter, longer = sorted(map(len, sides))
+            is_long, is_uneven = longer >= max_length, bool(max_ratio) and longer > max_ratio * max(shorter, 1)
+            counts[LONG] += is_long
+            counts[UNEVEN] += is_uneven
+            if is_uneven or (is_long and too_long == "drop"):
                 continue
             for side in sides:
                 flat.extend([*side[: max_length - 1], EOS])
                 starts.append(len(flat))
             kept.append(index)
-        return cls(np.array(flat, np.int32), np.array(starts, np.int64), np.array(kept, np.int64)), long
+        return cls(np.array(flat, np.int32), np.array(starts, np.int64), np.array(kept, np.int64)), counts
+
+
+def encode_pairs(
+    pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, drop_duplicates: bool
+) -> Iterator[tuple[list[int], list[int]] | None]:
+    """Yields the tokens of both sides of each pair; with `drop_duplicates` None for one whose texts have come before."""
+    seen = set[bytes]()
+    for i in range(len(pairs)):
+        texts = pairs[i]
+        if drop_duplicates:  # hashes: the texts of millions of pairs would take gigabytes
+            digest = hashlib.blake2b("\t".join(texts).encode(errors="surrogatepass"), digest_size=12).digest()
+            if digest in seen:
+                yield None
+                continue
+            seen.add(digest)
+        yield tokenizer.encode(texts[0]), tokenizer.encode(texts[1])
 
 
 def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple[int, ...]:
