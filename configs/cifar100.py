@@ -1,4 +1,4 @@
-"""ResNet-50 with and without BAM on CIFAR-100, the networks of BAM's ablations (Park et al. 2018, arXiv 1807.06514, Section 5.1).
+"""ResNet-50 with and without BAM on CIFAR-100, as in BAM's ablations (Park et al. 2018, arXiv 1807.06514, Section 5.1).
 
 Launch:    ./launch.sh train --config=configs/cifar100.py --workdir=runs/cifar100 --config.data.args.data_dir=DIR
            DIR holds CIFAR-100: ./launch.sh prepare cifar100 --data_dir=DIR
