@@ -7,7 +7,8 @@ float32 on one batch of random tokens, of three networks with equally many param
 `flax.linen.MultiHeadDotProductAttention`, and `torch.nn.Transformer` (`translation_nets.py` has both). Translation is one
 Marian model of random weights, read by Hugging Face's library, by CTranslate2 in float32 and by ours; end symbols are
 forbidden, so that all write the same number of tokens. Each peer has its own process with the same environment; they work
-in turn, so that whatever else the machine does disturbs all of them alike.
+in turn, so that whatever else the machine does disturbs all of them alike. `two_checkouts.py --cases=greedy,beam` beside this
+file compares the speed and memory of searches with those of another state of the code.
 """
 
 import argparse

@@ -1,12 +1,14 @@
 """Times this checkout against another one: an image step, a Transformer step, decoding and input, in turn.
 
     ./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR [--pairs=12]
-                                                               [--cases=cnn,transformer,decoding,input] [--output=FILE]
+                                                               [--cases=cnn,transformer,decoding,greedy,beam,input]
+                                                               [--output=FILE]
 
 A process for each checkout and case stays alive; the two take turns, first one and then the other, in an order drawn anew
 for each pair. The ratio after / before of each pair gives a median and a 95 % interval by bootstrap over pairs. Both use this
 environment's packages, so that only the code of the two differs. Data are drawn; the decoding case trains a run of one step
-with the older checkout, which both then open.
+with the older checkout, which both then open. Memory is what the compiled search plans, and the most that the process ever
+had (its resident set), after the same number of turns.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +31,8 @@ CASES = {
     "cnn": "ResNet-50, 8 images of 224 x 224, training step",
     "transformer": "Transformer base, 32 pairs of 32 tokens, vocabulary 8,000, training step",
     "decoding": "greedy search, 32 sentences, at least 24 tokens, small Transformer",
+    "greedy": "greedy search, Transformer base, 32 sentences of 32 tokens, 64 new tokens each, vocabulary 8,000",
+    "beam": "the same with a beam of 4",
     "input": "32 JPEG of 500 x 375: crop to 224, flip, RandAugment",
 }
 
@@ -72,6 +77,30 @@ def decoding(folder: Path) -> Callable[[], None]:
     run = aj.load_run(folder / "run")
     sentences = [f"{number} kilograms and {number + 1} meters" for number in range(32)]
     return lambda: run.predict(sentences, beam=1, min_length=24)  # an untrained network may end at once
+
+
+def base_search(beam: int) -> Callable[[], None]:
+    """A search of a Transformer base with drawn weights, which may not end before its last token."""
+    import jax
+    import numpy as np
+
+    import attention_jax as aj
+    from attention_jax.search import SearchOptions
+    from attention_jax.tasks.translator import TranslationOptions, translate_tokens
+
+    model = aj.create_model("transformer_base", vocab_size=8000)
+    source = np.random.default_rng(0).integers(4, 8000, (32, 32)).astype(np.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), source, source)
+    options = TranslationOptions(SearchOptions(beam=beam, min_length=64), fixed=64)
+    program = jax.jit(lambda variables, source: translate_tokens(model, variables, source, options))
+    compiled = program.lower(variables, source).compile()
+
+    def search() -> None:
+        tokens, _ = jax.block_until_ready(compiled(variables, source))
+        assert tokens.shape[-1] == 64
+
+    search.planned = compiled.memory_analysis().temp_size_in_bytes
+    return search
 
 
 def images(folder: Path) -> Callable[[], None]:
@@ -137,6 +166,8 @@ def work(case: str, folder: Path) -> None:
         ),
         "transformer": lambda: training_step("wmt14_transformer.py", text),
         "decoding": lambda: decoding(folder),
+        "greedy": lambda: base_search(1),
+        "beam": lambda: base_search(4),
         "input": lambda: images(folder),
     }[case]()
     once()
@@ -146,6 +177,8 @@ def work(case: str, folder: Path) -> None:
         begin = time.perf_counter()
         once()
         print(time.perf_counter() - begin, flush=True)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps([getattr(once, "planned", 0), most]), flush=True)
 
 
 def compare(case: str, before: Path, folder: Path, pairs: int) -> dict:
@@ -172,8 +205,10 @@ def compare(case: str, before: Path, folder: Path, pairs: int) -> dict:
             workers[who].stdin.write("\n")
             workers[who].stdin.flush()
             seconds[who].append(float(workers[who].stdout.readline()))
+    memory = []
     for worker in workers:
         worker.stdin.close()
+        memory.append(json.loads(worker.stdout.read()))
         worker.wait()
     ratios = [after / first for first, after in zip(*seconds, strict=True)]
     means = sorted(median(random.choices(ratios, k=pairs)) for _ in range(10_000))
@@ -184,6 +219,8 @@ def compare(case: str, before: Path, folder: Path, pairs: int) -> dict:
         "low": means[250],
         "high": means[9749],
         "pairs": pairs,
+        "planned": [planned for planned, _ in memory],
+        "most": [most for _, most in memory],
     }
 
 
@@ -205,7 +242,8 @@ def main() -> None:
     if options.worker:
         return work(options.worker, options.folder)
     before, cases = options.before.resolve(), options.cases.split(",")
-    rows = ["| case | before ms | after ms | after / before, median [95 %] | pairs |", "| --- | ---: | ---: | ---: | ---: |"]
+    columns = ("case", "before ms", "after ms", "after / before, median [95 %]", "pairs", "planned MB", "most MB")
+    rows = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
     kept: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         prepare(before, Path(folder), cases)
@@ -214,9 +252,9 @@ def main() -> None:
             print(case, json.dumps(found), flush=True)
             kept[CASES[case]] = found
             interval = f"{found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-            rows.append(
-                f"| {CASES[case]} | {1e3 * found['before']:.0f} | {1e3 * found['after']:.0f} | {interval} | {found['pairs']} |"
-            )
+            times = f"{1e3 * found['before']:.0f} | {1e3 * found['after']:.0f} | {interval} | {found['pairs']}"
+            memory = [" → ".join(f"{size / 1e6:.0f}" for size in found[name]) for name in ("planned", "most")]
+            rows.append(f"| {CASES[case]} | {times} | {memory[0] if any(found['planned']) else '–'} | {memory[1]} |")
     slower = [name for name, case in kept.items() if case["low"] > 1]
     faster = [name for name, case in kept.items() if case["high"] < 1]
     found = [f"slower: {', '.join(slower)}"] * bool(slower) + [f"faster: {', '.join(faster)}"] * bool(faster)
@@ -228,7 +266,8 @@ def main() -> None:
         "\n".join(rows),
         f"`./launch.sh python experiments/benchmarks/two_checkouts.py --before=DIR --pairs={options.pairs}` (needs a quiet "
         "machine and another checkout). Both checkouts "
-        "work in turn; median of the ratios with its 95 % interval from a bootstrap over pairs.",
+        "work in turn; median of the ratios with its 95 % interval from a bootstrap over pairs. Memory before → after: "
+        "temporary memory that the compiled search plans, and the most that the process had.",
         f"{len(os.sched_getaffinity(0))} threads, jax {importlib.metadata.version('jax')}.",
     )
     print(text)
