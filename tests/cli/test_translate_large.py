@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import os
+import subprocess
 import sys
 import threading
 
@@ -15,12 +16,12 @@ import attention_jax as aj
 from attention_jax.analysis.translation_maps import compute_translation_maps
 from attention_jax.cli import main as cli
 from attention_jax.cli import translate
-from attention_jax.cli.line_files import take_available
 from attention_jax.errors import UserError
 from attention_jax.search import SearchOptions
 from attention_jax.tasks import translator as translators
 from attention_jax.tasks.batch_limits import BatchLimits, find_free_memory, plan_memory
 from attention_jax.tasks.translator import TranslationOptions, Translator, translate_tokens
+from tests.helpers.small import ROOT
 from tests.helpers.small_text import small_config, untrained_run, write_pairs
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -88,7 +89,7 @@ def test_gone_on_with_is_left_alone(call, monkeypatch, tmp_path, predictor, opti
     code, err = call("--beam=3", *options, f"--output={tmp_path}/out", "--resume")
     assert code == 2 and "was begun with search=" in err and partial.read_bytes().startswith(done)
     read = []
-    monkeypatch.setattr(translate, "translate_parts", lambda t, parts, **s: seen(t, parts, read, **s))
+    monkeypatch.setattr(translate, "translate_parts", lambda t, parts, prefixes, alignments, **s: seen(t, parts, read, **s))
     assert call(*options, f"--output={tmp_path}/out", "--resume") == (0, "")
     assert (tmp_path / "out").read_bytes() == alone and sorted(os.listdir(tmp_path)) == ["alone", "in", "out"]
     assert read == LINES[2:], "what was done is not done again"
@@ -170,24 +171,22 @@ def test_a_cache_that_grows_takes_little_more_memory_than_one_that_does_not(monk
     assert growing < 1.4 * plan()
 
 
-def test_a_line_of_a_pipe_is_there_at_once():
-    more = threading.Event()
-
-    def lines():
-        yield "a"
-        yield "b"
-        more.wait(60)
-        yield "c"
-        raise UserError("line 4 is broken")
-
-    parts = take_available(lines(), 8)
-    found = next(parts)
-    found += next(parts) if len(found) < 2 else []
-    assert found == ["a", "b"] and not more.is_set()
-    more.set()
-    assert next(parts) == ["c"]
-    with pytest.raises(UserError, match="line 4 is broken"):
-        next(parts)
+def test_a_line_of_a_pipe_is_there_at_once(workdir, predictor):
+    """A real process answers a line before its input has ended, and names a broken one."""
+    command = [sys.executable, "-m", "attention_jax", "translate", f"--workdir={workdir}", "--beam=1"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        timer = threading.Timer(240, process.kill)  # an answer that waits for the end of the input never comes
+        timer.start()
+        answers = []
+        for line in (b"a b c\n", b"c b\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            answers.append(process.stdout.readline().decode().removesuffix("\n"))
+        _, said = process.communicate(b"ca\xff\n")
+        timer.cancel()
+    assert answers == [predictor.predict(line, beam=1)[0].text for line in ("a b c", "c b")]
+    assert process.returncode == 2 and b"standard input:3 is not UTF-8" in said
 
 
 @pytest.mark.parametrize(
