@@ -23,14 +23,16 @@ published runs on TPU v3 a step took 0.9 to 1.5 times that (preflight.md). excha
 schedule, as many epochs at every batch; evaluation, input and start come on top. A larger batch may need more epochs for the
 same accuracy, which is not in here. Not in here either: latency of small exchanges, stragglers, failures.
 
-The checks at the end are of a small network, whose arrays of 16 to 64 channels XLA fills up to 128: there the formulas have far
-too few bytes for two slices. No large network has been checked, so take what is computed for several slices as too low.
+The checks at the end are of small networks. For the convolutional one the formulas agree with the compiled program within 16 %.
+For the Transformer on two slices they have too few bytes, by the shares in the table: XLA sums the gradients of the uses of the
+embedding apart, each first as a whole in a slice; and 37,000 rows do not divide into equal tiles for 16 chips, so fewer and
+larger parts cross the network than of 36,864 rows. That is not modelled: take such times on several slices as too low.
 """
 
 counts = (16, 32, 64, 128, 256, 512, 1024)
 slices = (1, 2, 4)
 
-_IMAGENET = "../configs/imagenet_resnet50.py"
+_IMAGENET, _WMT = "../configs/imagenet_resnet50.py", "../configs/wmt14_transformer.py"
 _RS = {
     "data.image_shape": (256, 256, 3),
     "data.eval_resize": 256,
@@ -62,21 +64,37 @@ rows = [
     },
     {
         "label": "Transformer big",
-        "config": "../configs/wmt14_transformer.py:transformer_big",
+        "config": f"{_WMT}:transformer_big",
         "fields": _PAIRS,
         "slices": ("v5e-16",),
     },
 ]
 
 
-def _small(chips: int) -> dict:
-    """The fields of a network that compiles in a minute, with 32 images per chip."""
-    sizes = {"batch_size": 32 * chips, "evaluation.batch_size": 32 * chips, "data.num_examples": 50_000}
-    return {**sizes, "batch_norm.granularity": "per_replica", "model.stage_sizes": (1, 1, 1)}
+# Networks that compile in minutes, for one slice and for two, with as many examples per chip.
+_COUNTS = (("v5e-16", 16), ("2xv5e-16", 32))
+
+
+def _images(chips: int) -> dict:
+    sizes = {"batch_size": 32 * chips, "evaluation.batch_size": 32 * chips, "data.image_shape": (64, 64, 3)}
+    rest = {"data.eval_resize": 64, "batch_norm.granularity": "per_replica", "data.num_examples": 1_281_167}
+    return {**sizes, **rest, "precision": "bfloat16"}
+
+
+def _tokens(chips: int, vocabulary: int) -> dict:
+    sizes = {"batch_size": 1536 * chips, "evaluation.batch_size": 1536 * chips, "data.rows_multiple": chips}
+    sizes |= {"model.vocab_size": vocabulary}
+    return {**_PAIRS, **sizes, "data.num_batches": 72_000 // chips, "model.layers": 2}
 
 
 checks = [
-    {"label": "ResNet-8", "config": "../configs/cifar10.py", "fields": _small(4), "slices": ("v5e-4",)},
-    {"label": "ResNet-8", "config": "../configs/cifar10.py", "fields": _small(8), "slices": ("2xv5e-4",)},
-    {"label": "ResNet-8", "config": "../configs/cifar10.py", "fields": _small(16), "slices": ("v5e-16",)},
+    *(
+        {"label": "ResNet-18 at 64", "config": f"{_IMAGENET}:resnet18", "fields": _images(chips), "slices": (slice_,)}
+        for slice_, chips in _COUNTS
+    ),
+    *(
+        {"label": f"Transformer, 2 layers, {n:,} tokens", "config": _WMT, "fields": _tokens(chips, n), "slices": (slice_,)}
+        for n in (37_000, 36_864)
+        for slice_, chips in _COUNTS
+    ),
 ]

@@ -168,7 +168,7 @@ class HloProgram:
     def collectives(self) -> list[Collective]:
         """Lists all exchanges between devices."""
         devices = _find_number(r"num_partitions=(\d+)", self.header, 1)
-        found = []
+        found, fused = [], set[int]()
         for name, times in self.runs().items():
             for instruction in self.computations[name].values():
                 if between := re.search(r'_megascale_transfer_type="(\w+)"', instruction.rest):
@@ -179,6 +179,10 @@ class HloProgram:
                         found.append(Collective(kind, slices[1].count(",") + 1 if slices else 2, arrays, times))
                     continue
                 for one, within in self._exchanges(instruction, name):
+                    channel = _find_number(r"channel_id=(\d+)", one.rest, 0) if within != name else 0
+                    if channel and channel in fused:  # on TPU one exchange goes on beside several fusions, and each has it
+                        continue
+                    fused.add(channel)
                     kind = one.opcode.removesuffix("-start")
                     if instruction.opcode == "fusion" and "scatter" in instruction.rest.partition("calls=")[2][:80]:
                         kind = "reduce-scatter"  # on TPU an all-reduce and a slice for each device, in one fusion

@@ -34,7 +34,7 @@ def compare_rates(data: float, step: float, reading: float) -> str:
 
 
 def estimate_rate(sums: np.ndarray, threads: int) -> float:
-    """Returns examples a second that so many threads give here, from the four sums of `LoadingTimes`."""
+    """Returns examples a second that `threads` threads give here, from the four sums of `LoadingTimes`."""
     examples, _, seconds, of_a_core = sums
     return examples * min(threads / seconds, len(os.sched_getaffinity(0)) / max(of_a_core, 1e-9))
 

@@ -97,6 +97,13 @@ def test_exchanges_by_kind_group_and_purpose(text):
     assert gathered.arrays[0][0] == "layer_1/dense f32[512,128]"
 
 
+def test_an_exchange_beside_several_fusions_counts_once(text):
+    line = next(line for line in TEXT.splitlines() if "%scattered" in line)
+    one = TEXT.replace("all-reduce(%x), ", "all-reduce(%x), channel_id=9, ")
+    several = HloProgram(one.replace(line, line + "\n" + line.replace("%scattered", "%scattered.2")))
+    assert several.collectives() == text.collectives()
+
+
 def test_a_gathered_copy_is_named_after_the_parameter():
     """As newer compilers write it, which keep the barrier before a rematerialised pass."""
     entry = """HloModule jit_train_step, num_partitions=8
