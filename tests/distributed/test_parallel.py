@@ -56,7 +56,7 @@ def local(*arguments, processes=2, devices=2) -> list[str]:
 
 ENVIRONMENT = {"ATTENTION_JAX_PYTHON": sys.executable}
 # Devices of two processes exchange their sums over loopback, which takes long.
-SHORT = dict(total_steps=6, evaluation__every_steps=6)
+SHORT = dict(total_steps=6, evaluation__every_steps=6, model__widths=(16, 64))
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,7 @@ def test_two_processes_are_one(four_devices_of_one_process, tmp_path, monkeypatc
         sum(len(stored.content) for name, stored in server.objects.items() if f"/state/ocdbt.process_{i}/d/" in name)
         for i in range(2)
     ]
-    # Arrays of a few numbers are written by one; experiments/benchmarks/checkpoints.py measures large ones.
-    assert min(sizes) > 0.2 * sum(sizes), f"each process writes its own part: {sizes}"
+    assert min(sizes) > 0.9 * sum(sizes) / 2, f"each process writes its own part, and the index of the arrays is small: {sizes}"
 
 
 @pytest.mark.slow
