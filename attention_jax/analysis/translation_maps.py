@@ -93,7 +93,7 @@ def compute_translation_maps(
                 maps[f"{kind}/{match[1] or 0}"] = np.asarray(array[0], np.float32)
     return TranslationMaps(
         maps=maps,
-        source=tokenizer.pieces(source[0].tolist()),
+        source=translator.tokenizers.source.pieces(source[0].tolist()),
         target=tokenizer.pieces(ids),
         seen=tokenizer.pieces([BOS, *ids[:-1]]),
         text=text,

@@ -14,6 +14,7 @@ from attention_jax.config.plugins import load_object
 from attention_jax.data.images import sources
 from attention_jax.data.splits import NAMES, VALIDATION
 from attention_jax.data.text import pairs
+from attention_jax.data.text.vocabularies import list_vocabulary_files
 from attention_jax.models.gate import GATES
 from attention_jax.models.registry import check_model
 from attention_jax.storage import is_remote
@@ -50,8 +51,9 @@ def print_files(file: str, *configs: ConfigDict) -> None:
         # Arguments of the built-in sources that are files or folders, and those of a user's source with the same names.
         arguments = ("source", "target") if config.data.source == "files" else ("path", "data_dir")
         values = {f"data.args.{name}": config.data.args.get(name) for name in arguments}
-        if config.data.get("tokenizer") not in ("sentencepiece", "words"):
-            values["data.tokenizer"] = config.data.get("tokenizer")
+        for name in ("tokenizer", "source_tokenizer"):
+            if (its := config.data.get(name)) not in (None, "sentencepiece", "words"):
+                values[f"data.{name}"] = list_vocabulary_files(its)
         train, judge = config.data.train_split, config.data.eval_split
         splits = (train, *(NAMES if judge == VALIDATION else [judge]))
         for field, value in values.items():

@@ -286,11 +286,14 @@ _TEXT: dict[str, Any] = {
         "tokenizer": Field(
             "sentencepiece",
             str,
-            "'sentencepiece', 'words', or the path of a tokenizer's file",
-            "kind trained on the training split, or a file to read: sentencepiece's .model, a checkpoint's words.json",
+            "'sentencepiece', 'words', or the path of a vocabulary's file",
+            "kind trained on the training split, or a file to read, see docs/translation.md",
+        ),
+        "source_tokenizer": Field(
+            None, (str, type(None)), "as data.tokenizer, or None", "the source's own; data.tokenizer is then the target's alone"
         ),
         "tokenizer_options": Field.open("options of sentencepiece's trainer"),
-        "vocab_size": Field.integer_or_none(None, "tokens", "for every word", "size of the shared vocabulary", low=5),
+        "vocab_size": Field.integer_or_none(None, "tokens", "for every word", "size of a trained vocabulary", low=5),
         "joiner": Field(
             "",
             str,

@@ -32,6 +32,11 @@ def _on(selector: str) -> Reader:
     return Reader(f"{selector} above 0", lambda flat: flat.get(selector))
 
 
+def _tokenizer(text: str, ok: Callable[[str], bool]) -> Reader:
+    fields = ("data.tokenizer", "data.source_tokenizer")
+    return Reader(f"data.tokenizer={text}", lambda flat: any(ok(flat[name]) for name in fields if flat.get(name)))
+
+
 _MIXES = ("mix.mixup_alpha", "mix.cutmix_alpha")
 READERS = {
     "optimizer.args": _other("optimizer.name", *OPTIMIZERS),
@@ -60,9 +65,11 @@ READERS = {
     "data.randaugment_magnitude": _on("data.randaugment_layers"),
     "data.randaugment_std": _on("data.randaugment_layers"),
     "data.randaugment_ops": _on("data.randaugment_layers"),
-    "data.tokenizer_options": _where("data.tokenizer", "sentencepiece"),
-    "data.vocab_size": _where("data.tokenizer", "sentencepiece", "words"),
-    "data.joiner": _where("data.tokenizer", "words"),
+    "data.tokenizer_options": _tokenizer("'sentencepiece'", lambda name: name == "sentencepiece"),
+    "data.vocab_size": _tokenizer("'sentencepiece' or 'words'", lambda name: name in ("sentencepiece", "words")),
+    "data.joiner": _tokenizer(
+        "'words' or a file of words", lambda name: name != "sentencepiece" and not name.endswith((".model", ".spm", ".json"))
+    ),
     "mix.probability": Reader(
         "mix.mixup_alpha or mix.cutmix_alpha above 0", lambda flat: flat.get("mix.mixup_alpha") or flat.get("mix.cutmix_alpha")
     ),

@@ -111,7 +111,8 @@ class Transformer(EncoderDecoder):
     """Encoder and decoder of `layers` layers each.
 
     Attributes:
-        vocab_size: number of tokens, shared by source and target.
+        vocab_size: number of tokens, of the target alone if the source has its own.
+        source_vocab_size: number of source tokens; None is one vocabulary for both.
         pad: number of the padding token.
         layers, features, hidden, heads: the paper's N, d_model, d_ff, h.
         key_size, value_size: d_k and d_v; None is d_model / h.
@@ -140,6 +141,7 @@ class Transformer(EncoderDecoder):
     """
 
     vocab_size: int = 37_000
+    source_vocab_size: int | None = None
     pad: int = 0
     layers: int = 6
     features: int = 512
@@ -173,6 +175,11 @@ class Transformer(EncoderDecoder):
         for field, accepted in _CHOICES.items():
             if getattr(self, field) not in accepted:
                 raise UserError(f"model.{field}: {getattr(self, field)!r} is not one of {', '.join(map(repr, accepted))}.")
+        if self.embeddings == "shared" and self.source_vocab_size is not None:
+            raise UserError(
+                "model.embeddings='shared' is one table for source and target, which have two vocabularies "
+                "(data.source_tokenizer): give model.embeddings='target' or 'separate', or one vocabulary."
+            )
         if self.features % self.heads and None in (self.key_size, self.value_size):
             raise UserError(
                 f"model.heads={self.heads} does not divide model.features={self.features}: give model.key_size and "
@@ -206,12 +213,12 @@ class Transformer(EncoderDecoder):
 
         # Tables of N(0, 1/d), so that sqrt(d) times a row has unit entries (tensor2tensor).
         init = nn.initializers.normal(self.features**-0.5)
-        embed = functools.partial(nn.Embed, self.vocab_size, self.features, embedding_init=init)
-        self.target_embedding = embed()
+        embed = functools.partial(nn.Embed, features=self.features, embedding_init=init)
+        self.target_embedding = embed(self.vocab_size)
         if self.embeddings != "shared":
-            self.source_embedding = embed()
+            self.source_embedding = embed(self.source_vocab_size or self.vocab_size)
         if self.embeddings == "separate":
-            self.output_embedding = embed()
+            self.output_embedding = embed(self.vocab_size)
         positions = functools.partial(position.Positions, self.positions, self.features, self.max_length)
         self.source_positions, self.target_positions = positions(), positions()
         if self.output_bias:

@@ -30,7 +30,18 @@ from attention_jax.data.text.batches import (
 )
 from attention_jax.data.text.pairs import Pairs, open_pairs
 from attention_jax.data.text.token_store import ABOUT, identify_pairs, keep_files, keep_tokens
-from attention_jax.data.text.tokenizer import BOS, PAD, TOKENIZERS, Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
+from attention_jax.data.text.tokenizer import (
+    BOS,
+    PAD,
+    TOKENIZERS,
+    UNKNOWN,
+    Tokenizer,
+    Tokenizers,
+    load_tokenizer,
+    load_tokenizers,
+    train_tokenizer,
+)
+from attention_jax.data.text.vocabularies import read_tokenizer
 from attention_jax.distributed.mesh import BatchShare, check_batch_size
 from attention_jax.errors import UserError
 from attention_jax.optim.losses import right_tokens, token_cross_entropy
@@ -38,15 +49,15 @@ from attention_jax.tasks import text_scores, translator
 from attention_jax.tasks.translator import Translator
 
 logger = logging.getLogger(__name__)
-_tokenizers: dict[str, Tokenizer] = {}  # `_key` -> tokenizer; a loaded checkpoint brings its own
+_tokenizers: dict[str, Tokenizers] = {}  # `_key` -> tokenizers; a loaded checkpoint brings its own
 _encoded: dict[tuple, TokenPairs] = {}  # the four splits used last
 
 
 def _key(config: ConfigDict) -> str:
     """Returns the fields from which a tokenizer is made."""
-    fields = ("source", "args", "train_split", "tokenizer", "tokenizer_options", "vocab_size", "joiner", "on_broken")
+    fields = ("source", "args", "train_split", "tokenizer", "source_tokenizer", "tokenizer_options", "vocab_size", "joiner")
     data = config.data.to_dict()
-    chosen: dict[str, Any] = {name: data[name] for name in fields}
+    chosen: dict[str, Any] = {name: data[name] for name in (*fields, "on_broken")}
     return json.dumps(chosen | {"validation": data["eval_split"] == VALIDATION}, sort_keys=True)  # validation may be carved
 
 
@@ -56,29 +67,41 @@ def source(config: ConfigDict, split: str) -> Pairs:
     return open_split(data, split, lambda name: open_pairs(data.source, name, data.args.to_dict(), data.on_broken))
 
 
-def get_tokenizer(config: ConfigDict) -> Tokenizer:
-    """Returns a config's tokenizer: read from its file, or trained once per process on both sides of the training split."""
+def get_tokenizers(config: ConfigDict) -> Tokenizers:
+    """Returns the tokenizers of a config's source and target, one object if both have the same vocabulary and rules.
+
+    Each is read from its file, or trained once per process on the training split: on both sides of it, unless
+    `data.source_tokenizer` gives the source its own.
+    """
     key, data = _key(config), config.data
     if key not in _tokenizers:
-        if data.tokenizer in TOKENIZERS:
-            _tokenizers[key] = _train_tokenizer(config)
+        if data.source_tokenizer is not None:
+            found = _make_tokenizer(config, "source_tokenizer", "source"), _make_tokenizer(config, "tokenizer", "target")
         else:
-            _tokenizers[key] = read_tokenizer(data.tokenizer)
+            target = _make_tokenizer(config, "tokenizer")
+            source = _make_tokenizer(config, "tokenizer", "source") if data.tokenizer.endswith(".json") else target
+            found = (target if source.assets() == target.assets() else source), target
+        _tokenizers[key] = Tokenizers(*found)
     return _tokenizers[key]
 
 
-def _train_tokenizer(config: ConfigDict) -> Tokenizer:
-    data, pairs = config.data, source(config, config.data.train_split)
-    lines = (sentence for i in range(len(pairs)) for sentence in pairs[i])
-    options = data.tokenizer_options.to_dict() if data.tokenizer == "sentencepiece" else {}
-    settings = data.tokenizer, data.vocab_size, data.joiner, options
+def _make_tokenizer(config: ConfigDict, field: str, side: str = "") -> Tokenizer:
+    """Returns the tokenizer that a field of `data` names, for one side, or for both."""
+    data, kind = config.data, config.data[field]
+    if kind not in TOKENIZERS:
+        return read_tokenizer(kind, side or "target", data.joiner, f"data.{field}")
+    pairs = source(config, data.train_split)
+    part = {"source": slice(0, 1), "target": slice(1, 2)}.get(side, slice(0, 2))
+    lines = (sentence for i in range(len(pairs)) for sentence in pairs[i][part])
+    settings = data.vocab_size, data.joiner, data.tokenizer_options.to_dict() if kind == "sentencepiece" else {}
     if not (cache_dir := _get_cache_dir(config)):
-        return train_tokenizer(settings[0], lines, *settings[1:])
+        return train_tokenizer(kind, lines, *settings)
 
     def make() -> tuple[dict[str, bytes], dict[str, int]]:
-        return train_tokenizer(settings[0], lines, *settings[1:]).assets(), {}
+        return train_tokenizer(kind, lines, *settings).assets(), {}
 
-    folder, _ = keep_files(cache_dir, "tokenizer", {"settings": settings, "data": identify_pairs(pairs)}, make)
+    made_of = {"settings": (kind, *settings, *([side] if side else [])), "data": identify_pairs(pairs)}
+    folder, _ = keep_files(cache_dir, "tokenizer", made_of, make)
     return load_tokenizer({path.name: path.read_bytes() for path in folder.iterdir() if path.name != ABOUT})
 
 
@@ -87,29 +110,29 @@ def _get_cache_dir(config: ConfigDict) -> str | None:
 
 
 def adopt(config: ConfigDict, assets: Mapping[str, bytes]) -> None:
-    """Uses the tokenizer of a checkpoint for its config from now on, so that no training data are needed."""
-    _tokenizers[_key(config)] = load_tokenizer(assets)
+    """Uses the tokenizers of a checkpoint for its config from now on, so that no training data are needed."""
+    _tokenizers[_key(config)] = load_tokenizers(assets)
 
 
 def assets(config: ConfigDict) -> dict[str, bytes]:
-    """Returns the tokenizer's files."""
-    return get_tokenizer(config).assets()
+    """Returns the tokenizers' files."""
+    return get_tokenizers(config).assets()
 
 
 def _tokens(config: ConfigDict, split: str, too_long: str, training: bool = False) -> TokenPairs:
-    data, tokenizer, max_length = config.data, get_tokenizer(config), config.data.max_length
+    data, tokenizers, max_length = config.data, get_tokenizers(config), config.data.max_length
     max_ratio, drop_duplicates = (data.max_ratio, data.drop_duplicates) if training else (0.0, False)
     settings = split, too_long, max_length, max_ratio, drop_duplicates
-    key = _key(config), settings, tokenizer
+    key = _key(config), settings, tokenizers
     if key in _encoded:
         return _encoded.setdefault(key, _encoded.pop(key))  # now the newest
     pairs = source(config, split)
 
     def make() -> tuple[TokenPairs, dict[str, int]]:
-        return TokenPairs.of(encode_pairs(pairs, tokenizer, drop_duplicates), max_length, too_long, max_ratio)
+        return TokenPairs.of(encode_pairs(pairs, tokenizers, drop_duplicates), max_length, too_long, max_ratio)
 
     if cache_dir := _get_cache_dir(config):
-        words = {name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.assets().items()}
+        words = {name: hashlib.sha256(content).hexdigest() for name, content in tokenizers.assets().items()}
         made_of = {"settings": settings, "data": identify_pairs(pairs), "tokenizer": words}
         tokens, counts = keep_tokens(cache_dir, made_of, make)
     else:
@@ -123,6 +146,7 @@ def _tokens(config: ConfigDict, split: str, too_long: str, training: bool = Fals
                 DUPLICATE: "have come before",
             }
             logger.warning("data: %d of %d pairs of split %r %s and are %s.", count, len(pairs), split, means[reason], done)
+    _warn_of_unknown(pairs, tokens, split)
     for oldest in list(_encoded)[:-3]:
         del _encoded[oldest]
     return _encoded.setdefault(key, tokens)
@@ -142,11 +166,24 @@ def prepare_tokens(config: ConfigDict) -> list[str]:
     return said
 
 
+def _warn_of_unknown(pairs: Pairs, tokens: TokenPairs, split: str) -> None:
+    """Warns of tokens that are not in the vocabulary, with their number on each side and the first sentence that has one."""
+    sides = np.repeat(np.arange(len(tokens.starts) - 1), np.diff(tokens.starts))[tokens.tokens == UNKNOWN]
+    for side, name in enumerate(("source", "target")):
+        if len(places := sides[sides % 2 == side]):
+            total = int(np.diff(tokens.starts)[side::2].sum()) - len(tokens)
+            logger.warning(
+                "data: %d of %d %s tokens of split %r (%.1f %%) are not in the vocabulary and become <unk>; the first: %.80r.",
+                *(len(places), total, name, split, 100 * len(places) / total, pairs[int(tokens.kept[places[0] // 2])][side]),
+            )
+
+
 def unresolved(config: ConfigDict) -> list[str]:
     """Returns the fields that `resolve` reads from the data, including `bucket_lengths` if it is a number of buckets."""
     data = config.data
     missing = {
         "model.vocab_size": config.model.get("vocab_size") is None,
+        "model.source_vocab_size": data.source_tokenizer is not None and config.model.get("source_vocab_size") is None,
         "data.bucket_lengths": data.bucket_lengths is None or isinstance(data.bucket_lengths, int),
         "data.num_examples": data.num_examples is None,
         "data.num_batches": data.num_batches is None,
@@ -155,7 +192,7 @@ def unresolved(config: ConfigDict) -> list[str]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Returns the config with `model.vocab_size`, buckets and numbers of `data` from the training data if not given.
+    """Returns the config with the vocabularies' sizes, buckets and numbers of `data` from the training data if not given.
 
     A config with all of them is resolved without its data, so that its step can be compiled elsewhere.
     """
@@ -163,7 +200,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     data = config.data
     with config.unlocked(), config.ignore_type():
         if config.model.get("vocab_size") is None:
-            config.model.vocab_size = get_tokenizer(config).vocab_size
+            config.model.vocab_size = get_tokenizers(config).target.vocab_size
+        if data.source_tokenizer is not None and config.model.get("source_vocab_size") is None:
+            config.model.source_vocab_size = get_tokenizers(config).source.vocab_size
         if isinstance(data.bucket_lengths, int) or None in (data.num_examples, data.num_batches):
             tokens = _tokens(config, data.train_split, data.too_long, training=True)
             if isinstance(data.bucket_lengths, int):
@@ -196,8 +235,12 @@ def describe(config: ConfigDict) -> dict[str, str]:
     """Returns the vocabulary, and the shapes for which the step is compiled."""
     buckets = config.data.bucket_lengths
     shapes = ", ".join("{} x {}".format(*batch["source"].shape) for batch in batch_shapes(config))
+    data, size, source_size = config.data, config.model.vocab_size, config.model.get("source_vocab_size")
+    vocabulary = f"{size:,} tokens ({data.tokenizer})"
+    if data.source_tokenizer is not None:
+        vocabulary = f"{source_size:,} source tokens ({data.source_tokenizer}), {size:,} target tokens ({data.tokenizer})"
     return {
-        "vocabulary": f"{config.model.vocab_size:,} tokens ({config.data.tokenizer})",
+        "vocabulary": vocabulary,
         "batches": f"{config.data.num_examples:,} pairs in {len(buckets)} compiled shapes, pairs x tokens a side: {shapes}",
     }
 
@@ -236,12 +279,16 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
 
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> TokenLoader:
     """Returns the loader of one split; evaluation cuts too long pairs, leaves out none, and may have a longer bucket."""
-    data, size = config.data, get_tokenizer(config).vocab_size
-    if size > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size={config.model.vocab_size} is fewer than the {size} tokens of data.tokenizer={data.tokenizer}: "
-            "give None to take the tokenizer's."
-        )
+    data, words = config.data, get_tokenizers(config)
+    sizes = {"vocab_size": (words.target, data.tokenizer)}
+    if data.source_tokenizer is not None:
+        sizes["source_vocab_size"] = words.source, data.source_tokenizer
+    for field, (its, name) in sizes.items():
+        if its.vocab_size > config.model[field]:
+            raise UserError(
+                f"model.{field}={config.model[field]} is fewer than the {its.vocab_size} tokens of {name}: give None to take "
+                "the tokenizer's."
+            )
     if config.evaluation.translate:  # fails before hours of training, not at their end
         text_scores.check_bleu(config.evaluation.bleu)
     if training:
@@ -266,7 +313,7 @@ def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) 
 
 def evaluation_loader(config: ConfigDict, process: BatchShare, assets: Mapping[str, bytes]) -> TokenLoader:
     """Returns the loader of the evaluation split, and warns of references that the tokenizer cannot write."""
-    split, words = config.data.eval_split, get_tokenizer(config)
+    split, words = config.data.eval_split, get_tokenizers(config).target
     pairs = source(config, split)
     both = [(words.join(text), words.decode(words.encode(text))) for text in (pairs[i][1] for i in range(len(pairs)))]
     if lost := [(text, written) for text, written in both if text != written]:
@@ -328,7 +375,7 @@ def outputs(config: ConfigDict, model: nn.Module, variables: dict, batch: Mappin
 
 def read_texts(config: ConfigDict, outputs: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
     """Returns the translations of an evaluation's outputs and their references."""
-    pairs, words = source(config, config.data.eval_split), get_tokenizer(config)
+    pairs, words = source(config, config.data.eval_split), get_tokenizers(config).target
     hypotheses = [words.decode(row) for row in outputs["hypothesis"].tolist()]
     return hypotheses, [words.join(pairs[i][1]) for i in range(len(pairs))]
 
@@ -356,4 +403,4 @@ def metrics(config: ConfigDict, outputs: dict[str, np.ndarray]) -> tuple[dict[st
 
 def predictor(config: ConfigDict, assets: Mapping[str, bytes], model: nn.Module, variables: dict[str, Any]) -> Translator:
     """Returns the translator of a loaded run."""
-    return Translator(config, load_tokenizer(assets), model, variables)
+    return Translator(config, load_tokenizers(assets), model, variables)

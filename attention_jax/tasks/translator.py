@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from attention_jax.config.fields import OF_TASK
 from attention_jax.data.text.batches import pad_rows
-from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
+from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer, Tokenizers
 from attention_jax.distributed.mesh import DATA
 from attention_jax.errors import UserError
 from attention_jax.kernels.switch import use_standard_numerics
@@ -173,14 +173,19 @@ class Translator:
     """Translates sentences with a trained network on all devices of this process, for notebooks and the command line."""
 
     config: ConfigDict
-    tokenizer: Tokenizer
+    tokenizers: Tokenizers
     model: nn.Module
     variables: dict[str, Any]
     limits: BatchLimits = dataclasses.field(default_factory=BatchLimits)
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the target."""
+        return self.tokenizers.target
+
+    @property
     def labels(self) -> list[str]:
-        """The vocabulary."""
+        """The vocabulary of the target."""
         return self.tokenizer.pieces(range(self.tokenizer.vocab_size))
 
     @functools.cached_property
@@ -230,7 +235,7 @@ class Translator:
         return pad_rows(rows, len(rows), max(map(len, rows), default=1))
 
     def _encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        return [[*self.tokenizer.encode(sentence), EOS] for sentence in sentences]
+        return [[*self.tokenizers.source.encode(sentence), EOS] for sentence in sentences]
 
     def predict(self, sentences: str | Sequence[str], **changes: Any) -> list[Translation]:
         """Returns the translations of sentences, in their order; see `translate`."""
@@ -265,7 +270,7 @@ class Translator:
             for row, i in enumerate(part):
                 found[i] = self._translation(sentences[i], encoded[i], tokens[row], scores[row])
         for i, sentence in enumerate(sentences):
-            yield found.get(i) or Translation(sentence, self.tokenizer.pieces(encoded[i]), [""], [0.0], [[]], [[]])
+            yield found.get(i) or Translation(sentence, self.tokenizers.source.pieces(encoded[i]), [""], [0.0], [[]], [[]])
 
     def _encode_prefixes(
         self, prefix: str | Sequence[str | Sequence[int]], encoded: list[list[int]], chosen: TranslationOptions
@@ -354,7 +359,8 @@ class Translator:
         """
         encoded, wanted, found = self._encode(sources), self._encode_targets(targets), dict[int, list[tuple[int, int]]]()
         for i, weights in self._apply_to_pairs(attend_tokens, CrossAttention(layer, head), encoded, wanted):
-            words = [number_words(self.tokenizer, [t for t in side if t != EOS]) for side in (encoded[i], wanted[i])]
+            sides = zip(self.tokenizers, (encoded[i], wanted[i]))
+            words = [number_words(its, [t for t in side if t != EOS]) for its, side in sides]
             found[i] = align_words(weights, *words)
         return [found.get(i, []) for i in range(len(sources))]
 
@@ -380,7 +386,7 @@ class Translator:
         there = [[int(t) for t in row if t != PAD] for row, score in zip(tokens, scores, strict=True) if score > NEVER / 2]
         return Translation(
             source=sentence,
-            source_tokens=self.tokenizer.pieces(source),
+            source_tokens=self.tokenizers.source.pieces(source),
             texts=[self.tokenizer.decode(row) for row in there],
             scores=[float(score) for score in scores[: len(there)]],
             tokens=[self.tokenizer.pieces(row) for row in there],

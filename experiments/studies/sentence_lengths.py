@@ -10,14 +10,14 @@ import numpy as np
 from attention_jax.config import load_config
 from attention_jax.data.text.pairs import open_cldr
 from attention_jax.data.text.tokenizer import Tokenizer
-from attention_jax.tasks.translation import get_tokenizer
+from attention_jax.tasks.translation import get_tokenizers
 
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "translate_quickstart.py"
 
 
 @functools.cache
 def _get_tokenizer() -> Tokenizer:
-    return get_tokenizer(load_config(str(_CONFIG)))
+    return get_tokenizers(load_config(str(_CONFIG))).source
 
 
 def compute_short_shares(lengths: np.ndarray, widths: Sequence[int]) -> dict[str, float]:

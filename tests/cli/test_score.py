@@ -81,7 +81,7 @@ def test_other_networks(run, name):
     else:
         model = aj.create_model(name, vocab_size=run.config.model.vocab_size, features=8, layers=1)
         variables = jax.tree.map(lambda x: 5 * x, model.init(jax.random.key(0), *[jnp.ones((1, 3), int)] * 2))
-    translator = Translator(run.config, run.predictor.tokenizer, model, variables)
+    translator = Translator(run.config, run.predictor.tokenizers, model, variables)
     found = translator.predict(["a b c", "d"], beam=2)
     scores = [each.score for each in translator.score(["a b c", "d"], [each.target_ids for each in found], beam=2)]
     np.testing.assert_allclose(scores, [each.scores[0] for each in found], atol=1e-5, rtol=1e-5)

@@ -20,7 +20,7 @@ from attention_jax.analysis.translation_maps import (
 from attention_jax.cli import main as cli
 from attention_jax.cli import translate
 from attention_jax.cli.line_files import take_parts
-from attention_jax.data.text.tokenizer import train_tokenizer
+from attention_jax.data.text.tokenizer import Tokenizers, train_tokenizer
 from attention_jax.errors import UserError
 from attention_jax.tasks.translator import Translator
 from tests.helpers.small import ROOT
@@ -203,7 +203,7 @@ def test_networks_with_cross_attention_alone(run):
     words = train_tokenizer("words", ["I am", "나는 다"], None, "", {})
     model = aj.create_model("lstm_seq2seq_attention", vocab_size=words.vocab_size, layers=1, features=8)
     variables = model.init(jax.random.key(0), jnp.ones((1, 3), int), jnp.ones((1, 3), int))
-    maps = compute_translation_maps(Translator(run.config, words, model, variables), "I am", "나는 다")
+    maps = compute_translation_maps(Translator(run.config, Tokenizers(words, words), model, variables), "I am", "나는 다")
     assert list(maps.maps) == ["cross/0"] and maps["cross/0"].shape == (1, 3, 3)
     np.testing.assert_allclose(maps["cross/0"].sum(-1), 1, atol=1e-6)
     assert len(plot_attention_grid(maps).axes) == 1

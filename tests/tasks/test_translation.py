@@ -327,7 +327,7 @@ def test_byte_pairs_are_compared_as_words(tmp_path):
     for tokenize in ("none", "13a"):
         changes = dict(data__joiner="@@", evaluation__bleu=tokenize, data__bucket_lengths=1)
         config = translation.resolve(small_config(tmp_path, **changes))
-        words = translation.get_tokenizer(config)
+        words = translation.get_tokenizers(config).target
         hypothesis = np.array([words.encode("A@@ B C@@")] * 8)
         ones = np.ones(8, np.float32)
         scores, kept = translation.metrics(config, {"hypothesis": hypothesis, "loss": ones, "right": ones, "tokens": ones})
@@ -338,7 +338,7 @@ def test_byte_pairs_are_compared_as_words(tmp_path):
 def test_an_adopted_tokenizer_reads_the_data_anew(folder, config):
     config = translation.resolve(config)
     before = translation.loader(config, "test", (0, 1), training=False).pairs
-    own = translation.get_tokenizer(config)
+    own = translation.get_tokenizers(config).target
     turned = type(own)((*own.words[:4], *own.words[:3:-1]), own.joiner)
     try:
         translation.adopt(config, turned.assets())

@@ -19,9 +19,9 @@ def folder(tmp_path):
 def test_the_tokenizer_is_trained_without_the_carved_pairs(folder):
     """In both orders, as rows of a table share a process."""
     configs = [small_config(folder, data__eval_split=split) for split in ("test", "validation", "test")]
-    sizes = [translation.get_tokenizer(config).vocab_size for config in configs]
+    sizes = [translation.get_tokenizers(config).target.vocab_size for config in configs]
     assert sizes == [4 + 300, 4 + 270, 4 + 300]
-    words, carved = translation.get_tokenizer(configs[1]), translation.source(configs[1], "validation")
+    words, carved = translation.get_tokenizers(configs[1]).target, translation.source(configs[1], "validation")
     assert len(carved) == 15
     for i in range(len(carved)):
         assert words.decode(words.encode(carved[i][0])) != carved[i][0], "an unknown word"

@@ -18,7 +18,7 @@ from attention_jax.config import override
 from attention_jax.data.images import sources
 from attention_jax.data.images.decoding import BrokenImage
 from attention_jax.data.text import pairs as parallel_text
-from attention_jax.data.text import tokenizer
+from attention_jax.data.text import tokenizer, vocabularies
 from attention_jax.errors import UserError
 from attention_jax.tables import runner
 from attention_jax.tables.runner import run_table
@@ -296,7 +296,7 @@ def test_uri_of_an_unknown_kind_or_that_is_not_there():
     with pytest.raises(UserError, match=r"Protocol not known: nowhere.* give a URI that fsspec knows"):
         storage.RemoteFolder("nowhere://bucket/run")
     with pytest.raises(UserError, match="data.tokenizer=objects://bucket/none.model"):
-        tokenizer.read_tokenizer("objects://bucket/none.model")
+        vocabularies.read_tokenizer("objects://bucket/none.model")
     with pytest.raises(UserError, match="data.args.path=objects://bucket/images: there is no such folder"):
         sources.open_folder("train", "objects://bucket/images")
 
@@ -356,7 +356,7 @@ def test_data_at_a_uri_are_those_in_a_folder(tmp_path):
     for source, args in (("files", {"source": "{split}.en", "target": "{split}.de"}), ("tsv", {"path": "{split}.tsv"})):
         args = {name: f"objects://bucket/data/{value}" for name, value in args.items()}
         assert list(parallel_text.open_pairs(source, "train", args, "stop")) == pairs
-    assert tokenizer.read_tokenizer("objects://bucket/data/words.json") == words
+    assert vocabularies.read_tokenizer("objects://bucket/data/words.json") == words
     assert sources.open_npz("train", "objects://bucket/data/digits.npz")[2]["label"] == 2
 
 

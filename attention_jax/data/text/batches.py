@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from attention_jax.data.loader import Batch, load_ahead
-from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizer
+from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizers
 from attention_jax.errors import UserError
 
 LONG, UNEVEN, DUPLICATE = "long", "uneven", "duplicate"  # reasons for which pairs are left out or cut
@@ -72,7 +72,7 @@ class TokenPairs:
 
 
 def encode_pairs(
-    pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, drop_duplicates: bool
+    pairs: Sequence[tuple[str, str]], tokenizers: Tokenizers, drop_duplicates: bool
 ) -> Iterator[tuple[list[int], list[int]] | None]:
     """Yields the tokens of both sides of each pair; with `drop_duplicates` None for one whose texts have come before."""
     seen = set[bytes]()
@@ -84,7 +84,7 @@ def encode_pairs(
                 yield None
                 continue
             seen.add(digest)
-        yield tokenizer.encode(texts[0]), tokenizer.encode(texts[1])
+        yield tokenizers.source.encode(texts[0]), tokenizers.target.encode(texts[1])
 
 
 def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Converts text to tokens and back: sentencepiece, or words between blanks with their own vocabulary.
 
-Every tokenizer has 0 for padding, 1 and 2 for start and end, 3 for unknown words; checkpoints carry its files.
+Every tokenizer has 0 for padding, 1 and 2 for start and end, 3 for unknown words; checkpoints carry its files. The files of
+other programs, read by `vocabularies.py`, get these numbers here.
 """
 
 import dataclasses
@@ -10,17 +11,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from attention_jax import storage
 from attention_jax.errors import UserError, one_sentence, require_package
 
 logger = logging.getLogger(__name__)
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 TOKENIZERS = ("sentencepiece", "words")
-_SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>")
-_SENTENCEPIECE, _WORDS = "sentencepiece.model", "words.json"
+SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>")
+_SENTENCEPIECE, _WORDS, _PIECES = "sentencepiece.model", "words.json", "pieces.json"
+_SIDES = ("source", "target")
+_BLANK = "\u2581"  # sentencepiece's sign for a blank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Words:
     """Makes each word between blanks a token, for texts that are tokenised already."""
 
     words: tuple[str, ...]  # the vocabulary; the four symbols come first
-    joiner: str = ""  # end of a word that continues in the next one ("@@" in byte-pair files); "" for none
+    joiner: str = ""  # end of a word that continues in the next one ("@@" in byte-pair files), "\u2581" for pieces; "" for none
 
     @functools.cached_property
     def _index(self) -> dict[str, int]:
         # A text that spells out a symbol means its unknown word, not ours.
-        return {word: i for i, word in enumerate(self.words) if i >= len(_SYMBOLS)}
+        return {word: i for i, word in enumerate(self.words) if i >= len(SYMBOLS)}
 
     @property
     def vocab_size(self) -> int:
@@ -50,6 +51,8 @@ class Words:
 
     def join(self, text: str) -> str:
         """Joins the parts of words in a text of the data, as `decode` does in a translation."""
+        if self.joiner == _BLANK:  # at the start of a word, in text that sentencepiece has split
+            return text.replace(" ", "").replace(_BLANK, " ").strip()
         return text.replace(f"{self.joiner} ", "").removesuffix(self.joiner) if self.joiner else text
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
@@ -64,10 +67,10 @@ class Words:
     def trained(cls, lines: Iterable[str], vocab_size: int | None, joiner: str) -> "Words":
         """Takes the most frequent words, equally frequent ones in alphabetical order; None takes all words."""
         counts = Counter(word for line in lines for word in line.split())
-        for symbol in _SYMBOLS:  # a file that spells out a symbol means its unknown, not ours
+        for symbol in SYMBOLS:  # a file that spells out a symbol means its unknown, not ours
             counts.pop(symbol, None)
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls((*_SYMBOLS, *ranked[: None if vocab_size is None else vocab_size - len(_SYMBOLS)]), joiner)
+        return cls((*SYMBOLS, *ranked[: None if vocab_size is None else vocab_size - len(SYMBOLS)]), joiner)
 
 
 class SentencePiece:
@@ -82,21 +85,19 @@ class SentencePiece:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the parser's own classes
             raise UserError(f"this is no sentencepiece model ({one_sentence(error)}).") from error
-        symbols = tuple(getattr(self._processor, name)() for name in ("pad_id", "bos_id", "eos_id", "unk_id"))
-        if symbols != (PAD, BOS, EOS, UNKNOWN):
-            raise UserError(
-                f"this sentencepiece model has pad, bos, eos, unk = {symbols}: train it with --pad_id=0 --bos_id=1 "
-                "--eos_id=2 --unk_id=3."
-            )
-        self.vocab_size: int = self._processor.vocab_size()
+        theirs = [getattr(self._processor, name)() for name in ("pad_id", "bos_id", "eos_id", "unk_id")]  # -1 for none
+        others = set(range(self._processor.vocab_size())).difference(theirs)
+        self._theirs: list[int] = [*theirs, *sorted(others)]
+        self._ours = {number: i for i, number in enumerate(self._theirs) if number >= 0}
+        self.vocab_size: int = len(self._theirs)
 
     def encode(self, text: str) -> list[int]:
         """See `Words`."""
-        return self._processor.encode(text)
+        return [self._ours[i] for i in self._processor.encode(text)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Words`."""
-        return self._processor.decode([int(i) for i in tokens])  # padding, start and end give no text
+        return self._processor.decode([self._theirs[i] for i in tokens if i not in (PAD, BOS, EOS)])
 
     def join(self, text: str) -> str:
         """See `Words`."""
@@ -104,7 +105,8 @@ class SentencePiece:
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """See `Words`."""
-        return [self._processor.id_to_piece(int(i)) for i in tokens]
+        names = ((i, self._theirs[i]) for i in tokens)
+        return [self._processor.id_to_piece(number) if number >= 0 else SYMBOLS[i] for i, number in names]
 
     def assets(self) -> dict[str, bytes]:
         """See `Words`."""
@@ -140,28 +142,84 @@ class SentencePiece:
         return cls(model.getvalue())
 
 
+class ListedPieces(SentencePiece):
+    """A sentencepiece model that splits text into pieces, which are numbered by a list, as in Marian's `vocab.json`.
+
+    The list is that of source and target together, and each side has its own model. A language code (`>>de<<`) at the start of
+    a text is a piece.
+    """
+
+    def __init__(self, model: bytes, listed: Sequence[str]):
+        super().__init__(model)
+        self._listed = tuple(listed)  # symbols first; "" for a number without a piece
+        self._index = {piece: i for i, piece in enumerate(listed) if i >= len(SYMBOLS)}
+        self.vocab_size = len(listed)
+
+    def encode(self, text: str) -> list[int]:
+        """See `Words`."""
+        end = text.find("<<") + 2 if text.startswith(">>") and "<<" in text else 0
+        pieces = [*([text[:end]] if end else []), *self._processor.encode(text[end:], out_type=str)]
+        return [self._index.get(piece, UNKNOWN) for piece in pieces]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens without any symbol, that of unknown pieces included."""
+        known = [self._listed[i] for i in tokens if i >= len(SYMBOLS)]
+        return self._processor.decode_pieces(known).replace(_BLANK, " ").strip()  # the other side's pieces keep their blank
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """See `Words`."""
+        return [self._listed[i] for i in tokens]
+
+    def assets(self) -> dict[str, bytes]:
+        """See `Words`."""
+        return {**super().assets(), _PIECES: json.dumps(self._listed, ensure_ascii=False).encode()}
+
+
 Tokenizer = Words | SentencePiece
+
+
+class Tokenizers(NamedTuple):
+    """The tokenizers of source and target: one object if both sides have the same."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    def assets(self) -> dict[str, bytes]:
+        """Returns {file name: content} for `load_tokenizers`; "source." and "target." stand before the names of two."""
+        if self.source is self.target:
+            return self.target.assets()
+        return {f"{side}.{name}": content for side, each in zip(_SIDES, self) for name, content in each.assets().items()}
 
 
 def train_tokenizer(
     kind: str, lines: Iterable[str], vocab_size: int | None, joiner: str, options: Mapping[str, Any]
 ) -> Tokenizer:
-    """Trains one of the `TOKENIZERS` on these lines, source and target alike; see the `trained` methods."""
+    """Trains one of the `TOKENIZERS` on these lines; see the `trained` methods."""
     if kind == "words":
         return Words.trained(lines, vocab_size, joiner)
     return SentencePiece.trained(lines, vocab_size, options)
 
 
+def load_tokenizers(assets: Mapping[str, bytes]) -> Tokenizers:
+    """Returns the tokenizers that a checkpoint carries. Raises UserError if it carries none."""
+    if any(name.startswith("target.") for name in assets):
+        sides = [{name.removeprefix(f"{side}."): content for name, content in assets.items()} for side in _SIDES]
+        return Tokenizers(*(load_tokenizer(its) for its in sides))
+    both = load_tokenizer(assets)
+    return Tokenizers(both, both)
+
+
 def load_tokenizer(assets: Mapping[str, bytes]) -> Tokenizer:
-    """Returns the tokenizer that a checkpoint carries. Raises UserError if it carries none."""
+    """Returns the one tokenizer that a checkpoint carries. Raises UserError if it carries none, or two."""
     if _SENTENCEPIECE in assets:
-        return SentencePiece(assets[_SENTENCEPIECE])
+        model = assets[_SENTENCEPIECE]
+        return ListedPieces(model, json.loads(assets[_PIECES])) if _PIECES in assets else SentencePiece(model)
     if _WORDS in assets:
-        return _read_words(assets[_WORDS])
-    raise UserError(f"there is no tokenizer here, only {', '.join(assets) or 'nothing'}.")
+        return read_words(assets[_WORDS])
+    raise UserError(f"there is no tokenizer of both sides here, only {', '.join(assets) or 'nothing'}.")
 
 
-def _read_words(content: bytes) -> Words:
+def read_words(content: bytes) -> Words:
     """Reads a vocabulary that `Words.assets` wrote."""
     try:
         saved = json.loads(content)
@@ -172,19 +230,9 @@ def _read_words(content: bytes) -> Words:
         raise UserError(
             f"{_WORDS} cannot be read ({type(error).__name__}: {error}): give one as a checkpoint holds it."
         ) from error
-    if words[:4] != _SYMBOLS or len(set(words)) < len(words):
+    if words[:4] != SYMBOLS or len(set(words[4:])) < len(words) - 4:  # fairseq may overwrite a symbol
         raise UserError(
-            f"{_WORDS}: give words that differ, the first four of them {', '.join(_SYMBOLS)}; it begins with {words[:4]}."
+            f"{_WORDS}: give words that differ, the first four of them {', '.join(SYMBOLS)}; it begins with {words[:4]}."
         )
     return Words(words, joiner)
 
-
-def read_tokenizer(path: str) -> Tokenizer:
-    """Reads a local or remote file: a sentencepiece `.model`, or `words.json` as a checkpoint holds it."""
-    try:
-        content = (
-            storage.read_remote_file(path, f"data.tokenizer={path}") if storage.is_remote(path) else Path(path).read_bytes()
-        )
-    except OSError as error:
-        raise UserError(f"data.tokenizer={path}: {error.strerror}: give a file, or one of {', '.join(TOKENIZERS)}.") from error
-    return load_tokenizer({_WORDS if path.endswith(".json") else _SENTENCEPIECE: content})
