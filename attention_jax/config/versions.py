@@ -63,7 +63,7 @@ _ADDED_TO_TEXTS: dict[int, dict[str, Any]] = {
         "evaluation": {"split_compounds": False},
         "search": {"expand": 2, "late_ends": True, "stop": "settled", "force_end": False, "renormalise": False},
     },
-    11: {"data": {"max_ratio": 0.0, "drop_duplicates": False}},
+    11: {"data": {"max_ratio": 0.0, "drop_duplicates": False, "source_tokenizer": None}},
 }
 # bam_resnet*.code fitted its dilation to small maps before version 6, as the released code does not.
 _CODE_BAM = {"combine": "product", "batch_norm": "code", "fit_dilation": True}

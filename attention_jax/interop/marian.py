@@ -129,17 +129,25 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
         return config[name]
 
     def read_equal(name: str, other: str) -> int:
-        first, second = read(name), config.get(other, read(name)) if name == "vocab_size" else read(other)
+        first, second = read(name), read(other)
         if second not in (None, first):
             raise UserError(f"Marian's config has {name}={first} and {other}={second}: they must be equal.")
         return first
 
+    shared, vocab_size = config.get("share_encoder_decoder_embeddings", True), read("vocab_size")
+    target_size = config.get("decoder_vocab_size") or vocab_size
+    if shared and target_size != vocab_size:
+        raise UserError(
+            f"Marian's config has vocab_size={vocab_size} and decoder_vocab_size={target_size}: they must be equal where "
+            "share_encoder_decoder_embeddings is true."
+        )
     activation = read("activation_function")
     if activation not in ACTIVATIONS:
         known = ", ".join(map(repr, ACTIVATIONS))
         raise UserError(f"Marian's config has activation_function={activation!r}, which is not one of {known}.")
     return dict(
-        vocab_size=read_equal("vocab_size", "decoder_vocab_size"),
+        vocab_size=target_size,
+        source_vocab_size=None if target_size == vocab_size else vocab_size,
         pad=read("pad_token_id"),
         layers=read_equal("encoder_layers", "decoder_layers"),
         features=read("d_model"),
@@ -148,7 +156,7 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
         norm_eps=1e-5,
         activation=ACTIVATIONS[activation],
         positions="sinusoidal_marian",
-        embeddings="shared" if config.get("share_encoder_decoder_embeddings", True) else "target",
+        embeddings="shared" if shared else "target",
         scaled_embeddings=read("scale_embedding"),
         output_bias=True,
         attention_bias=True,

@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import flax.linen as nn
 import jax
@@ -19,17 +19,38 @@ from attention_jax.interop.read_tensors import open_weights, select_weights
 from attention_jax.interop.recognise import Recognised, recognise_layout
 from attention_jax.models.registry import find_model
 
+if TYPE_CHECKING:
+    from attention_jax.load import Run
 
+
+@overload
+def load_pretrained(name: str) -> "Run": ...
+
+
+@overload
 def load_pretrained(
     name: str,
     file: str | Path,
+    num_classes: int | None = ...,
+    in_channels: int = ...,
+    layout: str | Layout | None = ...,
+    weights: str | None = ...,
+    **fields: Any,
+) -> tuple[nn.Module, dict[str, Any]]: ...
+
+
+def load_pretrained(
+    name: str,
+    file: str | Path | None = None,
     num_classes: int | None = None,
     in_channels: int = 3,
     layout: str | Layout | None = None,
     weights: str | None = None,
     **fields: Any,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> "tuple[nn.Module, dict[str, Any]] | Run":
     """Returns (model, variables) of the network `name` with a file's weights, ready for `model.apply(variables, images)`.
+
+    "marian:FOLDER" alone returns a run that translates text, see `open_marian`.
 
     Prints one line on stderr about the changes on the way: wrappers that were removed, a field that the layout sets,
     a fresh head, tensors that were folded or resized, half precision.
@@ -47,6 +68,14 @@ def load_pretrained(
     Raises:
         UserError: a damaged file, or the file of another network; one message has all missing, extra and misshapen tensors.
     """
+    if file is None or name.startswith("marian:"):
+        if file is not None or not name.startswith("marian:") or num_classes or fields:
+            raise UserError(
+                f"load_pretrained({name!r}): give a network's name and a file, or 'marian:FOLDER' and nothing else."
+            )
+        from attention_jax.interop.marian_run import open_marian  # which needs all that a run needs
+
+        return open_marian(name.removeprefix("marian:"))
     where, features = str(file), fields.pop("features", False)
     tensors, notes = select_weights(open_weights(file), where, weights)
     found = recognise_layout(name, tensors, where, layout, in_channels, **fields)

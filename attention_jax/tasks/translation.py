@@ -168,7 +168,7 @@ def prepare_tokens(config: ConfigDict) -> list[str]:
 
 def _warn_of_unknown(pairs: Pairs, tokens: TokenPairs, split: str) -> None:
     """Warns of tokens that are not in the vocabulary, with their number on each side and the first sentence that has one."""
-    sides = np.repeat(np.arange(len(tokens.starts) - 1), np.diff(tokens.starts))[tokens.tokens == UNKNOWN]
+    sides = np.searchsorted(tokens.starts, np.flatnonzero(tokens.tokens == UNKNOWN), side="right") - 1
     for side, name in enumerate(("source", "target")):
         if len(places := sides[sides % 2 == side]):
             total = int(np.diff(tokens.starts)[side::2].sum()) - len(tokens)

@@ -41,7 +41,7 @@ ALLOWED = {
     "__main__": {"cli"},
 }
 # Modules of a part that lies above it.
-ABOVE = {f"interop/{name}.py": TRAINING | {"load"} for name in ("export", "model_card")}
+ABOVE = {f"interop/{name}.py": TRAINING | {"load"} for name in ("export", "model_card", "marian_run", "pretrained")}
 THIRD_PARTY_OF_GROUND = {"recipes.py": {"ml_collections"}, "errors.py": set(), "config/plugins.py": set()}
 
 

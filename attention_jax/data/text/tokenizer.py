@@ -235,4 +235,3 @@ def read_words(content: bytes) -> Words:
             f"{_WORDS}: give words that differ, the first four of them {', '.join(SYMBOLS)}; it begins with {words[:4]}."
         )
     return Words(words, joiner)
-

@@ -59,9 +59,7 @@ def order_pieces(vocabulary: Mapping[str, Any], where: str, size: int = 0) -> tu
         raise UserError(f"{where}: {what}: give {{piece: number}} with numbers from 0 that differ.")
     if missing := [name for name in SYMBOLS if name != "<s>" and name not in vocabulary]:
         raise UserError(f"{where}: it has no {' and no '.join(missing)}: give a vocab.json with <pad>, </s> and <unk>.")
-    names = {number: piece for piece, number in vocabulary.items()} | {
-        number: "" for number in set(range(size)) - set(vocabulary.values())
-    }
+    names = dict.fromkeys(range(size), "") | {number: piece for piece, number in vocabulary.items()}
     first = [vocabulary[name] if name != "<s>" else -1 for name in SYMBOLS]
     others = sorted(names.keys() - set(first))
     return [*SYMBOLS, *(names[number] for number in others)], [*first, *others]
