@@ -139,7 +139,7 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
         _read(folder, _WEIGHTS[0])
         raise AssertionError
     tensors, notes = select_weights(open_weights(file), str(file))
-    if "without the prefix 'model.'" in notes:  # of a file that has nothing else
+    if "without the prefix 'model.'" in notes:  # the file lacks final_logits_bias
         tensors = {f"model.{name}": array for name, array in tensors.items()}
     return tensors
 

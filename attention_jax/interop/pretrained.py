@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,25 +19,6 @@ from attention_jax.interop.read_tensors import open_weights, select_weights
 from attention_jax.interop.recognise import Recognised, recognise_layout
 from attention_jax.models.registry import find_model
 
-if TYPE_CHECKING:
-    from attention_jax.load import Run
-
-
-@overload
-def load_pretrained(name: str) -> "Run": ...
-
-
-@overload
-def load_pretrained(
-    name: str,
-    file: str | Path,
-    num_classes: int | None = ...,
-    in_channels: int = ...,
-    layout: str | Layout | None = ...,
-    weights: str | None = ...,
-    **fields: Any,
-) -> tuple[nn.Module, dict[str, Any]]: ...
-
 
 def load_pretrained(
     name: str,
@@ -47,10 +28,10 @@ def load_pretrained(
     layout: str | Layout | None = None,
     weights: str | None = None,
     **fields: Any,
-) -> "tuple[nn.Module, dict[str, Any]] | Run":
+) -> Any:
     """Returns (model, variables) of the network `name` with a file's weights, ready for `model.apply(variables, images)`.
 
-    "marian:FOLDER" alone returns a run that translates text, see `open_marian`.
+    "marian:FOLDER" alone returns a `Run` that translates text, see `open_marian`.
 
     Prints one line on stderr about the changes on the way: wrappers that were removed, a field that the layout sets,
     a fresh head, tensors that were folded or resized, half precision.
@@ -73,7 +54,7 @@ def load_pretrained(
             raise UserError(
                 f"load_pretrained({name!r}): give a network's name and a file, or 'marian:FOLDER' and nothing else."
             )
-        from attention_jax.interop.marian_run import open_marian  # which needs all that a run needs
+        from attention_jax.interop.marian_run import open_marian  # a run imports the training code
 
         return open_marian(name.removeprefix("marian:"))
     where, features = str(file), fields.pop("features", False)

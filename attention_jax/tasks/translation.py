@@ -27,6 +27,7 @@ from attention_jax.data.text.batches import (
     choose_buckets,
     count_rows,
     encode_pairs,
+    warn_of_unknown,
 )
 from attention_jax.data.text.pairs import Pairs, open_pairs
 from attention_jax.data.text.token_store import ABOUT, identify_pairs, keep_files, keep_tokens
@@ -34,7 +35,6 @@ from attention_jax.data.text.tokenizer import (
     BOS,
     PAD,
     TOKENIZERS,
-    UNKNOWN,
     Tokenizer,
     Tokenizers,
     load_tokenizer,
@@ -146,7 +146,7 @@ def _tokens(config: ConfigDict, split: str, too_long: str, training: bool = Fals
                 DUPLICATE: "have come before",
             }
             logger.warning("data: %d of %d pairs of split %r %s and are %s.", count, len(pairs), split, means[reason], done)
-    _warn_of_unknown(pairs, tokens, split)
+    warn_of_unknown(pairs, tokens, split)
     for oldest in list(_encoded)[:-3]:
         del _encoded[oldest]
     return _encoded.setdefault(key, tokens)
@@ -164,18 +164,6 @@ def prepare_tokens(config: ConfigDict) -> list[str]:
         tokens = _tokens(config, split, too_long, training)
         said.append(f"{cache_dir}: split {split!r} has {len(tokens):,} pairs, {len(tokens.tokens):,} tokens.")
     return said
-
-
-def _warn_of_unknown(pairs: Pairs, tokens: TokenPairs, split: str) -> None:
-    """Warns of tokens that are not in the vocabulary, with their number on each side and the first sentence that has one."""
-    sides = np.searchsorted(tokens.starts, np.flatnonzero(tokens.tokens == UNKNOWN), side="right") - 1
-    for side, name in enumerate(("source", "target")):
-        if len(places := sides[sides % 2 == side]):
-            total = int(np.diff(tokens.starts)[side::2].sum()) - len(tokens)
-            logger.warning(
-                "data: %d of %d %s tokens of split %r (%.1f %%) are not in the vocabulary and become <unk>; the first: %.80r.",
-                *(len(places), total, name, split, 100 * len(places) / total, pairs[int(tokens.kept[places[0] // 2])][side]),
-            )
 
 
 def unresolved(config: ConfigDict) -> list[str]:

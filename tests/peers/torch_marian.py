@@ -56,7 +56,15 @@ def write_folder(folder: Path, separate: bool = False) -> None:
         (folder / name).write_text(json.dumps(numbers, ensure_ascii=False))
     size = longest + 1
     config = {**shared.MARIANS["marian_separate" if separate else "marian_shared"], "vocab_size": size}
-    config.update(encoder_layers=1, decoder_layers=1, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, pad_token_id=size - 1, decoder_start_token_id=size - 1)
+    config.update(
+        encoder_layers=1,
+        decoder_layers=1,
+        d_model=16,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        pad_token_id=size - 1,
+        decoder_start_token_id=size - 1,
+    )
     net = MarianMTModel(MarianConfig(**config)).eval()
     weights = {key: torch.from_numpy(value) for key, value in shared.marian_weights(config).items()}
     # Heavier layers, for translations of many lengths.

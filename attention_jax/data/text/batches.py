@@ -9,13 +9,16 @@ import array
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from attention_jax.data.loader import Batch, load_ahead
-from attention_jax.data.text.tokenizer import EOS, PAD, Tokenizers
+from attention_jax.data.text.tokenizer import EOS, PAD, UNKNOWN, Tokenizers
 from attention_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LONG, UNEVEN, DUPLICATE = "long", "uneven", "duplicate"  # reasons for which pairs are left out or cut
 
@@ -85,6 +88,18 @@ def encode_pairs(
                 continue
             seen.add(digest)
         yield tokenizers.source.encode(texts[0]), tokenizers.target.encode(texts[1])
+
+
+def warn_of_unknown(pairs: Sequence[tuple[str, str]], tokens: TokenPairs, split: str) -> None:
+    """Warns of tokens that are not in the vocabulary, with their number on each side and the first sentence that has one."""
+    sides = np.searchsorted(tokens.starts, np.flatnonzero(tokens.tokens == UNKNOWN), side="right") - 1
+    for side, name in enumerate(("source", "target")):
+        if len(places := sides[sides % 2 == side]):
+            total = int(np.diff(tokens.starts)[side::2].sum()) - len(tokens)
+            logger.warning(
+                "data: %d of %d %s tokens of split %r (%.1f %%) are not in the vocabulary and become <unk>; the first: %.80r.",
+                *(len(places), total, name, split, 100 * len(places) / total, pairs[int(tokens.kept[places[0] // 2])][side]),
+            )
 
 
 def choose_buckets(lengths: np.ndarray, number: int, multiple: int = 4) -> tuple[int, ...]:

@@ -215,11 +215,11 @@ def load_tokenizer(assets: Mapping[str, bytes]) -> Tokenizer:
         model = assets[_SENTENCEPIECE]
         return ListedPieces(model, json.loads(assets[_PIECES])) if _PIECES in assets else SentencePiece(model)
     if _WORDS in assets:
-        return read_words(assets[_WORDS])
+        return parse_words(assets[_WORDS])
     raise UserError(f"there is no tokenizer of both sides here, only {', '.join(assets) or 'nothing'}.")
 
 
-def read_words(content: bytes) -> Words:
+def parse_words(content: bytes) -> Words:
     """Reads a vocabulary that `Words.assets` wrote."""
     try:
         saved = json.loads(content)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_jax import storage
-from attention_jax.data.text.tokenizer import SYMBOLS, TOKENIZERS, ListedPieces, SentencePiece, Tokenizer, Words, read_words
+from attention_jax.data.text.tokenizer import SYMBOLS, TOKENIZERS, ListedPieces, SentencePiece, Tokenizer, Words, parse_words
 from attention_jax.errors import UserError
 
 _OVERWRITE = "#fairseq:overwrite"
@@ -42,7 +42,7 @@ def read_tokenizer(path: str, side: str = "target", joiner: str = "", field: str
     if isinstance(saved, dict) and "words" not in saved:
         pieces, _ = order_pieces(saved, where)
         return ListedPieces(_read(find_splitter(path, side, where), where), pieces)
-    return read_words(content)
+    return parse_words(content)
 
 
 def order_pieces(vocabulary: Mapping[str, Any], where: str, size: int = 0) -> tuple[list[str], list[int]]:
