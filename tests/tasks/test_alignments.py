@@ -18,6 +18,8 @@ def test_pieces_of_a_word_have_its_number(byte_fallback):
         numbers = number_words(pieces, tokens)
         together = [pieces.decode([t for t, number in zip(tokens, numbers) if number == word]) for word in sorted({*numbers})]
         assert [word.strip() for word in together] == text.split() and len(tokens) > len(together)
+        blanks = [place for place, piece in enumerate(pieces.pieces(tokens)) if piece == "▁"]
+        assert all(numbers[place] == numbers[place + 1] for place in blanks) and (blanks or not byte_fallback or text in TEXTS)
 
 
 def test_joined_words_are_one():
