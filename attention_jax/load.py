@@ -248,6 +248,7 @@ def save_run(
         raise UserError(f"save_run: {len(labels)} labels for {count} classes: give a name for each.")
     code = collect_code(config, list_origins())
     names = json.dumps(list(labels) or [str(i) for i in range(count)]).encode()
+    folder.mkdir(parents=True)
     checkpoints = Checkpoints(folder, keep_last=1, keep_best=0, score=lambda step: None)
     state = State(jnp.zeros((), jnp.int32), **jax.tree.map(jnp.asarray, kept), opt_state={}, ema=None)
     checkpoints.save(
