@@ -218,12 +218,12 @@ def _describe_sentences(page: _Page, run: Run, evaluation: Evaluation, number: i
     lines = evaluation.lines
     loss = np.array([line["loss"] / max(line["tokens"], 1) for line in lines])
     order = np.argsort(-loss, kind="stable")
-    page.add(f"{len(lines):,} sentences; loss in nats a target token, of the right translation.")
+    page.add(f"{len(lines):,} sentences; loss in nats a target token, of the reference; score: that of the search.")
     for title, places in (("The least probable references", order[:number]), ("The most probable ones", order[::-1][:number])):
         page.add(f"### {title}")
-        columns = ("source", "reference", *(["hypothesis"] if "hypothesis" in lines[0] else []))
-        rows = [[*(quote_text(lines[i][name]) for name in columns), f"{loss[i]:.2f}"] for i in places]
-        page.add_table((*columns, "loss"), rows)
+        columns = [name for name in ("source", "reference", "hypothesis", "score") if name in lines[0]]
+        texts = [[f"{x:.2f}" if isinstance(x, float) else x for x in map(lines[i].get, columns)] for i in places]
+        page.add_table((*columns, "loss"), [[*map(quote_text, row), f"{loss[i]:.2f}"] for row, i in zip(texts, places)])
     page.add("## Where it looked")
     wrong, right = ([i for i in order.tolist() if (lines[i]["correct"] == 1) == is_right] for is_right in (False, True))
     for what, chosen in (("wrong", wrong[:1]), ("right", right[-1:])):

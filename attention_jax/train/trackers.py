@@ -68,9 +68,10 @@ class Tracker:
                 if values and "step" in line:
                     run.log(values, step=line["step"])
             run.finish()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # wandb raises KeyboardInterrupt when nobody answers its prompt for a key
             self._failed = True
-            missing = f": install it with pip install {self._module}" if isinstance(error, ImportError) else ""
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == self._module  # not one that it needs
+            missing = f": install it with pip install {self._module}" if is_missing else ""
             log.warning(
                 "%s does not track this run (%s)%s; the log has everything.", self._module, one_sentence(error), missing
             )

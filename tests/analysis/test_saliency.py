@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from attention_jax.analysis import saliency
+from attention_jax.analysis.evaluation_plots import plot_overlays
 from attention_jax.errors import UserError
 from attention_jax.models import create_model
 from attention_jax.models.gate import GATES
@@ -88,26 +89,29 @@ class Own(nn.Module):
         return x
 
 
-ARGS = {"bam": {"reduction": 4}, "se": {"reduction": 4}, "cbam": {"reduction": 4}, "gc": {"reduction": 4}}
+ARGS = {gate: {"reduction": 4} for gate in ("bam", "se", "cbam", "gc", "gca", "nl", "coord")}
 
 
-@pytest.mark.parametrize("gate", ["bam", "cbam", "se", "self_attention", "gc", "coord", "ge", Own])
-def test_every_gate_has_a_map(gate):
-    assert isinstance(gate, type) or gate in GATES
+@pytest.mark.parametrize("gate", [*GATES, Own])
+def test_every_gate_has_a_map_that_is_laid_over_the_image(gate):
     model = create_model("resnet20", **FIELDS, gate=gate, gate_args=ARGS.get(gate, {}))
     images = RNG.normal(size=(2, 8, 8, 1)).astype(np.float32)
     found = saliency.locate_attention(model, random_variables(model), images)
     assert list(found) == ["stage1_gate"] and found["stage1_gate"].caption
     maps = found["stage1_gate"].maps
     assert maps.shape == (2, 8, 8) and np.isfinite(maps).all()
+    large = np.zeros((2, 16, 24, 1), np.uint8)  # black, so that the colours are those of the map
+    for picture in [axes.images[0].get_array() for axes in plot_overlays(large, found).axes][1::2]:  # after each image its map
+        assert picture.shape == (16, 24, 3) and (picture == picture[::2, ::3].repeat(2, 0).repeat(3, 1)).all()
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
     if gate is Own:
         np.testing.assert_array_equal(maps, np.arange(128).reshape(2, 8, 8))
-    if gate == "self_attention":
+    if gate in ("self_attention", "nl", "gc", "gca"):  # shares of positions
         np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-5)
+    assert ("|F'|" in found["stage1_gate"].caption) == (gate in ("se", "ese", "eca", "ge")), "these weigh channels alone"
     if gate == "se":
         output = saliency.capture_outputs(model, random_variables(model), images, modules="stage1_g*")
         np.testing.assert_allclose(maps, np.abs(output["stage1_gate"]).mean(-1), rtol=1e-6)
-        assert "|F'|" in found["stage1_gate"].caption
 
 
 @pytest.mark.parametrize("kind", ["token", "mean", "swin"])

@@ -1,8 +1,10 @@
 """Invariants of the translation task, on sentences of letters: padding, batching, dividing, interrupting change nothing."""
 
 import dataclasses
+import html
 import importlib.util
 import json
+import re
 import signal
 
 import jax
@@ -275,6 +277,19 @@ def test_evaluate_takes_the_tokenizer_of_the_checkpoint(run_cli, workdir, folder
     done = run_cli("evaluate", f"--workdir={workdir}", *moved)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["exact_match"] == pytest.approx(log(workdir)[-1]["headline"])
+
+
+def test_a_report_has_sentences_translations_and_scores(workdir, run):
+    text = cli.main(["report", f"--workdir={workdir}", "--examples=2"]) or (workdir / "report.html").read_text()
+    lines = run.evaluation.lines
+    loss = [line["loss"] / line["tokens"] for line in lines]
+    for place in (int(np.argmax(loss)), int(np.argmin(loss))):  # the first row of each table
+        cells = [lines[place][name] for name in ("source", "reference", "hypothesis")]
+        row = [*(html.escape(cell) for cell in cells), f"{lines[place]['score']:.2f}", f"{loss[place]:.2f}"]
+        found = re.search(r"<tr>\s*" + r"\s*".join(rf"<td>(?:<code>)?{re.escape(cell)}(?:</code>)?</td>" for cell in row), text)
+        assert found, row
+    assert "The least probable references" in text and "A sentence that is " in text and "left out" not in text
+    assert text.count("data:image/png") >= 2, "curves, and attention"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 import weakref
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
+from attention_jax.config import override
 from attention_jax.data.loader import Loader
 from attention_jax.errors import UserError
 from attention_jax.tables.results import SeedRun
@@ -162,6 +164,30 @@ def test_stop_in_an_evaluation_saves_and_the_evaluation_follows(program, finishe
     assert restore.list_steps(tmp_path)[-1] == 12 and not any("headline" in line for line in lines(tmp_path))
     assert not train_model(CONFIG, tmp_path, program).stopped
     assert lines(tmp_path) == lines(finished)
+
+
+def test_an_extension_that_is_killed_and_stopped_ends_like_one_left_alone(program, tmp_path):
+    """Bitwise, log included: from 22 steps, an end within an interval, to 36."""
+    short = dataclasses.replace(program, resolved=resolve_config(override(CONFIG, {"total_steps": 22})))
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    train_model(short.config, alone, short)
+    shutil.copytree(alone, stopped)
+    train_model(CONFIG, alone, program, extend=True)
+
+    def fail(step):
+        if step == 29:
+            while restore.list_steps(stopped)[-1] < 24:  # a kill ends a save in the background too, an exception does not
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_model(CONFIG, stopped, program, fail, extend=True)
+    stop = lambda step: step == 33 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    result = train_model(CONFIG, stopped, program, stop, extend=True)
+    assert result.stopped and 33 <= result.step < 36
+    assert train_model(CONFIG, stopped, program).step == 36
+    ends = [(restore.read_newest(folder)[1]["checksums"], lines(folder)) for folder in (alone, stopped)]
+    assert ends[0] == ends[1] and [line["step"] for line in ends[0][1] if "headline" in line] == [12, 22, 24, 36]
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -20,7 +20,7 @@ def fake_wandb(fails: str, release: threading.Event) -> types.SimpleNamespace:
         if place == fails and place == "finish":
             release.wait(20)
         elif place == fails:
-            raise RuntimeError(f"no network in {place}")
+            raise {"init": KeyboardInterrupt}.get(place, RuntimeError)(f"no network in {place}")
 
     class Run:
         def log(self, values, step):
@@ -86,6 +86,15 @@ def test_a_missing_tracker_is_named(tmp_path, monkeypatch, caplog):
     (tracker,) = trackers.start_trackers(small_config(logging__trackers=("wandb",)), tmp_path, active=True)
     tracker.close()
     assert "pip install wandb" in caplog.text
+    caplog.clear()
+
+    def init(**options):
+        raise ImportError("cannot import name 'Hub' from 'hub'")  # a package that the tracker needs has another version
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    (tracker,) = trackers.start_trackers(small_config(logging__trackers=("wandb",)), tmp_path, active=True)
+    tracker.close()
+    assert "cannot import name 'Hub'" in caplog.text and "pip install" not in caplog.text
 
 
 def test_a_table_is_a_run_of_its_own(tmp_path, monkeypatch):
