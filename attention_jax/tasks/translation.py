@@ -268,9 +268,9 @@ def batch_shapes(config: ConfigDict) -> list[dict[str, jax.ShapeDtypeStruct]]:
 def loader(config: ConfigDict, split: str, process: BatchShare, training: bool) -> TokenLoader:
     """Returns the loader of one split; evaluation cuts too long pairs, leaves out none, and may have a longer bucket."""
     data, words = config.data, get_tokenizers(config)
-    sizes = {"vocab_size": (words.target, data.tokenizer)}
+    sizes = {"vocab_size": (words.target, f"data.tokenizer={data.tokenizer}")}
     if data.source_tokenizer is not None:
-        sizes["source_vocab_size"] = words.source, data.source_tokenizer
+        sizes["source_vocab_size"] = words.source, f"data.source_tokenizer={data.source_tokenizer}"
     for field, (its, name) in sizes.items():
         if its.vocab_size > config.model[field]:
             raise UserError(

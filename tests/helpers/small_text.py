@@ -77,6 +77,7 @@ def untrained_run(config: ConfigDict, workdir: Path) -> Path:
     program = build_program(config)
     state = program.init(0)
     state = dataclasses.replace(state, ema=None, params=jax.tree.map(lambda x: 3 * x, state.params))
+    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, 1, 1, lambda step: None)
     checkpoints.save(state, {"config": config_to_json(program.config)}, program.task.assets(program.config))
     checkpoints.wait()

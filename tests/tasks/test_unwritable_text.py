@@ -50,5 +50,6 @@ def test_references_in_another_normal_form_are_counted(folder, caplog):
     fields = {"data__tokenizer": "sentencepiece", "data__vocab_size": 60, "data__tokenizer_options": {"model_type": "char"}}
     config = translation.resolve(small_config(folder, **fields))
     translation.evaluation_loader(config, (0, 1), {})
-    (said,) = caplog.messages
+    said, unknown = caplog.messages
+    assert "1 of 275 target tokens of split 'test' (0.4 %) are not in the vocabulary and become <unk>" in unknown
     assert "2 of 40 references of split 'test' (5.0 %), 1 of them for their Unicode normal form alone" in said
