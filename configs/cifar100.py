@@ -8,8 +8,8 @@ Expected:  20.00 % test error with BAM and 21.49 % without (published, Park et a
            was not at hand). Status: not run.
 
 The stem is one 3x3 convolution of stride 1 without pooling, as in the released code; the published 24.07 million parameters
-are those of this network. The authors released no training program for CIFAR-100: 300 epochs, momentum 0.9, decay 5e-4 and
-rate 0.1, divided by 10 at half and at three quarters, are what others report of it.
+are those of this network. The authors released no training program for CIFAR-100. 300 epochs, momentum 0.9, decay 5e-4 and
+rate 0.1, divided by 10 at half and at three quarters, are quoted from memory, and their batch size is not known to us.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Variants:  configs/tiny_imagenet.py:resnet50 without BAM, :bam_resnet50.code wit
 Hardware:  one accelerator.
 Expected:  no published number is known to us for these networks: BAM's paper has CIFAR-100 and ImageNet. Status: not run.
 
-The recipe is that of configs/cifar100.py, with crops and flips as on CIFAR from 8 pixels of padding. The test images have no
+The recipe is that of configs/cifar100.py for 100 epochs in place of 300, with 8 pixels of padding. The test images have no
 labels, so the validation images are evaluated; select on a part of "train" (data.train_split) if a number is to be compared.
 """
 
