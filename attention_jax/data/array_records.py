@@ -55,11 +55,14 @@ class StagedRecords(Sequence[bytes]):
             except (RuntimeError, ValueError, IndexError):
                 with self._lock:
                     if copy is self._copy:  # else another thread has seen the damage
-                        if self._folder.is_intact(name):
-                            raise
+                        reopened = self._open(self._parts)  # the old readers keep the old files
+                        if self._folder.is_intact(name):  # a new copy may have come after this reader was opened
+                            record = reopened[index]
+                            self._copy = reopened
+                            return record
+                        self._folder.replace(name)  # first, so that nobody opens the damaged copy again
                         self._here.clear()
-                        self._copy = self._open(self._parts)  # the old readers keep the old files
-                        self._folder.replace(name)
+                        self._copy = reopened
 
     def __getitems__(self, indices: Sequence[int]) -> list[bytes]:
         return [self[index] for index in indices]

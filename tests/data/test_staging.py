@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +136,24 @@ def test_a_damaged_copy_is_fetched_again(folder, tmp_path, damage, is_open, capl
     assert "images could not be decoded" not in caplog.text
     wait_for_copy(open_again(tmp_path))
     assert copy.read_bytes() == intact
+
+
+def test_a_thread_that_still_reads_the_damaged_copy_gets_the_new_one(folder, tmp_path, monkeypatch):
+    """It reads while another thread replaces the copy, and fails when the new one is already here."""
+    source, expected = wait_for_copy(open_set(tmp_path)), open_source("tfds", "train", {**ARGS, "data_dir": str(folder)})
+    replace, others = staging.StagedFolder.replace, []
+
+    def replace_slowly(folder, name):
+        others.append(threads.submit(source.__getitem__, 36))
+        time.sleep(0.3)
+        replace(folder, name)
+        folder.wait_for(name)
+
+    monkeypatch.setattr(staging.StagedFolder, "replace", replace_slowly)
+    flip(next(tmp_path.rglob(FILE)))
+    with ThreadPoolExecutor() as threads:
+        assert source[34]["image"] == expected[34]["image"]
+        assert [other.result()["image"] for other in others] == [expected[36]["image"]]
 
 
 def test_a_changed_file_is_fetched_again(folder, tmp_path):
