@@ -3,26 +3,6 @@
 // The few rows of a step meet weights that fit into no cache. XLA's products wait for them; these fetch the weights of the
 // next block while they compute with this one.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <memory>
-#include <thread>
-#include <utility>
-#include <vector>
-
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
-using Numbers = ffi::Buffer<ffi::F32>;
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kRegisters = 32, kRows = 8;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kRegisters = 16, kRows = 6;
-#else  // 128 bits, as of Arm's Neon
-constexpr int kLanes = 4, kRegisters = 32, kRows = 8;
-#endif
 constexpr int kLine = 16;  // numbers in a line of cache
 constexpr int kGroup = 16;  // rows of weights from one time of fetching to the next
 // Columns of a block of weights. The last blocks are narrower, so that all threads end at about the same time.
@@ -38,30 +18,6 @@ constexpr int MostVectors(int rows) { return VectorsFor((rows + TilesFor(rows) -
 // Rows of a block of weights: one tile alone soon wants the next block; many pay more for the sums, once a block.
 constexpr int kMostDepth = 256;
 constexpr int DepthFor(int rows) { return rows <= kRows ? 64 : rows < 64 ? 128 : kMostDepth; }
-
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-// Calls `work(unit)` once for every unit, on this thread and on XLA's others, and returns when all are done. Threads take
-// units as they come, so that nothing waits for a thread that never starts; one that starts late finds none left.
-template <typename Work>
-void InParallel(ffi::ThreadPool& pool, int units, Work work) {
-  struct Shared {
-    Work work;
-    int units;
-    std::atomic<int> next{0}, done{0};
-    Shared(Work work, int units) : work(std::move(work)), units(units) {}
-    void Run() {
-      for (int unit; (unit = next.fetch_add(1)) < units; done.fetch_add(1, std::memory_order_release)) work(unit);
-    }
-  };
-  auto shared = std::make_shared<Shared>(std::move(work), units);
-  const int others = std::min<int>(pool.num_threads(), units) - 1;
-  for (int i = 0; i < others; i++) pool.Schedule([shared] { shared->Run(); });
-  shared->Run();
-  for (int spins = 0; shared->done.load(std::memory_order_acquire) < units; spins++) {
-    if (spins > 1000) std::this_thread::yield();
-  }
-}
 
 // Fetches a block of numbers that is needed next into the second cache, some lines at a time, so that it has asked for all
 // after `times` times.

@@ -2,6 +2,7 @@
 
 import collections
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from attention_jax.kernels.switch import use_kernels
 from attention_jax.nn.conv import Conv
 from tests.helpers.blocks import close, numbers, quick
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the kernels are built by a C++ compiler: c++")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 # (height, width), input channels, filters, kernel side, stride, dilation, groups; padding is dilation·(k-1)/2 a side.
@@ -38,7 +40,7 @@ GEOMETRIES = {
         ((9, 9), 3, 4, 3, 1, 4, 1),
         ((9, 8), 3, 4, 7, 2, 1, 1),
     ),
-    "row_products": (
+    "many_channels": (
         ((7, 9), 64, 5, 3, 1, 1, 1),
         ((6, 7), 66, 7, 5, 1, 2, 1),
     ),
@@ -117,6 +119,27 @@ class TestConvolve:
             return all_three
 
         close(quick(run(convolve))(), quick(run(jax.lax.conv_general_dilated))(), 1e-5)
+
+    @needs_compiler
+    def test_the_kernels_gradient_over_many_blocks(self) -> None:
+        """Parts of the batch, groups of channels, blocks of images and of rows, of which the last are smaller."""
+        for batch, h, w, channels, features, k, stride, dilation in (
+            (17, 9, 7, 5, 17, 3, 1, 1),
+            (2, 64, 40, 34, 20, 3, 2, 2),
+            (3, 70, 41, 33, 40, 3, 1, 1),
+            (9, 4, 5, 260, 3, 3, 1, 1),
+        ):
+            x, kernel = numbers("x", batch, h, w, channels), numbers("kernel", k, k, channels, features)
+            how = dict(padding=[(1, 2), (0, 1)], rhs_dilation=(dilation,) * 2, dimension_numbers=LAYOUT)
+
+            def gradient(
+                form: Callable, x: Any = x, kernel: Any = kernel, strides: tuple = (stride,) * 2, how: dict = how
+            ) -> Any:
+                return jax.grad(lambda kernel: (form(x, kernel, strides, **how) ** 2).sum())(kernel)
+
+            assert "aj_kernel_gradient" in str(jax.make_jaxpr(lambda: gradient(convolve))())
+            expected = gradient(by_xla)
+            close(gradient(convolve), expected, 1e-5)
 
     def test_padding_of_one_side(self) -> None:
         """As TensorFlow pads: nothing before, one after; a pointwise convolution may be padded too."""

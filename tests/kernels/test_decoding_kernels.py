@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from attention_jax.kernels import decoding
+from attention_jax.kernels import decoding, native
 from attention_jax.kernels.matmul import dot_general
 from attention_jax.kernels.switch import use_kernels
 from attention_jax.nn.multihead import attend_rows
@@ -29,9 +29,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the ker
 
 @pytest.fixture(autouse=True)
 def loaded_anew() -> Iterator[None]:
-    decoding.load_kernels.cache_clear()
+    native.load.cache_clear()
     yield
-    decoding.load_kernels.cache_clear()
+    native.load.cache_clear()
 
 
 def by_xla(*arrays: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ def test_gradients_and_batches_are_those_of_xla() -> None:
 
 
 def test_only_for_few_rows_in_single_precision_on_one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "load_kernels", lambda: True)
+    monkeypatch.setattr(native, "load", lambda source: True)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
 
@@ -194,9 +194,9 @@ def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, t
             script.chmod(0o755)
         monkeypatch.setenv("CXX", str(compiler))
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        decoding.load_kernels.cache_clear()
+        native.load.cache_clear()
         caplog.clear()
-        with caplog.at_level(logging.INFO, decoding.__name__):
+        with caplog.at_level(logging.INFO, native.__name__):
             for _ in range(2):
                 close(jax.jit(lambda x, kernel: decoding.multiply_rows(x, kernel))(x, kernel), x @ kernel, 1e-6)
         (message,) = (record.getMessage() for record in caplog.records if "goes without" in record.getMessage())
@@ -207,7 +207,7 @@ def test_without_a_compiler_xla_does_the_work(monkeypatch: pytest.MonkeyPatch, t
 @needs_compiler
 def test_built_once_for_a_processor_and_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = decoding._built()
+    first = native._built("decoding")
     assert first.parent == tmp_path / "attention_jax" / "kernels" and os.listdir(first.parent) == [first.name]
 
     def never(*_: Any, **__: Any) -> None:
@@ -215,12 +215,12 @@ def test_built_once_for_a_processor_and_a_source(monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as changed:
         changed.setattr(subprocess, "run", never)
-        assert decoding._built() == first
-        processor = decoding._cpu
-        changed.setattr(decoding, "_cpu", lambda: "another")
+        assert native._built("decoding") == first
+        processor = native._cpu
+        changed.setattr(native, "_cpu", lambda: "another")
         with pytest.raises(AssertionError, match="built again"):
-            decoding._built()
-        changed.setattr(decoding, "_cpu", processor)
+            native._built("decoding")
+        changed.setattr(native, "_cpu", processor)
         changed.setattr(Path, "read_bytes", lambda path: b"another")
         with pytest.raises(AssertionError, match="built again"):
-            decoding._built()
+            native._built("decoding")
