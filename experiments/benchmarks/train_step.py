@@ -4,9 +4,9 @@
     ./launch.sh python experiments/benchmarks/train_step.py --tpu
 
 A step is the forward pass in training mode, the backward pass and an SGD update with momentum, in float32 on one batch of
-random numbers. Each of the three has its own process; they take steps in turn, so that whatever else the machine does
-disturbs all of them alike. PyTorch runs under --peer_python, in its fast layout, channels last: torchvision's networks, and
-timm's of the families that are no ResNets. Plain Flax is `nn.Conv`, `nn.BatchNorm` and `nn.max_pool` as they come
+random numbers. Each program has its own process; they take steps in turn, so that whatever else the machine does disturbs all
+of them alike. PyTorch, also under `torch.compile`, runs under --peer_python, in its fast layout, channels last: torchvision's
+networks, and timm's of the families that are no ResNets. Plain Flax is `nn.Conv`, `nn.BatchNorm` and `nn.max_pool` as they come
 (`train_step_nets.py` has both, `plain_flax.py` ConvNeXt and Swin; ViT and EfficientNet are not written there).
 """
 
@@ -52,7 +52,14 @@ CASES = {
 }
 OF_TIMM = ("convnext_tiny", "swin_tiny", "efficientnet_b0", "vit_tiny")
 NOT_IN_FLAX = ("efficientnet_b0", "vit_tiny")
-WHOS = ("ours", "flax", "torch")
+WHOS = {
+    "ours": "ours",
+    "xla": "ours without kernels",  # AJ_KERNELS=xla
+    "flax": "plain Flax",
+    "torch": "PyTorch",
+    "compiled": "PyTorch, compiled",  # torch.compile
+}
+OF_TORCH = ("torch", "compiled")
 
 
 def flax_net(case: Case, dtype: str) -> Any:
@@ -72,7 +79,7 @@ def jax_step(who: str, case: Case, batch: int, dtype: str = "float32") -> tuple[
     import jax.numpy as jnp
     import optax
 
-    if who == "ours":
+    if who != "flax":
         import attention_jax as aj
 
         model = aj.create_model(case.name, num_classes=case.classes, dtype=dtype, **case.overrides)
@@ -119,7 +126,7 @@ def jax_worker(who: str, case: Case) -> tuple[Callable[[], None], int]:
     return take, sum(leaf.size for leaf in jax.tree.leaves(state[0]))
 
 
-def torch_worker(case: Case) -> tuple[Callable[[], None], int]:
+def torch_worker(who: str, case: Case) -> tuple[Callable[[], None], int]:
     """As `jax_worker`."""
     import torch
     import train_step_nets
@@ -133,13 +140,14 @@ def torch_worker(case: Case) -> tuple[Callable[[], None], int]:
     else:
         model = train_step_nets.torch_net(case.name, case.overrides, case.classes)
     model = model.to(memory_format=torch.channels_last).train()
+    net = torch.compile(model) if who == "compiled" else model
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     images = torch.randn(case.batch, case.channels, case.side, case.side).to(memory_format=torch.channels_last)
     labels = torch.randint(0, case.classes, (case.batch,))
 
     def take() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
         optimizer.step()
 
     return take, sum(parameter.numel() for parameter in model.parameters())
@@ -147,10 +155,10 @@ def torch_worker(case: Case) -> tuple[Callable[[], None], int]:
 
 def work(who: str, case: Case) -> None:
     """One process: prints when it is ready, then seconds (wall, CPU) for every line that comes in."""
-    take, parameters = torch_worker(case) if who == "torch" else jax_worker(who, case)
+    take, parameters = torch_worker(who, case) if who in OF_TORCH else jax_worker(who, case)
     for _ in range(2):
         take()
-    packages = ("torch", "torchvision", "timm") if who == "torch" else ("jax", "flax")
+    packages = ("torch", "torchvision", "timm") if who in OF_TORCH else ("jax", "flax")
     print(json.dumps([parameters, {name: importlib.metadata.version(name) for name in packages}]), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -160,7 +168,8 @@ def work(who: str, case: Case) -> None:
 
 def start(who: str, case: str, python: str) -> subprocess.Popen:
     command = [python, __file__, f"--worker={who}", f"--cases={case}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "AJ_KERNELS": "xla"} if who == "xla" else None
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
 
 def answer(process: subprocess.Popen) -> Any:
@@ -196,15 +205,17 @@ def has_torch(python: str) -> bool:
 
 def timing_page(names: list[str], whos: list[str], peer_python: str, rounds: int, command: str) -> str:
     """Takes the steps and returns the page."""
-    pythons = {who: peer_python if who == "torch" else sys.executable for who in whos}
-    missing = {"torch": "not installed"} if "torch" in whos and not has_torch(peer_python) else {}
+    pythons = {who: peer_python if who in OF_TORCH else sys.executable for who in whos}
+    asked = [who for who in OF_TORCH if who in whos]
+    missing = dict.fromkeys(asked, "not installed") if asked and not has_torch(peer_python) else {}
     pythons = {who: python for who, python in pythons.items() if who not in missing}
+    others = ("torch", "compiled", "flax", "xla")
     lines = [
-        "| network, input | ours | plain Flax | PyTorch | ours / PyTorch | ours / plain Flax |",
-        "|---|---|---|---|---|---|",
+        " | ".join(["| network, input", *WHOS.values(), *(f"ours / {WHOS[who]}" for who in others)]) + " |",
+        "|---" * (1 + len(WHOS) + len(others)) + "|",
     ]
     versions: dict[str, str] = {}
-    ratios_to: dict[str, list[float]] = {"torch": [], "flax": []}
+    ratios_to: dict[str, list[float]] = {who: [] for who in others}
     for name in names:
         case = CASES[name]
         running = {who: python for who, python in pythons.items() if who != "flax" or name not in NOT_IN_FLAX}
@@ -222,15 +233,15 @@ def timing_page(names: list[str], whos: list[str], peer_python: str, rounds: int
             both = who in wall and "ours" in wall
             return "; ".join(f"{min(t['ours']) / min(t[who]):.2f}" for t in (wall, cpu)) if both else "–"
 
-        cells, ratios = [cell(who) for who in WHOS], [ratio(who) for who in ("torch", "flax")]
+        cells, ratios = [cell(who) for who in WHOS], [ratio(who) for who in others]
         for who, found in ratios_to.items():
             found += [min(wall["ours"]) / min(wall[who])] if {"ours", who} <= wall.keys() else []
         shape = f"{case.batch} × {case.side} × {case.side} × {case.channels}"
         lines.append(" | ".join([f"| `{name}`, {shape}", *cells, *ratios]) + " |")
     threads = len(os.sched_getaffinity(0))
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
-    found = " and ".join(
-        f"{say_range(ratios)} times as long as {'PyTorch' if who == 'torch' else 'plain Flax'}'s ({len(ratios)} networks)"
+    found = ", ".join(
+        f"{say_range(ratios)} times as long as one of {WHOS[who]} ({len(ratios)} networks)"
         for who, ratios in ratios_to.items()
         if ratios
     )
