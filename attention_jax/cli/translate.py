@@ -28,6 +28,7 @@ from attention_jax.cli.line_files import (
 from attention_jax.cli.resumable import ResumableOutput, identify_input
 from attention_jax.config.config import override, parse_value
 from attention_jax.errors import UserError
+from attention_jax.interop.pretrained import load_pretrained
 from attention_jax.load import Run, load_run
 from attention_jax.tasks.batch_limits import BatchLimits
 from attention_jax.tasks.translator import Translation, Translator
@@ -46,10 +47,19 @@ def open_translator(
     overrides: Mapping[str, str],
     limits: BatchLimits,
 ) -> tuple[Run, Translator]:
-    """Returns a run, and its translator with fields of its config changed. Raises UserError for a run of another task."""
+    """Returns a run, and its translator with fields of its config changed. Raises UserError for a run of another task.
+
+    Args:
+        workdir: also "marian:FOLDER", see `load_pretrained`.
+    """
     if others := [name for name in overrides if not name.startswith(FIELDS)]:
         raise UserError(f"--config.{others[0]}: {command} reads the fields {', '.join(FIELDS)} alone: leave it out.")
-    loaded = load_run(workdir, weights, average, trust_code)
+    if workdir.startswith("marian:"):
+        if weights or average > 1:
+            raise UserError(f"{workdir} has one set of weights: leave --weights and --average out.")
+        loaded = load_pretrained(workdir)
+    else:
+        loaded = load_run(workdir, weights, average, trust_code)
     if loaded.config.task != "translation":
         raise UserError(f"{workdir} is a run of the task {loaded.config.task!r}: {command} takes one of 'translation'.")
     changes = {name: parse_value(loaded.config, name, text) for name, text in overrides.items()}

@@ -1,14 +1,17 @@
 """A folder of Marian's in Hugging Face's form, opened without PyTorch, against what that library wrote for it."""
 
+import functools
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import attention_jax as aj
 from attention_jax import UserError
-from attention_jax.data.text.tokenizer import UNKNOWN
+from attention_jax.cli.main import main
+from attention_jax.data.text.tokenizer import BOS, EOS, UNKNOWN
 from attention_jax.interop.marian_run import open_marian
 from tests.helpers.marian_folder import FOLDER, OURS, SENTENCES
 
@@ -33,6 +36,28 @@ def test_texts_and_beam_scores_are_hugging_faces(run, expected, way):
     assert [text for each in found for text in each.texts] == expected[way]["texts"]
     if expected[way]["scores"]:
         np.testing.assert_allclose([s for each in found for s in each.scores], expected[way]["scores"], atol=5e-5)
+
+
+def test_the_start_symbol_has_no_probability(run):
+    """It is a row that the network does not have: with a share of the probability, every score would be too low."""
+    tokens = np.array([run.predictor.tokenizers.source.encode(SENTENCES[4])], np.int32)
+    logits = jax.jit(functools.partial(run.model.apply, run.variables))(tokens, tokens[:, ::-1])
+    shares = np.asarray(jax.nn.softmax(logits))
+    assert shares[..., BOS].max() == 0 < shares[..., EOS].min()
+
+
+def test_the_command_translates(run, tmp_path, capsys):
+    """As `predict` does, a sentence at a time or all together; a beam of one is greedy."""
+    lines, target = SENTENCES[3:6], tmp_path / "out"
+    (tmp_path / "in").write_text("".join(f"{line}\n" for line in lines))
+    files = (f"--workdir=marian:{FOLDER}", "--beam=1", "--config.evaluation.batch_size=64")
+    assert main(["translate", *files, f"--input={tmp_path}/in", f"--output={target}", "--scores"]) == 0
+    rows = [row.split("\t") for row in target.read_text().splitlines()]
+    alone = [run.predict([line], beam=1)[0] for line in lines]
+    assert [text for _, text in rows] == [each.text for each in alone]
+    np.testing.assert_allclose([float(score) for score, _ in rows], [each.scores[0] for each in alone], atol=1e-4)
+    assert main(["translate", *files, "--average=3", f"--input={tmp_path}/in", f"--output={tmp_path}/no"]) == 2
+    assert "has one set of weights: leave --weights and --average out" in capsys.readouterr().err
 
 
 def test_sentences_are_split_as_hugging_face_does(run, expected):
