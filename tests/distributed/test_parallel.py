@@ -160,10 +160,12 @@ def same_numbers(one, other) -> None:
 def traced_step(path):
     """A config's task and its train step, traced once for both platforms; of equal blocks in a row two are kept."""
     config = load_config(str(path))
-    if path.stem.startswith("imagenet_") and (sizes := getattr(aj.create_model(config.model.name), "stage_sizes", None)):
-        config = override(config, {"model.stage_sizes": tuple(min(2, blocks) for blocks in sizes)})
+    if config.task == "classification":
+        sizes = config.model.get("stage_sizes") or getattr(aj.create_model(config.model.name), "stage_sizes", ())
+        config = override(config, {"model.stage_sizes": tuple(min(2, blocks) for blocks in sizes)} if sizes else {})
     if config.task == "translation":  # what the data would say
         facts = {
+            "model.layers": 2,
             "model.vocab_size": 1000,
             "data.bucket_lengths": (16, 32),
             "data.num_examples": 90_000,
