@@ -66,6 +66,7 @@ scales = {
         "overrides": {
             **_SIZE,
             "model.features": 16,
+            "model.layers": 1,
             "total_steps": 4,
             "schedule.warmup_steps": 1,
             "evaluation.every_steps": 2,

@@ -76,6 +76,7 @@ scales = {
         "overrides": {
             **_DATES,
             "model.features": 16,
+            "model.layers": 1,
             "data.bucket_lengths": 1,
             "total_steps": 4,
             "schedule.warmup_steps": 1,

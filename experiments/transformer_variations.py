@@ -133,6 +133,7 @@ scales = {
         "seeds": 1,
         "overrides": {
             **_SMALL_FIELDS,
+            "model.layers": 1,
             "data.bucket_lengths": 1,
             "total_steps": 4,
             "schedule.warmup_steps": 1,
