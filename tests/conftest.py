@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -91,28 +90,6 @@ def quickly() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def without_initial_values() -> Iterator[None]:
-    """Parameters are traced as zeros of their shapes: half the time of counting a network goes to programs that draw them."""
-    import flax.core.scope
-    import jax.numpy as jnp
-
-    kept = flax.core.scope.Scope.param
-
-    def param(self: Any, name: str, init_fn: Callable, *arguments: Any, **options: Any) -> Any:
-        def zeros(key: Any, *arguments: Any) -> Any:
-            if arguments and isinstance(arguments[0], (tuple, list)):  # as Flax's own layers give it: shape and dtype
-                return jnp.zeros(*arguments[:2])
-            return init_fn(key, *arguments)
-
-        return kept(self, name, zeros, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flax.core.scope.Scope, "param", param)
-        patch.setattr(flax.core.scope, "_fold_in_static", lambda key, data: key)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from attention_jax import tree
 from attention_jax.nn.attention import SelfAttention
 from attention_jax.nn.bam import BAM
 
-pytestmark = pytest.mark.usefixtures("without_initial_values")
-
 IMAGENET = (1, 224, 224, 3)
 CIFAR = (1, 32, 32, 3)
 

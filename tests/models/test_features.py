@@ -11,8 +11,6 @@ from attention_jax import tree
 from attention_jax.models.resnet import ResNet
 from tests.helpers.blocks import TINY, close, drawn, numbers, quick
 
-pytestmark = pytest.mark.usefixtures("without_initial_values")
-
 # Every kind of stem, block and number of stages; other names of these families are these with other gates, depths and widths.
 _PATTERNS = ("resnet18*", "resnet20*", "bam_resnet20", "resnetrs50", "senet*", "resnext29_1x64d", "convnext_*")
 

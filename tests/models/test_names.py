@@ -54,7 +54,6 @@ def test_the_table_has_every_name_and_who_else_has_counted_it() -> None:
 
 
 # TensorFlow's padding changes no count: test_efficientnet.
-@pytest.mark.usefixtures("without_initial_values")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in REFERENCES if not name.startswith("tf_")],
@@ -73,7 +72,6 @@ def test_counts(name: str) -> None:
 AT_384 = {"convnext_tiny": 13_092_317_184, "convnext_base": 45_122_117_632}
 
 
-@pytest.mark.usefixtures("without_initial_values")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AT_384)
 def test_multiply_adds_of_larger_images(name: str) -> None:
