@@ -8,7 +8,7 @@ import pytest
 
 from attention_jax.cli.compile_cache import remove_damaged_entries
 from attention_jax.errors import is_own_folder
-from attention_jax.kernels import decoding
+from attention_jax.kernels import native
 
 
 @pytest.mark.parametrize(("mode", "own"), [(0o700, True), (0o755, True), (0o777, False), (0o1777, False)])
@@ -39,7 +39,7 @@ def test_kernels_are_not_loaded_from_an_open_folder(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     with pytest.raises(RuntimeError, match=r"holds code and is not yours alone to write to: chmod go-w"):
-        decoding._built()
+        native._built("conv")
     assert not list(folder.iterdir())
 
 
