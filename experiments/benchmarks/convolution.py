@@ -9,37 +9,24 @@ import argparse
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp
-from depthwise import compile_program
+from depthwise import REPEATS, compile_program, time_in_turn
 from page import render_page, say_range
 from train_step import cpu_name
 
 from attention_jax.cli.malloc import keep_freed_memory
 from attention_jax.kernels import conv, native
 
-_REPEATS = 10
 # Batch, side, channels, features, window and stride: ResNet-20's three stages, ResNet-50's four and its stem.
 _SHAPES = (
     (128, 32, 16, 16, 3, 1), (128, 16, 32, 32, 3, 1), (128, 8, 64, 64, 3, 1), (8, 56, 64, 64, 3, 1),
     (8, 28, 128, 128, 3, 1), (8, 14, 256, 256, 3, 1), (8, 7, 512, 512, 3, 1), (8, 224, 3, 64, 7, 2),
 )  # fmt: skip
-
-
-def time_in_turn(programs: Mapping[str, tuple[Callable, tuple]]) -> dict[str, float]:
-    """Returns the least time in milliseconds of each compiled program, called in turn."""
-    best = dict.fromkeys(programs, float("inf"))
-    for turn in range(_REPEATS + 1):  # the first warms up
-        for name, (program, arrays) in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arrays))
-            best[name] = min(best[name], 1000 * (time.perf_counter() - start)) if turn else best[name]
-    return best
 
 
 def time_convolution(
@@ -56,7 +43,7 @@ def time_convolution(
     passes = {"forward": (conv._native, (x, kernel)), "input": (conv._native_of_input, (x, kernel, of_y))}
     passes |= {"ours": (conv._of_kernel, (x, kernel, of_y)), "XLA": (conv._native_of_kernel, (x, kernel, of_y))}
     programs = {name: compile_program(functools.partial(run, how=how), *arrays) for name, (run, arrays) in passes.items()}
-    return 2e-9 * window**2 * channels * of_y.size, time_in_turn(programs)
+    return 2e-9 * window**2 * channels * of_y.size, time_in_turn(programs, time.perf_counter)
 
 
 def main() -> None:
@@ -80,14 +67,16 @@ def main() -> None:
         name = f"{window}x{window}, stride {stride}, {channels} to {features} at {side}x{side}, batch {batch}"
         rows.append(f"| {name} | {work:.1f} | {' | '.join(f'{t:.1f}' for t in times.values())} | {ratios[-1]:.1f} |")
     square = jnp.ones((2048, 2048))
-    product = 2e-6 * 2048**3 / time_in_turn({"product": compile_program(jnp.matmul, square, square)})["product"]
+    product = (
+        2e-6 * 2048**3 / time_in_turn({"product": compile_program(jnp.matmul, square, square)}, time.perf_counter)["product"]
+    )
     text = render_page(
         "Dense convolutions on CPU",
         f"The gradient of a dense convolution's kernel is {say_range(ratios, 1)} times as fast as XLA's. It is computed at "
         f"{min(rates):.0f} to {max(rates):.0f} GFLOP/s; a large matrix product of XLA's has {product:.0f} here.",
         "\n".join(rows),
         "`./launch.sh python experiments/benchmarks/convolution.py` (needs a quiet machine). Float32, milliseconds by the wall "
-        f"clock: the minimum of {_REPEATS}, the programs of a row in turn. Forward pass and gradient of the input are XLA's "
+        f"clock: the minimum of {REPEATS}, the programs of a row in turn. Forward pass and gradient of the input are XLA's "
         "own.",
         f"{os.cpu_count()} threads, {cpu_name()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}.",
     )

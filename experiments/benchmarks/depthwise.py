@@ -28,18 +28,20 @@ from attention_jax.kernels import conv
 from attention_jax.kernels.switch import use_kernels
 from attention_jax.models.convnext import ConvNeXtBlock
 
-_REPEATS = 10
+REPEATS = 10
 _SHAPES = ((7, 96, 56), (7, 384, 14), (3, 144, 56), (5, 672, 14))  # of ConvNeXt-T and EfficientNet-B0
 
 
-def time_in_turn(programs: Mapping[str, tuple[Callable, tuple]]) -> dict[str, float]:
-    """Returns the least CPU time in milliseconds of each compiled program, called in turn."""
+def time_in_turn(
+    programs: Mapping[str, tuple[Callable, tuple]], clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Returns the least time in milliseconds of each compiled program, called in turn, by a clock that counts seconds."""
     best = dict.fromkeys(programs, float("inf"))
-    for turn in range(_REPEATS + 1):  # the first warms up
+    for turn in range(REPEATS + 1):  # the first warms up
         for name, (program, arrays) in programs.items():
-            start = time.process_time()
+            start = clock()
             jax.block_until_ready(program(*arrays))
-            best[name] = min(best[name], 1000 * (time.process_time() - start)) if turn else best[name]
+            best[name] = min(best[name], 1000 * (clock() - start)) if turn else best[name]
     return best
 
 
@@ -118,7 +120,7 @@ def main() -> None:
         "\n".join(rows),
         "`./launch.sh python experiments/benchmarks/depthwise.py` (needs a quiet machine). Float32, batch 8. Milliseconds "
         "of CPU time, of all cores "
-        f'together: the minimum of {_REPEATS}, the programs of a row in turn. "Dense blocks" packs channels into dense '
+        f'together: the minimum of {REPEATS}, the programs of a row in turn. "Dense blocks" packs channels into dense '
         "convolutions, as it is done for groups of more than one channel.",
         f"{os.cpu_count()} threads, {cpu_name()}, jax {jax.__version__}.",
         {
